@@ -1,0 +1,65 @@
+"""From an image to a faithful circuit: why a Vision Transformer saw what it saw.
+
+The public names load on first use (PEP 562), so that ``import vitlens`` costs next to nothing.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+__version__ = "0.1.0"
+
+_MODULE_OF = {
+    "Baselines": "vitlens.replacement",
+    "Circuit": "vitlens.circuits.circuit",
+    "Curves": "vitlens.circuits.curves",
+    "Importances": "vitlens.attribution.importances",
+    "Lens": "vitlens.lens",
+    "TopKSAE": "vitlens.saes.topk",
+    "Trace": "vitlens.replacement",
+    "ViT": "vitlens.models.adapter",
+    "VitlensError": "vitlens.errors",
+    "libragrad": "vitlens.models.libragrad",
+    "load": "vitlens.bundle",
+    "train_saes": "vitlens.saes.train",
+}
+
+if TYPE_CHECKING:
+    from vitlens.attribution.importances import Importances
+    from vitlens.bundle import load
+    from vitlens.circuits.circuit import Circuit
+    from vitlens.circuits.curves import Curves
+    from vitlens.errors import VitlensError
+    from vitlens.lens import Lens
+    from vitlens.models.adapter import ViT
+    from vitlens.models.libragrad import libragrad
+    from vitlens.replacement import Baselines, Trace
+    from vitlens.saes.topk import TopKSAE
+    from vitlens.saes.train import train_saes
+
+__all__ = [
+    "Baselines",
+    "Circuit",
+    "Curves",
+    "Importances",
+    "Lens",
+    "TopKSAE",
+    "Trace",
+    "ViT",
+    "VitlensError",
+    "__version__",
+    "libragrad",
+    "load",
+    "train_saes",
+]
+
+
+def __getattr__(name: str) -> object:
+    if name not in _MODULE_OF:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(_MODULE_OF[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

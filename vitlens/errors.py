@@ -1,0 +1,56 @@
+"""What can go wrong, by kind: one exception class each, all of them `VitlensError`."""
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+
+class VitlensError(Exception):
+    """Anything vitlens can explain; its message says what was wrong and what to do."""
+
+
+class ImageError(VitlensError, ValueError):
+    """An image that cannot be read, or does not fit the model."""
+
+
+class ModelError(VitlensError, ValueError):
+    """A model that is unknown, or of a kind that cannot be handled."""
+
+
+class CheckpointError(VitlensError, ValueError):
+    """A file of weights, features or results that is missing, damaged or of another kind."""
+
+
+class TargetError(VitlensError, ValueError):
+    """A target that is no class of the model and no scalar function of its output."""
+
+
+class FeatureError(VitlensError, IndexError):
+    """Features out of range, or a selection of them of the wrong shape."""
+
+
+class NetworkError(VitlensError, OSError):
+    """A download that failed, or was needed while offline."""
+
+
+def near_matches(name: str, names: Iterable[str]) -> str:
+    """Return " Did you mean 'x' or 'y'?" for the closest of `names`, or "" when none is close.
+
+    Parameters
+    ----------
+    name
+        What was asked for.
+    names
+        What there is. Case is ignored in the comparison.
+
+    Returns
+    -------
+    str
+        A sentence with a leading space, to append to an error message.
+    """
+    by_lower = {candidate.lower(): candidate for candidate in names}
+    found = get_close_matches(name.lower(), by_lower, n=3, cutoff=0.6)
+    if not found:
+        return ""
+    quoted = [repr(by_lower[match]) for match in found]
+    head = ", ".join(quoted[:-1])
+    return f" Did you mean {head} or {quoted[-1]}?" if head else f" Did you mean {quoted[0]}?"
