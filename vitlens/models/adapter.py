@@ -1,0 +1,168 @@
+"""One view of every Vision Transformer: tokens in, residual stream, read-out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from vitlens.errors import ModelError
+
+Block = Callable[[Tensor], Tensor]
+
+_NEEDED = ("patch_embed", "_pos_embed", "blocks", "norm", "forward_head", "num_prefix_tokens")
+
+
+@dataclass(frozen=True)
+class Stem:
+    """An image turned into tokens, and the blocks these tokens go through.
+
+    Attributes
+    ----------
+    tokens
+        The residual stream before the first block, [n, T, D].
+    blocks
+        One function [n, T, D] -> [n, T, D] a block; what a block needs beside the stream (rotary
+        position embeddings) is already bound.
+    """
+
+    tokens: Float[Tensor, "n T D"]
+    blocks: tuple[Block, ...]
+
+
+class ViT:
+    """A timm Vision Transformer as the rest of vitlens sees it.
+
+    Parameters
+    ----------
+    model
+        A timm `VisionTransformer` or a model built like one (DeiT, DINOv2, CLIP and SigLIP
+        towers; `Eva` and so DINOv3), in `eval` mode. It is used as it is and never modified.
+    head
+        Optional function of the model's output, [n, C_model] -> [n, C]; for towers without a
+        classifier, such as `vitlens.models.heads.ZeroShotHead` for CLIP.
+
+    Attributes
+    ----------
+    depth, width
+        Number of blocks B and of channels D.
+    n_prefix, prefix_names
+        How many tokens come before the patches (CLS, registers, distillation), and their names.
+    grid
+        Rows and columns of the patch grid; patches follow the prefix tokens row by row.
+    image_size
+        Height and width of the input in pixels.
+
+    Raises
+    ------
+    ModelError
+        If the model has another structure, or is in training mode.
+    """
+
+    def __init__(self, model: nn.Module, *, head: Callable[[Tensor], Tensor] | None = None):
+        missing = [name for name in _NEEDED if not hasattr(model, name)]
+        if missing:
+            raise ModelError(
+                f"{type(model).__name__} does not look like a timm VisionTransformer: it has no "
+                f"{', '.join(missing)}. Use a `VisionTransformer` or `Eva` model of timm, or give "
+                "yours these members."
+            )
+        if model.training:
+            raise ModelError(
+                "The model is in training mode, where dropout makes every result random. "
+                "Call `model.eval()` first."
+            )
+        self.model = model
+        self.head = head
+        self.blocks: tuple[nn.Module, ...] = tuple(model.blocks)
+        self.depth = len(self.blocks)
+        if self.depth < 2:
+            raise ModelError("The model has fewer than two blocks: there is no circuit to find.")
+        self.width: int = model.embed_dim
+        self.n_prefix: int = model.num_prefix_tokens
+        self.prefix_names = _prefix_names(model)
+        rows, cols = model.patch_embed.grid_size
+        self.grid: tuple[int, int] = (rows, cols)
+        height, width = model.patch_embed.img_size
+        self.image_size: tuple[int, int] = (height, width)
+
+    @property
+    def n_tokens(self) -> int:
+        """Prefix tokens and patches, T."""
+        return self.n_prefix + self.grid[0] * self.grid[1]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Floating-point type of the weights."""
+        return next(self.model.parameters()).dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return next(self.model.parameters()).device
+
+    def token_name(self, token: int) -> str:
+        """Name of a token: "CLS", "register 2", or "row 3, column 5" (counted from 1)."""
+        if token < self.n_prefix:
+            return self.prefix_names[token]
+        row, col = divmod(token - self.n_prefix, self.grid[1])
+        return f"row {row + 1}, column {col + 1}"
+
+    def embed(self, images: Float[Tensor, "n 3 H W"]) -> Stem:
+        """Turn images into tokens and bind the blocks they will go through."""
+        model = self.model
+        tokens = model._pos_embed(model.patch_embed(images))
+        rope = None
+        if isinstance(tokens, tuple):  # Eva: rotary embeddings go to every block
+            tokens, rope = tokens
+        if isinstance(getattr(model, "patch_drop", None), nn.Module):
+            tokens = model.patch_drop(tokens)
+        if isinstance(getattr(model, "norm_pre", None), nn.Module):
+            tokens = model.norm_pre(tokens)
+        if rope is None:
+            return Stem(tokens, self.blocks)
+        per_block = getattr(model, "rope_mixed", False)
+        return Stem(
+            tokens,
+            tuple(
+                partial(block, rope=rope[i] if per_block else rope)
+                for i, block in enumerate(self.blocks)
+            ),
+        )
+
+    def readout(self, tokens: Float[Tensor, "n T D"]) -> Float[Tensor, "n C"]:
+        """Logits from the stream after the last block."""
+        out = self.model.forward_head(self.model.norm(tokens))
+        if isinstance(out, tuple):
+            out = torch.stack(out).mean(0)
+        return out if self.head is None else self.head(out)
+
+    def residuals(self, images: Float[Tensor, "n 3 H W"]) -> tuple[Float[Tensor, "n T D"], ...]:
+        """Residual stream after every block, without gradients."""
+        with torch.no_grad():
+            stem = self.embed(images)
+            stream, out = stem.tokens, []
+            for block in stem.blocks:
+                stream = block(stream)
+                out.append(stream)
+        return tuple(out)
+
+    def logits(self, images: Float[Tensor, "n 3 H W"]) -> Float[Tensor, "n C"]:
+        """The untouched model's output."""
+        with torch.no_grad():
+            out = self.model(images)
+            return out if self.head is None else self.head(out)
+
+
+def _prefix_names(model: nn.Module) -> tuple[str, ...]:
+    names = []
+    if getattr(model, "cls_token", None) is not None:
+        names.append("CLS")
+    if getattr(model, "dist_token", None) is not None:
+        names.append("distillation")
+    registers = model.num_prefix_tokens - len(names)
+    return (*names, *(f"register {i + 1}" for i in range(registers)))

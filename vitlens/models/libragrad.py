@@ -1,0 +1,168 @@
+"""LibraGrad: a backward pass in which attention, normalisation and gates are constants.
+
+Source: Mehri et al., "LibraGrad: balancing gradient flow for universally better vision
+transformer attributions", CVPR 2025 (arXiv 2411.16760).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+
+def _layer_norm(
+    x: Tensor,
+    normalized_shape: Any,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-5,
+    *_: Any,
+) -> Tensor:
+    dims = tuple(range(-len(normalized_shape), 0))
+    centred = x - x.mean(dims, keepdim=True)
+    std = (centred.square().mean(dims, keepdim=True) + eps).sqrt().detach()
+    out = centred / std
+    out = out if weight is None else out * weight
+    return out if bias is None else out + bias
+
+
+def _rms_norm(
+    x: Tensor, normalized_shape: Any, weight: Tensor | None = None, eps: float | None = None
+) -> Tensor:
+    dims = tuple(range(-len(normalized_shape), 0))
+    eps = torch.finfo(x.dtype).eps if eps is None else eps
+    out = x / (x.square().mean(dims, keepdim=True) + eps).sqrt().detach()
+    return out if weight is None else out * weight
+
+
+def _gelu(x: Tensor, approximate: str = "none") -> Tensor:
+    if approximate == "tanh":
+        inner = math.sqrt(2 / math.pi) * (x + 0.044715 * x.pow(3))
+        gate = 0.5 * (1 + torch.tanh(inner))
+    else:
+        gate = 0.5 * (1 + torch.erf(x / math.sqrt(2)))
+    return x * gate.detach()
+
+
+def _silu(x: Tensor, inplace: bool = False) -> Tensor:
+    return x * torch.sigmoid(x).detach()
+
+
+def _normalize(
+    x: Tensor, p: float = 2.0, dim: int = 1, eps: float = 1e-12, out: None = None
+) -> Tensor:
+    return x / x.norm(p, dim, keepdim=True).clamp_min(eps).detach()
+
+
+def _attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> Tensor:
+    if enable_gqa:
+        groups = q.shape[-3] // k.shape[-3]
+        k, v = k.repeat_interleave(groups, -3), v.repeat_interleave(groups, -3)
+    scores = (q * (q.shape[-1] ** -0.5 if scale is None else scale)) @ k.transpose(-2, -1)
+    if is_causal:
+        future = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).triu(1)
+        scores = scores.masked_fill(future, -math.inf)
+    if attn_mask is not None:
+        if attn_mask.dtype == torch.bool:
+            scores = scores.masked_fill(~attn_mask, -math.inf)
+        else:
+            scores = scores + attn_mask
+    return F.dropout(scores.softmax(-1).detach(), dropout_p) @ v
+
+
+def _constant(func: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    return lambda *args, **kwargs: func(*args, **kwargs).detach()
+
+
+_RULES: dict[Any, Callable[..., Tensor]] = {
+    F.layer_norm: _layer_norm,
+    torch.layer_norm: _layer_norm,
+    F.rms_norm: _rms_norm,
+    torch.rms_norm: _rms_norm,
+    F.gelu: _gelu,
+    F.silu: _silu,
+    F.normalize: _normalize,
+    F.scaled_dot_product_attention: _attention,
+    # What remains are pieces of the same rules written out by hand in a model's code: attention
+    # probabilities, sigmoid gates (QuickGELU, gated attention), reciprocal norms.
+    **{
+        f: _constant(f)
+        for f in (
+            torch.softmax,
+            F.softmax,
+            Tensor.softmax,
+            torch.sigmoid,
+            F.sigmoid,
+            Tensor.sigmoid,
+            torch.rsqrt,
+            Tensor.rsqrt,
+        )
+    },
+}
+
+
+class _LibraGradMode(TorchFunctionMode):
+    def __torch_function__(
+        self,
+        func: Any,
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        return _RULES.get(func, func)(*args, **(kwargs or {}))
+
+
+def _gate_activations(model: nn.Module) -> Iterator[nn.Module]:
+    from timm.layers import GluMlp, SwiGLU
+
+    for module in model.modules():
+        if isinstance(module, GluMlp | SwiGLU):
+            yield module.act
+
+
+@contextmanager
+def libragrad(model: nn.Module) -> Iterator[None]:
+    """Give every forward pass of `model` inside the context LibraGrad's backward pass.
+
+    The values computed are those of the model; only derivatives (reverse and forward mode)
+    change. Constant in the backward pass are: attention probabilities; the standard deviation
+    of LayerNorm and RMSNorm (the mean still back-propagates); the gate of ``x * gate(x)``
+    activations (GELU, QuickGELU, SiLU); the whole gate branch of SwiGLU; the norm in an L2
+    normalisation.
+
+    Parameters
+    ----------
+    model
+        The network. It is not modified: functions are intercepted by a thread-local mode, and
+        the hooks on gated MLPs are removed on exit, also after an exception.
+
+    Notes
+    -----
+    Compute the target outside the context: a softmax written in it would be held constant too.
+    """
+    hooks = [
+        gate.register_forward_hook(lambda _module, _args, out: out.detach())
+        for gate in _gate_activations(model)
+    ]
+    try:
+        with _LibraGradMode():
+            yield
+    finally:
+        for hook in hooks:
+            hook.remove()
