@@ -1,0 +1,105 @@
+"""What is explained: a scalar of the model's output."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from vitlens.errors import TargetError, near_matches
+
+TargetLike = int | str | Callable[[Tensor], Tensor] | None
+
+
+@dataclass(frozen=True)
+class Target:
+    """A scalar of the logits.
+
+    Attributes
+    ----------
+    name
+        What to call it: the class, or the function's name.
+    index
+        The class, or None for a function.
+    function
+        Logits of one image, [C], to a scalar tensor.
+    """
+
+    name: str
+    index: int | None
+    function: Callable[[Float[Tensor, " C"]], Float[Tensor, ""]]
+
+
+def centred_logit(index: int) -> Callable[[Float[Tensor, " C"]], Float[Tensor, ""]]:
+    """Return the default target of a class: its logit minus the mean of all logits."""
+    return lambda logits: logits[..., index] - logits.mean(-1)
+
+
+def resolve_target(
+    target: TargetLike, logits: Float[Tensor, " C"], class_names: Sequence[str] | None = None
+) -> Target:
+    """Make a `Target` of what the user gave.
+
+    Parameters
+    ----------
+    target
+        A class index, a class name, a function from the logits [C] of one image to a scalar,
+        or None for the predicted class.
+    logits
+        The model's output on the image, [C].
+    class_names
+        Names of the C classes, if known.
+
+    Raises
+    ------
+    TargetError
+        If there is no such class (near matches are named), or the function gives no finite
+        scalar.
+    """
+    n_classes = logits.shape[-1]
+    if target is None:
+        target = int(logits.argmax())
+    if isinstance(target, str):
+        target = _index_of(target, class_names)
+    if callable(target):
+        value = target(logits.detach())
+        if not isinstance(value, Tensor) or value.numel() != 1:
+            what = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
+            raise TargetError(
+                f"A target function must return a tensor with one number, got {what}; it receives "
+                f"the logits of one image, [{n_classes}]."
+            )
+        if not torch.isfinite(value).all():
+            raise TargetError("The target function returned NaN or infinity on this image.")
+        function = target
+        return Target(
+            getattr(target, "__name__", "target"), None, lambda y: function(y).reshape(())
+        )
+    try:
+        index = operator.index(target)
+    except TypeError:
+        raise TargetError(
+            f"A target is a class index, a class name or a function of the logits, not {target!r}."
+        ) from None
+    if not 0 <= index < n_classes:
+        raise TargetError(f"The model has classes 0 to {n_classes - 1}; there is no class {index}.")
+    name = class_names[index] if class_names else f"class {index}"
+    return Target(name, index, centred_logit(index))
+
+
+def _index_of(name: str, class_names: Sequence[str] | None) -> int:
+    if not class_names:
+        raise TargetError(
+            f"There are no class names to look {name!r} up in. Give the class index, or pass "
+            "`class_names` to the Lens."
+        )
+    exact = [i for i, known in enumerate(class_names) if known == name]
+    found = exact or [i for i, known in enumerate(class_names) if known.lower() == name.lower()]
+    if not found:
+        few = f" Classes: {', '.join(class_names)}." if len(class_names) <= 12 else ""
+        raise TargetError(f"There is no class {name!r}.{near_matches(name, class_names)}{few}")
+    return found[0]

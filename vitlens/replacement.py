@@ -1,0 +1,358 @@
+"""The residual replacement model: features plus one error node a layer.
+
+Source: Kim et al., NeurIPS 2025, arXiv 2509.17401. SAE l reads the stream after block l, for
+l = 0 ... B-2; T tokens, D channels, F_l features.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, get_args
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from vitlens.errors import CheckpointError, FeatureError, ModelError
+from vitlens.files import read_tensors, write_tensors
+from vitlens.models.adapter import ViT
+from vitlens.saes.topk import TopKSAE
+
+ErrorNodes = Literal["clean", "free", "baseline"]
+
+
+@dataclass(frozen=True)
+class Trace:
+    """What happens inside the model on one image.
+
+    Attributes
+    ----------
+    logits
+        Output of the untouched model, [C].
+    residuals
+        Stream after every block, B tensors [T, D].
+    features
+        Activations z_l, B-1 tensors [T, F_l].
+    errors
+        What the SAEs miss, e_l = x_l - x_hat_l, B-1 tensors [T, D].
+    means, stds
+        Statistics of the stream at every SAE, B-1 tensors [T, 1].
+    image
+        The model's input, [3, H, W].
+    """
+
+    logits: Float[Tensor, " C"]
+    residuals: tuple[Float[Tensor, "T D"], ...]
+    features: tuple[Float[Tensor, "T F"], ...]
+    errors: tuple[Float[Tensor, "T D"], ...]
+    means: tuple[Float[Tensor, "T 1"], ...]
+    stds: tuple[Float[Tensor, "T 1"], ...]
+    image: Float[Tensor, "3 H W"]
+
+
+@dataclass(frozen=True)
+class Baselines:
+    """What features and error nodes are replaced with: medians at each position.
+
+    Attributes
+    ----------
+    features
+        A tensor [T, F_l] a layer.
+    errors
+        A tensor [T, D] a layer.
+
+    Raises
+    ------
+    CheckpointError
+        If the two lists do not go together, or a value is not finite.
+    """
+
+    features: Sequence[Float[Tensor, "T F"]]
+    errors: Sequence[Float[Tensor, "T D"]]
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "features", tuple(self.features))
+        object.__setattr__(self, "errors", tuple(self.errors))
+        if len(self.features) != len(self.errors):
+            raise CheckpointError(
+                f"Baselines need as many feature as error tensors, got {len(self.features)} and "
+                f"{len(self.errors)}."
+            )
+        for layer, (z, e) in enumerate(zip(self.features, self.errors, strict=True)):
+            if z.ndim != 2 or e.ndim != 2 or len(z) != len(e):
+                raise CheckpointError(
+                    f"Baselines of layer {layer} must be [T, F] and [T, D], got "
+                    f"{tuple(z.shape)} and {tuple(e.shape)}."
+                )
+            if not (torch.isfinite(z).all() and torch.isfinite(e).all()):
+                raise CheckpointError(f"Baselines of layer {layer} hold NaN or infinite values.")
+
+    def to(self, *args: torch.device | torch.dtype | str) -> Baselines:
+        """Copy to a device or dtype; arguments as of `torch.Tensor.to`."""
+        return Baselines(
+            [z.to(*args) for z in self.features], [e.to(*args) for e in self.errors]
+        )
+
+    def save(self, path: str | Path, *, dtype: torch.dtype | None = None) -> None:
+        """Write one safetensors file; feature baselines, mostly zero, are stored sparsely.
+
+        Parameters
+        ----------
+        path
+            File to write.
+        dtype
+            Stored precision; by default that of the tensors.
+
+        Raises
+        ------
+        VitlensError
+            If the file cannot be written.
+        """
+        tensors = {}
+        for layer, (z, e) in enumerate(zip(self.features, self.errors, strict=True)):
+            where = z.reshape(-1).nonzero().squeeze(1)
+            tensors[f"{layer}.features.shape"] = torch.tensor(z.shape)
+            tensors[f"{layer}.features.where"] = where.to(torch.int32)
+            tensors[f"{layer}.features.values"] = z.reshape(-1)[where].to(dtype or z.dtype)
+            tensors[f"{layer}.errors"] = e.to(dtype or e.dtype)
+        write_tensors(path, tensors, {"kind": "baselines", "layers": len(self.features)})
+
+    @classmethod
+    def load(cls, path: str | Path) -> Baselines:
+        """Read what `save` wrote, as float32 where less precise numbers were stored.
+
+        Raises
+        ------
+        CheckpointError
+            If the file is missing, damaged, or holds something else.
+        """
+        tensors, metadata = read_tensors(path)
+        if metadata.get("kind") != "baselines":
+            raise CheckpointError(f"{path} holds no baselines; make some with `fit_baselines`.")
+        features, errors = [], []
+        try:
+            for layer in range(metadata["layers"]):
+                values = _at_least_single(tensors[f"{layer}.features.values"])
+                rows, cols = tensors[f"{layer}.features.shape"].tolist()
+                z = torch.zeros(rows * cols, dtype=values.dtype)
+                z[tensors[f"{layer}.features.where"].long()] = values
+                features.append(z.reshape(rows, cols))
+                errors.append(_at_least_single(tensors[f"{layer}.errors"]))
+        except (KeyError, IndexError, ValueError, RuntimeError) as error:
+            raise CheckpointError(f"{path} is not a complete baseline file: {error}") from error
+        return cls(features, errors)
+
+
+def _at_least_single(x: Tensor) -> Tensor:
+    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+
+
+def check_saes(vit: ViT, saes: Sequence[TopKSAE]) -> None:
+    """Raise `ModelError` unless there is one SAE of the model's width a block but the last."""
+    if len(saes) != vit.depth - 1:
+        raise ModelError(
+            f"The model has {vit.depth} blocks and so needs {vit.depth - 1} SAEs, one after each "
+            f"block but the last; got {len(saes)}."
+        )
+    for layer, sae in enumerate(saes):
+        if sae.width != vit.width:
+            raise ModelError(
+                f"The SAE of layer {layer} is for a stream of width {sae.width}, the model's is "
+                f"{vit.width}: it belongs to another model."
+            )
+
+
+def check_baselines(vit: ViT, saes: Sequence[TopKSAE], baselines: Baselines) -> None:
+    """Raise `ModelError` unless the baselines have the shapes of the model and its SAEs."""
+    if len(baselines.features) != len(saes):
+        raise ModelError(f"{len(saes)} SAEs need {len(saes)} baselines, not {len(baselines.features)}.")
+    for layer, (sae, z, e) in enumerate(
+        zip(saes, baselines.features, baselines.errors, strict=True)
+    ):
+        expected = (vit.n_tokens, sae.size), (vit.n_tokens, vit.width)
+        if (z.shape, e.shape) != expected:
+            raise ModelError(
+                f"Baselines of layer {layer} are {tuple(z.shape)} and {tuple(e.shape)}; model and "
+                f"SAE need {expected[0]} and {expected[1]}."
+            )
+
+
+def zero_baselines(vit: ViT, saes: Sequence[TopKSAE]) -> Baselines:
+    """Baselines that are zero everywhere: a replaced feature is switched off."""
+    like = {"dtype": vit.dtype, "device": vit.device}
+    return Baselines(
+        [torch.zeros(vit.n_tokens, sae.size, **like) for sae in saes],
+        [torch.zeros(vit.n_tokens, vit.width, **like) for _ in saes],
+    )
+
+
+def trace(vit: ViT, saes: Sequence[TopKSAE], image: Float[Tensor, "3 H W"]) -> Trace:
+    """Run the untouched model on one image and encode its residual stream at every layer.
+
+    Parameters
+    ----------
+    vit, saes
+        The model and its B-1 SAEs.
+    image
+        The model's input, [3, H, W].
+    """
+    with torch.no_grad():
+        residuals = vit.residuals(image[None])
+        coded = [sae(x[0]) for sae, x in zip(saes, residuals[:-1], strict=True)]
+        logits = vit.readout(residuals[-1])[0]
+    return Trace(
+        logits=logits,
+        residuals=tuple(x[0] for x in residuals),
+        features=tuple(out.features for out in coded),
+        errors=tuple(out.error for out in coded),
+        means=tuple(out.mean for out in coded),
+        stds=tuple(out.std for out in coded),
+        image=image,
+    )
+
+
+def fit_baselines(
+    vit: ViT,
+    saes: Sequence[TopKSAE],
+    batches: Iterable[Float[Tensor, "n 3 H W"]],
+    *,
+    tokens_at_once: int = 16,
+    progress: bool = True,
+) -> Baselines:
+    """Lower median of every feature and error at every position over a sample of images.
+
+    Parameters
+    ----------
+    vit, saes
+        The model and its B-1 SAEs.
+    batches
+        Batches of the model's input; all of them count (paper: 1,024 images).
+    tokens_at_once
+        Positions for which the features of all images are held together; the stream itself is
+        kept for all: images x T x D numbers a layer.
+    progress
+        Show a progress bar.
+
+    Raises
+    ------
+    ModelError
+        If there is no image.
+    """
+    streams: list[list[Tensor]] = [[] for _ in saes]
+    for batch in tqdm(batches, desc="images for baselines", disable=not progress):
+        for kept, x in zip(streams, vit.residuals(batch)[:-1], strict=True):
+            kept.append(x)
+    if not streams[0]:
+        raise ModelError("Baselines need at least one image.")
+    features, errors = [], []
+    with torch.no_grad():
+        for sae, kept in zip(tqdm(saes, desc="medians", disable=not progress), streams, strict=True):
+            stream = torch.cat(kept)
+            kept.clear()
+            coded = [sae(part) for part in stream.split(tokens_at_once, dim=1)]
+            features.append(torch.cat([out.features.median(0).values for out in coded]))
+            errors.append(torch.cat([out.error.median(0).values for out in coded]))
+    return Baselines(features, errors)
+
+
+def keep_masks(
+    saes: Sequence[TopKSAE], keep: Sequence[Iterable[int] | Tensor], device: torch.device
+) -> list[Bool[Tensor, " F"]]:
+    """Turn feature indices a layer into boolean masks.
+
+    Parameters
+    ----------
+    keep
+        For each layer the indices of the features to keep, or a boolean mask [F_l].
+
+    Raises
+    ------
+    FeatureError
+        If there are too few or too many layers, or a feature does not exist.
+    """
+    if len(keep) != len(saes):
+        raise FeatureError(
+            f"`keep` must name the features of all {len(saes)} layers, got {len(keep)} lists."
+        )
+    masks = []
+    for layer, (sae, kept) in enumerate(zip(saes, keep, strict=True)):
+        chosen = torch.as_tensor(
+            kept if isinstance(kept, Tensor) else list(kept), device=device
+        ).reshape(-1)
+        if chosen.dtype == torch.bool:
+            if len(chosen) != sae.size:
+                raise FeatureError(
+                    f"The mask of layer {layer} has {len(chosen)} entries for {sae.size} features."
+                )
+            masks.append(chosen)
+            continue
+        if chosen.is_floating_point() and len(chosen):
+            raise FeatureError(f"Features of layer {layer} must be whole numbers.")
+        chosen = chosen.long()
+        if len(chosen) and (chosen.min() < 0 or chosen.max() >= sae.size):
+            wrong = chosen[(chosen < 0) | (chosen >= sae.size)].tolist()
+            raise FeatureError(
+                f"Layer {layer} has features 0 to {sae.size - 1}; {wrong[:5]} do not exist."
+            )
+        mask = torch.zeros(sae.size, dtype=torch.bool, device=device)
+        mask[chosen] = True
+        masks.append(mask)
+    return masks
+
+
+def run_with(
+    vit: ViT,
+    saes: Sequence[TopKSAE],
+    images: Float[Tensor, "n 3 H W"],
+    keep: Sequence[Bool[Tensor, "*n F"]],
+    baselines: Baselines,
+    *,
+    errors: ErrorNodes = "clean",
+    clean_errors: Sequence[Float[Tensor, "*n T D"]] | None = None,
+) -> Float[Tensor, "n C"]:
+    """Logits of the replacement model with all but the kept features at their baselines.
+
+    The running stream is re-encoded at every layer, so a replaced feature changes what later
+    layers see (METHOD "Residual replacement"; RRM paper, section 3).
+
+    Parameters
+    ----------
+    images
+        The model's input; give one image several times to run several circuits at once.
+    keep
+        For each layer a mask [F_l] or one a row [n, F_l]: True keeps the feature.
+    errors
+        What error nodes hold: "clean", the values in `clean_errors`; "free", what the running
+        stream gives; "baseline", the baseline's.
+    clean_errors
+        Error nodes of the original images, [T, D] or [n, T, D] a layer; needed for "clean".
+
+    Raises
+    ------
+    FeatureError
+        If `errors` is unknown, or "clean" without `clean_errors`.
+    """
+    if errors not in get_args(ErrorNodes):
+        raise FeatureError(f"errors must be one of {get_args(ErrorNodes)}, not {errors!r}.")
+    if errors == "clean" and clean_errors is None:
+        raise FeatureError('errors="clean" needs the error nodes of the original image.')
+    with torch.no_grad():
+        stem = vit.embed(images)
+        stream = stem.tokens
+        for layer, (block, sae) in enumerate(zip(stem.blocks[:-1], saes, strict=True)):
+            stream = block(stream)
+            features, mean, std = sae.encode_with_stats(stream)
+            error: Tensor
+            if errors == "free":
+                error = stream - sae.decode(features, mean, std)
+            elif errors == "baseline" or clean_errors is None:
+                error = baselines.errors[layer]
+            else:
+                error = clean_errors[layer]
+            mask = keep[layer].unsqueeze(-2)
+            features = torch.where(mask, features, baselines.features[layer])
+            stream = sae.decode(features, mean, std) + error
+        return vit.readout(stem.blocks[-1](stream))
