@@ -1,0 +1,88 @@
+"""The target's gradient at the residual stream of every layer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from vitlens.attribution.targets import Target
+from vitlens.models.adapter import ViT
+from vitlens.models.libragrad import libragrad
+from vitlens.replacement import Trace
+from vitlens.saes.topk import TopKSAE
+
+Gradient = Literal["libragrad", "plain"]
+ErrorPaths = Literal["leaf", "through"]
+
+
+def backward_rules(vit: ViT, gradient: Gradient) -> AbstractContextManager[None]:
+    """Context in which the model's forward passes get the wanted backward pass."""
+    # Only the written-out attention kernel has a forward-mode derivative.
+    return libragrad(vit.model) if gradient == "libragrad" else sdpa_kernel(SDPBackend.MATH)
+
+
+def stream_gradients(
+    vit: ViT,
+    saes: Sequence[TopKSAE],
+    trace: Trace,
+    target: Target,
+    *,
+    gradient: Gradient,
+    errors: ErrorPaths,
+) -> tuple[Float[Tensor, "T D"], ...]:
+    """Gradient of the target at the stream after blocks 0 ... B-2 (METHOD "Importances").
+
+    Parameters
+    ----------
+    gradient
+        "libragrad" or "plain".
+    errors
+        "leaf": below the top SAE the gradient only flows through the features of the next
+        layer; "through": the model's ordinary gradient.
+    """
+    blocks = vit.embed(trace.image[None]).blocks
+    with torch.enable_grad():
+        if errors == "through":
+            return _through(vit, blocks, trace, target, gradient)
+        return _leaf(vit, blocks, saes, trace, target, gradient)
+
+
+def _through(vit, blocks, trace, target, gradient):  # type: ignore[no-untyped-def]
+    stream = trace.residuals[0][None].detach().requires_grad_()
+    streams = [stream]
+    with backward_rules(vit, gradient):
+        for block in blocks[1:]:
+            streams.append(block(streams[-1]))
+        logits = vit.readout(streams[-1])
+    grads = torch.autograd.grad(target.function(logits[0]), streams[:-1])
+    return tuple(grad[0] for grad in grads)
+
+
+def _leaf(vit, blocks, saes, trace, target, gradient):  # type: ignore[no-untyped-def]
+    top = len(saes) - 1
+    stream = trace.residuals[top][None].detach().requires_grad_()
+    with backward_rules(vit, gradient):
+        logits = vit.readout(blocks[-1](stream))
+    (grad,) = torch.autograd.grad(target.function(logits[0]), stream)
+    grads = [grad[0]]
+    for layer in range(top - 1, -1, -1):
+        weights = feature_gradients(saes[layer + 1], trace.stds[layer + 1], grads[-1])
+        stream = trace.residuals[layer][None].detach().requires_grad_()
+        with backward_rules(vit, gradient):
+            features = saes[layer + 1].encode(blocks[layer + 1](stream))[0]
+        (grad,) = torch.autograd.grad((features * weights).sum(), stream)
+        grads.append(grad[0])
+    return tuple(reversed(grads))
+
+
+def feature_gradients(
+    sae: TopKSAE, std: Float[Tensor, "T 1"], grad: Float[Tensor, "T D"]
+) -> Float[Tensor, "T F"]:
+    """G_l[t, f] = sd_l[t] <grad_l[t], W_dec[f]>, the target's gradient at each feature."""
+    return std * (grad @ sae.W_dec.T)
