@@ -1,0 +1,140 @@
+import math
+
+import pytest
+import torch
+
+from vitlens.circuits.prune import edge_columns, select, walk
+from vitlens.errors import FeatureError
+
+# Two layers of three features and an error node each, then two layers of edges, by hand.
+NODES = (
+    torch.tensor([0.5, 0.1, 0.2, 9.0]),
+    torch.tensor([1.0, 2.0, 3.0, 0.0]),
+    torch.tensor([5.0, -1.0, 4.0, 1.0]),
+)
+EDGES = (
+    torch.tensor([[1.0, 0.0, 7.0], [0.0, 6.0, 0.0], [2.0, 5.0, 0.0], [0.0, 0.0, 8.0]]),
+    torch.tensor([[3.0, 9.0, -3.0], [1.0, 0.0, 4.0], [2.0, 0.0, 1.5], [0.0, 0.0, 0.5]]),
+)
+
+
+def test_count_keeps_the_highest_and_ties_go_to_the_lower_index():
+    scores = torch.tensor([1.0, 3.0, -2.0, 3.0, 1.0])
+    assert select(scores, count=1).tolist() == [1]
+    assert select(scores, count=3).tolist() == [1, 3, 0]
+    assert select(scores, count=99).tolist() == [1, 3, 0, 4, 2]
+
+
+def test_signed_zeros_are_ties():
+    assert select(torch.tensor([-0.0, 0.0, -0.0]), count=3).tolist() == [0, 1, 2]
+
+
+@pytest.mark.parametrize(
+    ("share", "kept"), [(0.01, 1), (0.25, 1), (0.26, 2), (0.5, 2), (0.75, 3), (1.0, 4)]
+)
+def test_share_rounds_up(share, kept):
+    assert len(select(torch.tensor([4.0, 3.0, 2.0, 1.0]), share=share)) == kept
+
+
+def test_share_is_not_rounded_up_for_floating_point_dust():
+    assert 0.07 * 100 > 7
+    assert len(select(torch.arange(100.0), share=0.07)) == 7
+
+
+@pytest.mark.parametrize(
+    ("threshold", "kept"),
+    [(0.1, [1]), (0.5, [1]), (0.51, [1, 3]), (0.8, [1, 3]), (0.9, [1, 3, 0]), (1.0, [1, 3, 0])],
+)
+def test_threshold_counts_positive_importance_only(threshold, kept):
+    # Positive sum 10: shares .5, .3, .2; the negative node is never needed.
+    assert select(torch.tensor([2.0, 5.0, -7.0, 3.0]), threshold=threshold).tolist() == kept
+
+
+def test_something_is_always_kept():
+    scores = torch.tensor([-3.0, -1.0, -2.0])
+    for rule in ({"count": 1}, {"share": 0.01}, {"threshold": 0.9}):
+        assert select(scores, **rule).tolist() == [1]
+
+
+@pytest.mark.parametrize(
+    "rule",
+    [
+        {},
+        {"count": 1, "share": 0.5},
+        {"count": 0},
+        {"share": 0.0},
+        {"share": 1.5},
+        {"threshold": -0.1},
+        {"threshold": math.nan},
+    ],
+)
+def test_rules_out_of_range_are_refused(rule):
+    with pytest.raises(FeatureError, match=r"exactly one|must be"):
+        select(torch.ones(3), **rule)
+
+
+def test_scores_that_cannot_be_ranked_are_refused():
+    with pytest.raises(FeatureError, match="NaN"):
+        select(torch.tensor([1.0, math.nan]), count=1)
+    with pytest.raises(FeatureError, match="shape"):
+        select(torch.ones(2, 2), count=1)
+    with pytest.raises(FeatureError, match="shape"):
+        select(torch.ones(0), count=1)
+
+
+def test_walk_by_hand():
+    # Top: 0 (5) and 2 (4). Layer 1 scores its edges into both: 0, 5, 3.5, .5 -> 1 and 2.
+    # Layer 0 scores its edges into 1 and 2: 7, 6, 5, 8 -> the error node, then 0.
+    kept = walk(NODES, EDGES, count=2)
+    assert [k.tolist() for k in kept] == [[3, 0], [1, 2], [0, 2]]
+
+
+def test_walk_without_error_nodes():
+    kept = walk(NODES, EDGES, count=2, error_nodes=False)
+    assert [k.tolist() for k in kept] == [[0, 1], [1, 2], [0, 2]]
+
+
+def test_walk_only_counts_edges_into_kept_nodes():
+    # Top: 0 alone. Layer 1: 3, 1, 2, 0 -> 0. Layer 0: 1, 0, 2, 0 -> 2, though node 0 has more.
+    assert [k.tolist() for k in walk(NODES, EDGES, count=1)] == [[2], [0], [0]]
+
+
+def test_walk_width_caps_what_scores_the_layer_before():
+    # All kept, but each layer is scored by the best of the next alone.
+    kept = walk(NODES, EDGES, share=1.0, width=1)
+    assert [k.tolist() for k in kept] == [[2, 0, 1, 3], [0, 2, 1, 3], [0, 2, 3, 1]]
+
+
+def test_walk_share_counts_the_error_node():
+    # Three features and an error node: half of four nodes.
+    assert [len(k) for k in walk(NODES, EDGES, share=0.5)] == [2, 2, 2]
+    assert [len(k) for k in walk(NODES, EDGES, share=0.5, error_nodes=False)] == [2, 2, 2]
+    assert [len(k) for k in walk(NODES, EDGES, share=0.75)] == [3, 3, 3]
+
+
+def test_walk_goes_on_by_importance_below_a_lone_error_node():
+    nodes = (torch.tensor([1.0, 2.0, 0.0]), torch.tensor([0.0, 1.0, 9.0]))
+    assert [k.tolist() for k in walk(nodes, (torch.ones(3, 2),), count=1)] == [[1], [2]]
+
+
+def test_walk_asks_a_provider_for_the_kept_columns_only():
+    asked = []
+
+    def provider(layer, features):
+        asked.append((layer, features.tolist()))
+        return EDGES[layer][:, features]
+
+    kept = walk(NODES, provider, count=2)
+    assert [k.tolist() for k in kept] == [k.tolist() for k in walk(NODES, EDGES, count=2)]
+    assert asked == [(1, [0, 2]), (0, [1, 2])]
+
+
+def test_walk_refuses_what_does_not_fit():
+    with pytest.raises(FeatureError, match="need 2 layers of edges, not 1"):
+        walk(NODES, EDGES[:1], count=1)
+    with pytest.raises(FeatureError, match="rows"):
+        walk(NODES, (EDGES[0][:-1], EDGES[1]), count=1)
+    with pytest.raises(FeatureError, match="column"):
+        edge_columns(lambda layer, features: EDGES[layer], 0, torch.tensor([1]))
+    with pytest.raises(FeatureError, match="no layers"):
+        walk((), (), count=1)

@@ -1,0 +1,209 @@
+"""Which nodes make up a circuit: pure selection over scores, and the walk back from the target."""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import TypeAlias
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from vitlens.errors import FeatureError
+
+#: Edges by layer, each [F_l + 1, F_{l+1}] with the error node's row last; or a function that
+#: gives, for a layer l and features of layer l + 1, only those columns: [F_l + 1, n].
+Edges: TypeAlias = Sequence[Tensor] | Callable[[int, Tensor], Tensor]
+
+
+def select(
+    scores: Float[Tensor, " n"],
+    *,
+    count: int | None = None,
+    share: float | None = None,
+    threshold: float | None = None,
+) -> Int[Tensor, " kept"]:
+    """Choose the highest scores, by exactly one of three rules.
+
+    This is a pure function with one specification, so that it can be written again elsewhere:
+
+    1. Take the scores as float64. Rank the indices by score, highest first; equal scores (0 and
+       -0 are equal) by index, lowest first.
+    2. Keep the first m of the ranking, where
+
+       - ``count``: m = min(count, n);
+       - ``share``: m = ceil(share · n - 1e-9);
+       - ``threshold``: with p_i = max(score, 0) in ranked order and running sums
+         P_m = P_{m-1} + p_m, the smallest m with P_m >= threshold · P_n;
+
+       and m is at least 1, whatever the rule and the signs of the scores.
+
+    Parameters
+    ----------
+    scores
+        One score a node.
+    count
+        How many to keep, at least 1.
+    share
+        Which fraction of the nodes to keep, above 0 and up to 1.
+    threshold
+        Which fraction of the positive importance to keep, above 0 and up to 1.
+
+    Returns
+    -------
+    Tensor
+        The kept indices in ranked order, int64, on the CPU.
+
+    Raises
+    ------
+    FeatureError
+        When not exactly one rule is given, its value is out of range, or the scores are empty,
+        not one-dimensional, or not finite.
+    """
+    _check_rule(count, share, threshold)
+    values = scores.detach().cpu().double().numpy()
+    if values.ndim != 1 or not len(values):
+        raise FeatureError(f"Scores must be one list of numbers, not of shape {values.shape}.")
+    if not np.isfinite(values).all():
+        raise FeatureError("Scores hold NaN or infinite values, and cannot be ranked.")
+    order = np.argsort(-values, kind="stable")
+    if count is not None:
+        kept = min(count, len(values))
+    elif share is not None:
+        kept = math.ceil(share * len(values) - 1e-9)
+    else:
+        assert threshold is not None
+        reached = np.cumsum(np.maximum(values[order], 0.0))
+        kept = int(np.searchsorted(reached, threshold * reached[-1], side="left")) + 1
+    return torch.from_numpy(order[: max(kept, 1)].copy())
+
+
+def walk(
+    nodes: Sequence[Float[Tensor, " F_l+1"]],
+    edges: Edges,
+    *,
+    count: int | None = None,
+    share: float | None = None,
+    threshold: float | None = None,
+    error_nodes: bool = True,
+    width: int | None = None,
+) -> tuple[Int[Tensor, " kept"], ...]:
+    """Walk back from the target, keeping at each layer what matters to what is kept after it.
+
+    The specification, with L the last layer and `select` as defined there:
+
+    1. kept[L] = select(nodes[L]).
+    2. For l = L-1 … 0: let S be the features among kept[l+1], its error node left out because
+       nothing leads into an error node. The score of node f of layer l is the sum of
+       edges[l][f, s] over s in S, added up in float64 in ascending order of s.
+       kept[l] = select(score).
+    3. Where S is empty (only the error node was kept), the score is nodes[l].
+    4. Without error nodes, the last entry of every score is left out before `select`.
+
+    Source: "Circuit" in Kim et al., NeurIPS 2025, arXiv 2509.17401, section 3.
+
+    Parameters
+    ----------
+    nodes
+        Node importances by layer, each [F_l + 1], the error node last.
+    edges
+        By layer, each [F_l + 1, F_{l+1}]: from the nodes of layer l (error node's row last) to
+        the features of layer l + 1; one less than there are layers. Or a function of a layer l
+        and feature indices [n] of layer l + 1 that returns those columns, [F_l + 1, n]; it is
+        called once a layer, from the last to the first.
+    count, share, threshold
+        How many nodes to keep in every layer, as in `select`; exactly one of them. A share
+        counts the candidates: features and, unless left out, the error node.
+    error_nodes
+        Whether error nodes are candidates.
+    width
+        When given, only the `width` best-ranked features of S score the layer before.
+
+    Returns
+    -------
+    tuple of Tensor
+        By layer, the kept node indices in ranked order, int64, on the CPU. Index F_l is the
+        error node.
+
+    Raises
+    ------
+    FeatureError
+        When the shapes of nodes and edges do not fit each other, or the rule is not valid.
+    """
+    _check_rule(count, share, threshold)
+    if not nodes:
+        raise FeatureError("There are no layers to walk through.")
+    if not callable(edges) and len(edges) != len(nodes) - 1:
+        raise FeatureError(
+            f"{len(nodes)} layers of nodes need {len(nodes) - 1} layers of edges, not {len(edges)}."
+        )
+    kept: list[Tensor] = []
+    for layer in reversed(range(len(nodes))):
+        scores = nodes[layer]
+        if kept:
+            features = kept[0][kept[0] < len(nodes[layer + 1]) - 1]
+            if len(features):
+                scores = _sum_into(edges, layer, features[:width].sort().values, len(scores))
+        candidates = scores if error_nodes else scores[:-1]
+        kept.insert(0, select(candidates, count=count, share=share, threshold=threshold))
+    return tuple(kept)
+
+
+def edge_columns(edges: Edges, layer: int, features: Int[Tensor, " n"]) -> Float[Tensor, "F_l+1 n"]:
+    """Return the edges from layer `layer` into some features of the next layer.
+
+    Parameters
+    ----------
+    edges
+        All edges by layer, or a function that gives columns (see `walk`).
+    layer
+        The layer the edges start from.
+    features
+        Feature indices of layer + 1.
+
+    Returns
+    -------
+    Tensor
+        [F_l + 1, n], the error node's row last.
+
+    Raises
+    ------
+    FeatureError
+        When there are other than n columns.
+    """
+    if callable(edges):
+        columns = edges(layer, features)
+    else:
+        columns = edges[layer][:, features.to(edges[layer].device)]
+    if columns.ndim != 2 or columns.shape[1] != len(features):
+        raise FeatureError(
+            f"The edges of layer {layer} into {len(features)} features must have a column each; "
+            f"their shape is {tuple(columns.shape)}."
+        )
+    return columns
+
+
+def _sum_into(edges: Edges, layer: int, features: Tensor, n_nodes: int) -> Tensor:
+    columns = edge_columns(edges, layer, features)
+    if len(columns) != n_nodes:
+        raise FeatureError(
+            f"Layer {layer} has {n_nodes} nodes (its error node included), but its edges have "
+            f"{len(columns)} rows."
+        )
+    # NumPy adds up the first axis row by row: the order that the specification of `walk` fixes.
+    rows = columns.detach().cpu().double().T.contiguous().numpy()
+    return torch.from_numpy(rows.sum(axis=0))
+
+
+def _check_rule(count: int | None, share: float | None, threshold: float | None) -> None:
+    rules = {"count": count, "share": share, "threshold": threshold}
+    given = {name: value for name, value in rules.items() if value is not None}
+    if len(given) != 1:
+        named = " and ".join(given) or "none of them"
+        raise FeatureError(f"Give exactly one of count, share and threshold, not {named}.")
+    if count is not None and count < 1:
+        raise FeatureError(f"The count of nodes to keep must be at least 1, not {count}.")
+    for name in ("share", "threshold"):
+        value = given.get(name)
+        if value is not None and not 0 < value <= 1:
+            raise FeatureError(f"The {name} must be above 0 and at most 1, not {value}.")
