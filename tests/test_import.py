@@ -1,0 +1,62 @@
+"""`import vitlens` is quick and brings along only what it must; the public names all resolve."""
+
+import subprocess
+import sys
+import time
+
+import pytest
+
+import vitlens
+
+HEAVY = ("timm", "torchvision", "matplotlib", "networkx", "anywidget", "ipywidgets")
+
+
+def run(program: str) -> str:
+    result = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=False
+    )
+    assert result.returncode == 0, result.stderr
+    return result.stdout
+
+
+def loaded_after(statement: str) -> set[str]:
+    program = f"import sys; {statement}; print(*[n for n in {HEAVY!r} if n in sys.modules])"
+    return set(run(program).split())
+
+
+def test_import_loads_nothing_heavy():
+    assert loaded_after("import vitlens") == set()
+
+
+def test_the_method_loads_nothing_heavy():
+    names = "TopKSAE, Baselines, Trace, Importances, Circuit, Curves, ViT, libragrad, Lens, load"
+    assert loaded_after(f"from vitlens import {names}") == set()
+
+
+def test_import_takes_less_than_three_tenths_of_a_second_more_than_torch():
+    def seconds(statement: str) -> float:
+        start = time.perf_counter()
+        run(statement)
+        return time.perf_counter() - start
+
+    # Alternated, and the best of several: other programs only ever make a run longer.
+    pairs = [(seconds("import torch"), seconds("import torch, vitlens")) for _ in range(5)]
+    torch_alone, with_vitlens = (min(times) for times in zip(*pairs, strict=True))
+    assert with_vitlens - torch_alone < 0.3
+
+
+@pytest.mark.parametrize("name", vitlens.__all__)
+def test_public_names_resolve(name):
+    assert getattr(vitlens, name) is not None
+    assert name in dir(vitlens)
+
+
+def test_version_is_that_of_the_package():
+    from importlib.metadata import version
+
+    assert vitlens.__version__ == version("vitlens")
+
+
+def test_unknown_name():
+    with pytest.raises(AttributeError, match="no attribute 'lense'"):
+        _ = vitlens.lense
