@@ -8,7 +8,7 @@ import pytest
 # Read once when huggingface_hub is imported: a test that would download something fails at once.
 os.environ["HF_HUB_OFFLINE"] = "1"
 
-import torch  # noqa: E402
+import torch
 
 torch.set_num_threads(1)  # tiny tensors: more threads only wait for each other
 
