@@ -1,0 +1,39 @@
+"""Fail unless a wheel holds the whole package, the bundled model included, and is small enough."""
+
+import sys
+import zipfile
+from pathlib import Path
+
+LIMIT_MB = 45
+
+
+def main() -> None:
+    wheel = Path(sys.argv[1])
+    package = Path(__file__).parent.parent / "vitlens"
+    expected = {
+        path.relative_to(package.parent).as_posix()
+        for path in package.rglob("*")
+        if path.is_file() and "__pycache__" not in path.parts
+    }
+    with zipfile.ZipFile(wheel) as archive:
+        found = {name for name in archive.namelist() if not name.endswith("/")}
+    foreign = {name for name in found if not name.startswith(("vitlens/", "vitlens-"))}
+    size = wheel.stat().st_size / 1e6
+
+    problems = []
+    if expected - found:
+        problems.append(f"missing from the wheel: {sorted(expected - found)}")
+    if foreign:
+        problems.append(f"foreign files in the wheel: {sorted(foreign)}")
+    for suffix in (".safetensors", ".json", ".md"):
+        if not any(n.startswith("vitlens/bundles/everyday/") and n.endswith(suffix) for n in found):
+            problems.append(f"the bundled model has no {suffix} file")
+    if size >= LIMIT_MB:
+        problems.append(f"{size:.1f} MB, {LIMIT_MB} allowed")
+    if problems:
+        sys.exit(f"{wheel.name}: " + "; ".join(problems))
+    print(f"{wheel.name}: {len(found)} files, {size:.1f} MB")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,52 @@
+# `make demo` and `make test` are all a newcomer needs: either sets up what it uses, once.
+
+PYTHON ?= $(shell for candidate in python3 python3.11 python3.12 python3.13 python3.14; do \
+	$$candidate -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null \
+	&& echo $$candidate && break; done)
+BIN := .venv/bin
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint format types bench everyday clean
+
+help:  ## Show this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' Makefile
+
+demo: .venv/ready  ## Explain a sample photograph, offline: pictures and numbers in out/demo
+	$(BIN)/vitlens demo --out out/demo
+
+test: .venv/ready  ## Run the tests
+	$(BIN)/python -m pytest
+
+lint: .venv/ready  ## Check the style
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+format: .venv/ready  ## Mend the style
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+types: .venv/ready  ## Check the types
+	$(BIN)/mypy
+
+bench: .venv/ready  ## Time the engines against each other
+	$(BIN)/python -m recipes.bench
+
+everyday: .venv/ready-recipe  ## Build the bundled model anew, from public data (hours)
+	$(BIN)/python -m recipes.everyday
+
+clean:  ## Remove the environment, caches and outputs
+	rm -rf .venv build dist out .pytest_cache .mypy_cache .ruff_cache
+	find vitlens recipes tests -name __pycache__ -prune -exec rm -rf {} +
+
+# Stamps: set-up runs again only when the requirements change.
+.venv/ready: pyproject.toml
+	@test -n "$(PYTHON)" || { echo "vitlens needs Python 3.11 or later; set PYTHON=..."; exit 1; }
+	@echo "Setting up .venv, once; PyTorch may take some minutes to download."
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --editable '.[dev]'
+	@touch $@
+
+.venv/ready-recipe: .venv/ready
+	$(BIN)/python -m pip install --editable '.[dev,recipe]'
+	@touch $@
