@@ -156,6 +156,7 @@ class TopKSAE(nn.Module):
         return STD_EPS
 
     def extra_repr(self) -> str:
+        """Sizes shown by `repr`."""
         return f"width={self.width}, size={self.size}, k={self.k}"
 
     def normalize(self, x: Float[Tensor, "*batch D"]) -> Normalized:
@@ -182,9 +183,7 @@ class TopKSAE(nn.Module):
                 f"This SAE reads a residual stream of width {self.width}, the tokens have width"
                 f" {x.shape[-1]}: it was trained for another model."
             )
-        mean = x.mean(dim=-1, keepdim=True)
-        std = x.detach().std(dim=-1, keepdim=True)
-        return Normalized((x - mean) / (std + self.std_eps), mean, std)
+        return normalize_tokens(x)
 
     def encode(self, x: Float[Tensor, "*batch D"]) -> Float[Tensor, "*batch F"]:
         """Feature activations of tokens x [..., D]; at most `k` a token are above zero."""
@@ -214,6 +213,13 @@ class TopKSAE(nn.Module):
         features, mean, std = self.encode_with_stats(x)
         reconstruction = self.decode(features, mean, std)
         return SAEOutput(features, reconstruction, x - reconstruction, mean, std)
+
+
+def normalize_tokens(x: Float[Tensor, "*batch D"]) -> Normalized:
+    """Take mean and (constant, Bessel-corrected) standard deviation out of each token."""
+    mean = x.mean(dim=-1, keepdim=True)
+    std = x.detach().std(dim=-1, keepdim=True)
+    return Normalized((x - mean) / (std + STD_EPS), mean, std)
 
 
 def top_k_mask(activations: Float[Tensor, "*batch F"], k: int) -> Bool[Tensor, "*batch F"]:

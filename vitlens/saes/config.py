@@ -1,0 +1,121 @@
+"""Settings of SAE training, checked before anything runs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+from vitlens.errors import CheckpointError
+
+Precision = Literal["full", "bfloat16"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """How the SAEs of one model are trained; the defaults are the paper's where it gives them.
+
+    Attributes
+    ----------
+    sizes, k
+        Features F_l and active features K_l of each layer 0 to B-2, or one number for all.
+    epochs
+        Passes over the images.
+    batch_tokens
+        Tokens a step, drawn at random from the buffer (the same tokens for every layer).
+    buffer_tokens
+        Tokens held in memory and shuffled together. The buffer takes
+        ``layers * buffer_tokens * D`` numbers.
+    forward_images
+        Images a forward pass of the model.
+    learning_rate, warmup_steps, decay_share
+        Adam's step size; steps of linear growth up to it; the last share of all steps over which
+        it falls linearly to zero (0: never).
+    aux_weight, aux_features, dead_after
+        AuxK: weight of the loss with which up to `aux_features` dead features explain what the
+        living ones leave over; a feature is dead when it was silent for `dead_after` batches.
+    precision
+        "full": everything in the model's own precision (half precision is trained in float32).
+        "bfloat16": the model's forward pass and the large matrix products in bfloat16, weights,
+        losses and Adam in float32; several times as fast on hardware that has it.
+    seed
+        Of the initial weights and of the shuffling.
+    checkpoint_seconds
+        Time between two checkpoints.
+
+    Raises
+    ------
+    CheckpointError
+        If a number is out of its range.
+
+    Notes
+    -----
+    Kim et al., arXiv 2509.17401, appendix on training; AuxK after Gao et al., arXiv 2406.04093,
+    section 2.4.
+    """
+
+    sizes: int | Sequence[int]
+    k: int | Sequence[int]
+    epochs: int = 1
+    batch_tokens: int = 4096
+    buffer_tokens: int = 65536
+    forward_images: int = 16
+    learning_rate: float = 2e-4
+    warmup_steps: int = 0
+    decay_share: float = 0.0
+    aux_weight: float = 1 / 32
+    aux_features: int = 256
+    dead_after: int = 60
+    precision: Precision = "full"
+    seed: int = 0
+    checkpoint_seconds: float = 120.0
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "batch_tokens", "buffer_tokens", "forward_images", "dead_after"):
+            if getattr(self, name) < 1:
+                raise CheckpointError(f"{name} must be 1 or more, not {getattr(self, name)}.")
+        for name in ("warmup_steps", "aux_weight", "aux_features", "checkpoint_seconds"):
+            if getattr(self, name) < 0:
+                raise CheckpointError(f"{name} must not be negative, but is {getattr(self, name)}.")
+        if self.learning_rate <= 0:
+            raise CheckpointError(f"learning_rate must be above 0, not {self.learning_rate}.")
+        if not 0 <= self.decay_share <= 1:
+            raise CheckpointError(f"decay_share is a share from 0 to 1, not {self.decay_share}.")
+        if self.precision not in ("full", "bfloat16"):
+            raise CheckpointError(f'precision is "full" or "bfloat16", not {self.precision!r}.')
+
+    def layers(self, n_layers: int) -> tuple[tuple[int, int], ...]:
+        """Give (size, k) of each of `n_layers` layers.
+
+        Raises
+        ------
+        CheckpointError
+            If there are more or fewer entries than layers, or a k is not in 1 to its size.
+        """
+        sizes = _per_layer("sizes", self.sizes, n_layers)
+        ks = _per_layer("k", self.k, n_layers)
+        for layer, (size, k) in enumerate(zip(sizes, ks, strict=True)):
+            if not 1 <= k <= size:
+                raise CheckpointError(
+                    f"Layer {layer}: k must be between 1 and its {size} features, not {k}."
+                )
+        return tuple(zip(sizes, ks, strict=True))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        values = asdict(self)
+        for name in ("sizes", "k"):
+            value = values[name]
+            values[name] = value if isinstance(value, int) else [int(number) for number in value]
+        return values
+
+
+def _per_layer(name: str, value: int | Sequence[int], n_layers: int) -> tuple[int, ...]:
+    if isinstance(value, int):
+        return (value,) * n_layers
+    if len(value) != n_layers:
+        raise CheckpointError(
+            f"{name} has {len(value)} entries, and the model has {n_layers} SAE layers"
+            f" (0 to {n_layers - 1}: every block but the last)."
+        )
+    return tuple(int(number) for number in value)

@@ -1,0 +1,385 @@
+"""Training of the SAEs of all layers in one pass over the images."""
+
+from __future__ import annotations
+
+import itertools
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+from tqdm.auto import tqdm
+
+from vitlens.errors import CheckpointError, ImageError
+from vitlens.files import fingerprint, read_tensors, write_tensors
+from vitlens.models.adapter import ViT
+from vitlens.saes.config import TrainConfig
+from vitlens.saes.files import MANIFEST, load_saes, read_manifest, save_saes
+from vitlens.saes.learner import Learner, StepReport
+from vitlens.saes.stream import (
+    TokenBuffer,
+    batched,
+    count_images,
+    iterate_images,
+    n_batches,
+    sae_residuals,
+)
+from vitlens.saes.topk import TopKSAE
+
+CHECKPOINT = "checkpoint.safetensors"
+_SMOOTHING = 0.9
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """What training gives.
+
+    Attributes
+    ----------
+    saes
+        Of layers 0 to B-2, as saved in `folder`.
+    folder
+        Opens with `vitlens.saes.load_saes`.
+    steps, n_images, n_tokens
+        Steps taken; images and tokens seen, over all epochs.
+    explained_variance, dead_fraction
+        Per layer at the end of training, on training tokens: running mean over batches, in the
+        normalised space; share of features silent for `dead_after` batches. For figures on
+        unseen images use `vitlens.saes.measure`.
+    """
+
+    saes: tuple[TopKSAE, ...]
+    folder: Path
+    steps: int
+    n_images: int
+    n_tokens: int
+    explained_variance: tuple[float, ...]
+    dead_fraction: tuple[float, ...]
+
+    def __str__(self) -> str:
+        rows = [
+            f"{layer:5d}  {sae.size:8d}  {sae.k:4d}  {explained:18.3f}  {dead:6.1%}"
+            for layer, (sae, explained, dead) in enumerate(
+                zip(self.saes, self.explained_variance, self.dead_fraction, strict=True)
+            )
+        ]
+        head = f"{self.n_tokens:,} tokens of {self.n_images:,} images, {self.steps:,} steps"
+        return "\n".join([head, "layer  features     k  explained variance    dead", *rows])
+
+
+@dataclass(frozen=True)
+class _Progress:
+    """Where training stands: whole groups of images (one buffer each), then batches of one."""
+
+    epoch: int = 0
+    group: int = 0
+    batch: int = 0
+    n_images: int = 0
+    n_tokens: int = 0
+
+
+def train_saes(
+    vit: ViT,
+    images: Any,
+    config: TrainConfig,
+    *,
+    out: str | Path,
+    resume: bool = True,
+    n_images: int | None = None,
+) -> TrainResult:
+    """Train the SAEs of layers 0 to B-2 of a model together.
+
+    Each image goes through the model once an epoch; its tokens, at all layers, wait in a bounded
+    buffer, are shuffled and used once. Activations are never written to disk. A checkpoint is
+    written now and then and at Ctrl-C; calling again with the same arguments goes on from there,
+    and gives what an uninterrupted run gives if `images` comes in the same order. The state of
+    torch's global random generator is kept for that, so that a shuffling `DataLoader` qualifies.
+
+    Parameters
+    ----------
+    vit
+        The model.
+    images
+        Model inputs: a sequence, data set or data loader of tensors [3, H, W] or batches
+        [n, 3, H, W] (or tuples that begin with one), which can be iterated once an epoch.
+    config
+        Sizes and settings.
+    out
+        Folder for the SAEs; it holds the checkpoint while training is under way.
+    resume
+        Go on from a checkpoint in `out`, or give back SAEs finished there. If False, start anew.
+    n_images
+        Images an epoch, where it does not follow from `images`. Needed for a learning rate that
+        decays, and for a progress bar that knows its end.
+
+    Returns
+    -------
+    TrainResult
+
+    Raises
+    ------
+    CheckpointError
+        If settings do not fit the model, or `out` holds a run of another model or with other
+        settings.
+    ImageError
+        If there is no image, or one does not fit the model or is not finite.
+    VitlensError
+        If a file cannot be written; an earlier checkpoint is left as it was.
+
+    Notes
+    -----
+    Kim et al., NeurIPS 2025, arXiv 2509.17401.
+    """
+    return _Run(vit, images, config, Path(out), n_images).train(resume=resume)
+
+
+class _Run:
+    """One training run: the learner, its place in the images, its files."""
+
+    def __init__(
+        self, vit: ViT, images: Any, config: TrainConfig, out: Path, n_images: int | None
+    ) -> None:
+        self.vit, self.images, self.config, self.out = vit, images, config, out
+        self.n_layers = vit.depth - 1
+        self.per_epoch = count_images(images) if n_images is None else n_images
+        if self.per_epoch == 0:
+            raise ImageError("There are no images to train on.")
+        if config.epochs > 1 and isinstance(images, Iterator):
+            raise ImageError(
+                f"{config.epochs} epochs need images that can be iterated anew; an iterator gives"
+                " one pass. Pass a list, a data set or a data loader."
+            )
+        if config.decay_share and self.per_epoch is None:
+            raise CheckpointError(
+                "A decaying learning rate needs the number of images: pass n_images."
+            )
+        half = vit.dtype in (torch.float16, torch.bfloat16)
+        self.dtype = torch.float32 if half else vit.dtype
+        self.low = config.precision == "bfloat16"
+        self.group_images = max(1, config.buffer_tokens // vit.n_tokens)
+        self.learner = Learner(
+            vit.width, config, self.n_layers, dtype=self.dtype, device=vit.device
+        )
+        self.progress = _Progress()
+        self.identity = {
+            "model": fingerprint(vit.model.state_dict()),
+            "config": config.to_dict(),
+            "n_images": self.per_epoch,
+        }
+        self.epoch_rng = torch.get_rng_state()
+        self.running: StepReport | None = None
+        self.in_step = False
+
+    def train(self, *, resume: bool) -> TrainResult:
+        if resume and (self.out / CHECKPOINT).is_file():
+            self._load()
+        elif resume and (self.out / MANIFEST).is_file():
+            return self._finished()
+        try:
+            self._loop()
+        except BaseException:
+            # Between two steps the state is whole, whatever went wrong with an image.
+            if not self.in_step and self.progress != _Progress():
+                self._save()
+            raise
+        return self._finish()
+
+    def _loop(self) -> None:
+        config, start = self.config, self.progress
+        total = None if self.per_epoch is None else self.per_epoch * config.epochs
+        last_save = time.monotonic()
+        with tqdm(total=total, initial=start.n_images, unit="image", desc="SAEs") as bar:
+            while self.progress.epoch < config.epochs:
+                for buffer in self._buffers(bar):
+                    generator = torch.Generator().manual_seed(self._group_seed())
+                    for batch in buffer.batches(
+                        config.batch_tokens, generator, start=self.progress.batch
+                    ):
+                        with _interrupts_held():
+                            self._step(batch)
+                        self._show(bar)
+                        if time.monotonic() - last_save > config.checkpoint_seconds:
+                            self._save()
+                            last_save = time.monotonic()
+                    self.progress = replace(
+                        self.progress,
+                        group=self.progress.group + 1,
+                        batch=0,
+                        n_images=self.progress.n_images + buffer.n_images,
+                        n_tokens=self.progress.n_tokens + buffer.n_tokens,
+                    )
+                if self.progress.n_images == 0:
+                    raise ImageError("There are no images to train on.")
+                self.epoch_rng = torch.get_rng_state()
+                self.progress = replace(self.progress, epoch=self.progress.epoch + 1, group=0)
+
+    def _buffers(self, bar: tqdm) -> Iterator[TokenBuffer]:
+        """Yield the rest of this epoch's images, group by group, as tokens of every layer."""
+        each = iterate_images(self.images, self.progress.group * self.group_images)
+        while True:
+            group = itertools.islice(each, self.group_images)
+            dtype = torch.bfloat16 if self.low else self.dtype
+            buffer = TokenBuffer(self.n_layers, self.vit.width, dtype=dtype)
+            for batch in batched(group, self.config.forward_images, self.vit.image_size):
+                buffer.add(sae_residuals(self.vit, batch, bfloat16=self.low))
+                bar.update(len(batch))
+            if buffer.n_images == 0:
+                return
+            yield buffer
+
+    def _step(self, batch: tuple[torch.Tensor, ...]) -> None:
+        self.in_step = True
+        report = self.learner.step(batch, self._learning_rate())
+        self.progress = replace(self.progress, batch=self.progress.batch + 1)
+        if self.running is not None:
+            smooth = torch.lerp(
+                report.explained_variance, self.running.explained_variance, _SMOOTHING
+            )
+            report = StepReport(smooth, report.dead_fraction)
+        self.running = report
+        self.in_step = False
+
+    def _show(self, bar: tqdm) -> None:
+        assert self.running is not None
+        if bar.disable:
+            return
+        rate = bar.format_dict["rate"]
+        tokens = f"{rate * self.vit.n_tokens:,.0f}" if rate else "?"
+        explained = self.running.explained_variance
+        bar.set_postfix_str(
+            f"{tokens} tokens/s, explained variance {explained.mean():.3f}"
+            f" (lowest {explained.min():.3f}), dead {self.running.dead_fraction.mean():.1%}",
+            refresh=False,
+        )
+
+    def _learning_rate(self) -> float:
+        config, step = self.config, self.learner.step_count
+        factor = min(1.0, (step + 1) / (config.warmup_steps + 1))
+        if config.decay_share:
+            total = self._total_steps()
+            left = (total - step) / max(1.0, config.decay_share * total)
+            factor = min(factor, max(0.0, left))
+        return config.learning_rate * factor
+
+    def _total_steps(self) -> int:
+        assert self.per_epoch is not None
+        whole, rest = divmod(self.per_epoch, self.group_images)
+        T, size = self.vit.n_tokens, self.config.batch_tokens
+        steps = whole * n_batches(self.group_images * T, size)
+        return self.config.epochs * (steps + (n_batches(rest * T, size) if rest else 0))
+
+    def _group_seed(self) -> int:
+        """Seed of one group's shuffling: it depends on the place alone, so no state is kept."""
+        place = torch.tensor([self.config.seed, self.progress.epoch, self.progress.group])
+        return int(fingerprint({"place": place})[:15], 16)
+
+    def _save(self) -> None:
+        tensors = {**self.learner.state(), "rng": self.epoch_rng}
+        if self.running is not None:
+            tensors["explained_variance"] = self.running.explained_variance
+            tensors["dead_fraction"] = self.running.dead_fraction
+        metadata = {
+            **self.identity,
+            "format": "vitlens-sae-training",
+            "step": self.learner.step_count,
+            "progress": asdict(self.progress),
+        }
+        with _interrupts_held():
+            write_tensors(self.out / CHECKPOINT, tensors, metadata)
+
+    def _load(self) -> None:
+        path = self.out / CHECKPOINT
+        tensors, metadata = read_tensors(path)
+        if metadata.get("format") != "vitlens-sae-training":
+            raise CheckpointError(f"{path} is not a checkpoint of SAE training.")
+        self._check_identity(path, metadata)
+        try:
+            self.learner.load_state(tensors, metadata["step"])
+            self.progress = _Progress(**metadata["progress"])
+            self.epoch_rng = tensors["rng"]
+            if "explained_variance" in tensors:
+                self.running = StepReport(
+                    *(
+                        tensors[name].to(self.vit.device)
+                        for name in ("explained_variance", "dead_fraction")
+                    )
+                )
+        except (KeyError, TypeError, CheckpointError) as error:
+            raise CheckpointError(f"{path} is damaged: {error}.") from error
+        torch.set_rng_state(self.epoch_rng)
+
+    def _check_identity(self, path: Path, found: dict[str, Any]) -> None:
+        for name, what in (("model", "another model"), ("n_images", "other images")):
+            if found.get(name) != self.identity[name]:
+                raise CheckpointError(
+                    f"{path} is of a run on {what}. Choose another folder, or pass resume=False."
+                )
+        theirs = found.get("config", {})
+        ours = self.config.to_dict()
+        changed = [name for name in ours if theirs.get(name) != ours[name]]
+        if changed:
+            listed = ", ".join(f"{name} {theirs.get(name)} (now {ours[name]})" for name in changed)
+            raise CheckpointError(
+                f"{path} is of a run with other settings: {listed}. Use these, choose another"
+                " folder, or pass resume=False."
+            )
+
+    def _finish(self) -> TrainResult:
+        assert self.running is not None
+        figures = {
+            "steps": self.learner.step_count,
+            "n_images": self.progress.n_images,
+            "n_tokens": self.progress.n_tokens,
+            "explained_variance": self.running.explained_variance.tolist(),
+            "dead_fraction": self.running.dead_fraction.tolist(),
+        }
+        save_saes(self.learner.saes, self.out, metadata={**self.identity, "training": figures})
+        (self.out / CHECKPOINT).unlink(missing_ok=True)
+        return self._finished()
+
+    def _finished(self) -> TrainResult:
+        path = self.out / MANIFEST
+        metadata = read_manifest(self.out)["metadata"]
+        if "training" not in metadata:
+            raise CheckpointError(
+                f"{self.out} holds SAEs that were not trained here. Choose another folder, or"
+                " pass resume=False."
+            )
+        self._check_identity(path, metadata)
+        figures = metadata["training"]
+        return TrainResult(
+            saes=tuple(load_saes(self.out, dtype=self.dtype, device=self.vit.device)),
+            folder=self.out,
+            steps=figures["steps"],
+            n_images=figures["n_images"],
+            n_tokens=figures["n_tokens"],
+            explained_variance=tuple(figures["explained_variance"]),
+            dead_fraction=tuple(figures["dead_fraction"]),
+        )
+
+
+@contextmanager
+def _interrupts_held() -> Iterator[None]:
+    """Let Ctrl-C wait until the block is done, so that it never cuts a step in two."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    pressed = False
+
+    def note(signum: int, frame: FrameType | None) -> None:
+        nonlocal pressed
+        pressed = True
+
+    previous = signal.signal(signal.SIGINT, note)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, previous)
+    if pressed:
+        raise KeyboardInterrupt
