@@ -40,7 +40,7 @@ def test_import_takes_less_than_three_tenths_of_a_second_more_than_torch():
         return time.perf_counter() - start
 
     # Alternated, and the best of several: other programs only ever make a run longer.
-    pairs = [(seconds("import torch"), seconds("import torch, vitlens")) for _ in range(5)]
+    pairs = [(seconds("import torch"), seconds("import torch, vitlens")) for _ in range(3)]
     torch_alone, with_vitlens = (min(times) for times in zip(*pairs, strict=True))
     assert with_vitlens - torch_alone < 0.3
 
