@@ -1,19 +1,18 @@
 """Closed-form engine: all pairs of two layers at once, for blocks that are token-wise but for one
 softmax attention.
 
-Such a block is cut at its attention into `pre` (stream to queries, keys, values) and `post` (stream
-and attended values to output), both token-wise. Three steps give the edges of METHOD "Three
-engines":
+Such a block is cut at its attention (see `split`): ``output = post(x, attention(pre(x)))``, with
+token-wise `pre` and `post`. Three steps give the edges of METHOD "Three engines":
 
-1. The rows of active target features are pulled back through `post`: K_{l+1} rows a token, for
-   the stream and for the attended values.
-2. The part that stays on its token is a K_l x K_{l+1} block of inner products a token.
-3. The part that crosses tokens: active decoder rows are pushed through `pre`, spread over the
-   tokens with the attention probabilities, summed over each source feature's tokens, and
-   contracted with the rows of step 1.
+1. The encoder rows of active target features are pulled back through `post`, K_{l+1} rows a
+   token: to the stream, and to the attended values.
+2. What stays on its token is a K_l x K_{l+1} block of inner products a token.
+3. What crosses tokens: for fixed constants `pre` is one linear map for all tokens, up to a factor
+   a token (one over the norm's standard deviation). So every decoder row is pushed once, not
+   once a token, and the attention probabilities spread only how much of a feature is where.
 
-No [F, T, D] tensor is made. For plain gradients the derivative of the attention probabilities
-is added to steps 2 (queries) and 3 (keys).
+No [F, T, D] tensor is made. Plain gradients add the derivative of the probabilities with respect
+to queries (step 2) and keys (step 3), and a rank-one correction a token for the norm.
 """
 
 from __future__ import annotations
@@ -25,10 +24,10 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from vitlens.attribution.edges import LayerPair
-from vitlens.attribution.split import SplitBlock, split_block
+from vitlens.attribution.split import KeysValues, SplitBlock, split_block
 
-# Numbers held at once while spreading source features over the tokens (4 bytes each).
-_SPREAD_BUDGET = 24_000_000
+# Receiving tokens looked at together: bounds the largest tensor, [tokens, F_l, D].
+_TOKENS = 16
 
 
 def edges(pair: LayerPair) -> Float[Tensor, "F+1 n"]:
@@ -42,109 +41,104 @@ def edges(pair: LayerPair) -> Float[Tensor, "F+1 n"]:
     with torch.no_grad():
         block = split_block(pair)
         rows = _pull_targets(pair, block)
-        sources = _Sources.of(pair)
-        result = _within_tokens(sources, rows)
-        result += _across_tokens(sources, rows, block)
-        return result.narrow(1, 0, len(pair.targets))
-
-
-@dataclass(frozen=True)
-class _Sources:
-    """Active sources of each token, padded to a common number S with zero directions."""
-
-    index: Int[Tensor, "T S"]
-    directions: Float[Tensor, "T S D"]
-    n: int
-
-    @classmethod
-    def of(cls, pair: LayerPair) -> _Sources:
-        n_features = pair.coefficients.shape[1]
-        widest = max(int((pair.coefficients != 0).sum(1).max()), 1)
-        index = pair.coefficients.abs().topk(widest, dim=1).indices
-        reach = pair.coefficients.gather(1, index)
-        error = torch.full_like(index[:, :1], n_features)
-        return cls(
-            index=torch.cat([index, error], dim=1),
-            directions=torch.cat(
-                [reach[..., None] * pair.directions[index], pair.error[:, None]], dim=1
-            ),
-            n=n_features + 1,
-        )
+        return _within_tokens(pair, rows) + _across_tokens(pair, rows, block)
 
 
 @dataclass(frozen=True)
 class _Rows:
-    """Gradients of the active target features of each token, padded to a common number K."""
+    """Gradients of the active target features of each token, padded with zeros to K a token."""
 
     index: Int[Tensor, "T K"]
     at_stream: Float[Tensor, "K T D"]
-    at_attended: Float[Tensor, "K H T E"]
+    at_attended: Float[Tensor, "H T K E"]
     n: int
 
 
 def _pull_targets(pair: LayerPair, block: SplitBlock) -> _Rows:
     sae, targets = pair.sae, pair.targets
-    features, _, std = sae.encode_with_stats(block.output[0])
+    features, _, std = sae.encode_with_stats(block.output)
     weights = torch.where(features > 0, pair.weights, 0)[:, targets]
-    widest = max(int((weights != 0).sum(1).max()), 1)
-    index = weights.abs().topk(widest, dim=1).indices
-    weight = weights.gather(1, index)
+    index, weight = _strongest(weights)
     encoder = sae.W_enc[:, targets].T
     encoder = encoder - encoder.mean(1, keepdim=True)
     cotangents = encoder[index] * (weight / (std + sae.std_eps))[..., None]
-    at_stream, at_attended = block.pull_output(cotangents.transpose(0, 1))
+    at_stream, at_attended = block.pull_output(cotangents.transpose(0, 1).contiguous())
     if pair.gradient == "plain":
         at_stream = at_stream + block.pull_queries(at_attended)
-    return _Rows(index, at_stream, at_attended, len(targets))
+    return _Rows(index, at_stream, at_attended.permute(1, 2, 0, 3).contiguous(), len(targets))
 
 
-def _within_tokens(sources: _Sources, rows: _Rows) -> Float[Tensor, "F+1 n"]:
-    products = sources.directions @ rows.at_stream.permute(1, 2, 0)
-    flat = sources.index[:, :, None] * rows.n + rows.index[:, None, :]
-    result = products.new_zeros(sources.n * rows.n)
-    return result.index_add_(0, flat.reshape(-1), products.reshape(-1)).reshape(sources.n, rows.n)
+def _strongest(x: Float[Tensor, "T F"]) -> tuple[Int[Tensor, "T K"], Float[Tensor, "T K"]]:
+    """Columns and values of all entries that are not zero, padded to a common number a row."""
+    index = x.abs().topk(max(int((x != 0).sum(1).max()), 1), dim=1).indices
+    return index, x.gather(1, index)
 
 
-def _across_tokens(sources: _Sources, rows: _Rows, block: SplitBlock) -> Float[Tensor, "F+1 n"]:
-    pushed = block.push_sources(sources.directions)
-    slot, token = _by_feature(sources)
-    heads, n_tokens, _ = block.attended.shape
-    contract = rows.at_attended.permute(2, 1, 3, 0).reshape(n_tokens, -1, rows.index.shape[1])
-    columns = rows.index.reshape(-1)
-    result = contract.new_zeros(rows.n, sources.n)
-
-    counts = torch.bincount(sources.index.reshape(-1)[slot], minlength=sources.n)
-    starts = counts.cumsum(0) - counts
-    # Sources with like numbers of tokens go together, so that little of a chunk is padding.
-    order = counts.argsort()
-    order = order[counts[order] > 0]
-    for chunk in _chunks(counts[order].tolist(), block):
-        chosen = order[chunk]
-        place = torch.arange(int(counts[chosen].max()), device=slot.device)
-        padded = place >= counts[chosen, None]
-        take = (starts[chosen, None] + place).masked_fill(padded, 0)
-        spread = block.spread(pushed, slot[take], token[take], padded)
-        spread = spread.permute(2, 0, 1, 3).reshape(n_tokens, len(chosen), -1)
-        products = torch.bmm(spread, contract).permute(0, 2, 1).reshape(-1, len(chosen))
-        result[:, chosen] = result.new_zeros(rows.n, len(chosen)).index_add_(0, columns, products)
-    return result.T
+def _within_tokens(pair: LayerPair, rows: _Rows) -> Float[Tensor, "F+1 n"]:
+    index, reach = _strongest(pair.coefficients)
+    n_features = pair.coefficients.shape[1]
+    directions = torch.cat([reach[..., None] * pair.directions[index], pair.error[:, None]], dim=1)
+    index = torch.cat([index, torch.full_like(index[:, :1], n_features)], dim=1)
+    products = directions @ rows.at_stream.permute(1, 2, 0)
+    places = index[:, :, None] * rows.n + rows.index[:, None, :]
+    result = products.new_zeros((n_features + 1) * rows.n)
+    result.scatter_add_(0, places.reshape(-1), products.reshape(-1))
+    return result.reshape(n_features + 1, rows.n)
 
 
-def _by_feature(sources: _Sources) -> tuple[Int[Tensor, " p"], Int[Tensor, " p"]]:
-    """Slots (token x S + place) and tokens of all active pairs, sorted by source."""
-    active = sources.directions.abs().amax(-1).reshape(-1) > 0
-    slots = active.nonzero().squeeze(1)
-    slots = slots[sources.index.reshape(-1)[slots].argsort(stable=True)]
-    return slots, slots // sources.index.shape[1]
+def _across_tokens(pair: LayerPair, rows: _Rows, block: SplitBlock) -> Float[Tensor, "F+1 n"]:
+    pushed = block.push_features(pair.directions)
+    amount = pair.coefficients * pushed.factor[:, None]
+    received = block.probabilities @ amount
+    features = rows.at_stream.new_zeros(rows.n, amount.shape[1])
+    for tokens in torch.arange(len(amount), device=amount.device).split(_TOKENS):
+        products = _value_path(pushed.rows.values, received[:, tokens], rows, tokens)
+        if pair.gradient == "plain":
+            products += _key_path(pushed.rows.keys, amount, rows, block, tokens)
+        features.index_add_(0, rows.index[tokens].reshape(-1), products.reshape(-1, len(features.T)))
+    if pair.gradient == "plain":
+        norm = block.norm_correction()
+        along = pair.coefficients * (norm.at_stream @ pair.directions.T)
+        features -= _from_tokens(norm.moved, rows, block) @ along
+    error = _from_tokens(block.push_tokens(pair.error), rows, block).sum(1, keepdim=True)
+    return torch.cat([features, error], dim=1).T
 
 
-def _chunks(counts: list[int], block: SplitBlock) -> list[slice]:
-    """Cut ascending token counts into runs whose tensors stay within the budget."""
-    heads, n_tokens, width = block.attended.shape
-    chunks, start = [], 0
-    for stop in range(1, len(counts) + 1):
-        size = (stop + 1 - start) * heads * n_tokens * (width + counts[min(stop, len(counts) - 1)])
-        if stop == len(counts) or size > _SPREAD_BUDGET:
-            chunks.append(slice(start, stop))
-            start = stop
-    return chunks
+def _value_path(
+    values: Float[Tensor, "F H E"],
+    received: Float[Tensor, "H t F"],
+    rows: _Rows,
+    tokens: Int[Tensor, " t"],
+) -> Float[Tensor, "t K F"]:
+    """Features move values: token t' gets a feature's row as often as it attends to it."""
+    spread = received.permute(1, 2, 0)[..., None] * values
+    contract = rows.at_attended[:, tokens].permute(1, 2, 0, 3)
+    return contract.flatten(2) @ spread.flatten(2).transpose(1, 2)
+
+
+def _key_path(
+    keys: Float[Tensor, "F H E"],
+    amount: Float[Tensor, "T F"],
+    rows: _Rows,
+    block: SplitBlock,
+    tokens: Int[Tensor, " t"],
+) -> Float[Tensor, "t K F"]:
+    """Features move keys, and so the attention probabilities of token t'."""
+    moved = block.at_scores(rows.at_attended[:, tokens], tokens) @ amount
+    scores = torch.einsum("hte,fhe->htf", block.queries[:, tokens], keys)
+    return (moved * scores[:, :, None]).sum(0)
+
+
+def _from_tokens(moved: KeysValues, rows: _Rows, block: SplitBlock) -> Float[Tensor, "n T"]:
+    """Change of every target when token t alone moves its key and value by `moved`."""
+    n_tokens = block.output.shape[0]
+    result = rows.at_stream.new_zeros(rows.n, n_tokens)
+    for tokens in torch.arange(n_tokens, device=result.device).split(_TOKENS):
+        at_attended = rows.at_attended[:, tokens]
+        reach = at_attended @ moved.values.permute(1, 2, 0)[:, None]
+        change = (reach * block.probabilities[:, tokens, None]).sum(0)
+        if block.pair.gradient == "plain":
+            scores = block.queries[:, tokens] @ moved.keys.permute(1, 2, 0)
+            change += (block.at_scores(at_attended, tokens) * scores[:, :, None]).sum(0)
+        result.index_add_(0, rows.index[tokens].reshape(-1), change.reshape(-1, n_tokens))
+    return result

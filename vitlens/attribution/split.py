@@ -3,51 +3,74 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from vitlens.attribution.edges import LayerPair
-from vitlens.attribution.gradients import backward_rules
+from vitlens.attribution.gradients import Gradient, backward_rules
 from vitlens.errors import ModelError
 
+Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
 
-class _Reached(Exception):  # noqa: N818 - control flow: the block need not run any further
+
+class KeysValues(NamedTuple):
+    """Changes of keys and values, [..., H, E] each."""
+
+    keys: Float[Tensor, "*n H E"]
+    values: Float[Tensor, "*n H E"]
+
+
+class PushedFeatures(NamedTuple):
+    """Decoder rows seen at the attention: token t gets ``factor[t] * rows``."""
+
+    factor: Float[Tensor, " T"]
+    rows: KeysValues
+
+
+class NormCorrection(NamedTuple):
+    """What the norm's standard deviation takes away: ``moved[t] <at_stream[t], d>``."""
+
+    moved: KeysValues
+    at_stream: Float[Tensor, "T D"]
+
+
+class _Reached(Exception):  # noqa: N818 - the block need not run any further; nothing is wrong
     pass
 
 
 class _AttentionProbe(TorchFunctionMode):
-    """Notes the arguments of softmax attention and lets `replace` give its result."""
+    """Lets `attend` take the place of softmax attention."""
 
-    def __init__(self, replace: Callable[[Tensor, Tensor, Tensor], Tensor]):
+    def __init__(self, attend: Attend):
         super().__init__()
-        self.replace = replace
+        self.attend = attend
         self.calls = 0
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
+        kwargs = kwargs or {}
         if func is not F.scaled_dot_product_attention:
-            return func(*args, **(kwargs or {}))
+            return func(*args, **kwargs)
         self.calls += 1
-        options = {k: v for k, v in (kwargs or {}).items() if v}
-        if len(args) != 3 or options or args[0].shape != args[1].shape:
+        if len(args) != 3 or any(kwargs.values()) or args[0].shape != args[1].shape:
             raise ModelError(
                 "The exact engine knows plain softmax attention only, without masks, dropout or "
                 'grouped queries. Use engine="jvp" (or "vjp") for this model.'
             )
-        return self.replace(*args)
+        return self.attend(*args)
 
 
 @contextmanager
 def _fused_attention(model: nn.Module) -> Iterator[None]:
-    """Have timm's attention call the one function that the probe knows."""
+    """Have timm's attention layers call the one function that the probe knows."""
     manual = [m for m in model.modules() if getattr(m, "fused_attn", True) is False]
     for module in manual:
         module.fused_attn = True
@@ -67,11 +90,11 @@ class SplitBlock:
     pair
         Where the block is, and with which gradient.
     queries, keys, values, attended
-        Inputs and output of the attention, [H, T, E].
+        Inputs and output of the attention, [H, T, E]; the scores' scale is in the queries.
     probabilities
-        Attention probabilities, [H, T, T], rows are the receiving tokens.
+        Attention probabilities, [H, T, T]; rows are the receiving tokens.
     output
-        The block's output, [1, T, D].
+        The block's output, [T, D].
     """
 
     pair: LayerPair
@@ -80,39 +103,15 @@ class SplitBlock:
     values: Float[Tensor, "H T E"]
     attended: Float[Tensor, "H T E"]
     probabilities: Float[Tensor, "H T T"]
-    output: Float[Tensor, "1 T D"]
+    output: Float[Tensor, "T D"]
 
-    @property
-    def scale(self) -> float:
-        """What scores are multiplied with before the softmax."""
-        return float(self.queries.shape[-1] ** -0.5)
-
-    def _run(
-        self, stream: Tensor, replace: Callable[[Tensor, Tensor, Tensor], Tensor]
-    ) -> Tensor:
-        with (
-            _fused_attention(self.pair.vit.model),
-            backward_rules(self.pair.vit, self.pair.gradient),
-            _AttentionProbe(replace),
-        ):
-            return self.pair.block(stream)
-
-    def _post(self, stream: Float[Tensor, "T D"], attended: Float[Tensor, "H T E"]) -> Tensor:
-        return self._run(stream[None], lambda q, k, v: attended[None])[0]
-
-    def _pre(self, stream: Float[Tensor, "T D"]) -> tuple[Tensor, Tensor, Tensor]:
-        seen: list[Tensor] = []
-
-        def note(*qkv: Tensor) -> Tensor:
-            seen.extend(x[0] for x in qkv)
-            raise _Reached
-
-        try:
-            self._run(stream[None], note)
-        except _Reached:
-            pass
-        queries, keys, values = seen
-        return queries, keys, values
+    def at_scores(
+        self, at_attended: Float[Tensor, "H t K E"], tokens: Int[Tensor, " t"]
+    ) -> Float[Tensor, "H t K T"]:
+        """Pull rows at the attended values of some tokens back to their attention scores."""
+        reach = at_attended @ self.values[:, None].transpose(-2, -1)
+        mean = (at_attended * self.attended[:, tokens, None]).sum(-1, keepdim=True)
+        return self.probabilities[:, tokens, None] * (reach - mean)
 
     def pull_output(
         self, cotangents: Float[Tensor, "K T D"]
@@ -120,56 +119,100 @@ class SplitBlock:
         """Pull rows at the output back to the stream (attended values fixed) and to these."""
         with torch.enable_grad():
             _, pull = torch.func.vjp(self._post, self.pair.stream, self.attended)
-            return torch.func.vmap(pull)(cotangents)
+        at_stream, at_attended = torch.func.vmap(pull)(cotangents)
+        return at_stream, at_attended
 
     def pull_queries(self, at_attended: Float[Tensor, "K H T E"]) -> Float[Tensor, "K T D"]:
         """Pull rows at the attended values back to the stream by way of the queries."""
-        reach = at_attended @ self.values.transpose(-2, -1)
-        reach = reach - (at_attended * self.attended).sum(-1, keepdim=True)
-        at_queries = self.scale * (self.probabilities * reach) @ self.keys
+        every = torch.arange(self.output.shape[0], device=self.output.device)
+        at_queries = self.at_scores(at_attended.permute(1, 2, 0, 3), every) @ self.keys[:, None]
         with torch.enable_grad():
-            _, pull = torch.func.vjp(lambda x: self._pre(x)[0], self.pair.stream)
-            (at_stream,) = torch.func.vmap(pull)(at_queries)
+            _, pull = torch.func.vjp(lambda x: self._pre(x, "plain")[0], self.pair.stream)
+        (at_stream,) = torch.func.vmap(pull)(at_queries.permute(2, 0, 1, 3))
         return at_stream
 
-    def push_sources(
-        self, directions: Float[Tensor, "T S D"]
-    ) -> tuple[Float[Tensor, "T*S H E"], Float[Tensor, "T*S H E"]]:
-        """Change of every token's own key and value along its directions."""
+    def push_features(self, directions: Float[Tensor, "F D"]) -> PushedFeatures:
+        """Push decoder rows to keys and values, with the norm's standard deviation fixed.
 
-        def push(tangent: Float[Tensor, "T D"]) -> tuple[Tensor, Tensor]:
-            _, (_, keys, values) = torch.func.jvp(self._pre, (self.pair.stream,), (tangent,))
-            return keys, values
-
-        keys, values = torch.func.vmap(push)(directions.transpose(0, 1))
-        flat = (directions.shape[0] * directions.shape[1], *self.values.shape[::2])
-        return (
-            keys.permute(2, 0, 1, 3).reshape(flat),
-            values.permute(2, 0, 1, 3).reshape(flat),
-        )
-
-    def spread(
-        self,
-        pushed: tuple[Float[Tensor, "P H E"], Float[Tensor, "P H E"]],
-        slots: Int[Tensor, "C M"],
-        tokens: Int[Tensor, "C M"],
-        padded: Bool[Tensor, "C M"],
-    ) -> Float[Tensor, "C H T E"]:
-        """Change of the attended values of all tokens when whole sources move.
-
-        Source c sits on the tokens ``tokens[c]``, where its keys and values move by the rows
-        ``slots[c]`` of `pushed`; entries that are `padded` count nothing.
+        Raises
+        ------
+        ModelError
+            If the map is not the same for all tokens up to a factor.
         """
-        keys, values = pushed
-        attention = self.probabilities.permute(2, 0, 1)[tokens].permute(0, 2, 3, 1)
-        attention = attention.masked_fill(padded[:, None, None], 0)
-        spread = attention @ values[slots].transpose(1, 2)
-        if self.pair.gradient == "plain":
-            moved = self.scale * self.queries @ keys[slots].permute(0, 2, 3, 1)
-            moved = attention * moved
-            origin = self.values.permute(1, 0, 2)[tokens].transpose(1, 2)
-            spread = spread + moved @ origin - moved.sum(-1, keepdim=True) * self.attended
-        return spread
+        n_tokens = self.output.shape[0]
+        probe = torch.linspace(-1, 1, directions.shape[1]).cos().to(directions) * directions[0]
+        probe = probe + directions.sum(0)
+        seen = self._push(probe.expand(n_tokens, -1), "libragrad")
+        # Keys matter for plain gradients only: with LibraGrad they may be rotated or normalised.
+        flat = torch.cat([x.flatten(1) for x in self._needed(seen)], dim=1)
+        factor = (flat @ flat[0]) / flat[0].square().sum()
+        difference = (flat - factor[:, None] * flat[0]).norm() / flat.norm()
+        if difference > 100 * torch.finfo(flat.dtype).eps ** 0.75:
+            raise ModelError(
+                f"The {self.pair.gradient} gradient of this block's attention inputs differs from "
+                "token to token (rotary embeddings or key norms with plain gradients, or a norm "
+                'unknown to LibraGrad). Use engine="jvp" (or "vjp").'
+            )
+        rows = []
+        for part in directions.split(n_tokens):
+            padded = F.pad(part, (0, 0, 0, n_tokens - len(part)))
+            pushed = self._push(padded, "libragrad")
+            rows.append([(x / factor[:, None, None])[: len(part)] for x in pushed])
+        return PushedFeatures(factor, KeysValues(*(torch.cat(x) for x in zip(*rows, strict=True))))
+
+    def push_tokens(self, directions: Float[Tensor, "T D"]) -> KeysValues:
+        """Push one direction a token to that token's key and value."""
+        return self._push(directions, self.pair.gradient)
+
+    def norm_correction(self) -> NormCorrection:
+        """How plain gradients differ from those with the norm's standard deviation fixed.
+
+        The difference R of the two maps has rank one at every token, so that with ``a = R x``
+        it is ``R d = a <R^T a, d> / <a, a>``.
+        """
+        stream = self.pair.stream
+        fixed, plain = (self._push(stream, rule) for rule in ("libragrad", "plain"))
+        moved = KeysValues(*(a - b for a, b in zip(fixed, plain, strict=True)))
+        cotangents = tuple(x.transpose(0, 1) for x in moved)
+        pulled = []
+        for rule in ("libragrad", "plain"):
+            with torch.enable_grad():
+                _, pull = torch.func.vjp(lambda x, r=rule: self._pre(x, r)[1:], stream)
+            pulled.append(pull(cotangents)[0])
+        size = sum(x.square().sum((1, 2)) for x in moved)
+        return NormCorrection(moved, (pulled[0] - pulled[1]) / size[:, None])
+
+    def _needed(self, pushed: KeysValues) -> tuple[Tensor, ...]:
+        return pushed if self.pair.gradient == "plain" else (pushed.values,)
+
+    def _push(self, directions: Float[Tensor, "T D"], gradient: Gradient) -> KeysValues:
+        _, (_, keys, values) = torch.func.jvp(
+            lambda x: self._pre(x, gradient), (self.pair.stream,), (directions,)
+        )
+        return KeysValues(keys.transpose(0, 1), values.transpose(0, 1))
+
+    def _post(self, stream: Float[Tensor, "T D"], attended: Float[Tensor, "H T E"]) -> Tensor:
+        return self._run(stream, lambda q, k, v: attended[None], self.pair.gradient)[0]
+
+    def _pre(self, stream: Float[Tensor, "T D"], gradient: Gradient) -> tuple[Tensor, ...]:
+        seen: list[Tensor] = []
+
+        def note(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            seen.extend((q[0] * q.shape[-1] ** -0.5, k[0], v[0]))
+            raise _Reached
+
+        with suppress(_Reached):
+            self._run(stream, note, gradient)
+        return tuple(seen)
+
+    def _run(self, stream: Float[Tensor, "T D"], attend: Attend, gradient: Gradient) -> Tensor:
+        vit = self.pair.vit
+        with (
+            _fused_attention(vit.model),
+            backward_rules(vit, gradient),
+            _AttentionProbe(attend),
+        ):
+            return self.pair.block(stream[None])
 
 
 def split_block(pair: LayerPair) -> SplitBlock:
@@ -183,9 +226,11 @@ def split_block(pair: LayerPair) -> SplitBlock:
     seen: list[Tensor] = []
 
     def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        probabilities = ((q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)).softmax(-1)
-        seen.extend(x[0] for x in (q, k, v, probabilities @ v, probabilities))
-        return probabilities @ v
+        queries = q * q.shape[-1] ** -0.5
+        probabilities = (queries @ k.transpose(-2, -1)).softmax(-1)
+        attended = probabilities @ v
+        seen.extend(x[0] for x in (queries, k, v, attended, probabilities))
+        return attended
 
     with _fused_attention(pair.vit.model), _AttentionProbe(attend) as probe:
         output = pair.block(pair.stream[None])
@@ -195,4 +240,4 @@ def split_block(pair: LayerPair) -> SplitBlock:
             f"({type(pair.block).__name__}) calls it {probe.calls} times. "
             'Use engine="jvp" (or "vjp").'
         )
-    return SplitBlock(pair, *seen, output)
+    return SplitBlock(pair, *seen, output[0])
