@@ -90,10 +90,13 @@ class Baselines:
             if not (torch.isfinite(z).all() and torch.isfinite(e).all()):
                 raise CheckpointError(f"Baselines of layer {layer} hold NaN or infinite values.")
 
-    def to(self, *args: torch.device | torch.dtype | str) -> Baselines:
-        """Copy to a device or dtype; arguments as of `torch.Tensor.to`."""
+    def to(
+        self, *, dtype: torch.dtype | None = None, device: torch.device | str | None = None
+    ) -> Baselines:
+        """Move to a device or dtype."""
         return Baselines(
-            [z.to(*args) for z in self.features], [e.to(*args) for e in self.errors]
+            [z.to(dtype=dtype, device=device) for z in self.features],
+            [e.to(dtype=dtype, device=device) for e in self.errors],
         )
 
     def save(self, path: str | Path, *, dtype: torch.dtype | None = None) -> None:
@@ -167,8 +170,9 @@ def check_saes(vit: ViT, saes: Sequence[TopKSAE]) -> None:
 
 def check_baselines(vit: ViT, saes: Sequence[TopKSAE], baselines: Baselines) -> None:
     """Raise `ModelError` unless the baselines have the shapes of the model and its SAEs."""
-    if len(baselines.features) != len(saes):
-        raise ModelError(f"{len(saes)} SAEs need {len(saes)} baselines, not {len(baselines.features)}.")
+    n_layers = len(baselines.features)
+    if n_layers != len(saes):
+        raise ModelError(f"{len(saes)} SAEs need {len(saes)} layers of baselines, not {n_layers}.")
     for layer, (sae, z, e) in enumerate(
         zip(saes, baselines.features, baselines.errors, strict=True)
     ):
@@ -182,11 +186,8 @@ def check_baselines(vit: ViT, saes: Sequence[TopKSAE], baselines: Baselines) -> 
 
 def zero_baselines(vit: ViT, saes: Sequence[TopKSAE]) -> Baselines:
     """Baselines that are zero everywhere: a replaced feature is switched off."""
-    like = {"dtype": vit.dtype, "device": vit.device}
-    return Baselines(
-        [torch.zeros(vit.n_tokens, sae.size, **like) for sae in saes],
-        [torch.zeros(vit.n_tokens, vit.width, **like) for _ in saes],
-    )
+    like = torch.zeros(vit.n_tokens, vit.width, dtype=vit.dtype, device=vit.device)
+    return Baselines([like.new_zeros(vit.n_tokens, sae.size) for sae in saes], [like] * len(saes))
 
 
 def trace(vit: ViT, saes: Sequence[TopKSAE], image: Float[Tensor, "3 H W"]) -> Trace:
@@ -249,7 +250,9 @@ def fit_baselines(
         raise ModelError("Baselines need at least one image.")
     features, errors = [], []
     with torch.no_grad():
-        for sae, kept in zip(tqdm(saes, desc="medians", disable=not progress), streams, strict=True):
+        for sae, kept in zip(
+            tqdm(saes, desc="medians", disable=not progress), streams, strict=True
+        ):
             stream = torch.cat(kept)
             kept.clear()
             coded = [sae(part) for part in stream.split(tokens_at_once, dim=1)]

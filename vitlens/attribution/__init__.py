@@ -1,0 +1,1 @@
+"""Importances of nodes and edges, by three engines."""

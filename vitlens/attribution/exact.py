@@ -1,7 +1,6 @@
-"""Closed-form engine: all pairs of two layers at once, for blocks that are token-wise but for one
-softmax attention.
+"""Closed-form engine: all pairs of two layers at once.
 
-Such a block is cut at its attention (see `split`): ``output = post(x, attention(pre(x)))``, with
+It serves blocks that are token-wise but for one softmax attention. Such a block is cut at its attention (see `split`): ``output = post(x, attention(pre(x)))``, with
 token-wise `pre` and `post`. Three steps give the edges of METHOD "Three engines":
 
 1. The encoder rows of active target features are pulled back through `post`, K_{l+1} rows a
@@ -95,7 +94,9 @@ def _across_tokens(pair: LayerPair, rows: _Rows, block: SplitBlock) -> Float[Ten
         products = _value_path(pushed.rows.values, received[:, tokens], rows, tokens)
         if pair.gradient == "plain":
             products += _key_path(pushed.rows.keys, amount, rows, block, tokens)
-        features.index_add_(0, rows.index[tokens].reshape(-1), products.reshape(-1, len(features.T)))
+        features.index_add_(
+            0, rows.index[tokens].reshape(-1), products.reshape(-1, len(features.T))
+        )
     if pair.gradient == "plain":
         norm = block.norm_correction()
         along = pair.coefficients * (norm.at_stream @ pair.directions.T)

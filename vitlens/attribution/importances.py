@@ -126,9 +126,7 @@ def importances(
     if not edges:
         return result
     layers = tqdm(range(len(saes) - 1), desc="edges", disable=not progress, leave=False)
-    found = tuple(
-        layer_edges(vit, saes, trace, baselines, result, layer) for layer in layers
-    )
+    found = tuple(layer_edges(vit, saes, trace, baselines, result, layer) for layer in layers)
     return Importances(**{**vars(result), "edges": found})
 
 

@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from vitlens.attribution.derivatives import pushforward
 from vitlens.attribution.edges import LayerPair
 
 _CHUNK = 32
@@ -20,7 +21,7 @@ def edges(pair: LayerPair) -> Float[Tensor, "F+1 n"]:
     stream = pair.stream[None]
 
     def push(tangent: Float[Tensor, "T D"]) -> Float[Tensor, " n"]:
-        _, out = torch.func.jvp(pair.target_sums, (stream,), (tangent[None],))
+        out: Tensor = pushforward(pair.target_sums, stream, tangent[None])
         return out
 
     sources = pair.active_sources()

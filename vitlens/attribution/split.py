@@ -13,6 +13,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from vitlens.attribution.derivatives import pullback, pushforward
 from vitlens.attribution.edges import LayerPair
 from vitlens.attribution.gradients import Gradient, backward_rules
 from vitlens.errors import ModelError
@@ -54,7 +55,11 @@ class _AttentionProbe(TorchFunctionMode):
         self.calls = 0
 
     def __torch_function__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+        self,
+        func: Any,
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
     ) -> Any:
         kwargs = kwargs or {}
         if func is not F.scaled_dot_product_attention:
@@ -71,7 +76,7 @@ class _AttentionProbe(TorchFunctionMode):
 @contextmanager
 def _fused_attention(model: nn.Module) -> Iterator[None]:
     """Have timm's attention layers call the one function that the probe knows."""
-    manual = [m for m in model.modules() if getattr(m, "fused_attn", True) is False]
+    manual: list[Any] = [m for m in model.modules() if getattr(m, "fused_attn", True) is False]
     for module in manual:
         module.fused_attn = True
     try:
@@ -117,8 +122,7 @@ class SplitBlock:
         self, cotangents: Float[Tensor, "K T D"]
     ) -> tuple[Float[Tensor, "K T D"], Float[Tensor, "K H T E"]]:
         """Pull rows at the output back to the stream (attended values fixed) and to these."""
-        with torch.enable_grad():
-            _, pull = torch.func.vjp(self._post, self.pair.stream, self.attended)
+        pull = pullback(self._post, self.pair.stream, self.attended)
         at_stream, at_attended = torch.func.vmap(pull)(cotangents)
         return at_stream, at_attended
 
@@ -126,8 +130,7 @@ class SplitBlock:
         """Pull rows at the attended values back to the stream by way of the queries."""
         every = torch.arange(self.output.shape[0], device=self.output.device)
         at_queries = self.at_scores(at_attended.permute(1, 2, 0, 3), every) @ self.keys[:, None]
-        with torch.enable_grad():
-            _, pull = torch.func.vjp(lambda x: self._pre(x, "plain")[0], self.pair.stream)
+        pull = pullback(lambda x: self._pre(x, "plain")[0], self.pair.stream)
         (at_stream,) = torch.func.vmap(pull)(at_queries.permute(2, 0, 1, 3))
         return at_stream
 
@@ -171,23 +174,20 @@ class SplitBlock:
         it is ``R d = a <R^T a, d> / <a, a>``.
         """
         stream = self.pair.stream
-        fixed, plain = (self._push(stream, rule) for rule in ("libragrad", "plain"))
-        moved = KeysValues(*(a - b for a, b in zip(fixed, plain, strict=True)))
+        fixed, plain = self._push(stream, "libragrad"), self._push(stream, "plain")
+        moved = KeysValues(fixed.keys - plain.keys, fixed.values - plain.values)
         cotangents = tuple(x.transpose(0, 1) for x in moved)
-        pulled = []
-        for rule in ("libragrad", "plain"):
-            with torch.enable_grad():
-                _, pull = torch.func.vjp(lambda x, r=rule: self._pre(x, r)[1:], stream)
-            pulled.append(pull(cotangents)[0])
-        size = sum(x.square().sum((1, 2)) for x in moved)
-        return NormCorrection(moved, (pulled[0] - pulled[1]) / size[:, None])
+        (at_fixed,) = pullback(lambda x: self._pre(x, "libragrad")[1:], stream)(cotangents)
+        (at_plain,) = pullback(lambda x: self._pre(x, "plain")[1:], stream)(cotangents)
+        size = (moved.keys.square() + moved.values.square()).sum((1, 2))
+        return NormCorrection(moved, (at_fixed - at_plain) / size[:, None])
 
     def _needed(self, pushed: KeysValues) -> tuple[Tensor, ...]:
         return pushed if self.pair.gradient == "plain" else (pushed.values,)
 
     def _push(self, directions: Float[Tensor, "T D"], gradient: Gradient) -> KeysValues:
-        _, (_, keys, values) = torch.func.jvp(
-            lambda x: self._pre(x, gradient), (self.pair.stream,), (directions,)
+        _, keys, values = pushforward(
+            lambda x: self._pre(x, gradient), self.pair.stream, directions
         )
         return KeysValues(keys.transpose(0, 1), values.transpose(0, 1))
 
@@ -223,13 +223,14 @@ def split_block(pair: LayerPair) -> SplitBlock:
     ModelError
         If the block does not call softmax attention exactly once.
     """
-    seen: list[Tensor] = []
+    seen: dict[str, Tensor] = {}
 
     def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         queries = q * q.shape[-1] ** -0.5
         probabilities = (queries @ k.transpose(-2, -1)).softmax(-1)
         attended = probabilities @ v
-        seen.extend(x[0] for x in (queries, k, v, attended, probabilities))
+        seen.update(queries=queries[0], keys=k[0], values=v[0])
+        seen.update(attended=attended[0], probabilities=probabilities[0])
         return attended
 
     with _fused_attention(pair.vit.model), _AttentionProbe(attend) as probe:
@@ -240,4 +241,4 @@ def split_block(pair: LayerPair) -> SplitBlock:
             f"({type(pair.block).__name__}) calls it {probe.calls} times. "
             'Use engine="jvp" (or "vjp").'
         )
-    return SplitBlock(pair, *seen, output[0])
+    return SplitBlock(pair=pair, output=output[0], **seen)

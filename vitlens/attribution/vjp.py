@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from vitlens.attribution.derivatives import pullback
 from vitlens.attribution.edges import LayerPair
 
 _CHUNK = 64
@@ -20,7 +21,7 @@ def edges(pair: LayerPair) -> Float[Tensor, "F+1 n"]:
     n = len(pair.targets)
     columns = []
     # The forward pass runs once; each chunk pulls its cotangents back through the same graph.
-    _, pull = torch.func.vjp(pair.target_sums, pair.stream[None])
+    pull = pullback(pair.target_sums, pair.stream[None])
     for chunk in torch.eye(n, dtype=pair.stream.dtype, device=pair.stream.device).split(_CHUNK):
         (rows,) = torch.func.vmap(pull)(chunk)
         rows = rows[:, 0]

@@ -1,0 +1,1 @@
+"""Vision Transformers behind one adapter, with LibraGrad."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from typing import Any, cast
 
 import torch
 from jaxtyping import Float
@@ -76,24 +77,34 @@ class ViT:
                 "The model is in training mode, where dropout makes every result random. "
                 "Call `model.eval()` first."
             )
-        self.model = model
+        self.model = cast(Any, model)
         self.head = head
-        self.blocks: tuple[nn.Module, ...] = tuple(model.blocks)
+        self.blocks: tuple[nn.Module, ...] = tuple(self.model.blocks)
         self.depth = len(self.blocks)
         if self.depth < 2:
             raise ModelError("The model has fewer than two blocks: there is no circuit to find.")
-        self.width: int = model.embed_dim
-        self.n_prefix: int = model.num_prefix_tokens
+        self.width: int = self.model.embed_dim
+        self.n_prefix: int = self.model.num_prefix_tokens
         self.prefix_names = _prefix_names(model)
-        rows, cols = model.patch_embed.grid_size
+        rows, cols = self.model.patch_embed.grid_size
         self.grid: tuple[int, int] = (rows, cols)
-        height, width = model.patch_embed.img_size
+        height, width = self.model.patch_embed.img_size
         self.image_size: tuple[int, int] = (height, width)
+        self._n_classes: int | None = None
 
     @property
     def n_tokens(self) -> int:
         """Prefix tokens and patches, T."""
         return self.n_prefix + self.grid[0] * self.grid[1]
+
+    @property
+    def n_classes(self) -> int:
+        """Number of logits, C."""
+        if self._n_classes is None:
+            with torch.no_grad():
+                blank = torch.zeros(1, self.n_tokens, self.width)
+                self._n_classes = self.readout(blank.to(self.device, self.dtype)).shape[-1]
+        return self._n_classes
 
     @property
     def dtype(self) -> torch.dtype:
@@ -158,7 +169,7 @@ class ViT:
             return out if self.head is None else self.head(out)
 
 
-def _prefix_names(model: nn.Module) -> tuple[str, ...]:
+def _prefix_names(model: Any) -> tuple[str, ...]:
     names = []
     if getattr(model, "cls_token", None) is not None:
         names.append("CLS")
