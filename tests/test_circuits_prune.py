@@ -99,12 +99,6 @@ def test_walk_only_counts_edges_into_kept_nodes():
     assert [k.tolist() for k in walk(NODES, EDGES, count=1)] == [[2], [0], [0]]
 
 
-def test_walk_width_caps_what_scores_the_layer_before():
-    # All kept, but each layer is scored by the best of the next alone.
-    kept = walk(NODES, EDGES, share=1.0, width=1)
-    assert [k.tolist() for k in kept] == [[2, 0, 1, 3], [0, 2, 1, 3], [0, 2, 3, 1]]
-
-
 def test_walk_share_counts_the_error_node():
     # Three features and an error node: half of four nodes.
     assert [len(k) for k in walk(NODES, EDGES, share=0.5)] == [2, 2, 2]

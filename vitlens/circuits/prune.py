@@ -86,7 +86,6 @@ def walk(
     share: float | None = None,
     threshold: float | None = None,
     error_nodes: bool = True,
-    width: int | None = None,
 ) -> tuple[Int[Tensor, " kept"], ...]:
     """Walk back from the target, keeping at each layer what matters to what is kept after it.
 
@@ -116,8 +115,6 @@ def walk(
         counts the candidates: features and, unless left out, the error node.
     error_nodes
         Whether error nodes are candidates.
-    width
-        When given, only the `width` best-ranked features of S score the layer before.
 
     Returns
     -------
@@ -143,7 +140,7 @@ def walk(
         if kept:
             features = kept[0][kept[0] < len(nodes[layer + 1]) - 1]
             if len(features):
-                scores = _sum_into(edges, layer, features[:width].sort().values, len(scores))
+                scores = _sum_into(edges, layer, features.sort().values, len(scores))
         candidates = scores if error_nodes else scores[:-1]
         kept.insert(0, select(candidates, count=count, share=share, threshold=threshold))
     return tuple(kept)

@@ -1,0 +1,350 @@
+"""Insertion and deletion: how much of the output a few features carry."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, get_args
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from vitlens.attribution.edges import Engine
+from vitlens.attribution.targets import TargetLike, resolve_target
+from vitlens.circuits.methods import Case, Method, resolve_methods
+from vitlens.circuits.results import METRICS, Curves, Metric
+from vitlens.circuits.resume import PARTS, Progress, load_finished, run_key
+from vitlens.errors import FeatureError, VitlensError
+from vitlens.models.adapter import ViT
+from vitlens.replacement import Baselines, ErrorNodes, keep_masks, run_with, trace
+from vitlens.saes.topk import TopKSAE
+
+__all__ = ["DEFAULT_Q", "Cost", "Curves", "estimate", "faithfulness"]
+
+#: Shares of the largest layer's dictionary to keep or to replace.
+DEFAULT_Q = (0.0, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
+
+
+def faithfulness(
+    vit: ViT,
+    saes: Sequence[TopKSAE],
+    baselines: Baselines,
+    images: Sequence[Float[Tensor, "3 H W"]],
+    *,
+    methods: Sequence[str | Method] = ("rrm", "cla", "random"),
+    labels: Sequence[int] | None = None,
+    target: TargetLike = None,
+    class_names: Sequence[str] | None = None,
+    errors: ErrorNodes = "clean",
+    engine: Engine = "exact",
+    q: Sequence[float] = DEFAULT_Q,
+    batch_size: int = 16,
+    seed: int = 0,
+    out: str | Path | None = None,
+    progress: bool = True,
+) -> Curves:
+    """Measure insertion (faithfulness) and deletion (completeness) curves.
+
+    Insertion keeps each layer's top features and puts all others at their baseline; deletion
+    puts the top ones at their baseline and keeps all others. Error nodes are not counted; what
+    they hold is said by `errors`. Source: "Faithfulness and completeness" in Kim et al.,
+    arXiv 2509.17401, section 4.
+
+    Parameters
+    ----------
+    vit, saes, baselines
+        The model, one SAE a layer but the last, and what features are replaced with.
+    images
+        The model's inputs, each [3, H, W].
+    methods
+        Names out of "rrm" (walk over exact edges, for each count anew), "cla" (the same walk
+        with Cross-Layer Attribution's scores), "node" (node importance alone), "plain" (the
+        same with the model's ordinary gradient), "activation", "random"; or functions of a
+        `vitlens.circuits.methods.Case` that return what to keep for a count.
+    labels
+        The right classes; when given, misclassified images are left out.
+    target
+        What to explain, by default each image's predicted class: its logit minus the mean of
+        all. The recorded logit, probability and top-1 are of the target's class, for a function
+        of the predicted class.
+    class_names
+        To look up a target given by name.
+    errors
+        What error nodes hold: "clean" (the original image's values), "free", "baseline".
+    engine
+        How edges are computed.
+    q
+        Ascending shares from 0 to 1 of the largest layer's dictionary. Each becomes a count a
+        layer, rounded, at least 1 above 0; a layer with fewer features is used up earlier.
+    batch_size
+        How many replaced runs go through the model at once.
+    seed
+        Of the random order.
+    out
+        A file to write. A run that was cut off goes on from the last whole image, kept in
+        `out` with ".partial" appended; a finished one is loaded.
+    progress
+        Whether to show a progress bar.
+
+    Returns
+    -------
+    Curves
+
+    Raises
+    ------
+    FeatureError
+        When a method or `errors` is unknown, or q or the batch size is not valid.
+    TargetError
+        When there is no such target.
+    CheckpointError
+        When `out` holds something else than this very run.
+    VitlensError
+        When no image is left to measure.
+    """
+    named = resolve_methods(methods)
+    counts = _counts(q, saes)
+    _check(images, labels, errors, batch_size)
+    plan = _Plan(vit, saes, baselines, named, counts, errors, batch_size)
+    settings: dict[str, Any] = {"engine": engine, "seed": seed}
+    done = Progress()
+    if out is not None:
+        call = {
+            "methods": list(named),
+            "q": [float(share) for share in q],
+            "labels": None if labels is None else [int(label) for label in labels],
+            "target": getattr(target, "__name__", target),
+            "errors": errors,
+        }
+        settings["run"] = run_key(vit, saes, baselines, images, call | settings)
+        finished = load_finished(out, settings["run"])
+        if finished is not None:
+            return finished
+        done = Progress.load(out, settings["run"])
+
+    with tqdm(
+        total=len(images), initial=done.seen, desc="curves", unit="image", disable=not progress
+    ) as bar:
+        for index in range(done.seen, len(images)):
+            traced = trace(vit, saes, images[index].to(vit.device, vit.dtype))
+            wanted = resolve_target(target, traced.logits, class_names)
+            if labels is None or int(traced.logits.argmax()) == int(labels[index]):
+                case = Case(vit, saes, baselines, traced, wanted, engine, seed, index)
+                done.add(index, plan.measure(case))
+            done.seen = index + 1
+            if out is not None:
+                done.save(out, settings["run"])
+            bar.update()
+    if not done.images:
+        raise VitlensError(
+            f"None of the {len(images)} images is classified as its label says, so there is "
+            "nothing to measure. Check the labels, and that images are normalised for this model."
+        )
+    insertion, deletion, untouched = (done.by_metric(part) for part in PARTS)
+    curves = Curves(
+        methods=tuple(named),
+        q=tuple(float(share) for share in q),
+        counts=counts,
+        insertion=insertion,
+        deletion=deletion,
+        untouched=untouched,
+        images=tuple(done.images),
+        n_given=len(images),
+        errors=errors,
+        target="predicted class" if target is None else _name(target, class_names),
+        settings=settings,
+    )
+    if out is not None:
+        curves.save(out)
+        done.remove(out)
+    return curves
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a run will take, as measured on one image.
+
+    Attributes
+    ----------
+    seconds
+        For all images.
+    runs
+        Replaced runs of the model for all images.
+    memory
+        Bytes, about, on top of the model.
+    """
+
+    seconds: float
+    runs: int
+    memory: int
+
+    def __str__(self) -> str:
+        minutes = self.seconds / 60
+        duration = f"{minutes:.0f} min" if minutes >= 2 else f"{self.seconds:.0f} s"
+        return (
+            f"about {duration}, {self.runs} replaced runs, {self.memory / 2**30:.1f} GiB of memory"
+        )
+
+
+def estimate(
+    vit: ViT,
+    saes: Sequence[TopKSAE],
+    baselines: Baselines,
+    image: Float[Tensor, "3 H W"],
+    n_images: int,
+    *,
+    methods: Sequence[str | Method] = ("rrm", "cla", "random"),
+    errors: ErrorNodes = "clean",
+    engine: Engine = "exact",
+    q: Sequence[float] = DEFAULT_Q,
+    batch_size: int = 16,
+) -> Cost:
+    """Measure one image to say what `faithfulness` on many will take.
+
+    Parameters
+    ----------
+    vit, saes, baselines, methods, errors, engine, q, batch_size
+        As for `faithfulness`.
+    image
+        One of the images, [3, H, W].
+    n_images
+        How many there will be.
+    """
+    named = resolve_methods(methods)
+    counts = _counts(q, saes)
+    _check([image], None, errors, batch_size)
+    plan = _Plan(vit, saes, baselines, named, counts, errors, batch_size)
+    start = time.perf_counter()
+    traced = trace(vit, saes, image.to(vit.device, vit.dtype))
+    plan.measure(Case(vit, saes, baselines, traced, resolve_target(None, traced.logits), engine))
+    seconds = time.perf_counter() - start
+    widest = max(sae.size for sae in saes)
+    # A block holds about a dozen numbers a channel at once, an SAE its pre-activations,
+    # activations and masks; the edges of one walk are all held.
+    running = batch_size * vit.n_tokens * (12 * vit.width + 4 * widest)
+    edges = sum((a.size + 1) * b.size for a, b in pairwise(saes))
+    return Cost(
+        seconds=seconds * n_images,
+        runs=plan.n_runs * n_images,
+        memory=(running + edges) * traced.logits.element_size(),
+    )
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """What to run for every image: each method's kept sets, for each count, both ways."""
+
+    vit: ViT
+    saes: Sequence[TopKSAE]
+    baselines: Baselines
+    methods: Mapping[str, Method]
+    counts: tuple[int, ...]
+    errors: ErrorNodes
+    batch_size: int
+
+    @property
+    def inner_counts(self) -> list[int]:
+        """Counts that are neither the empty nor the full model, each once."""
+        return sorted(set(self.counts) - {self.counts[0], self.counts[-1]})
+
+    @property
+    def n_runs(self) -> int:
+        """Replaced runs for one image."""
+        return 2 + 2 * len(self.methods) * len(self.inner_counts)
+
+    def measure(self, case: Case) -> dict[str, Float[Tensor, "... metric"]]:
+        """Return insertion and deletion, [method, q, metric], and the untouched model's metrics."""
+        everything = [torch.ones(sae.size, dtype=torch.bool) for sae in self.saes]
+        kept = [everything]
+        for method in self.methods.values():
+            keep = method(case)
+            kept += [keep_masks(self.saes, keep(n), torch.device("cpu")) for n in self.inner_counts]
+        masks = [
+            torch.cat([torch.stack(layer), ~torch.stack(layer)])
+            for layer in zip(*kept, strict=True)
+        ]
+        values = _metrics(self._run(case, masks), case)
+        inserted, deleted = values.chunk(2)
+        full, empty = inserted[0], deleted[0]
+        return {
+            "insertion": self._spread(inserted[1:], empty, full),
+            "deletion": self._spread(deleted[1:], full, empty),
+            "untouched": _metrics(case.trace.logits[None], case)[0],
+        }
+
+    def _run(self, case: Case, masks: Sequence[Bool[Tensor, "n F"]]) -> Float[Tensor, "n C"]:
+        logits = []
+        for start in range(0, len(masks[0]), self.batch_size):
+            chunk = [mask[start : start + self.batch_size].to(self.vit.device) for mask in masks]
+            logits.append(
+                run_with(
+                    self.vit,
+                    self.saes,
+                    case.trace.image.expand(len(chunk[0]), -1, -1, -1),
+                    chunk,
+                    self.baselines,
+                    errors=self.errors,
+                    clean_errors=case.trace.errors,
+                )
+            )
+        return torch.cat(logits)
+
+    def _spread(
+        self, inner: Float[Tensor, "runs metric"], first: Tensor, last: Tensor
+    ) -> Float[Tensor, "method q metric"]:
+        """Put runs at their steps of q, between the end points that all methods share."""
+        by_method = inner.reshape(len(self.methods), len(self.inner_counts), len(METRICS))
+        steps = []
+        for count in self.counts:
+            if count in self.inner_counts:
+                steps.append(by_method[:, self.inner_counts.index(count)])
+            else:
+                end = first if count == self.counts[0] else last
+                steps.append(end.expand(len(self.methods), -1))
+        return torch.stack(steps, dim=1)
+
+
+def _metrics(logits: Float[Tensor, "n C"], case: Case) -> Float[Tensor, "n metric"]:
+    """Return target, logit, probability and whether the class is first, float64 on the CPU."""
+    index = case.target.index
+    if index is None:
+        index = int(case.trace.logits.argmax())
+    by_name: dict[Metric, Tensor] = {
+        "target": torch.stack([case.target.function(row) for row in logits]),
+        "logit": logits[:, index],
+        "probability": logits.softmax(1)[:, index],
+        "top1": logits.argmax(1) == index,
+    }
+    return torch.stack([by_name[metric].detach().cpu().double() for metric in METRICS], dim=1)
+
+
+def _counts(q: Sequence[float], saes: Sequence[TopKSAE]) -> tuple[int, ...]:
+    steps = list(q)
+    if len(steps) < 2 or steps[0] != 0 or steps[-1] != 1 or steps != sorted(set(steps)):
+        raise FeatureError(f"q must be ascending shares that start with 0 and end with 1, not {q}.")
+    widest = max(sae.size for sae in saes)
+    return tuple(0 if share == 0 else max(1, math.floor(share * widest + 0.5)) for share in steps)
+
+
+def _check(
+    images: Sequence[Tensor], labels: Sequence[int] | None, errors: ErrorNodes, batch_size: int
+) -> None:
+    if not len(images):
+        raise FeatureError("There are no images to measure.")
+    if labels is not None and len(labels) != len(images):
+        raise FeatureError(f"{len(images)} images need as many labels, not {len(labels)}.")
+    if errors not in get_args(ErrorNodes):
+        raise FeatureError(f"errors must be one of {get_args(ErrorNodes)}, not {errors!r}.")
+    if batch_size < 1:
+        raise FeatureError(f"The batch size must be at least 1, not {batch_size}.")
+
+
+def _name(target: TargetLike, class_names: Sequence[str] | None) -> str:
+    if isinstance(target, int):
+        return class_names[target] if class_names else f"class {target}"
+    return str(getattr(target, "__name__", target))
