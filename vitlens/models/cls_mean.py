@@ -33,12 +33,13 @@ class ClsMeanViT(VisionTransformer):
         """Replace the head by a fresh one with `num_classes` outputs; the pooling is fixed."""
         if global_pool not in (None, "token"):
             raise ValueError("The pooling of ClsMeanViT is fixed: [CLS, mean patch].")
-        reference = self.cls_token
+        like = self.pos_embed
+        assert like is not None  # this architecture always has position embeddings
         self.num_classes = num_classes
-        self.head: nn.Module = nn.Identity()
+        self.head = nn.Identity()
         if num_classes > 0:
             self.head = nn.Linear(
-                2 * self.embed_dim, num_classes, device=reference.device, dtype=reference.dtype
+                2 * self.embed_dim, num_classes, device=like.device, dtype=like.dtype
             )
 
     def pool(

