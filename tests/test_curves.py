@@ -286,11 +286,13 @@ def test_misclassified_images_are_left_out(reference):
         faithfulness(*reference.arguments, reference.images[:4], labels=wrong, **options)
 
 
-def test_targets_may_be_names_and_functions(reference):
+def test_targets_may_be_names_and_functions(reference, tmp_path):
     names = list("abcdefg")
     options = {"methods": ["activation"], "q": (0, 0.1, 1), "progress": False}
     images = reference.images[:1]
-    by_index = faithfulness(*reference.arguments, images, target=3, **options)
+    by_index = faithfulness(
+        *reference.arguments, images, target=np.int64(3), out=tmp_path / "curves", **options
+    )
     by_name = faithfulness(*reference.arguments, images, target="d", class_names=names, **options)
     torch.testing.assert_close(by_index.insertion["target"], by_name.insertion["target"])
     assert (by_index.target, by_name.target) == ("class 3", "d")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import operator
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -53,8 +54,7 @@ def faithfulness(
 
     Insertion keeps each layer's top features and puts all others at their baseline; deletion
     puts the top ones at their baseline and keeps all others. Error nodes are not counted; what
-    they hold is said by `errors`. Source: "Faithfulness and completeness" in Kim et al.,
-    arXiv 2509.17401, section 4.
+    they hold is said by `errors`. Source: Kim et al., NeurIPS 2025, arXiv 2509.17401.
 
     Parameters
     ----------
@@ -118,7 +118,7 @@ def faithfulness(
             "methods": list(named),
             "q": [float(share) for share in q],
             "labels": None if labels is None else [int(label) for label in labels],
-            "target": getattr(target, "__name__", target),
+            "target": _plain(target),
             "errors": errors,
         }
         settings["run"] = run_key(vit, saes, baselines, images, call | settings)
@@ -156,7 +156,7 @@ def faithfulness(
         images=tuple(done.images),
         n_given=len(images),
         errors=errors,
-        target="predicted class" if target is None else _name(target, class_names),
+        target=_name(target, class_names),
         settings=settings,
     )
     if out is not None:
@@ -344,7 +344,17 @@ def _check(
         raise FeatureError(f"The batch size must be at least 1, not {batch_size}.")
 
 
+def _plain(target: TargetLike) -> int | str | None:
+    """Return a target as JSON can hold it; a function goes by its name."""
+    if target is None or isinstance(target, str):
+        return target
+    if callable(target):
+        return getattr(target, "__name__", type(target).__name__)
+    return operator.index(target)
+
+
 def _name(target: TargetLike, class_names: Sequence[str] | None) -> str:
-    if isinstance(target, int):
-        return class_names[target] if class_names else f"class {target}"
-    return str(getattr(target, "__name__", target))
+    plain = _plain(target)
+    if isinstance(plain, int):
+        return class_names[plain] if class_names else f"class {plain}"
+    return plain or "predicted class"

@@ -99,7 +99,7 @@ def walk(
     3. Where S is empty (only the error node was kept), the score is nodes[l].
     4. Without error nodes, the last entry of every score is left out before `select`.
 
-    Source: "Circuit" in Kim et al., NeurIPS 2025, arXiv 2509.17401, section 3.
+    Source: Kim et al., NeurIPS 2025, arXiv 2509.17401.
 
     Parameters
     ----------
