@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -227,6 +228,27 @@ def top_k_mask(activations: Float[Tensor, "*batch F"], k: int) -> Bool[Tensor, "
     fixed = activations.detach()
     strongest = fixed.topk(k, dim=-1, sorted=False).indices
     return torch.zeros_like(fixed, dtype=torch.bool).scatter(-1, strongest, True)
+
+
+def check_saes(saes: Sequence[TopKSAE], *, depth: int, width: int) -> None:
+    """Check that there is one SAE of the model's width for every block but the last.
+
+    Raises
+    ------
+    CheckpointError
+        If there are more or fewer, or one has another width.
+    """
+    if len(saes) != depth - 1:
+        raise CheckpointError(
+            f"The model has {depth} blocks and so {depth - 1} SAEs, one after every block but the"
+            f" last; got {len(saes)}."
+        )
+    for layer, sae in enumerate(saes):
+        if sae.width != width:
+            raise CheckpointError(
+                f"The SAE of layer {layer} has width {sae.width}, the model {width}: it was trained"
+                " for another model."
+            )
 
 
 def _checked_k(k: int, size: int) -> int:

@@ -1,0 +1,143 @@
+import pytest
+import torch
+import torch.nn.functional as F
+
+from vitlens.errors import CheckpointError
+from vitlens.saes import TopKSAE, TrainConfig
+from vitlens.saes.learner import Learner, gradients
+
+WIDTH, SIZE, K, N = 8, 24, 3, 40
+
+
+@pytest.fixture
+def tokens():
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(N, WIDTH, generator=generator, dtype=torch.float64)
+
+
+def random_weights():
+    generator = torch.Generator().manual_seed(1)
+    shapes = {"W_enc": (WIDTH, SIZE), "W_dec": (SIZE, WIDTH), "b_dec": (WIDTH,)}
+    return {
+        name: torch.randn(shape, generator=generator, dtype=torch.float64)
+        for name, shape in shapes.items()
+    }
+
+
+def top(values, k):
+    return values * torch.zeros_like(values).scatter(-1, values.topk(k).indices, 1)
+
+
+def loss_by_autograd(weights, tokens, dead, *, aux_weight, aux_features):
+    """The loss as it is written in the paper, for autograd."""
+    pre = torch.relu((tokens - weights["b_dec"]) @ weights["W_enc"])
+    error = tokens - top(pre, K) @ weights["W_dec"] - weights["b_dec"]
+    loss = error.square().mean()
+    if len(dead):
+        aux = top(pre[:, dead], min(aux_features, len(dead))) @ weights["W_dec"][dead]
+        loss = loss + aux_weight * (aux - error.detach()).square().mean()
+    return loss
+
+
+@pytest.mark.parametrize(("n_dead", "aux_features"), [(0, 4), (3, 4), (9, 4)])
+def test_gradients_match_autograd(tokens, n_dead, aux_features):
+    dead = torch.arange(0, 2 * n_dead, 2)
+    weights = random_weights()
+    settings = {"aux_weight": 1 / 32, "aux_features": aux_features}
+    sae = TopKSAE.from_weights(**weights, k=K)
+    found = gradients(sae, tokens, dead, **settings, matmul_dtype=torch.float64)
+    for weight in weights.values():
+        weight.requires_grad_()
+    loss_by_autograd(weights, tokens, dead, **settings).backward()
+    for name, weight in weights.items():
+        torch.testing.assert_close(getattr(found, name), weight.grad, rtol=1e-10, atol=1e-14)
+    features = sae.encode_normalized(tokens)
+    error = tokens - features @ sae.W_dec - sae.b_dec
+    torch.testing.assert_close(found.squared_error, error.square().sum())
+    torch.testing.assert_close(
+        found.total_square, (tokens - tokens.mean(0)).square().sum(), rtol=1e-10, atol=0
+    )
+    assert torch.equal(found.active, (features > 0).any(0))
+
+
+def test_bfloat16_gradients_are_close(tokens):
+    sae = TopKSAE.from_weights(**random_weights(), k=SIZE).float()
+    settings = {"aux_weight": 0.0, "aux_features": 0}
+    none = torch.tensor([], dtype=torch.int64)
+    exact = gradients(sae, tokens.float(), none, **settings, matmul_dtype=torch.float32)
+    low = gradients(sae, tokens.bfloat16(), none, **settings, matmul_dtype=torch.bfloat16)
+    for name in ("W_enc", "W_dec", "b_dec"):
+        difference = (getattr(low, name) - getattr(exact, name)).norm()
+        assert difference < 0.02 * getattr(exact, name).norm()
+
+
+def make_learner(**changes):
+    config = TrainConfig(**{"sizes": SIZE, "k": K, "dead_after": 2, "aux_features": 4, **changes})
+    return Learner(WIDTH, config, 1, dtype=torch.float64, device=torch.device("cpu"))
+
+
+def test_start_is_tied_with_unit_rows_and_the_mean_as_bias(tokens):
+    learner = make_learner()
+    (sae,) = learner.saes
+    assert torch.equal(sae.W_enc, sae.W_dec.T)
+    torch.testing.assert_close(sae.W_dec.norm(dim=-1), torch.ones(SIZE, dtype=torch.float64))
+    learner.step([tokens], learning_rate=0.0)
+    torch.testing.assert_close(sae.b_dec.detach(), tokens.mean(0))
+
+
+def test_steps_match_autograd_with_torch_adam(tokens):
+    learner = make_learner(aux_weight=0.5)
+    (sae,) = learner.saes
+    weights = {name: getattr(sae, name).detach().clone() for name in ("W_enc", "W_dec", "b_dec")}
+    weights["b_dec"] = tokens[:5].mean(0)
+    weights = {name: weight.requires_grad_() for name, weight in weights.items()}
+    adam = torch.optim.Adam(weights.values(), lr=0.05)
+    silent = torch.zeros(SIZE)
+    took_part = 0
+    for batch in tokens.split(5):
+        learner.step([batch], learning_rate=0.05)
+        dead = (silent >= 2).nonzero().flatten()
+        took_part += len(dead)
+        with torch.no_grad():
+            features = top(torch.relu((batch - weights["b_dec"]) @ weights["W_enc"]), K)
+        adam.zero_grad()
+        loss_by_autograd(weights, batch, dead, aux_weight=0.5, aux_features=4).backward()
+        with torch.no_grad():
+            W_dec = weights["W_dec"]
+            W_dec.grad -= (W_dec.grad * W_dec).sum(-1, keepdim=True) * W_dec
+            adam.step()
+            W_dec.copy_(F.normalize(W_dec, dim=-1))
+        silent = torch.where((features > 0).any(0), 0, silent + 1)
+    assert took_part
+    assert torch.equal(learner.silent[0], silent.long())
+    for name, weight in weights.items():
+        torch.testing.assert_close(
+            getattr(sae, name).detach(), weight.detach(), rtol=1e-7, atol=1e-9
+        )
+    torch.testing.assert_close(sae.W_dec.norm(dim=-1), torch.ones(SIZE, dtype=torch.float64))
+
+
+@pytest.mark.parametrize(("aux_weight", "revived"), [(0.0, False), (1 / 32, True)])
+def test_aux_loss_revives_dead_features(tokens, aux_weight, revived):
+    learner = make_learner(aux_weight=aux_weight, aux_features=256)
+    quiet = slice(SIZE // 2, None)
+    learner.saes[0].W_enc[:, quiet] *= 0.01  # too small to be among the k strongest
+    used = set()
+    for _ in range(100):
+        learner.step([tokens], learning_rate=0.02)
+        used |= set((learner.silent[0][quiet] == 0).nonzero().flatten().tolist())
+    assert (len(used) > SIZE // 4) == revived
+
+
+def test_state_round_trip_and_damage(tokens):
+    learner, other = make_learner(), make_learner(seed=5)
+    learner.step([tokens], learning_rate=0.01)
+    state = {name: tensor.clone() for name, tensor in learner.state().items()}
+    other.load_state(state, step_count=1)
+    for each in (learner, other):
+        each.step([tokens], learning_rate=0.01)
+    for name, tensor in learner.state().items():
+        assert torch.equal(tensor, other.state()[name])
+    del state["0.silent"]
+    with pytest.raises(CheckpointError, match=r"lacks 0\.silent"):
+        other.load_state(state, step_count=1)

@@ -1,0 +1,321 @@
+import errno
+import json
+import os
+import signal
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from timm.models.vision_transformer import VisionTransformer
+from torch.utils.data import DataLoader, IterableDataset, TensorDataset
+
+from vitlens.errors import CheckpointError, ImageError, VitlensError
+from vitlens.models.adapter import ViT
+from vitlens.saes import TrainConfig, estimate, load_saes, measure, train_saes
+from vitlens.saes.train import CHECKPOINT
+
+WIDTH, DEPTH, T = 16, 3, 5
+N_IMAGES = 14
+
+
+def make_vit(dtype=torch.float64, seed=0):
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = VisionTransformer(
+            img_size=16, patch_size=8, embed_dim=WIDTH, depth=DEPTH, num_heads=2, num_classes=4
+        )
+    return ViT(model.eval().to(dtype))
+
+
+def make_images(n=N_IMAGES, dtype=torch.float64):
+    return torch.randn(n, 3, 16, 16, generator=torch.Generator().manual_seed(1), dtype=dtype)
+
+
+def make_config(**changes):
+    settings = {
+        "sizes": (12, 24),
+        "k": (2, 3),
+        "epochs": 2,
+        "batch_tokens": 10,
+        "buffer_tokens": 4 * T,
+        "forward_images": 3,
+        "learning_rate": 1e-2,
+        "warmup_steps": 3,
+        "decay_share": 0.3,
+        "dead_after": 2,
+    }
+    return TrainConfig(**{**settings, **changes})
+
+
+def weights_of(saes):
+    return [tensor for sae in saes for tensor in sae.state_dict().values()]
+
+
+def assert_same(first, second):
+    for one, other in zip(weights_of(first), weights_of(second), strict=True):
+        assert torch.equal(one, other)
+
+
+class Interrupted:
+    """Images that press Ctrl-C before image `stop`, the first `times` times round."""
+
+    def __init__(self, images, stop, times=1):
+        self.images, self.stop, self.left = images, stop, times
+
+    def __len__(self):
+        return len(self.images)
+
+    def __getitem__(self, position):
+        if position == self.stop and self.left:
+            self.left -= 1
+            raise KeyboardInterrupt
+        return self.images[position]
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory):
+    out = tmp_path_factory.mktemp("whole") / "saes"
+    return train_saes(make_vit(), make_images(), make_config(), out=out)
+
+
+def test_result_and_folder(uninterrupted):
+    result = uninterrupted
+    assert [(sae.width, sae.size, sae.k) for sae in result.saes] == [(16, 12, 2), (16, 24, 3)]
+    assert (result.n_images, result.n_tokens) == (2 * N_IMAGES, 2 * N_IMAGES * T)
+    # an epoch: groups of 4, 4, 4 and 2 images, so of 20, 20, 20 and 10 tokens
+    assert result.steps == 2 * (2 + 2 + 2 + 1)
+    for sae in result.saes:
+        torch.testing.assert_close(sae.W_dec.norm(dim=-1), torch.ones(sae.size).double())
+    assert sorted(path.name for path in result.folder.iterdir()) == [
+        "layer_00.safetensors",
+        "layer_01.safetensors",
+        "manifest.json",
+    ]
+    assert_same(result.saes, load_saes(result.folder, dtype=torch.float64))
+    manifest = json.loads((result.folder / "manifest.json").read_text())
+    assert manifest["metadata"]["config"]["sizes"] == [12, 24]
+    assert "explained variance" in str(result)
+
+
+def test_training_explains_more(tmp_path):
+    images = make_images(40)
+    short, long = (
+        train_saes(make_vit(), images, make_config(epochs=epochs), out=tmp_path / str(epochs))
+        for epochs in (1, 25)
+    )
+    for before, after in zip(short.explained_variance, long.explained_variance, strict=True):
+        assert after > before + 0.05
+    report = measure(make_vit(), long.saes, [images])
+    for layer, running in zip(report.layers, long.explained_variance, strict=True):
+        assert layer.explained_variance_normalized == pytest.approx(running, abs=0.05)
+
+
+@pytest.mark.parametrize("stop", [1, 6, 13])
+def test_ctrl_c_then_resume_gives_the_same(tmp_path, uninterrupted, stop):
+    images = Interrupted(make_images(), stop, times=2)
+    out = tmp_path / "saes"
+    for _ in range(2):
+        with pytest.raises(KeyboardInterrupt):
+            train_saes(make_vit(), images, make_config(), out=out)
+        assert [path.name for path in out.glob("*")] == [CHECKPOINT] * (stop > 3)
+    result = train_saes(make_vit(), images, make_config(), out=out)
+    assert_same(result.saes, uninterrupted.saes)
+    assert result.explained_variance == uninterrupted.explained_variance
+    assert result.dead_fraction == uninterrupted.dead_fraction
+    assert result.steps == uninterrupted.steps
+
+
+def test_ctrl_c_in_the_middle_of_a_step_waits_for_its_end(tmp_path, uninterrupted, monkeypatch):
+    from vitlens.saes.learner import Learner
+
+    step = Learner.step
+
+    def step_with_ctrl_c(self, *args, **kwargs):
+        if self.step_count == 4:
+            os.kill(os.getpid(), signal.SIGINT)
+        return step(self, *args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Learner, "step", step_with_ctrl_c)
+        with pytest.raises(KeyboardInterrupt):
+            train_saes(make_vit(), make_images(), make_config(), out=tmp_path)
+    assert "1.W_dec.exp_avg_sq" in load_file(tmp_path / CHECKPOINT)
+    result = train_saes(make_vit(), make_images(), make_config(), out=tmp_path)
+    assert_same(result.saes, uninterrupted.saes)
+
+
+def test_periodic_checkpoints_do_not_change_the_result(tmp_path, uninterrupted):
+    config = make_config(checkpoint_seconds=0.0)
+    result = train_saes(make_vit(), make_images(), config, out=tmp_path)
+    assert_same(result.saes, uninterrupted.saes)
+    assert not (tmp_path / CHECKPOINT).exists()
+
+
+def test_shuffling_data_loader_resumes_in_the_same_order(tmp_path):
+    images = make_images()
+
+    def run(stop, out):
+        data = [(image, 0) for image in images] if stop is None else stop
+        torch.manual_seed(7)
+        loader = DataLoader(data, batch_size=3, shuffle=True)
+        return train_saes(make_vit(), loader, make_config(), out=out)
+
+    whole = run(None, tmp_path / "whole")
+    with pytest.raises(KeyboardInterrupt):
+        run(Interrupted(images, stop=int(torch.tensor(5))), tmp_path / "cut")
+    torch.manual_seed(99)  # whatever was drawn in between
+    loader = DataLoader(TensorDataset(images), batch_size=3, shuffle=True)
+    resumed = train_saes(make_vit(), loader, make_config(), out=tmp_path / "cut")
+    assert_same(whole.saes, resumed.saes)
+
+
+def test_finished_run_is_given_back(uninterrupted):
+    again = train_saes(
+        make_vit(), Interrupted(make_images(), 3), make_config(), out=uninterrupted.folder
+    )
+    assert_same(again.saes, uninterrupted.saes)
+    assert again.steps == uninterrupted.steps
+
+
+@pytest.mark.parametrize("interrupted", [True, False])
+def test_folder_of_another_run_is_refused(tmp_path, interrupted):
+    images = Interrupted(make_images(), 9) if interrupted else make_images()
+    try:
+        train_saes(make_vit(), images, make_config(epochs=1), out=tmp_path)
+    except KeyboardInterrupt:
+        assert interrupted
+    with pytest.raises(CheckpointError, match=r"other settings: learning_rate 0\.01 \(now 0\.1\)"):
+        train_saes(
+            make_vit(), make_images(), make_config(epochs=1, learning_rate=0.1), out=tmp_path
+        )
+    with pytest.raises(CheckpointError, match="another model"):
+        train_saes(make_vit(seed=1), make_images(), make_config(epochs=1), out=tmp_path)
+    config = make_config(epochs=1, learning_rate=0.1)
+    result = train_saes(make_vit(), make_images(), config, out=tmp_path, resume=False)
+    assert result.steps == 7
+
+
+def test_damaged_checkpoint(tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        train_saes(make_vit(), Interrupted(make_images(), 9), make_config(), out=tmp_path)
+    path = tmp_path / CHECKPOINT
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(CheckpointError, match="truncated"):
+        train_saes(make_vit(), make_images(), make_config(), out=tmp_path)
+    torch.save({"W_enc": torch.zeros(1)}, path)
+    with pytest.raises(CheckpointError, match="pickle"):
+        train_saes(make_vit(), make_images(), make_config(), out=tmp_path)
+
+
+def test_disk_full_keeps_the_last_checkpoint(tmp_path, uninterrupted, monkeypatch):
+    with pytest.raises(KeyboardInterrupt):
+        train_saes(make_vit(), Interrupted(make_images(), 9), make_config(), out=tmp_path)
+    before = (tmp_path / CHECKPOINT).read_bytes()
+
+    def full(*args):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        with pytest.raises(VitlensError, match="No space left"):
+            train_saes(make_vit(), make_images(), make_config(), out=tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == [CHECKPOINT]
+    assert (tmp_path / CHECKPOINT).read_bytes() == before
+    result = train_saes(make_vit(), make_images(), make_config(), out=tmp_path)
+    assert_same(result.saes, uninterrupted.saes)
+
+
+class Stream(IterableDataset):
+    def __iter__(self):
+        return iter(make_images())
+
+
+@pytest.mark.parametrize(
+    "images",
+    [
+        list(make_images()),
+        list(make_images().split(5)),
+        TensorDataset(make_images()),
+        DataLoader(TensorDataset(make_images()), batch_size=4),
+        Stream(),
+    ],
+    ids=["list", "batches", "data set", "data loader", "stream"],
+)
+def test_kinds_of_image_source(tmp_path, uninterrupted, images):
+    result = train_saes(make_vit(), images, make_config(), out=tmp_path, n_images=N_IMAGES)
+    assert_same(result.saes, uninterrupted.saes)
+
+
+def test_bfloat16_is_close_to_full_precision(tmp_path):
+    images = make_images(40, torch.float32)
+    full, low = (
+        train_saes(
+            make_vit(torch.float32),
+            images,
+            make_config(epochs=10, precision=precision),
+            out=tmp_path / precision,
+        )
+        for precision in ("full", "bfloat16")
+    )
+    assert low.saes[0].W_enc.dtype == torch.float32
+    assert low.explained_variance == pytest.approx(full.explained_variance, abs=0.03)
+
+
+def test_nan_image_stops_training_and_keeps_what_was_learnt(tmp_path):
+    images = make_images()
+    images[9, 0, 0, 0] = torch.nan
+    with pytest.raises(ImageError, match="NaN"):
+        train_saes(make_vit(), images, make_config(), out=tmp_path)
+    state = load_file(tmp_path / CHECKPOINT)
+    assert all(torch.isfinite(tensor).all() for tensor in state.values())
+
+
+@pytest.mark.parametrize(
+    ("images", "message"),
+    [
+        ([], "no images"),
+        (torch.zeros(2, 3, 16, 8), r"shape \[3, 16, 16\], got \[3, 16, 8\]"),
+        (torch.zeros(2, 1, 16, 16), r"got \[1, 16, 16\]"),
+        ([torch.zeros(16, 16)], r"got \[16, 16\]"),
+        (["cat.png"], "got str"),
+        (iter(make_images()), "iterated anew"),
+    ],
+)
+def test_images_that_do_not_fit(tmp_path, images, message):
+    with pytest.raises(ImageError, match=message):
+        train_saes(make_vit(), images, make_config(decay_share=0.0), out=tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"sizes": (12, 24, 24)}, "3 entries, and the model has 2 SAE layers"),
+        ({"k": (2,)}, "1 entries"),
+        ({"k": 13}, "Layer 0: k must be between 1 and its 12 features"),
+        ({"epochs": 0}, "epochs must be 1 or more"),
+        ({"learning_rate": 0}, "learning_rate"),
+        ({"decay_share": 1.5}, "decay_share"),
+        ({"precision": "float16"}, "precision"),
+        ({"aux_weight": -1}, "aux_weight"),
+    ],
+)
+def test_settings_that_do_not_fit(tmp_path, changes, message):
+    with pytest.raises(CheckpointError, match=message):
+        train_saes(make_vit(), make_images(), make_config(**changes), out=tmp_path)
+
+
+def test_decay_needs_the_number_of_images(tmp_path):
+    with pytest.raises(CheckpointError, match="pass n_images"):
+        train_saes(make_vit(), Stream(), make_config(), out=tmp_path)
+
+
+def test_estimate():
+    config = make_config()
+    cost = estimate(make_vit(), config, 1000)
+    assert cost.n_tokens == 2 * 1000 * T
+    expected = 2 * 1000 * cost.forward_seconds + cost.n_tokens * cost.step_seconds
+    assert cost.seconds == pytest.approx(expected)
+    buffer = 2 * config.buffer_tokens * WIDTH * 8
+    assert buffer < cost.memory_bytes < 100 * buffer
+    assert "10,000 tokens, about" in str(cost)

@@ -1,0 +1,113 @@
+"""What a training run will cost, from a short timed trial."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+from vitlens.models.adapter import ViT
+from vitlens.saes.config import TrainConfig
+from vitlens.saes.learner import Learner
+from vitlens.saes.stream import sae_residuals
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Time and memory of `train_saes`.
+
+    Attributes
+    ----------
+    seconds
+        Of the whole run, if the machine stays as busy as it is.
+    memory_bytes
+        Buffer, weights with gradients and moments, and the largest intermediate results; beside
+        the model and the images themselves.
+    n_tokens
+        Tokens over all epochs.
+    forward_seconds, step_seconds
+        One image through the model; one token's share of a step over all layers.
+    """
+
+    seconds: float
+    memory_bytes: int
+    n_tokens: int
+    forward_seconds: float
+    step_seconds: float
+
+    def __str__(self) -> str:
+        minutes, seconds = divmod(round(self.seconds), 60)
+        return (
+            f"{self.n_tokens:,} tokens, about {minutes} min {seconds:02d} s and"
+            f" {self.memory_bytes / 2**30:.1f} GiB of memory"
+        )
+
+
+def estimate(vit: ViT, config: TrainConfig, n_images: int) -> Estimate:
+    """Estimate time and memory of training on `n_images` images (an epoch).
+
+    One forward pass and one step of every layer are run on random numbers and timed, each after
+    a first one that does not count; on slow machines this takes some seconds.
+
+    Parameters
+    ----------
+    vit
+        The model.
+    config
+        As for `train_saes`.
+    n_images
+        Images an epoch.
+
+    Raises
+    ------
+    CheckpointError
+        If the settings do not fit the model.
+    """
+    low = config.precision == "bfloat16"
+    dtype = torch.float32 if vit.dtype in (torch.float16, torch.bfloat16) else vit.dtype
+    learner = Learner(vit.width, config, vit.depth - 1, dtype=dtype, device=vit.device)
+    n_tokens = config.epochs * n_images * vit.n_tokens
+    n_forward = min(config.forward_images, n_images)
+    n_step = min(config.batch_tokens, n_images * vit.n_tokens)
+    images = torch.randn(n_forward, 3, *vit.image_size, device=vit.device)
+    tokens = [torch.randn(n_step, vit.width, device=vit.device)] * (vit.depth - 1)
+    forward = _seconds(lambda: sae_residuals(vit, images, bfloat16=low), vit.device) / n_forward
+    step = _seconds(lambda: learner.step(tokens, config.learning_rate), vit.device) / n_step
+    return Estimate(
+        seconds=config.epochs * n_images * forward + n_tokens * step,
+        memory_bytes=_memory(vit, config, n_images, dtype.itemsize, 2 if low else dtype.itemsize),
+        n_tokens=n_tokens,
+        forward_seconds=forward,
+        step_seconds=step,
+    )
+
+
+def _seconds(work: Callable[[], object], device: torch.device) -> float:
+    work()
+    _wait_for(device)
+    start = time.perf_counter()
+    work()
+    _wait_for(device)
+    return time.perf_counter() - start
+
+
+def _wait_for(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def _memory(vit: ViT, config: TrainConfig, n_images: int, size: int, low_size: int) -> int:
+    layers = config.layers(vit.depth - 1)
+    largest = max(features for features, _ in layers)
+    # The buffer, and one layer of it twice while its parts are joined.
+    held = min(config.buffer_tokens, n_images * vit.n_tokens) * vit.width * low_size
+    buffer = held * (len(layers) + 1)
+    weights = 4 * size * sum((2 * features + 1) * vit.width for features, _ in layers)
+    # Of a step: pre-activations, features and their gradients; tokens, reconstruction and errors.
+    step = config.batch_tokens * (4 * largest * low_size + 6 * vit.width * size)
+    step += config.batch_tokens * vit.width * low_size * len(layers)
+    # Of a forward pass: every layer's stream, and inside one block qkv and the MLP's hidden layer.
+    forward = config.forward_images * vit.n_tokens * vit.width * (len(layers) + 12) * size
+    return buffer + weights + max(step, forward)
