@@ -105,5 +105,6 @@ def compute_edges(pair: LayerPair, engine: Engine) -> Float[Tensor, "F+1 n"]:
     active = (pair.weights != 0)[:, pair.targets].any(0)
     result = pair.stream.new_zeros(pair.coefficients.shape[1] + 1, len(pair.targets))
     if active.any():
-        result[:, active] = engines[engine](replace(pair, targets=pair.targets[active]))
+        with torch.no_grad():
+            result[:, active] = engines[engine](replace(pair, targets=pair.targets[active]))
     return result

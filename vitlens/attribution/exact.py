@@ -1,7 +1,8 @@
 """Closed-form engine: all pairs of two layers at once.
 
-It serves blocks that are token-wise but for one softmax attention. Such a block is cut at its attention (see `split`): ``output = post(x, attention(pre(x)))``, with
-token-wise `pre` and `post`. Three steps give the edges of METHOD "Three engines":
+It serves blocks that are token-wise but for one softmax attention. Such a block is cut there (see
+`split`): ``output = post(x, attention(pre(x)))``, with token-wise `pre` and `post`. Three steps
+give the edges of METHOD "Three engines":
 
 1. The encoder rows of active target features are pulled back through `post`, K_{l+1} rows a
    token: to the stream, and to the attended values.
@@ -16,7 +17,7 @@ to queries (step 2) and keys (step 3), and a rank-one correction a token for the
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float, Int
@@ -37,10 +38,16 @@ def edges(pair: LayerPair) -> Float[Tensor, "F+1 n"]:
     ModelError
         If the block cannot be cut at one softmax attention.
     """
-    with torch.no_grad():
-        block = split_block(pair)
-        rows = _pull_targets(pair, block)
-        return _within_tokens(pair, rows) + _across_tokens(pair, rows, block)
+    result = pair.stream.new_zeros(pair.coefficients.shape[1] + 1, len(pair.targets))
+    sources = pair.active_sources()
+    active = sources[:-1]
+    pair = replace(
+        pair, coefficients=pair.coefficients[:, active], directions=pair.directions[active]
+    )
+    block = split_block(pair)
+    rows = _pull_targets(pair, block)
+    result[sources] = _within_tokens(pair, rows) + _across_tokens(pair, rows, block)
+    return result
 
 
 @dataclass(frozen=True)
@@ -69,7 +76,7 @@ def _pull_targets(pair: LayerPair, block: SplitBlock) -> _Rows:
 
 def _strongest(x: Float[Tensor, "T F"]) -> tuple[Int[Tensor, "T K"], Float[Tensor, "T K"]]:
     """Columns and values of all entries that are not zero, padded to a common number a row."""
-    index = x.abs().topk(max(int((x != 0).sum(1).max()), 1), dim=1).indices
+    index = x.abs().topk(int((x != 0).sum(1).max()), dim=1).indices
     return index, x.gather(1, index)
 
 
@@ -95,7 +102,7 @@ def _across_tokens(pair: LayerPair, rows: _Rows, block: SplitBlock) -> Float[Ten
         if pair.gradient == "plain":
             products += _key_path(pushed.rows.keys, amount, rows, block, tokens)
         features.index_add_(
-            0, rows.index[tokens].reshape(-1), products.reshape(-1, len(features.T))
+            0, rows.index[tokens].reshape(-1), products.flatten(0, 1)
         )
     if pair.gradient == "plain":
         norm = block.norm_correction()
@@ -141,5 +148,5 @@ def _from_tokens(moved: KeysValues, rows: _Rows, block: SplitBlock) -> Float[Ten
         if block.pair.gradient == "plain":
             scores = block.queries[:, tokens] @ moved.keys.permute(1, 2, 0)
             change += (block.at_scores(at_attended, tokens) * scores[:, :, None]).sum(0)
-        result.index_add_(0, rows.index[tokens].reshape(-1), change.reshape(-1, n_tokens))
+        result.index_add_(0, rows.index[tokens].reshape(-1), change.flatten(0, 1))
     return result

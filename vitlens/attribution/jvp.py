@@ -26,7 +26,6 @@ def edges(pair: LayerPair) -> Float[Tensor, "F+1 n"]:
 
     sources = pair.active_sources()
     result = pair.stream.new_zeros(pair.coefficients.shape[1] + 1, len(pair.targets))
-    with torch.no_grad():
-        for chunk in sources.split(_CHUNK):
-            result[chunk] = torch.func.vmap(push)(pair.source_directions(chunk))
+    for chunk in sources.split(_CHUNK):
+        result[chunk] = torch.func.vmap(push)(pair.source_directions(chunk))
     return result

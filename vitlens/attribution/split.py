@@ -143,8 +143,8 @@ class SplitBlock:
             If the map is not the same for all tokens up to a factor.
         """
         n_tokens = self.output.shape[0]
-        probe = torch.linspace(-1, 1, directions.shape[1]).cos().to(directions) * directions[0]
-        probe = probe + directions.sum(0)
+        generator = torch.Generator().manual_seed(0)
+        probe = torch.randn(directions.shape[1], generator=generator).to(directions)
         seen = self._push(probe.expand(n_tokens, -1), "libragrad")
         # Keys matter for plain gradients only: with LibraGrad they may be rotated or normalised.
         flat = torch.cat([x.flatten(1) for x in self._needed(seen)], dim=1)
@@ -180,6 +180,8 @@ class SplitBlock:
         (at_fixed,) = pullback(lambda x: self._pre(x, "libragrad")[1:], stream)(cotangents)
         (at_plain,) = pullback(lambda x: self._pre(x, "plain")[1:], stream)(cotangents)
         size = (moved.keys.square() + moved.values.square()).sum((1, 2))
+        # A block without a norm before its attention needs no correction: 0, not 0 / 0.
+        size = size.clamp_min(torch.finfo(size.dtype).tiny)
         return NormCorrection(moved, (at_fixed - at_plain) / size[:, None])
 
     def _needed(self, pushed: KeysValues) -> tuple[Tensor, ...]:

@@ -1,0 +1,258 @@
+"""The Lens: what it takes, what it gives, and what it says to bad input."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from timm.models import VisionTransformer
+
+import vitlens
+from vitlens.errors import (
+    CheckpointError,
+    FeatureError,
+    ImageError,
+    ModelError,
+    NetworkError,
+    TargetError,
+)
+from vitlens.images import Transform
+
+CLASSES = ("bird", "mammal", "fruit", "flower", "vehicle")
+
+
+def make_sae(width: int = 24, size: int = 30, k: int = 4) -> vitlens.TopKSAE:
+    W_dec = F.normalize(torch.randn(size, width), dim=1)
+    return vitlens.TopKSAE.from_weights(
+        W_enc=W_dec.T.contiguous(), W_dec=W_dec, b_dec=torch.zeros(width), k=k
+    )
+
+
+def make_model(depth: int = 4) -> VisionTransformer:
+    torch.manual_seed(0)
+    return VisionTransformer(
+        img_size=24, patch_size=8, embed_dim=24, depth=depth, num_heads=3, num_classes=5
+    ).eval()
+
+
+@pytest.fixture
+def lens() -> vitlens.Lens:
+    model = make_model()
+    transform = Transform(size=(24, 24), mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
+    return vitlens.Lens(
+        model, [make_sae() for _ in range(3)], class_names=CLASSES, transform=transform
+    )
+
+
+@pytest.fixture
+def picture() -> Image.Image:
+    noise = np.random.default_rng(0).integers(0, 255, (40, 32, 3), dtype=np.uint8)
+    return Image.fromarray(noise)
+
+
+def test_every_kind_of_image_gives_the_same(
+    lens: vitlens.Lens, picture: Image.Image, tmp_path: Path
+) -> None:
+    path = tmp_path / "image.png"
+    picture.save(path)
+    expected = lens.trace(picture).logits
+    array = np.asarray(picture)
+    for image in (path, str(path), array, torch.from_numpy(array.copy()).permute(2, 0, 1)):
+        assert torch.equal(lens.trace(image).logits, expected)
+    assert torch.equal(lens.trace(lens.tensor(picture)).logits, expected)
+
+
+def test_trace_is_the_model_and_adds_up(lens: vitlens.Lens, picture: Image.Image) -> None:
+    trace = lens.trace(picture)
+    with torch.no_grad():
+        torch.testing.assert_close(trace.logits, lens.vit.model(lens.tensor(picture)[None])[0])
+    assert len(trace.residuals) == 4
+    assert len(trace.features) == len(trace.errors) == 3
+    for layer, sae in enumerate(lens.saes):
+        decoded = sae.decode(trace.features[layer], trace.means[layer], trace.stds[layer])
+        torch.testing.assert_close(decoded + trace.errors[layer], trace.residuals[layer])
+        assert int((trace.features[layer] > 0).sum(1).max()) <= sae.k
+
+
+def test_targets(lens: vitlens.Lens, picture: Image.Image) -> None:
+    logits = lens.trace(picture).logits
+    best = int(logits.argmax())
+    by_index = lens.importances(picture, target=1)
+    by_name = lens.importances(picture, target="Mammal")
+    by_function = lens.importances(picture, target=lambda y: y[1] - y.mean())
+    default = lens.importances(picture)
+    assert (by_index.target, by_name.target_index) == ("mammal", 1)
+    assert by_index.target_value == pytest.approx(float(logits[1] - logits.mean()))
+    assert default.target == CLASSES[best]
+    for other in (by_name, by_function):
+        torch.testing.assert_close(other.nodes, by_index.nodes)
+
+
+def test_keeping_everything_is_the_model(lens: vitlens.Lens, picture: Image.Image) -> None:
+    logits = lens.trace(picture).logits
+    everything = [range(sae.size) for sae in lens.saes]
+    for errors in ("clean", "free"):
+        torch.testing.assert_close(lens.run_with(picture, keep=everything, errors=errors), logits)
+    masks = [torch.ones(sae.size, dtype=torch.bool) for sae in lens.saes]
+    torch.testing.assert_close(lens.run_with(picture, keep=masks), logits)
+    without_errors = lens.run_with(picture, keep=everything, errors="baseline")
+    assert float((without_errors - logits).abs().max()) > 1e-3
+
+
+def test_circuit_rules(lens: vitlens.Lens, picture: Image.Image, tmp_path: Path) -> None:
+    circuit = lens.circuit(picture, nodes_per_layer=3)
+    assert len(circuit.nodes) == 9
+    assert circuit.picture is not None
+    assert circuit.picture.shape == (24, 24, 3)
+    assert circuit.model == lens.fingerprint
+    circuit.save(tmp_path / "circuit.safetensors")
+    assert vitlens.Circuit.load(tmp_path / "circuit.safetensors") == circuit
+    assert len(circuit.to_networkx()) == 10
+    assert len(lens.circuit(picture, share=0.1).nodes) == 3 * 4
+    assert len(lens.circuit(picture, threshold=1.0).nodes) > len(circuit.nodes)
+    with pytest.raises(FeatureError):
+        lens.circuit(picture, share=0.1, threshold=0.5)
+    with pytest.raises(FeatureError):
+        lens.circuit(picture, nodes_per_layer=0)
+
+
+def test_curves_use_class_names(lens: vitlens.Lens, picture: Image.Image) -> None:
+    label = CLASSES[int(lens.trace(picture).logits.argmax())]
+    curves = lens.faithfulness([picture], methods=("rrm", "random"), labels=[label], progress=False)
+    assert curves.methods == ("rrm", "random")
+    with pytest.raises(TargetError, match="mammal"):
+        lens.faithfulness([picture], labels=["mamal"], progress=False)
+
+
+def test_user_objects_are_not_changed(picture: Image.Image) -> None:
+    model, saes = make_model(), [make_sae() for _ in range(3)]
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    lens = vitlens.Lens(model.double(), saes, class_names=CLASSES)
+    lens.importances(picture)
+    assert all(sae.W_enc.dtype == torch.float32 for sae in saes)
+    assert lens.saes[0].W_enc.dtype == torch.float64
+    for name, value in model.state_dict().items():
+        assert torch.equal(value.float(), before[name])
+    assert all(not module._forward_hooks for module in model.modules())
+
+
+@pytest.mark.parametrize(
+    ("target", "message"),
+    [
+        ("mamal", "Did you mean 'mammal'"),
+        (7, "classes 0 to 4"),
+        (-1, "classes 0 to 4"),
+        (1.5, "class index, a class name or a function"),
+        (lambda y: y, "one number"),
+        (lambda y: y[0] * float("nan"), "NaN"),
+    ],
+)
+def test_bad_targets(
+    lens: vitlens.Lens, picture: Image.Image, target: object, message: str
+) -> None:
+    with pytest.raises(TargetError, match=message):
+        lens.importances(picture, target=target)
+
+
+def test_class_name_without_names(picture: Image.Image) -> None:
+    lens = vitlens.Lens(make_model(), [make_sae() for _ in range(3)])
+    with pytest.raises(TargetError, match="class_names"):
+        lens.importances(picture, target="mammal")
+
+
+@pytest.mark.parametrize(
+    ("keep", "message"),
+    [
+        ([[0], [0]], "all 3 layers"),
+        ([[0], [30], [0]], "Layer 1 has features 0 to 29; \\[30\\]"),
+        ([[0], [-1], [0]], "do not exist"),
+        ([[0], [0.5], [0]], "whole numbers"),
+        ([torch.ones(29, dtype=torch.bool), [0], [0]], "29 entries for 30 features"),
+    ],
+)
+def test_bad_keep(lens: vitlens.Lens, picture: Image.Image, keep: list, message: str) -> None:
+    with pytest.raises(FeatureError, match=message):
+        lens.run_with(picture, keep=keep)
+
+
+def test_bad_settings(lens: vitlens.Lens, picture: Image.Image) -> None:
+    for wrong in ({"gradient": "smooth"}, {"errors": "clean"}, {"engine": "fast"}):
+        with pytest.raises(ModelError, match="must be one of"):
+            lens.importances(picture, **wrong)
+    with pytest.raises(FeatureError, match="must be one of"):
+        lens.run_with(picture, keep=[[0]] * 3, errors="leaf")
+
+
+def test_bad_images(lens: vitlens.Lens, tmp_path: Path) -> None:
+    broken = tmp_path / "broken.jpg"
+    broken.write_bytes(b"\xff\xd8\xff\xe0 no picture")
+    wrong = [broken, tmp_path / "missing.png", np.zeros((8, 8, 5)), torch.full((3, 24, 24), np.nan)]
+    for image in wrong:
+        with pytest.raises(ImageError):
+            lens.trace(image)
+
+
+@pytest.mark.parametrize(
+    ("saes", "message"),
+    [
+        (lambda: [make_sae() for _ in range(2)], "needs 3 SAEs.*got 2"),
+        (lambda: [make_sae() for _ in range(4)], "needs 3 SAEs.*got 4"),
+        (lambda: [make_sae(), make_sae(width=16), make_sae()], "layer 1.*width 16.*24"),
+    ],
+)
+def test_saes_that_do_not_fit(saes: object, message: str) -> None:
+    with pytest.raises(ModelError, match=message):
+        vitlens.Lens(make_model(), saes())
+
+
+def test_names_and_baselines_that_do_not_fit(lens: vitlens.Lens) -> None:
+    with pytest.raises(ModelError, match=r"2 class names.*5 classes"):
+        vitlens.Lens(lens.vit, lens.saes, class_names=["a", "b"])
+    features, errors = lens.baselines.features, lens.baselines.errors
+    with pytest.raises(ModelError, match="need 3 layers of baselines"):
+        lens.baselines = vitlens.Baselines(features[:2], errors[:2])
+    with pytest.raises(ModelError, match="Baselines of layer 0"):
+        lens.baselines = vitlens.Baselines([z[:5] for z in features], [e[:5] for e in errors])
+    with pytest.raises(CheckpointError, match="NaN"):
+        vitlens.Baselines(features, [e * float("nan") for e in errors])
+    with pytest.raises(ModelError, match="at least one image"):
+        lens.fit_baselines([], progress=False)
+
+
+def test_baselines_round_trip(lens: vitlens.Lens, picture: Image.Image, tmp_path: Path) -> None:
+    found = lens.fit_baselines([picture, picture.rotate(90), picture.rotate(180)], progress=False)
+    found.save(tmp_path / "baselines.safetensors")
+    loaded = vitlens.Baselines.load(tmp_path / "baselines.safetensors")
+    for a, b in zip(
+        (*found.features, *found.errors), (*loaded.features, *loaded.errors), strict=True
+    ):
+        assert torch.equal(a, b)
+    lens.circuit(picture).save(tmp_path / "circuit.safetensors")
+    with pytest.raises(CheckpointError, match="no baselines"):
+        vitlens.Baselines.load(tmp_path / "circuit.safetensors")
+
+
+def test_load_by_name() -> None:
+    with pytest.raises(ModelError, match=r"No SAEs are known.*vitlens train-saes"):
+        vitlens.load("vit_tiny_patch16_224")
+    with pytest.raises(ModelError, match="Did you mean 'vit_base_patch16_224'"):
+        vitlens.load("vit_base_patch16_225")
+    with pytest.raises(NetworkError):
+        vitlens.load("vit_base_patch16_224", pretrained=False)
+
+
+def test_load_a_timm_model_with_a_folder_of_saes(tmp_path: Path, picture: Image.Image) -> None:
+    from vitlens.saes.files import save_saes
+
+    save_saes([make_sae(width=192) for _ in range(11)], tmp_path / "saes")
+    lens = vitlens.load("vit_tiny_patch16_224", saes=tmp_path / "saes", pretrained=False)
+    assert lens.transform.size == (224, 224)
+    assert len(lens.predict(picture)) == 1000
+    wide = make_sae(width=16)
+    save_saes([wide] * 11, tmp_path / "other")
+    with pytest.raises(ModelError, match="width 16"):
+        vitlens.load("vit_tiny_patch16_224", saes=tmp_path / "other", pretrained=False)

@@ -1,0 +1,228 @@
+"""Families of ViTs: the adapter's view, LibraGrad's constants, engines that agree."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+import pytest
+import timm
+import torch
+import torch.nn.functional as F
+from timm.layers import GluMlp, QuickGELU, RmsNorm, SwiGLU, SwiGLUPacked
+from timm.models import Eva, VisionTransformer, VisionTransformerDistilled
+from timm.models.vision_transformer import ParallelScalingBlock, ResPostBlock
+from torch import nn
+
+import vitlens
+from vitlens.errors import ModelError, NetworkError
+from vitlens.models.heads import ZeroShotHead
+from vitlens.models.registry import create
+
+SMALL = {"img_size": 24, "patch_size": 8, "embed_dim": 24, "depth": 3, "num_heads": 3}
+FAMILIES: dict[str, Callable[[], nn.Module]] = {
+    "vit": partial(VisionTransformer, **SMALL, num_classes=5),
+    "average pooling": partial(VisionTransformer, **SMALL, num_classes=5, global_pool="avg"),
+    "dinov2": partial(
+        VisionTransformer,
+        **SMALL,
+        num_classes=5,
+        reg_tokens=4,
+        init_values=0.3,
+        mlp_layer=SwiGLUPacked,
+        act_layer=nn.SiLU,
+    ),
+    "swiglu, rms, qk norm": partial(
+        VisionTransformer,
+        **SMALL,
+        num_classes=5,
+        mlp_layer=SwiGLU,
+        act_layer=nn.SiLU,
+        norm_layer=RmsNorm,
+        qk_norm=True,
+        qkv_bias=False,
+    ),
+    "clip": partial(VisionTransformer, **SMALL, num_classes=5, pre_norm=True, act_layer=QuickGELU),
+    "siglip": partial(
+        VisionTransformer, **SMALL, num_classes=5, class_token=False, global_pool="map"
+    ),
+    "parallel": partial(VisionTransformer, **SMALL, num_classes=5, block_fn=ParallelScalingBlock),
+    "post-norm": partial(VisionTransformer, **SMALL, num_classes=5, block_fn=ResPostBlock),
+    "distilled deit": partial(VisionTransformerDistilled, **SMALL, num_classes=5),
+    "dinov3": partial(
+        Eva,
+        **SMALL,
+        num_classes=5,
+        use_rot_pos_emb=True,
+        use_abs_pos_emb=False,
+        num_reg_tokens=2,
+        rope_type="dinov3",
+        init_values=0.5,
+        dynamic_img_size=False,
+    ),
+}
+# Where the map from stream to keys is not the same for all tokens.
+NOT_EXACT_IN_PLAIN = {"swiglu, rms, qk norm", "dinov3"}
+
+
+def make(family: str) -> nn.Module:
+    torch.manual_seed(0)
+    model = FAMILIES[family]().double().eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter), alpha=0.1)
+    return model
+
+
+def lens_of(model: nn.Module, **kwargs: object) -> vitlens.Lens:
+    vit = vitlens.ViT(model, **kwargs)
+    saes = []
+    for _ in range(vit.depth - 1):
+        W_dec = F.normalize(torch.randn(32, vit.width).double(), dim=1)
+        saes.append(
+            vitlens.TopKSAE.from_weights(
+                W_enc=W_dec.T, W_dec=W_dec, b_dec=torch.zeros(vit.width).double(), k=5
+            )
+        )
+    return vitlens.Lens(vit, saes, transform=lambda picture: torch.zeros(3, 24, 24))
+
+
+def image() -> torch.Tensor:
+    return torch.randn(3, 24, 24, generator=torch.Generator().manual_seed(1)).double()
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_adapter_gives_the_models_own_output(family: str) -> None:
+    model = make(family)
+    vit = vitlens.ViT(model)
+    images = torch.stack([image(), -image()])
+    streams = vit.residuals(images)
+    assert len(streams) == vit.depth
+    assert streams[0].shape == (2, vit.n_tokens, vit.width)
+    assert len(vit.prefix_names) == vit.n_prefix
+    expected = model(images)
+    torch.testing.assert_close(vit.readout(streams[-1]), expected)
+    assert vit.n_classes == expected.shape[1]
+
+
+@pytest.mark.parametrize("gradient", ["libragrad", "plain"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_engines_agree(family: str, gradient: str) -> None:
+    lens = lens_of(make(family))
+    vjp = lens.importances(image(), target=1, gradient=gradient, engine="vjp")
+    for nodes, edges in zip(vjp.nodes, vjp.edges, strict=False):
+        torch.testing.assert_close(edges.sum(1), nodes)
+    engines = ["jvp", "exact"]
+    if gradient == "plain" and family in NOT_EXACT_IN_PLAIN:
+        engines = ["jvp"]
+        with pytest.raises(ModelError, match='engine="jvp"'):
+            lens.importances(image(), target=1, gradient=gradient, engine="exact")
+    for engine in engines:
+        found = lens.importances(image(), target=1, gradient=gradient, engine=engine)
+        for a, b in zip(found.edges, vjp.edges, strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9 * float(b.abs().max()))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_libragrad_keeps_values_and_model(family: str) -> None:
+    model = make(family)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    hooks = [len(m._forward_hooks) for m in model.modules()]
+    expected = model(image()[None])
+    with vitlens.libragrad(model):
+        torch.testing.assert_close(model(image()[None]), expected)
+    with pytest.raises(RuntimeError, match="stop"), vitlens.libragrad(model):
+        raise RuntimeError("stop")
+    assert torch.equal(model(image()[None]), expected)
+    assert [len(m._forward_hooks) for m in model.modules()] == hooks
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, before[name])
+
+
+def norm_with_fixed_scale(norm: nn.Module, x: torch.Tensor) -> torch.Tensor:
+    if isinstance(norm, nn.LayerNorm):
+        x = x - x.mean(-1, keepdim=True)
+    scale = (x.pow(2).mean(-1, keepdim=True) + norm.eps).sqrt()
+    out = x / scale.detach() * norm.weight
+    return out + norm.bias if isinstance(norm, nn.LayerNorm) else out
+
+
+def block_by_hand(block: nn.Module, x: torch.Tensor) -> torch.Tensor:
+    """A timm block written out, with LibraGrad's constants detached one by one."""
+    attention = block.attn
+    n, t, d = x.shape
+    qkv = attention.qkv(norm_with_fixed_scale(block.norm1, x))
+    q, k, v = qkv.reshape(n, t, 3, attention.num_heads, -1).permute(2, 0, 3, 1, 4)
+    q, k = attention.q_norm(q), attention.k_norm(k)
+    weights = (q @ k.transpose(-2, -1) / q.shape[-1] ** 0.5).softmax(-1).detach()
+    x = x + block.ls1(attention.proj((weights @ v).transpose(1, 2).reshape(n, t, d)))
+    h, mlp = norm_with_fixed_scale(block.norm2, x), block.mlp
+    if isinstance(mlp, SwiGLU):
+        hidden = F.silu(mlp.fc1_g(h)).detach() * mlp.fc1_x(h)
+    elif isinstance(mlp, GluMlp):
+        gate, value = mlp.fc1(h).chunk(2, -1)
+        hidden = F.silu(gate).detach() * value
+    elif isinstance(mlp.act, QuickGELU):
+        hidden = mlp.fc1(h)
+        hidden = hidden * torch.sigmoid(1.702 * hidden).detach()
+    else:
+        hidden = mlp.fc1(h)
+        normal = torch.distributions.Normal(0.0, 1.0)
+        hidden = hidden * normal.cdf(hidden).detach()
+    return x + block.ls2(mlp.fc2(hidden))
+
+
+@pytest.mark.parametrize("family", ["vit", "dinov2", "swiglu, rms, qk norm", "clip"])
+def test_libragrad_against_a_block_written_out(family: str) -> None:
+    block = make(family).blocks[1]
+    x = torch.randn(1, 10, 24).double().requires_grad_()
+    direction = torch.randn(1, 10, 24).double()
+    expected = block_by_hand(block, x)
+    with vitlens.libragrad(block):
+        found = block(x)
+    torch.testing.assert_close(found, expected)
+    (found_grad,) = torch.autograd.grad(found, x, direction)
+    (expected_grad,) = torch.autograd.grad(expected, x, direction)
+    torch.testing.assert_close(found_grad, expected_grad)
+    (plain_grad,) = torch.autograd.grad(block(x), x, direction)
+    assert float((plain_grad - expected_grad).abs().max()) > 1e-3
+
+
+def test_unfused_attention_is_put_back() -> None:
+    model = make("vit")
+    for block in model.blocks:
+        block.attn.fused_attn = False
+    lens = lens_of(model)
+    exact = lens.importances(image(), target=0)
+    vjp = lens.importances(image(), target=0, engine="vjp")
+    torch.testing.assert_close(exact.edges[0], vjp.edges[0])
+    assert all(block.attn.fused_attn is False for block in model.blocks)
+
+
+def test_zero_shot_head() -> None:
+    model = VisionTransformer(**SMALL, num_classes=0).double().eval()
+    text = torch.randn(4, 24).double()
+    lens = lens_of(model, head=ZeroShotHead(text, scale=10.0))
+    features = model(image()[None])[0]
+    expected = 10 * F.cosine_similarity(features[None], text)
+    torch.testing.assert_close(lens.trace(image()).logits, expected)
+    with pytest.raises(ModelError, match="classes, width"):
+        ZeroShotHead(text[0])
+
+
+def test_model_is_checked() -> None:
+    with pytest.raises(ModelError, match=r"model\.eval\(\)"):
+        vitlens.ViT(make("vit").train())
+    with pytest.raises(ModelError, match="does not look like a timm VisionTransformer"):
+        vitlens.ViT(timm.create_model("resnet18").eval())
+    with pytest.raises(ModelError, match=r"no model 'vit_bse_patch16_224'.*vit_base_patch16_224"):
+        create("vit_bse_patch16_224")
+
+
+def test_no_network_for_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    def offline(*args: object, **kwargs: object) -> None:
+        raise ConnectionError("no route to host")
+
+    monkeypatch.setattr(timm, "create_model", offline)
+    with pytest.raises(NetworkError, match=r"Without a network.*vitlens\.Lens"):
+        create("vit_tiny_patch16_224")
