@@ -190,11 +190,12 @@ class _LayerSums:
         """Take in one batch's stream and return its reconstruction."""
         out = sae(stream)
         tokens, error = stream.flatten(0, 1), out.error.flatten(0, 1)
-        scale = out.std.flatten(0, 1) + sae.std_eps
+        values = sae.normalize(tokens).values
+        missed = values - (out.features.flatten(0, 1) @ sae.W_dec + sae.b_dec)
         self.raw.add(tokens)
-        self.normalized.add(sae.normalize(tokens).values)
+        self.normalized.add(values)
         self.missed += float(error.double().square().sum())
-        self.missed_normalized += float((error / scale).double().square().sum())
+        self.missed_normalized += float(missed.double().square().sum())
         active = out.features.flatten(0, 1) > 0
         self.seen |= active.any(0)
         self.n_active += int(active.sum())

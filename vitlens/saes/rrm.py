@@ -234,7 +234,7 @@ def _load_file(
             f"{path} is damaged, or holds Python objects other than tensors, which could run any"
             " code and are not loaded. Expected a checkpoint of the RRM release."
         ) from error
-    except (RuntimeError, EOFError, OSError, ValueError) as error:
+    except Exception as error:  # on foreign bytes the unpickler raises nearly anything
         raise CheckpointError(f"{path} is damaged or no torch file: {error}.") from error
     weights = content.get("model_state_dict") if isinstance(content, dict) else None
     names = ("W_enc", "W_dec", "b_dec")
