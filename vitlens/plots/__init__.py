@@ -1,0 +1,8 @@
+"""Figures of results, with matplotlib; none needs a display."""
+
+from vitlens.plots.circuit import circuit_figure
+from vitlens.plots.curves import curves_figure
+from vitlens.plots.heatmap import heatmap_figure
+from vitlens.plots.save import save_figure
+
+__all__ = ["circuit_figure", "curves_figure", "heatmap_figure", "save_figure"]

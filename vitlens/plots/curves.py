@@ -1,0 +1,137 @@
+"""Insertion and deletion curves, side by side."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+
+from vitlens.circuits.areas import Array
+from vitlens.circuits.results import Band, Curves, Direction, Metric
+from vitlens.plots.page import QUIET
+
+
+@dataclass(frozen=True)
+class _Style:
+    colour: str
+    marker: str
+
+
+# Okabe and Ito's palette; each method keeps its colour, whatever it is shown beside.
+_STYLES = {
+    "rrm": _Style("#0072B2", "o"),
+    "cla": _Style("#D55E00", "s"),
+    "node": _Style("#009E73", "^"),
+    "plain": _Style("#CC79A7", "D"),
+    "activation": _Style("#56B4E9", "v"),
+    "random": _Style("#7F7F7F", "X"),
+}
+_OTHERS = (_Style("#E69F00", "P"), _Style("#000000", "*"), _Style("#8C510A", "<"))
+_METRIC_NAMES = {
+    "target": "target",
+    "logit": "logit",
+    "probability": "probability",
+    "top1": "share still first",
+}
+
+
+def curves_figure(
+    curves: Curves, *, metric: Metric = "target", width: float = 10.5, title: str | None = None
+) -> Figure:
+    """Draw what is left of the output when features are kept (left) or taken away (right).
+
+    Parameters
+    ----------
+    curves
+        The measured curves.
+    metric
+        "target", "logit", "probability" or "top1".
+    width
+        Of the figure, in inches.
+    title
+        Above both panels; by default how many images, and what error nodes held.
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+        Each curve is the mean over images, the empty model being 0 and the full one 1, with its
+        95 % interval as a band; the legend gives the area under each. Where the full model is
+        not above the empty one, the means are drawn as measured, and the axis says so.
+    """
+    figure = Figure(figsize=(width, 0.45 * width), facecolor="white", layout="constrained")
+    left, right = figure.subplots(1, 2, sharey=True)
+    adjusted = not np.isnan(curves.band("insertion", curves.methods[0], metric).mean).any()
+    styles = _styles(curves.methods)
+    panels: tuple[tuple[Axes, Direction, str], ...] = (
+        (left, "insertion", "Insertion: only the top features kept (high is good)"),
+        (right, "deletion", "Deletion: the top features taken away (low is good)"),
+    )
+    for axes, direction, heading in panels:
+        for method in curves.methods:
+            _draw(axes, curves, direction, method, metric, styles[method], adjusted)
+        axes.set_title(heading, fontsize=10)
+        _share_axis(axes, curves.q)
+        axes.grid(color="#E3E3E3", lw=0.6)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.legend(
+            title="area under the curve" if adjusted else None,
+            fontsize=8, title_fontsize=8, framealpha=0.85, loc="best",
+        )  # fmt: skip
+        if adjusted:
+            for level in (0, 1):
+                axes.axhline(level, color=QUIET, lw=0.7, ls=":", zorder=1)
+    name = _METRIC_NAMES[metric]
+    left.set_ylabel(f"{name} (empty model 0, full model 1)" if adjusted else f"{name}, as measured")
+    figure.suptitle(_heading(curves) if title is None else title, fontsize=11)
+    return figure
+
+
+def _draw(
+    axes: Axes,
+    curves: Curves,
+    direction: Direction,
+    method: str,
+    metric: Metric,
+    style: _Style,
+    adjusted: bool,
+) -> None:
+    if adjusted:
+        band = curves.band(direction, method, metric)
+        label = f"{method}  {curves.area(direction, method, metric=metric)}"
+    else:
+        mean: Array = curves.mean(direction, method, metric)
+        band, label = Band(mean, np.full_like(mean, np.nan), np.full_like(mean, np.nan)), method
+    axes.plot(
+        curves.q, band.mean, color=style.colour, marker=style.marker, ms=4.5, lw=1.6, label=label
+    )
+    if not np.isnan(band.low).all():
+        axes.fill_between(curves.q, band.low, band.high, color=style.colour, alpha=0.15, lw=0)
+
+
+def _share_axis(axes: Axes, q: Sequence[float]) -> None:
+    """Logarithmic in the share, but for a short linear piece that holds 0."""
+    smallest = min(share for share in q if share > 0)
+    axes.set_xscale("symlog", linthresh=smallest, linscale=0.6)
+    axes.set_xlim(0, 1.08)
+    ticks = [share for share in q if share > 0]
+    decades = [t for t in (0.001, 0.01, 0.1, 1.0) if t >= smallest]
+    shown = [0.0, *(decades if len(ticks) > 6 else ticks)]
+    axes.xaxis.set_major_locator(FixedLocator(shown))
+    axes.xaxis.set_minor_locator(FixedLocator(ticks) if len(ticks) > 6 else NullLocator())
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda share, _: f"{100 * share:g}%"))
+    axes.set_xlabel("share of the largest layer's features, in every layer")
+
+
+def _styles(methods: Sequence[str]) -> dict[str, _Style]:
+    others = [method for method in methods if method not in _STYLES]
+    spare = {method: _OTHERS[i % len(_OTHERS)] for i, method in enumerate(others)}
+    return {method: _STYLES.get(method) or spare[method] for method in methods}
+
+
+def _heading(curves: Curves) -> str:
+    n = len(curves.images)
+    return f"{n} image{'s' * (n != 1)}, target: {curves.target}, error nodes: {curves.errors}" + (
+        ", 95% intervals over images" if n > 1 else ""
+    )
