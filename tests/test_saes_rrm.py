@@ -170,7 +170,7 @@ def test_hub_name_without_the_hub_client(monkeypatch):
         load_saes("timespt/topksae-vit-base-patch16-224")
 
 
-def test_hub_downloads_only_what_is_needed(tmp_path, monkeypatch):
+def test_hub_downloads_only_what_is_needed_and_once(tmp_path, monkeypatch):
     import huggingface_hub
 
     model = "dinov2_vitb14_reg_lc"
@@ -190,6 +190,18 @@ def test_hub_downloads_only_what_is_needed(tmp_path, monkeypatch):
     monkeypatch.setattr(huggingface_hub, "list_repo_files", lambda name: listed)
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
     assert [sae.k for sae in load_saes(release.hub_name)] == list(release.k)
+    assert len(fetched) == 11
+
+    def offline(name):
+        raise TimeoutError
+
+    def cached(name, *, local_files_only):
+        assert local_files_only
+        return str(tmp_path)
+
+    monkeypatch.setattr(huggingface_hub, "list_repo_files", offline)
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", cached)
+    assert len(load_saes(release.hub_name)) == 11
     assert len(fetched) == 11
     assert all(path.endswith("epoch50.pth") for path in fetched)
 

@@ -225,6 +225,20 @@ def test_disk_full_keeps_the_last_checkpoint(tmp_path, uninterrupted, monkeypatc
     assert_same(result.saes, uninterrupted.saes)
 
 
+def test_failure_to_save_the_saes_keeps_what_was_learnt(tmp_path, uninterrupted, monkeypatch):
+    def fail(*args, **kwargs):
+        raise VitlensError("no")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("vitlens.saes.train.save_saes", fail)
+        with pytest.raises(VitlensError, match="no"):
+            train_saes(make_vit(), make_images(), make_config(), out=tmp_path)
+    images = Interrupted(make_images(), 1)  # not needed any more
+    assert_same(
+        train_saes(make_vit(), images, make_config(), out=tmp_path).saes, uninterrupted.saes
+    )
+
+
 class Stream(IterableDataset):
     def __iter__(self):
         return iter(make_images())

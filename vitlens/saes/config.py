@@ -73,6 +73,10 @@ class TrainConfig:
     checkpoint_seconds: float = 120.0
 
     def __post_init__(self) -> None:
+        for name in ("sizes", "k"):
+            value = getattr(self, name)
+            if not isinstance(value, int):
+                object.__setattr__(self, name, tuple(int(number) for number in value))
         for name in ("epochs", "batch_tokens", "buffer_tokens", "forward_images", "dead_after"):
             if getattr(self, name) < 1:
                 raise CheckpointError(f"{name} must be 1 or more, not {getattr(self, name)}.")
@@ -108,7 +112,7 @@ class TrainConfig:
         values = asdict(self)
         for name in ("sizes", "k"):
             value = values[name]
-            values[name] = value if isinstance(value, int) else [int(number) for number in value]
+            values[name] = value if isinstance(value, int) else list(value)
         return values
 
 
@@ -120,4 +124,4 @@ def _per_layer(name: str, value: int | Sequence[int], n_layers: int) -> tuple[in
             f"{name} has {len(value)} entries, and the model has {n_layers} SAE layers"
             f" (0 to {n_layers - 1}: every block but the last)."
         )
-    return tuple(int(number) for number in value)
+    return tuple(value)

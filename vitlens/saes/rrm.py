@@ -140,32 +140,39 @@ def local_folder(folder_or_hub_name: str | Path) -> Path:
 
 def _download(name: str) -> Path:
     try:
-        from huggingface_hub import hf_hub_download, list_repo_files
-        from huggingface_hub.errors import LocalEntryNotFoundError, RepositoryNotFoundError
+        from huggingface_hub import hf_hub_download, list_repo_files, snapshot_download
+        from huggingface_hub.errors import RepositoryNotFoundError
     except ImportError:
         raise NetworkError(
             f"There is no local folder {name!r}, and reading from the Hugging Face hub needs"
             " huggingface_hub: `pip install 'vitlens[hub]'`, or pass a local folder."
         ) from None
     try:
-        listed = list_repo_files(name)
-        wanted = [path for path in listed if _OURS.fullmatch(path)] or [
-            file.path for file in _choose(listed, _release(model_of(name)), name)
-        ]
+        wanted = _wanted(list_repo_files(name), name)
         fetched = [Path(hf_hub_download(name, path)) for path in wanted]
+        return fetched[0].parents[len(PurePosixPath(wanted[0]).parts) - 1]
+    except CheckpointError:
+        raise
     except RepositoryNotFoundError as error:
         known = [release.hub_name for release in RELEASES.values()]
         raise CheckpointError(
             f"There is neither a folder nor a public hub repository {name!r}."
             f"{near_matches(name, known)}"
         ) from error
-    except (OSError, LocalEntryNotFoundError) as error:
-        raise NetworkError(
-            f"There is no local folder {name!r}, and the Hugging Face hub cannot be reached"
-            f" ({type(error).__name__}). Download the files elsewhere and pass a local folder."
-        ) from error
-    depth = len(PurePosixPath(wanted[0]).parts)
-    return fetched[0].parents[depth - 1]
+    except Exception as error:  # which one depends on the client's version and HTTP library
+        try:
+            return Path(snapshot_download(name, local_files_only=True))
+        except Exception:  # not in the local cache either
+            raise NetworkError(
+                f"There is no local folder {name!r}, and the Hugging Face hub cannot be reached"
+                f" ({type(error).__name__}). Download the files elsewhere and pass a local folder."
+            ) from error
+
+
+def _wanted(listed: list[str], name: str) -> list[str]:
+    """Files of a hub repository to download: in our own layout, or else in the release's."""
+    ours = [path for path in listed if _OURS.fullmatch(path)]
+    return ours or [file.path for file in _choose(listed, _release(model_of(name)), name)]
 
 
 def _release(model: str | None) -> Release | None:

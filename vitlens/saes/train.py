@@ -183,12 +183,13 @@ class _Run:
             return self._finished()
         try:
             self._loop()
+            self._finish()
         except BaseException:
-            # Between two steps the state is whole, whatever went wrong with an image.
+            # Between two steps the state is whole, whatever went wrong with an image or a file.
             if not self.in_step and self.progress != _Progress():
                 self._save()
             raise
-        return self._finish()
+        return self._finished()
 
     def _loop(self) -> None:
         config, start = self.config, self.progress
@@ -330,7 +331,7 @@ class _Run:
                 " folder, or pass resume=False."
             )
 
-    def _finish(self) -> TrainResult:
+    def _finish(self) -> None:
         assert self.running is not None
         figures = {
             "steps": self.learner.step_count,
@@ -341,7 +342,6 @@ class _Run:
         }
         save_saes(self.learner.saes, self.out, metadata={**self.identity, "training": figures})
         (self.out / CHECKPOINT).unlink(missing_ok=True)
-        return self._finished()
 
     def _finished(self) -> TrainResult:
         path = self.out / MANIFEST
