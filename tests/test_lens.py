@@ -199,13 +199,16 @@ def test_bad_images(lens: vitlens.Lens, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("saes", "message"),
     [
-        (lambda: [make_sae() for _ in range(2)], "needs 3 SAEs.*got 2"),
-        (lambda: [make_sae() for _ in range(4)], "needs 3 SAEs.*got 4"),
-        (lambda: [make_sae(), make_sae(width=16), make_sae()], "layer 1.*width 16.*24"),
+        (lambda: [make_sae() for _ in range(2)], r"4 blocks and so 3 SAEs.*got 2"),
+        (lambda: [make_sae() for _ in range(4)], r"4 blocks and so 3 SAEs.*got 4"),
+        (
+            lambda: [make_sae(), make_sae(width=16), make_sae()],
+            r"layer 1 has width 16, the model 24",
+        ),
     ],
 )
 def test_saes_that_do_not_fit(saes: object, message: str) -> None:
-    with pytest.raises(ModelError, match=message):
+    with pytest.raises(CheckpointError, match=message):
         vitlens.Lens(make_model(), saes())
 
 
@@ -254,5 +257,5 @@ def test_load_a_timm_model_with_a_folder_of_saes(tmp_path: Path, picture: Image.
     assert len(lens.predict(picture)) == 1000
     wide = make_sae(width=16)
     save_saes([wide] * 11, tmp_path / "other")
-    with pytest.raises(ModelError, match="width 16"):
+    with pytest.raises(CheckpointError, match="width 16"):
         vitlens.load("vit_tiny_patch16_224", saes=tmp_path / "other", pretrained=False)

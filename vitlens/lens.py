@@ -31,7 +31,8 @@ from vitlens.images import ImageLike, Transform, to_tensor
 from vitlens.models.adapter import ViT
 from vitlens.replacement import Baselines, ErrorNodes, Trace
 from vitlens.saes.files import load_saes
-from vitlens.saes.topk import TopKSAE
+from vitlens.saes.stream import batched
+from vitlens.saes.topk import TopKSAE, check_saes
 
 
 @dataclass(frozen=True)
@@ -88,8 +89,10 @@ class Lens:
 
     Raises
     ------
+    CheckpointError
+        If the SAEs do not fit the model.
     ModelError
-        If SAEs, baselines or class names do not fit the model.
+        If baselines or class names do not fit the model.
 
     Examples
     --------
@@ -111,7 +114,7 @@ class Lens:
         self.vit = model if isinstance(model, ViT) else ViT(model, head=head)
         if isinstance(saes, str | Path):
             saes = load_saes(saes)
-        replacement.check_saes(self.vit, saes)
+        check_saes(saes, depth=self.vit.depth, width=self.vit.width)
         self.saes = tuple(_like(sae, self.vit) for sae in saes)
         self.class_names = self._checked_names(class_names)
         self.transform = transform or Transform.from_timm(self.vit.model)
@@ -356,7 +359,10 @@ class Lens:
         """
         tensors = (self.tensor(image) for image in images)
         self.baselines = replacement.fit_baselines(
-            self.vit, self.saes, _batches(tensors, batch_size), progress=progress
+            self.vit,
+            self.saes,
+            batched(tensors, batch_size, self.vit.image_size),
+            progress=progress,
         )
         return self.baselines
 
@@ -392,14 +398,3 @@ def _like(sae: TopKSAE, vit: ViT) -> TopKSAE:
     if (sae.W_enc.dtype, sae.W_enc.device) == (vit.dtype, vit.device):
         return sae
     return copy.deepcopy(sae).to(dtype=vit.dtype, device=vit.device)
-
-
-def _batches(tensors: Iterable[Tensor], size: int) -> Iterable[Tensor]:
-    batch: list[Tensor] = []
-    for tensor in tensors:
-        batch.append(tensor)
-        if len(batch) == size:
-            yield torch.stack(batch)
-            batch = []
-    if batch:
-        yield torch.stack(batch)

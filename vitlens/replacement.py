@@ -153,21 +153,6 @@ def _at_least_single(x: Tensor) -> Tensor:
     return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
 
 
-def check_saes(vit: ViT, saes: Sequence[TopKSAE]) -> None:
-    """Raise `ModelError` unless there is one SAE of the model's width a block but the last."""
-    if len(saes) != vit.depth - 1:
-        raise ModelError(
-            f"The model has {vit.depth} blocks and so needs {vit.depth - 1} SAEs, one after each "
-            f"block but the last; got {len(saes)}."
-        )
-    for layer, sae in enumerate(saes):
-        if sae.width != vit.width:
-            raise ModelError(
-                f"The SAE of layer {layer} is for a stream of width {sae.width}, the model's is "
-                f"{vit.width}: it belongs to another model."
-            )
-
-
 def check_baselines(vit: ViT, saes: Sequence[TopKSAE], baselines: Baselines) -> None:
     """Raise `ModelError` unless the baselines have the shapes of the model and its SAEs."""
     n_layers = len(baselines.features)
