@@ -92,6 +92,16 @@ def test_targets(lens: vitlens.Lens, picture: Image.Image) -> None:
         torch.testing.assert_close(other.nodes, by_index.nodes)
 
 
+def test_conservation(lens: vitlens.Lens, picture: Image.Image) -> None:
+    found = lens.conservation(picture, target=1)
+    for gradient, residual in found.items():
+        plain = lens.importances(picture, target=1, gradient=gradient, engine="jvp")
+        sums = torch.stack([nodes.sum() for nodes in plain.nodes])
+        torch.testing.assert_close(residual, 1 - sums / plain.target_value)
+    assert set(found) == {"libragrad", "plain"}
+    assert not torch.allclose(found["libragrad"], found["plain"])
+
+
 def test_keeping_everything_is_the_model(lens: vitlens.Lens, picture: Image.Image) -> None:
     logits = lens.trace(picture).logits
     everything = [range(sae.size) for sae in lens.saes]

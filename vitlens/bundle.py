@@ -9,10 +9,11 @@ from typing import Any
 import torch
 from torch import nn
 
+from vitlens.about import About, Sample
 from vitlens.errors import CheckpointError, ModelError
 from vitlens.files import read_json, read_tensors
 from vitlens.images import Transform
-from vitlens.lens import About, Lens, Sample
+from vitlens.lens import Lens
 from vitlens.models.quantize import dequantize
 from vitlens.models.registry import create
 from vitlens.replacement import Baselines

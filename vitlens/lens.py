@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import get_args
 
 import torch
 from jaxtyping import Float, UInt8
@@ -15,6 +14,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from vitlens import replacement
+from vitlens.about import About, Sample
 from vitlens.attribution.edges import Engine
 from vitlens.attribution.gradients import ErrorPaths, Gradient
 from vitlens.attribution.importances import Importances, importances
@@ -33,35 +33,6 @@ from vitlens.replacement import Baselines, ErrorNodes, Trace
 from vitlens.saes.files import load_saes
 from vitlens.saes.stream import batched
 from vitlens.saes.topk import TopKSAE, check_saes
-
-
-@dataclass(frozen=True)
-class Sample:
-    """A sample image of a bundle.
-
-    Attributes
-    ----------
-    path
-        The image file.
-    label
-        Its class, "" when it has none.
-    credit
-        Where it comes from, and its licence.
-    """
-
-    path: Path
-    label: str
-    credit: str
-
-
-@dataclass(frozen=True)
-class About:
-    """What is known of a lens beside its numbers: name, samples, model card, figures."""
-
-    name: str = ""
-    samples: tuple[Sample, ...] = ()
-    card: str = ""
-    figures: dict[str, Any] = field(default_factory=dict)
 
 
 class Lens:
@@ -215,6 +186,34 @@ class Lens:
             engine=engine,
             progress=progress,
         )
+
+    def conservation(
+        self, image: ImageLike, *, target: TargetLike = None, errors: ErrorPaths = "leaf"
+    ) -> dict[str, Float[Tensor, " L"]]:
+        """How far each layer's nodes are from adding up to the target, for both gradients.
+
+        Returns
+        -------
+        dict
+            For "libragrad" and "plain" the conservation residual of every layer, [B-1]: the
+            target's value minus the sum of the node importances, divided by the target's value.
+        """
+        trace = self.trace(image)
+        resolved = resolve_target(target, trace.logits, self.class_names)
+        relative = {}
+        for gradient in get_args(Gradient):
+            found = importances(
+                self.vit,
+                self.saes,
+                trace,
+                self.baselines,
+                resolved,
+                gradient=gradient,
+                errors=errors,
+                edges=False,
+            )
+            relative[gradient] = found.residual / found.target_value
+        return relative
 
     def run_with(
         self,
