@@ -10,7 +10,6 @@ import copy
 import math
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -63,10 +62,9 @@ def train_head(settings: Settings = Settings()) -> None:
     log = [{"run": "probe", **validate(probe)}]
     best = []
     for seed in settings.seeds:
-        path = WORK / f"classifier-{seed}.safetensors"
-        if not path.exists():
-            log += _run(copy.deepcopy(probe), seed, settings, validate, path)
-        best.append(read_tensors(path)[0])
+        run, weights = _run(copy.deepcopy(probe), seed, settings, validate)
+        log += run
+        best.append(weights)
     mean = {name: torch.stack([w[name] for w in best]).mean(0) for name in best[0]}
     probe.load_state_dict(mean)
     log.append({"run": "mean of runs", **validate(probe)})
@@ -75,21 +73,22 @@ def train_head(settings: Settings = Settings()) -> None:
 
 
 def _run(
-    model: ClsMeanViT, seed: int, settings: Settings, validate: "_Validation", path: Path
-) -> list[dict]:
-    """Train from the probe; write the averaged weights that are best on validation photographs."""
+    model: ClsMeanViT, seed: int, settings: Settings, validate: "_Validation"
+) -> tuple[list[dict], dict[str, Tensor]]:
+    """Train from the probe; return the averaged weights best on validation photographs."""
     torch.manual_seed(seed)
     average = copy.deepcopy(model)
     log: list[dict] = []
+    best: dict[str, Tensor] = {}
     for step in _steps(model, average, seed, settings):
         if step % settings.validate_every and step != settings.steps:
             continue
         scores = validate(average)
         if not log or scores["photo"] >= max(entry["photo"] for entry in log):
-            write_tensors(path, average.state_dict(), {})
+            best = {name: value.clone() for name, value in average.state_dict().items()}
         log.append({"run": seed, "step": step, **scores})
         print(log[-1], flush=True)
-    return log
+    return log, best
 
 
 class _Validation:

@@ -106,10 +106,15 @@ def _balanced(
 
 
 def composite(
-    cutout: Cutout, split: str, rng: np.random.Generator, *, augment: bool = False
+    cutout: Cutout,
+    split: str,
+    rng: np.random.Generator,
+    *,
+    augment: bool = False,
+    background: Path | None = None,
 ) -> Composite:
     """Put one cut-out on a background of the split; `augment` disturbs more, for training."""
-    background = _choose_background(split, rng, augment)
+    background = background or _choose_background(split, rng, augment)
     canvas = background_crop(background, rng)
     thing = _object(cutout.path)
     if augment:

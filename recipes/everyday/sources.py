@@ -137,6 +137,11 @@ def wallpaper(name: str) -> Path:
     return max(found, key=lambda path: (path.stat().st_size, path.name))
 
 
+def wallpaper_name(path: Path) -> str:
+    """The name that `wallpaper` finds a file by."""
+    return path.parents[2].name if path.parent.name.startswith("images") else path.stem
+
+
 def _find(root: Path, folders: dict[str, tuple[str, ...]], kind: str) -> list[Cutout]:
     return [
         Cutout(path, CLASSES.index(name), kind)

@@ -63,9 +63,9 @@ def _agreement(model: ClsMeanViT, weights: dict[str, torch.Tensor]) -> dict[str,
     original.load_state_dict(weights)
     same = total = 0
     for split, n, kinds in (
-        ("val", 360, ("photo",)),
-        ("val", 150, ("clip art",)),
-        ("train", 300, ("photo", "clip art")),
+        ("val", 300, ("photo",)),
+        ("val", 120, ("clip art",)),
+        ("train", 180, ("photo", "clip art")),
     ):
         pictures = images.composites(split, n, seed=5, kinds=kinds)
         answers = [predict(m, pictures).argmax(1) for m in (model, original)]

@@ -1,0 +1,42 @@
+"""Make the bundle, step by step: ``python -m recipes.everyday [--from STEP]``."""
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+
+from recipes.everyday import backbone, card, evaluate, fetch, head, saes, store
+
+# A step is skipped while its file is there and no earlier step has run.
+STEPS: dict[str, tuple[Callable[[], None], Path]] = {
+    "fetch": (fetch.fetch, fetch.ONNX),
+    "backbone": (backbone.build_backbone, backbone.BACKBONE),
+    "head": (head.train_head, head.CLASSIFIER),
+    "store": (store.store, store.AGREEMENT),
+    "saes": (saes.train, saes.FOLDER / "manifest.json"),
+    "baselines": (saes.baselines, saes.BASELINES),
+    "evaluate-saes": (evaluate.evaluate_saes, evaluate.HEALTH),
+    "evaluate-classifier": (evaluate.evaluate_classifier, evaluate.TEST),
+    "card": (card.write_card, store.BUNDLE / "MODEL_CARD.md"),
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="recipes.everyday", description=__doc__)
+    parser.add_argument(
+        "--from",
+        dest="first",
+        choices=STEPS,
+        help="do this step and all after it anew, instead of going on where the last run stopped",
+    )
+    first = parser.parse_args().first
+    names = list(STEPS)
+    stale = False
+    for name, (step, output) in STEPS.items():
+        stale = stale or not output.exists() or name == first
+        if stale and (first is None or names.index(name) >= names.index(first)):
+            print(f"== {name}", flush=True)
+            step()
+
+
+if __name__ == "__main__":
+    main()
