@@ -29,7 +29,7 @@ types: .venv/ready  ## Check the types
 	$(BIN)/mypy
 
 bench: .venv/ready  ## Time the engines against each other
-	$(BIN)/python -m recipes.bench
+	$(BIN)/python -m tests.benchmarks.engines
 
 everyday: .venv/ready-recipe  ## Build the bundled model anew, from public data (hours)
 	$(BIN)/python -m recipes.everyday

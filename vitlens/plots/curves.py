@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
-from vitlens.circuits.areas import Array
+from vitlens.circuits.areas import Array, Axis
 from vitlens.circuits.results import Band, Curves, Direction, Metric
 from vitlens.plots.page import QUIET
 
@@ -29,6 +29,7 @@ _STYLES = {
     "random": _Style("#7F7F7F", "X"),
 }
 _OTHERS = (_Style("#E69F00", "P"), _Style("#000000", "*"), _Style("#8C510A", "<"))
+_AXIS_NAMES = {"linear": "linear", "log": "logarithmic"}
 _METRIC_NAMES = {
     "target": "target",
     "logit": "logit",
@@ -38,7 +39,12 @@ _METRIC_NAMES = {
 
 
 def curves_figure(
-    curves: Curves, *, metric: Metric = "target", width: float = 10.5, title: str | None = None
+    curves: Curves,
+    *,
+    metric: Metric = "target",
+    axis: Axis = "linear",
+    width: float = 10.5,
+    title: str | None = None,
 ) -> Figure:
     """Draw what is left of the output when features are kept (left) or taken away (right).
 
@@ -48,6 +54,9 @@ def curves_figure(
         The measured curves.
     metric
         "target", "logit", "probability" or "top1".
+    axis
+        How the share of features counts in the areas of the legend: "linear" or "log" (see
+        `Curves.area`).
     width
         Of the figure, in inches.
     title
@@ -60,7 +69,7 @@ def curves_figure(
         95 % interval as a band; the legend gives the area under each. Where the full model is
         not above the empty one, the means are drawn as measured, and the axis says so.
     """
-    figure = Figure(figsize=(width, 0.45 * width), facecolor="white", layout="constrained")
+    figure = Figure(figsize=(width, 0.52 * width), facecolor="white", layout="constrained")
     left, right = figure.subplots(1, 2, sharey=True)
     adjusted = not np.isnan(curves.band("insertion", curves.methods[0], metric).mean).any()
     styles = _styles(curves.methods)
@@ -70,15 +79,20 @@ def curves_figure(
     )
     for axes, direction, heading in panels:
         for method in curves.methods:
-            _draw(axes, curves, direction, method, metric, styles[method], adjusted)
+            _draw(axes, curves, direction, method, metric, axis, styles[method], adjusted)
         axes.set_title(heading, fontsize=10)
         _share_axis(axes, curves.q)
         axes.grid(color="#E3E3E3", lw=0.6)
         axes.spines[["top", "right"]].set_visible(False)
         axes.legend(
-            title="area under the curve" if adjusted else None,
-            fontsize=8, title_fontsize=8, framealpha=0.85, loc="best",
-        )  # fmt: skip
+            title=f"area under the curve, share {_AXIS_NAMES[axis]}" if adjusted else None,
+            fontsize=8.5,
+            title_fontsize=8.5,
+            frameon=False,
+            ncols=2 if len(curves.methods) > 3 else 1,
+            loc="upper center",
+            bbox_to_anchor=(0.5, -0.14),
+        )
         if adjusted:
             for level in (0, 1):
                 axes.axhline(level, color=QUIET, lw=0.7, ls=":", zorder=1)
@@ -94,12 +108,13 @@ def _draw(
     direction: Direction,
     method: str,
     metric: Metric,
+    axis: Axis,
     style: _Style,
     adjusted: bool,
 ) -> None:
     if adjusted:
         band = curves.band(direction, method, metric)
-        label = f"{method}  {curves.area(direction, method, metric=metric)}"
+        label = f"{method}  {curves.area(direction, method, metric=metric, axis=axis)}"
     else:
         mean: Array = curves.mean(direction, method, metric)
         band, label = Band(mean, np.full_like(mean, np.nan), np.full_like(mean, np.nan)), method

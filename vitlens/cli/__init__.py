@@ -1,0 +1,82 @@
+"""The command line: parses, calls the library, prints. Commands import what is slow when run."""
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+
+import vitlens
+from vitlens.cli import demo, explain, faithfulness, info, train_saes
+from vitlens.cli.options import HelpFormatter
+from vitlens.errors import VitlensError
+
+#: In the order of the help. A new command is a module with `add_to`, and its name here.
+COMMANDS = (demo, explain, faithfulness, train_saes, info)
+
+_DESCRIPTION = """\
+From an image to a faithful circuit: why a Vision Transformer saw what it saw.
+
+The model "everyday" is part of the package and needs no network. Any other
+Vision Transformer of timm works too, with sparse autoencoders (SAEs) of its own.
+"""
+_EXAMPLES = """\
+examples:
+  vitlens demo
+  vitlens explain cat.jpg --target bird
+  vitlens faithfulness photos/ --limit 50
+  vitlens train-saes photos/ --model vit_base_patch16_224 --out saes/
+  vitlens explain cat.jpg --model vit_base_patch16_224 --saes saes/
+
+`vitlens COMMAND --help` tells all options of a command.
+"""
+
+_INTERRUPTED = 130  # as shells report Ctrl-C
+_FAILED = 2
+
+
+def parser() -> argparse.ArgumentParser:
+    """Return the parser of the whole command line."""
+    root = argparse.ArgumentParser(
+        prog="vitlens",
+        usage="vitlens [--help] [--version] COMMAND [OPTIONS]",
+        description=_DESCRIPTION,
+        epilog=_EXAMPLES,
+        formatter_class=HelpFormatter,
+    )
+    root.add_argument("--version", action="version", version=f"vitlens {vitlens.__version__}")
+    commands = root.add_subparsers(
+        title="commands", metavar="COMMAND [OPTIONS]", prog="vitlens", required=True
+    )
+    for command in COMMANDS:
+        command.add_to(commands)
+    return root
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line.
+
+    Parameters
+    ----------
+    argv
+        Arguments, without the program's name; by default the process's own.
+
+    Returns
+    -------
+    int
+        0, or 2 after an error that vitlens can explain, or 130 after Ctrl-C.
+    """
+    arguments = parser().parse_args(argv)
+    try:
+        arguments.run(arguments)
+        sys.stdout.flush()
+    except VitlensError as error:
+        print(f"vitlens: {error}", file=sys.stderr)
+        return _FAILED
+    except KeyboardInterrupt as interrupt:
+        print(f"\nvitlens: stopped. {interrupt}".rstrip(), file=sys.stderr)
+        return _INTERRUPTED
+    except BrokenPipeError:
+        # The reader went away, as `| head` does; nothing is left to say, not even at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return _FAILED
+    return 0

@@ -1,0 +1,106 @@
+"""``vitlens info``: what is installed, and what a model and its SAEs are."""
+
+from __future__ import annotations
+
+import argparse
+import platform
+from collections.abc import Mapping
+from importlib import metadata
+from typing import TYPE_CHECKING, Any
+
+from vitlens.cli.options import Commands, add_command, add_model_options, load_lens
+
+if TYPE_CHECKING:
+    from vitlens.lens import Lens
+
+_PACKAGES = ("vitlens", "torch", "timm", "safetensors", "numpy", "matplotlib")
+
+_TEXT = """\
+Tell versions, the model's make-up, its SAEs and their figures, and the sample images.
+"""
+_EXAMPLES = """\
+  vitlens info
+  vitlens info --card
+  vitlens info vit_base_patch16_224 --saes saes/
+"""
+
+
+def add_to(commands: Commands) -> None:
+    """Add the command."""
+    command = add_command(
+        commands, "info", "tell about a model, its SAEs and this installation", _TEXT, _EXAMPLES
+    )
+    command.add_argument("--card", action="store_true", help="print the model card instead")
+    add_model_options(command, positional=True)
+    command.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Run the command."""
+    lens = load_lens(arguments)
+    if arguments.card:
+        print(lens.about.card or f"There is no card for {arguments.model!r}.")
+        return
+    parts = [_versions(), _model(arguments.model, lens), _saes(lens), _samples(lens)]
+    print("\n\n".join(part for part in parts if part))
+
+
+def _versions() -> str:
+    import torch
+
+    versions = [f"{name} {metadata.version(name)}" for name in _PACKAGES]
+    cuda = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
+    return f"Python {platform.python_version()}, {', '.join(versions)}\nCUDA device: {cuda}"
+
+
+def _model(name: str, lens: Lens) -> str:
+    vit = lens.vit
+    rows, columns = vit.grid
+    prefix = f"{', '.join(vit.prefix_names)} + " if vit.n_prefix else ""
+    n_parameters = sum(weight.numel() for weight in vit.model.parameters())
+    lines = [
+        f"Model {name} ({type(vit.model).__name__}), fingerprint {lens.fingerprint}",
+        f"  {vit.depth} blocks, width {vit.width}, {n_parameters / 1e6:.1f} M parameters",
+        f"  input {vit.image_size[0]} × {vit.image_size[1]} pixels",
+        f"  {vit.n_tokens} tokens: {prefix}{rows} × {columns} patches",
+    ]
+    if lens.class_names and len(lens.class_names) <= 20:
+        lines.append(f"  {len(lens.class_names)} classes: {', '.join(lens.class_names)}")
+    else:
+        lines.append(f"  {vit.n_classes} classes")
+    return "\n".join(lines)
+
+
+def _saes(lens: Lens) -> str:
+    """SAEs by layer, with the figures of the bundle where it has any."""
+    measured = lens.about.figures.get("saes", {})
+    by_layer: dict[int, Mapping[str, Any]] = {h["layer"]: h for h in measured.get("layers", ())}
+    head = "layer  features     k"
+    if by_layer:
+        head += "  explained variance    dead  accuracy kept"
+    lines = ["SAEs", f"  {head}"]
+    for layer, sae in enumerate(lens.saes):
+        line = f"  {layer:5d}  {sae.size:8d}  {sae.k:4d}"
+        if layer in by_layer:
+            h = by_layer[layer]
+            line += (
+                f"  {h['explained_variance']:18.3f}  {h['dead_fraction']:6.1%}"
+                f"  {h['accuracy_kept']:13.1%}"
+            )
+        lines.append(line)
+    if by_layer:
+        lines.append(
+            f"  all layers replaced, no error nodes: accuracy {measured['accuracy_all']:.1%}, "
+            f"of the model itself {measured['accuracy']:.1%}"
+        )
+    return "\n".join(lines)
+
+
+def _samples(lens: Lens) -> str:
+    if not lens.samples:
+        return ""
+    wide = max(len(sample.path.stem) for sample in lens.samples)
+    lines = [
+        f"  {s.path.stem:<{wide}}  {s.label or '(no label)'}: {s.credit}" for s in lens.samples
+    ]
+    return "\n".join(["Sample images", *lines])

@@ -1,0 +1,216 @@
+"""Options that several commands share, and what they stand for."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from vitlens.errors import ImageError, VitlensError
+
+if TYPE_CHECKING:
+    from vitlens.lens import Lens
+
+#: What `add_subparsers` returns; argparse keeps its name to itself.
+Commands: TypeAlias = Any
+
+DEVICES = ("auto", "cpu", "cuda")
+DTYPES = ("float32", "float64")
+# Written out, because importing them from the library would make `--help` wait for torch.
+ENGINES = ("exact", "jvp", "vjp")
+GRADIENTS = ("libragrad", "plain")
+ERROR_PATHS = ("leaf", "through")
+ERROR_NODES = ("clean", "free", "baseline")
+
+_IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif"}
+
+
+class HelpFormatter(argparse.RawDescriptionHelpFormatter):
+    """Keeps the lines of descriptions, and gives options room on their line."""
+
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog, max_help_position=26)
+
+
+def add_command(
+    commands: Commands, name: str, summary: str, description: str, examples: str
+) -> argparse.ArgumentParser:
+    """Add a command with its one-line summary, its text and its examples."""
+    command: argparse.ArgumentParser = commands.add_parser(
+        name,
+        help=summary,
+        description=description,
+        epilog=f"examples:\n{examples}",
+        formatter_class=HelpFormatter,
+    )
+    return command
+
+
+def add_model_options(command: argparse.ArgumentParser, *, positional: bool = False) -> None:
+    """Add which model, SAEs and baselines to use, and where to run them.
+
+    Parameters
+    ----------
+    command
+        Where to add them.
+    positional
+        Take the model's name as an argument instead of the option ``--model``.
+    """
+    named = '"everyday" (bundled, the default), or a model of timm'
+    if positional:
+        command.add_argument("model", nargs="?", default="everyday", metavar="MODEL", help=named)
+    group = command.add_argument_group("model")
+    if not positional:
+        group.add_argument("--model", default="everyday", metavar="NAME", help=named)
+    group.add_argument(
+        "--saes",
+        metavar="FOLDER",
+        help="the SAEs of a timm model: a folder or a name on the Hugging Face hub",
+    )
+    group.add_argument(
+        "--baselines",
+        metavar="PATH",
+        type=Path,
+        help="what replaced features of a timm model are set to: a file that Baselines.save "
+        "wrote, or a folder of images to take medians over (default: zero)",
+    )
+    group.add_argument(
+        "--class-names",
+        metavar="FILE",
+        type=Path,
+        help="names of a timm model's classes, one a line",
+    )
+    add_machine_options(command)
+
+
+def add_machine_options(command: argparse.ArgumentParser) -> None:
+    """Add where to run the model, and how precisely."""
+    group = command.add_argument_group("machine")
+    group.add_argument(
+        "--device", choices=DEVICES, default="auto", help="default: CUDA if there is any"
+    )
+    group.add_argument("--dtype", choices=DTYPES, default="float32", help="default: float32")
+
+
+def device_and_dtype(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Return the chosen device and dtype, as keyword arguments.
+
+    Raises
+    ------
+    VitlensError
+        When CUDA is asked for and there is none.
+    """
+    import torch
+
+    has_cuda = torch.cuda.is_available()
+    if arguments.device == "cuda" and not has_cuda:
+        raise VitlensError("This machine has no CUDA device. Leave --device out, or give cpu.")
+    use_cuda = has_cuda and arguments.device != "cpu"
+    return {"device": "cuda" if use_cuda else "cpu", "dtype": getattr(torch, arguments.dtype)}
+
+
+def load_lens(arguments: argparse.Namespace) -> Lens:
+    """Load the lens that the options of `add_model_options` describe.
+
+    Raises
+    ------
+    VitlensError
+        When an option does not fit the model, or something cannot be loaded.
+    """
+    from vitlens.bundle import bundles, load
+
+    options = {"saes": arguments.saes, "baselines": arguments.baselines}
+    given = [name for name, value in options.items() if value is not None]
+    if arguments.model in bundles():
+        if given or arguments.class_names:
+            raise VitlensError(
+                f"{arguments.model!r} brings its own SAEs, baselines and class names; --saes, "
+                "--baselines and --class-names go with a timm model."
+            )
+        return load(arguments.model, **device_and_dtype(arguments))
+    sample = images_in([arguments.baselines]) if _is_folder(arguments.baselines) else None
+    lens = load(
+        arguments.model,
+        saes=arguments.saes,
+        baselines=arguments.baselines if sample is None else None,
+        class_names=None if arguments.class_names is None else _lines(arguments.class_names),
+        **device_and_dtype(arguments),
+    )
+    if sample is not None:
+        lens.fit_baselines(sample)
+    return lens
+
+
+def add_attribution_options(command: argparse.ArgumentParser) -> None:
+    """Add how importances are computed."""
+    group = command.add_argument_group("importances")
+    group.add_argument(
+        "--gradient", choices=GRADIENTS, default="libragrad", help="default: libragrad"
+    )
+    group.add_argument(
+        "--errors",
+        choices=ERROR_PATHS,
+        default="leaf",
+        help="whether gradients end at error nodes (leaf, the default) or go through them",
+    )
+    group.add_argument(
+        "--engine",
+        choices=ENGINES,
+        default="exact",
+        help="exact (default) is by far the fastest; jvp and vjp take any kind of block",
+    )
+
+
+def target_of(text: str) -> int | str:
+    """Return a class index, or a class name."""
+    try:
+        return int(text)
+    except ValueError:
+        return text
+
+
+def images_in(paths: Iterable[Path], limit: int | None = None) -> list[Path]:
+    """Return the image files among paths, those in folders and their folders in sorted order.
+
+    Raises
+    ------
+    ImageError
+        When a path does not exist, or a folder holds no image.
+    """
+    found: list[Path] = []
+    for path in paths:
+        if not path.is_dir():
+            if not path.exists():
+                raise ImageError(f"There is no file or folder {path}.")
+            found.append(path)
+            continue
+        inside = [file for file in sorted(path.rglob("*")) if _is_image(file)]
+        if not inside:
+            kinds = " ".join(sorted(_IMAGE_SUFFIXES))
+            raise ImageError(f"The folder {path} holds no image ({kinds}).")
+        found += inside
+    return found[:limit]
+
+
+def positive(text: str) -> int:
+    """Return a whole number above 0, for argparse."""
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"must be 1 or more, not {value}")
+    return value
+
+
+def _is_image(path: Path) -> bool:
+    return path.is_file() and path.suffix.lower() in _IMAGE_SUFFIXES
+
+
+def _is_folder(path: Path | None) -> bool:
+    return path is not None and path.is_dir()
+
+
+def _lines(path: Path) -> list[str]:
+    try:
+        return path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise VitlensError(f"Could not read class names from {path}: {error}.") from error

@@ -1,0 +1,68 @@
+"""What commands print and write."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from vitlens.circuits.circuit import Circuit
+    from vitlens.circuits.results import Curves
+
+
+class Stopwatch:
+    """Notes how long each part of a command takes."""
+
+    def __init__(self) -> None:
+        self.parts: list[tuple[str, float]] = []
+
+    @contextmanager
+    def part(self, name: str) -> Iterator[None]:
+        """Time a block."""
+        start = time.perf_counter()
+        yield
+        self.parts.append((name, time.perf_counter() - start))
+
+    def __str__(self) -> str:
+        rows = [*self.parts, ("in all", sum(seconds for _, seconds in self.parts))]
+        wide = max(len(name) for name, _ in rows)
+        return "\n".join(f"  {name:<{wide}}  {seconds:6.1f} s" for name, seconds in rows)
+
+
+def prediction(ranking: list[tuple[str, float]], count: int = 3) -> str:
+    """Say the most probable classes in one line."""
+    named = [f"{name} {probability:.1%}" for name, probability in ranking[:count]]
+    return f"Prediction: {', '.join(named)}"
+
+
+def indented(text: str) -> str:
+    """Indent every line that is not empty."""
+    return "\n".join(f"  {line}".rstrip() for line in text.splitlines())
+
+
+def write_circuit(circuit: Circuit, out: Path, *, top_edges: int | None = None) -> list[Path]:
+    """Write a circuit as PNG, SVG and safetensors; return the paths."""
+    from vitlens.plots import circuit_figure, save_figure
+
+    figure = circuit_figure(circuit, top_edges=top_edges)
+    paths = [out / "circuit.png", out / "circuit.svg", out / "circuit.safetensors"]
+    save_figure(figure, paths[0])
+    save_figure(figure, paths[1])
+    circuit.save(paths[2])
+    return paths
+
+
+def write_curves(curves: Curves, path: Path) -> Path:
+    """Write curves as a picture; return its path."""
+    from vitlens.plots import curves_figure, save_figure
+
+    save_figure(curves_figure(curves), path)
+    return path
+
+
+def written(paths: list[Path]) -> str:
+    """Say which files were written."""
+    return "Written:\n" + "\n".join(f"  {path}" for path in paths)
