@@ -24,7 +24,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from vitlens.attribution.edges import LayerPair
-from vitlens.attribution.split import KeysValues, SplitBlock, split_block
+from vitlens.attribution.split import KeysValues, SplitBlock, by_head, split_block
 
 # Receiving tokens looked at together: bounds the largest tensor, [tokens, F_l, D].
 _TOKENS = 16
@@ -101,14 +101,14 @@ def _across_tokens(pair: LayerPair, rows: _Rows, block: SplitBlock) -> Float[Ten
         products = _value_path(pushed.rows.values, received[:, tokens], rows, tokens)
         if pair.gradient == "plain":
             products += _key_path(pushed.rows.keys, amount, rows, block, tokens)
-        features.index_add_(
-            0, rows.index[tokens].reshape(-1), products.flatten(0, 1)
-        )
+        features.index_add_(0, rows.index[tokens].reshape(-1), products.flatten(0, 1))
     if pair.gradient == "plain":
         norm = block.norm_correction()
         along = pair.coefficients * (norm.at_stream @ pair.directions.T)
         features -= _from_tokens(norm.moved, rows, block) @ along
-    error = _from_tokens(block.push_tokens(pair.error), rows, block).sum(1, keepdim=True)
+    error = features.new_zeros(rows.n, 1)
+    if pair.error.any():
+        error = _from_tokens(block.push_tokens(pair.error), rows, block).sum(1, keepdim=True)
     return torch.cat([features, error], dim=1).T
 
 
@@ -143,7 +143,7 @@ def _from_tokens(moved: KeysValues, rows: _Rows, block: SplitBlock) -> Float[Ten
     result = rows.at_stream.new_zeros(rows.n, n_tokens)
     for tokens in torch.arange(n_tokens, device=result.device).split(_TOKENS):
         at_attended = rows.at_attended[:, tokens]
-        reach = at_attended @ moved.values.permute(1, 2, 0)[:, None]
+        reach = by_head(at_attended, moved.values.permute(1, 2, 0))
         change = (reach * block.probabilities[:, tokens, None]).sum(0)
         if block.pair.gradient == "plain":
             scores = block.queries[:, tokens] @ moved.keys.permute(1, 2, 0)

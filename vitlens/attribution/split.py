@@ -114,7 +114,7 @@ class SplitBlock:
         self, at_attended: Float[Tensor, "H t K E"], tokens: Int[Tensor, " t"]
     ) -> Float[Tensor, "H t K T"]:
         """Pull rows at the attended values of some tokens back to their attention scores."""
-        reach = at_attended @ self.values[:, None].transpose(-2, -1)
+        reach = by_head(at_attended, self.values.transpose(-2, -1))
         mean = (at_attended * self.attended[:, tokens, None]).sum(-1, keepdim=True)
         return self.probabilities[:, tokens, None] * (reach - mean)
 
@@ -129,7 +129,7 @@ class SplitBlock:
     def pull_queries(self, at_attended: Float[Tensor, "K H T E"]) -> Float[Tensor, "K T D"]:
         """Pull rows at the attended values back to the stream by way of the queries."""
         every = torch.arange(self.output.shape[0], device=self.output.device)
-        at_queries = self.at_scores(at_attended.permute(1, 2, 0, 3), every) @ self.keys[:, None]
+        at_queries = by_head(self.at_scores(at_attended.permute(1, 2, 0, 3), every), self.keys)
         pull = pullback(lambda x: self._pre(x, "plain")[0], self.pair.stream)
         (at_stream,) = torch.func.vmap(pull)(at_queries.permute(2, 0, 1, 3))
         return at_stream
@@ -215,6 +215,11 @@ class SplitBlock:
             _AttentionProbe(attend),
         ):
             return self.pair.block(stream[None])
+
+
+def by_head(rows: Float[Tensor, "H t K n"], matrix: Float[Tensor, "H n m"]) -> Tensor:
+    """Multiply all rows of a head with its matrix, [H, t, K, m], without copies of the matrix."""
+    return torch.bmm(rows.flatten(1, 2), matrix).unflatten(1, rows.shape[1:3])
 
 
 def split_block(pair: LayerPair) -> SplitBlock:
