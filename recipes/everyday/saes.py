@@ -19,9 +19,9 @@ from vitlens.saes import TopKSAE, TrainConfig, load_saes, save_saes, train_saes
 FOLDER = BUNDLE / "saes"
 BASELINES = BUNDLE / "baselines.safetensors"
 TRAINED = WORK / "saes"
-N_IMAGES = 8192  # 2.1 million tokens
+N_IMAGES = 7900  # 2.03 million tokens
 CONFIG = TrainConfig(
-    sizes=(192, 384, 384, 384, 576, 768, 768, 768, 768, 768, 768),
+    sizes=(384, 384, 576, 576, 576, 576, 640, 640, 704, 704, 704),
     k=(32, 48, 48, 48, 48, 48, 48, 48, 48, 48, 48),
     batch_tokens=1024,
     forward_images=16,
