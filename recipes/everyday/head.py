@@ -1,9 +1,9 @@
 """Step 4: the classifier. A linear probe, then its head and the upper blocks trained together.
 
-The backbone was fine-tuned for saliency and 200 training cut-outs are few, so the fit is held back
-in every way that costs nothing: half the patches are dropped, pairs of pictures are mixed in the
-middle of the network, labels are smoothed, learning rates shrink downwards, and weights are
-averaged: along each run, keeping what is best on the validation split, and then over the runs.
+The backbone was fine-tuned for saliency, and some 130 photographic training cut-outs are few, so
+the fit is held back in every way that costs little: half the patches are dropped, pairs of pictures
+are mixed in the middle of the network, labels are smoothed, learning rates shrink downwards, and
+weights are averaged: along each run, keeping what is best on validation, and then over the runs.
 """
 
 import copy

@@ -28,7 +28,7 @@ PHOTO_FOLDERS = {
 DRAWN_FOLDERS = ("cartoon", "toys", "plastic", "00_symbols")
 # A wheel is no vehicle, a balloon none like the others; the echidna is a silhouette and the
 # hedgehog a drawing.
-NOT_PHOTOS = ("7spoke256", "wheel_tractor", "balloon360", "echidna", "hedgehog", "tender_mirror")
+NOT_PHOTOS = ("7spoke256", "wheel_tractor", "balloon360", "echidna", "hedgehog")
 
 # Clip art: the drawings among the stamps, and openclipart-png.
 STAMP_DRAWINGS = {
