@@ -9,7 +9,7 @@ from matplotlib.font_manager import FontProperties
 from matplotlib.patches import FancyBboxPatch, PathPatch, Rectangle
 from matplotlib.path import Path
 from matplotlib.patheffects import withStroke
-from matplotlib.textpath import TextPath
+from matplotlib.textpath import text_to_path
 from numpy.typing import NDArray
 
 Colour: TypeAlias = str | tuple[float, ...]
@@ -158,9 +158,10 @@ class Page:
 
 def text_width(words: str, size: float) -> float:
     """Return the width of one line in inches, `size` in points."""
-    if not words.strip():
-        return 0.0
-    return TextPath((0, 0), words, size=size, prop=FontProperties()).get_extents().x1 / 72
+    width, _, _ = text_to_path.get_text_width_height_descent(
+        words, FontProperties(size=size), ismath=False
+    )
+    return float(width) / 72
 
 
 def flow(widths: Sequence[float], room: float, gap: float) -> list[list[int]]:
