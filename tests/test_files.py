@@ -290,3 +290,10 @@ def test_near_matches(name, expected):
 
 def test_near_matches_names_three():
     assert near_matches("aaa", ["aaa1", "aaa2", "aaa3"]).count("'aaa") == 3
+
+
+def test_written_tensors_can_be_read_by_others(tmp_path):
+    write_tensors(tmp_path / "a.safetensors", {"x": torch.zeros(2)}, {})
+    (tmp_path / "plain").touch()
+    expected = (tmp_path / "plain").stat().st_mode
+    assert (tmp_path / "a.safetensors").stat().st_mode == expected

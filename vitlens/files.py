@@ -18,6 +18,9 @@ from torch import Tensor
 from vitlens.errors import CheckpointError, VitlensError
 
 _METADATA_KEY = "vitlens"
+# The mask can only be read by setting it, which is safe while nothing else runs.
+_UMASK = os.umask(0)
+os.umask(_UMASK)
 
 
 @contextmanager
@@ -204,6 +207,8 @@ def _flush(file: Path) -> None:
     """Wait for the disk: a full one may only say so now, and a rename must not overtake."""
     with file.open("rb+") as handle:
         os.fsync(handle.fileno())
+    # safetensors makes files that only their owner can read.
+    file.chmod(0o666 & ~_UMASK)
 
 
 def _refuse_to_lose_files(final: Path, temporary: Path, path: str | Path) -> None:
