@@ -3,6 +3,7 @@
 import argparse
 import os
 import sys
+import warnings
 from collections.abc import Sequence
 
 import vitlens
@@ -66,6 +67,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         0, or 2 after an error that vitlens can explain, or 130 after Ctrl-C.
     """
     arguments = parser().parse_args(argv)
+    # torch's forward mode compiles its own rules this way, and warns of itself.
+    warnings.filterwarnings("ignore", r"`torch\.jit\.script` is deprecated", FutureWarning)
     try:
         arguments.run(arguments)
         sys.stdout.flush()
