@@ -1,6 +1,8 @@
 import json
+import re
 import subprocess
 import sys
+from pathlib import Path
 from typing import get_args
 
 import numpy as np
@@ -360,3 +362,14 @@ def test_a_reader_that_goes_away_is_no_error(everyday, monkeypatch):
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
 def test_cuda_asked_for_in_vain_is_told(everyday, capsys):
     assert "no CUDA device" in fails(["info", "--device", "cuda"], capsys)
+
+
+def test_commands_in_the_readme_are_valid():
+    readme = Path(__file__).parents[1] / "README.md"
+    text = readme.read_text(encoding="utf-8")
+    commands = re.findall(
+        r"(?:`|^\$ )vitlens ((?:demo|explain|faithfulness|train-saes|info)[^`\n]*)", text, re.M
+    )
+    assert len(commands) > 5
+    for command in commands:
+        parser().parse_args(command.split())
