@@ -13,20 +13,20 @@ from numpy.typing import NDArray
 from vitlens.circuits.circuit import ERROR, Circuit, Edge, Node
 from vitlens.errors import FeatureError
 from vitlens.plots import legend
-from vitlens.plots.heat import DIVERGING, NEGATIVE, POSITIVE, heat_on_picture
+from vitlens.plots.heat import NEGATIVE, POSITIVE, colours, heat_on_picture
 from vitlens.plots.order import Key, order_columns
 from vitlens.plots.page import INK, QUIET, Page
 
 # All lengths in inches, at the natural size.
 _THUMB = 0.74
-_ROW = 1.06  # from one node of a column to the next
+_ROW = 1.09  # from one node of a column to the next
 _PITCH = (1.32, 2.4)  # from one layer to the next, at least and at most
 _SPREAD = 0.3  # more room before the target, where many edges meet
 _TOKEN = 0.17  # a square that stands for a prefix token
 _PICTURE = 1.6
 _TARGET = 1.4
 _MARGIN = 0.22
-_HEAD = 0.95
+_HEAD = 1.0
 _PORTS = 0.4  # the part of a node's side that edges share
 _PIXELS = 120  # of a thumbnail's side
 _THICKEST, _THINNEST = 5.0, 0.35  # points
@@ -216,12 +216,12 @@ def _round_down(value: float) -> float:
 def _draw_heading(page: Page, circuit: Circuit, plan: _Plan, foot: float) -> None:
     top = foot + plan.body + _HEAD
     name = textwrap.shorten(circuit.target, int(7 * plan.width), placeholder=" …")
-    page.text(_MARGIN, top - 0.27, f"What led to “{name}”", size=13, bold=True)
+    page.text(_MARGIN, top - 0.27, f"What led to “{name}”", size=14, bold=True)
     about = "Layer l: the residual stream after block l, split by its SAE into features."
-    page.text(_MARGIN, top - 0.53, about, size=9, colour=QUIET)
+    page.text(_MARGIN, top - 0.53, about, size=10, colour=QUIET)
     for layer in range(circuit.n_layers):
         x = plan.left(layer) + _THUMB / 2
-        page.text(x, foot + plan.body + 0.12, f"layer {layer}", size=9.5, align="center", bold=True)
+        page.text(x, foot + plan.body + 0.12, f"layer {layer}", size=11, align="center", bold=True)
 
 
 def _draw_picture(page: Page, circuit: Circuit, middle: float) -> None:
@@ -236,21 +236,21 @@ def _draw_picture(page: Page, circuit: Circuit, middle: float) -> None:
     page.frame(x, y, width, height, colour=QUIET)
     name, probability = circuit.prediction
     words = f"{_wrapped(name, 22)}\n{probability:.1%}"
-    page.text(x + width / 2, y + height + 0.12, "image", size=8.5, align="center", bold=True)
-    page.text(x + width / 2, y - 0.08, f"predicted: {words}", align="center", rise="top", size=9)
+    page.text(x + width / 2, y + height + 0.12, "image", size=11, align="center", bold=True)
+    page.text(x + width / 2, y - 0.08, f"predicted: {words}", align="center", rise="top", size=10)
 
 
 def _draw_target(page: Page, circuit: Circuit, plan: _Plan, middle: float) -> None:
     name = _wrapped(circuit.target, 16)
-    height = 0.62 + 0.16 * name.count("\n")
+    height = 0.66 + 0.17 * name.count("\n")
     x, y = plan.left(circuit.n_layers), middle - height / 2 + 0.1
     page.card(x, y, _TARGET, height)
     centre = x + _TARGET / 2
-    page.text(centre, y + height - 0.08, name, size=9, align="center", rise="top", bold=True)
+    page.text(centre, y + height - 0.08, name, size=10, align="center", rise="top", bold=True)
     what = "logit − mean logit" if circuit.target_index is not None else "target"
     value = f"{what}\n{circuit.target_value:.3g}".replace("-", "−")
-    page.text(centre, y + 0.07, value, size=7.5, align="center", rise="bottom")
-    page.text(centre, y + height + 0.12, "target", size=8.5, align="center", bold=True)
+    page.text(centre, y + 0.07, value, size=8.5, align="center", rise="bottom")
+    page.text(centre, y + height + 0.12, "target", size=11, align="center", bold=True)
 
 
 def _draw_edge(
@@ -288,14 +288,14 @@ def _draw_node(page: Page, circuit: Circuit, node: Node, corner: tuple[float, fl
     )  # fmt: skip
     step = min(_TOKEN, height / max(len(prefix), 1))
     for number, value in enumerate(prefix):
-        colour = DIVERGING(0.5 + 0.5 * value)
+        colour = colours()(0.5 + 0.5 * value)
         page.box(x + width + 0.02, y + height - step * (number + 1), step, step, colour)
-    below = y - 0.1
+    below = y - 0.11
     name = "error" if is_error else str(node.feature)
     share = _percent(node.share)
-    page.text(corner[0], below, name, size=9, italic=is_error, halo=True)
+    page.text(corner[0], below, name, size=10, italic=is_error, halo=True)
     right = corner[0] + _THUMB + _TOKEN
-    page.text(right, below, share, size=9, align="right", bold=True, halo=True)
+    page.text(right, below, share, size=10, align="right", bold=True, halo=True)
 
 
 def _relative_heat(circuit: Circuit, node: Node) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

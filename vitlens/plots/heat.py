@@ -2,7 +2,7 @@
 
 import numpy as np
 from jaxtyping import Float, UInt8
-from matplotlib.colors import LinearSegmentedColormap, to_rgb
+from matplotlib.colors import ListedColormap, to_rgb
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -10,11 +10,10 @@ from PIL import Image
 POSITIVE = "#0072B2"
 NEGATIVE = "#D55E00"
 
-#: From what takes away to what adds, by way of near white.
-DIVERGING = LinearSegmentedColormap.from_list("vitlens", [NEGATIVE, "#F4F4F4", POSITIVE])
-
-_COVER = 0.75  # opacity of the strongest heat: what lies beneath stays visible
-_EMPTY = 225  # grey of a picture that is not known
+_COVER = 0.8  # opacity of the strongest heat: what lies beneath stays visible
+_RISE = 0.6  # opacity grows with this power of the heat: weak heat would else not be seen
+_PALE = 0.6  # contrast that is left of the picture
+_EMPTY = 235  # grey of a picture that is not known
 
 
 def heat_on_picture(
@@ -44,9 +43,15 @@ def blend(
     ground: Float[NDArray[np.float64], "*place 3"], heat: Float[NDArray[np.float64], "*place"]
 ) -> UInt8[NDArray[np.uint8], "*place 3"]:
     """Lay heat from -1 to 1 over a ground with values to 255."""
-    opacity = _COVER * np.clip(np.abs(heat), 0, 1)[..., None]
+    opacity = _COVER * np.clip(np.abs(heat), 0, 1)[..., None] ** _RISE
     colour = 255 * np.where(heat[..., None] < 0, to_rgb(NEGATIVE), to_rgb(POSITIVE))
     return np.round(ground * (1 - opacity) + colour * opacity).astype(np.uint8)
+
+
+def colours(*, signed: bool = True) -> ListedColormap:
+    """Return heat's colours on a plain ground, from -1 (or, unsigned, from 0) to 1."""
+    heat = np.linspace(-1 if signed else 0, 1, 257)
+    return ListedColormap(blend(np.full((257, 3), float(_EMPTY)), heat) / 255, name="heat")
 
 
 def pale(
@@ -56,4 +61,4 @@ def pale(
     if picture is None:
         return np.full((*size, 3), float(_EMPTY))
     grey = Image.fromarray(picture).convert("L").resize((size[1], size[0]), Image.Resampling.BOX)
-    return np.repeat((255 - (255 - np.asarray(grey, np.float64)) * 0.7)[..., None], 3, axis=2)
+    return np.repeat((255 - (255 - np.asarray(grey, np.float64)) * _PALE)[..., None], 3, axis=2)

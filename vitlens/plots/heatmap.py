@@ -6,17 +6,16 @@ import numpy as np
 import torch
 from jaxtyping import Float, UInt8
 from matplotlib.cm import ScalarMappable
-from matplotlib.colors import Colormap, LinearSegmentedColormap, Normalize
+from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from torch import Tensor
 
 from vitlens.errors import ImageError
-from vitlens.plots.heat import DIVERGING, POSITIVE, blend, heat_on_picture
+from vitlens.plots.heat import colours, heat_on_picture
 from vitlens.plots.page import QUIET
 
 _PIXELS = 448
-_SEQUENTIAL = LinearSegmentedColormap.from_list("vitlens-positive", ["#F4F4F4", POSITIVE])
 
 
 def heatmap_figure(
@@ -88,14 +87,14 @@ def heatmap_figure(
     for number, (name, value) in enumerate(zip(prefix_names, before, strict=True)):
         side = min(size) / 12
         x, y = -1.6 * side, number * 2.1 * side
-        colour = blend(np.full(3, 235.0), np.asarray(value * scale)) / 255
+        colour = colours()(0.5 + 0.5 * value * scale)
         axes.add_patch(Rectangle((x, y), side, side, fc=colour, ec=QUIET, lw=0.6, clip_on=False))
         axes.text(x + side / 2, y + 1.15 * side, name, fontsize=7, ha="center", va="top")
     if title:
         axes.set_title(title, fontsize=10)
     bounds = Normalize(-strongest if signed else 0, strongest) if strongest else Normalize(0, 1)
-    ramp: Colormap = DIVERGING if signed else _SEQUENTIAL
-    bar = figure.colorbar(ScalarMappable(bounds, ramp), ax=axes, fraction=0.05, pad=0.03)
+    ramp = ScalarMappable(bounds, colours(signed=signed))
+    bar = figure.colorbar(ramp, ax=axes, fraction=0.05, pad=0.03)
     bar.set_label(label, fontsize=9)
     bar.ax.tick_params(labelsize=8)
     bar.outline.set_visible(False)

@@ -5,14 +5,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from vitlens.plots.heat import DIVERGING, NEGATIVE, POSITIVE, blend
+from vitlens.plots.heat import NEGATIVE, POSITIVE, colours
 from vitlens.plots.page import QUIET, Page, flow, text_width
 
-_SIZE = 9.0
-_LINE = 0.31
+_SIZE = 10.0
+_LINE = 0.33
 _GAP = 0.34
 _SPACE = 0.08
-_SAMPLE = 0.85  # room for one sample of an edge's width
+_SAMPLE = 0.9  # room for one sample of an edge's width
 
 Draw = Callable[[Page, float, float], None]
 
@@ -110,10 +110,10 @@ def _widths(samples: Sequence[tuple[float, float]]) -> Draw:
 
 
 def _heat_scale(page: Page, x: float, y: float) -> None:
-    ramp = np.linspace(-1, 1, 101)[None, :].repeat(2, axis=0)
-    page.text(x + 0.42, y, "−100%", size=7.5, align="right")
-    page.image(blend(np.full((*ramp.shape, 3), 235.0), ramp), x + 0.46, y - 0.07, 0.5, 0.14)
-    page.text(x + 1.0, y, "100%", size=7.5)
+    ramp = colours()(np.linspace(0, 1, 101))[None, :, :3].repeat(2, axis=0)
+    page.text(x + 0.42, y, "−100%", size=8, align="right")
+    page.image((255 * ramp).astype(np.uint8), x + 0.46, y - 0.07, 0.5, 0.14)
+    page.text(x + 1.0, y, "100%", size=8)
 
 
 def _numbers(page: Page, x: float, y: float) -> None:
@@ -122,7 +122,7 @@ def _numbers(page: Page, x: float, y: float) -> None:
 
 
 def _square(page: Page, x: float, y: float) -> None:
-    page.box(x, y - 0.09, 0.18, 0.18, DIVERGING(0.85))
+    page.box(x, y - 0.09, 0.18, 0.18, colours()(0.85))
 
 
 def _error(page: Page, x: float, y: float) -> None:

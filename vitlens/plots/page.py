@@ -97,7 +97,7 @@ class Page:
         if hatched:
             self.axes.add_patch(
                 Rectangle(
-                    (x, y), width, height, fill=False, hatch="////", lw=0, zorder=4, ec="#7A7A7A"
+                    (x, y), width, height, fill=False, hatch="///", lw=0, zorder=4, ec="#A5A5A5"
                 )
             )
         style = (0, (2.5, 1.5)) if dashed else "solid"
