@@ -5,14 +5,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from PIL import Image
 
 from recipes.everyday import images, sources
 from recipes.everyday.evaluate import write_figures
 from recipes.everyday.fetch import STAMPS
 from recipes.everyday.sources import CLASSES, Cutout
-from recipes.everyday.store import BUNDLE
+from recipes.everyday.store import BUNDLE, stored_model
 from vitlens.files import read_json, write_json
+from vitlens.images import Transform, open_image
 
 SAMPLES = BUNDLE / "samples"
 # Unseen cut-outs, each on an unseen photograph, with a seed for place, size and light.
@@ -84,6 +86,16 @@ def write_samples() -> None:
     write_json(SAMPLES / "samples.json", entries)
 
 
+def _samples_right() -> int:
+    """How many of the samples the model gets right."""
+    entries = read_json(SAMPLES / "samples.json")
+    transform = Transform.from_dict(read_json(BUNDLE / "bundle.json")["transform"])
+    pictures = torch.stack([transform(open_image(SAMPLES / e["file"])) for e in entries])
+    with torch.inference_mode():
+        answers = stored_model()(pictures).argmax(1).tolist()
+    return sum(CLASSES[a] == e["label"] for a, e in zip(answers, entries, strict=True))
+
+
 def card(figures: dict[str, Any]) -> str:
     """The model card, in Markdown."""
     test, val = figures["accuracy"]["test_photo"], figures["accuracy"]["val_photo"]
@@ -114,6 +126,7 @@ def card(figures: dict[str, Any]) -> str:
         sae_all=f"{saes['accuracy_all']:.1%}",
         sae_tokens=f"{training['n_tokens']:,}",
         backgrounds=_background_lines(),
+        samples_right=_samples_right(),
         left_out=", ".join(sources.NOT_PHOTOS),
     )
 
