@@ -11,11 +11,13 @@ from vitlens.cli.report import Stopwatch, indented, prediction, write_circuit, w
 from vitlens.errors import VitlensError, near_matches
 
 if TYPE_CHECKING:
-    from vitlens.circuits.results import Curves
+    from vitlens.circuits.results import Curves, Direction
     from vitlens.lens import Lens, Sample
 
 # Fewer steps than a full measurement takes: enough to see the curves' shape.
-_Q = (0.0, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.3, 1.0)
+_Q = (0.0, 0.005, 0.02, 0.05, 0.1, 0.2, 0.35, 0.6, 1.0)
+_SHOWN = (0.02, 0.2)
+_WAYS: tuple[Direction, ...] = ("insertion", "deletion")
 
 _TEXT = """\
 Explain a sample photograph with the bundled model "everyday"; no network is needed.
@@ -57,7 +59,7 @@ def run(arguments: argparse.Namespace) -> None:
     with watch.part("loading the model and its SAEs"):
         lens = load("everyday")
     sample = _sample(lens, arguments.sample)
-    print(f"Image: {sample.path.name}, {sample.label or 'no label'} ({sample.credit})")
+    print(f"Image: {sample.path.name}\n{indented(sample.credit)}")
     with watch.part("prediction"):
         ranking = lens.predict(sample.path)
     print(prediction(ranking))
@@ -92,14 +94,16 @@ def _sample(lens: Lens, name: str | None) -> Sample:
 
 
 def _scores(curves: Curves) -> str:
-    """Areas under one image's curves, and what few features keep."""
-    shown = 0.02
-    at = curves.q.index(shown)
-    lines = [f"  {'':<8}insertion ↑  deletion ↓  kept with {shown:.0%} of the features"]
+    """Areas under one image's curves, and what some shares of the features keep."""
+    head = "".join(f"{f'{share:.0%} kept':>12}" for share in _SHOWN)
+    lines = [f"  {'':<8}{'insertion ↑':>12}{'deletion ↓':>12}{head}"]
     for method in curves.methods:
-        insertion = curves.area("insertion", method).value
-        deletion = curves.area("deletion", method).value
-        kept = curves.band("insertion", method).mean[at]
-        lines.append(f"  {method:<8}{insertion:11.3f}  {deletion:10.3f}  {kept:.3f}")
-    lines.append("  Areas under the curves; 0 is the empty model, 1 the full one.")
+        kept = curves.band("insertion", method).mean
+        numbers = [curves.area(way, method).value for way in _WAYS]
+        numbers += [float(kept[curves.q.index(share)]) for share in _SHOWN]
+        lines.append(f"  {method:<8}" + "".join(f"{number:12.3f}" for number in numbers))
+    lines.append(
+        "  Areas under the curves, and the output that is left when this share of each layer's\n"
+        "  features is kept; 0 is the model without its features, 1 the full one."
+    )
     return "\n".join(lines)

@@ -9,6 +9,7 @@ from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
 from vitlens.cli.options import Commands, add_command, add_model_options, load_lens
+from vitlens.cli.report import indented
 
 if TYPE_CHECKING:
     from vitlens.lens import Lens
@@ -99,8 +100,8 @@ def _saes(lens: Lens) -> str:
 def _samples(lens: Lens) -> str:
     if not lens.samples:
         return ""
-    wide = max(len(sample.path.stem) for sample in lens.samples)
     lines = [
-        f"  {s.path.stem:<{wide}}  {s.label or '(no label)'}: {s.credit}" for s in lens.samples
+        f"  {sample.path.stem} ({sample.label or 'no label'})\n{indented(sample.credit, by=4)}"
+        for sample in lens.samples
     ]
     return "\n".join(["Sample images", *lines])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -38,9 +39,12 @@ def prediction(ranking: list[tuple[str, float]], count: int = 3) -> str:
     return f"Prediction: {', '.join(named)}"
 
 
-def indented(text: str) -> str:
-    """Indent every line that is not empty."""
-    return "\n".join(f"  {line}".rstrip() for line in text.splitlines())
+def indented(text: str, *, by: int = 2, width: int = 96) -> str:
+    """Indent every line by so many spaces, and break those that are longer than `width`."""
+    lines = [
+        textwrap.wrap(line, width) if len(line) > width else [line] for line in text.splitlines()
+    ]
+    return "\n".join(f"{' ' * by}{part}".rstrip() for parts in lines for part in parts)
 
 
 def write_circuit(circuit: Circuit, out: Path, *, top_edges: int | None = None) -> list[Path]:

@@ -12,7 +12,7 @@ NEGATIVE = "#D55E00"
 
 _COVER = 0.8  # opacity of the strongest heat: what lies beneath stays visible
 _RISE = 0.6  # opacity grows with this power of the heat: weak heat would else not be seen
-_PALE = 0.6  # contrast that is left of the picture
+_PALE = 0.5  # contrast that is left of the picture
 _EMPTY = 235  # grey of a picture that is not known
 
 
