@@ -116,6 +116,13 @@ def composite(
     """Put one cut-out on a background of the split; `augment` disturbs more, for training."""
     background = background or _choose_background(split, rng, augment)
     canvas = background_crop(background, rng)
+    return Composite(place(cutout, canvas, rng, augment=augment), cutout, background)
+
+
+def place(
+    cutout: Cutout, canvas: Image.Image, rng: np.random.Generator, *, augment: bool = False
+) -> UInt8[np.ndarray, "224 224 3"]:
+    """Put one cut-out on a picture of 224 x 224."""
     thing = _object(cutout.path)
     if augment:
         thing = _disturb(thing, rng)
@@ -138,7 +145,7 @@ def composite(
     out = _light(under, rng, 0.25)
     box = np.s_[top : top + thing.height, left : left + thing.width]
     out[box] = lit * alpha + out[box] * (1 - alpha)
-    return Composite(_finish(out, rng, augment), cutout, background)
+    return _finish(out, rng, augment)
 
 
 def plain(cutout: Cutout, rng: np.random.Generator) -> np.ndarray:

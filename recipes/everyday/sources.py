@@ -70,6 +70,8 @@ PHOTOGRAPHS = (
 )  # fmt: skip
 # Photographs that show one of the classes (flowers, boats): natural pictures, never backgrounds.
 SUBJECTS = ("EveningGlow", "FreshFlower", "Garden", "LadyBird", "TwoWings", "YellowFlower")
+# Those of them that SAEs are trained on.
+UNLABELLED = ("EveningGlow", "LadyBird", "TwoWings")
 # Rendered and painted wallpapers: more variety behind the training cut-outs, nothing else.
 PAINTED = (
     "Altai", "Autumn", "Canopee", "Cascade", "Cluster", "Elarun", "Honeywave", "IceCold", "Kay",
@@ -107,6 +109,18 @@ def cutouts() -> tuple[Cutout, ...]:
     drawings = [c for c in drawings if not c.path.name.startswith(NOT_CLIP_ART)]
     drawings = [c for c in drawings if _is_cut_out(c.path)]
     return tuple(_split(photos) + _split(drawings))
+
+
+@cache
+def other_cutouts() -> tuple[Cutout, ...]:
+    """Stamps of things that belong to no class, without letters and signs."""
+    taken = [f for folders in PHOTO_FOLDERS.values() for f in folders] + ["symbols", "town/flags"]
+    found = [
+        Cutout(path, -1, "other", "train")
+        for path in sorted(STAMPS.rglob("*.png"))
+        if not any(path.is_relative_to(STAMPS / folder) for folder in taken)
+    ]
+    return tuple(c for c in found if _is_cut_out(c.path))
 
 
 @cache
