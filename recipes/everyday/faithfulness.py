@@ -3,14 +3,20 @@
     python -m recipes.everyday.faithfulness
 
 Every image is a photographic cut-out of the test split on a photograph of the test split (see
-`images.test_composites`); only those the model classifies correctly count. The run takes about an
-hour on two cores, can be interrupted, and goes on where it was.
+`images.test_composites`); only those that the model classifies correctly count. The run takes about
+20 seconds an image on two cores, can be interrupted, and goes on where it was.
 """
 
 from __future__ import annotations
 
 import argparse
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
+
+import numpy as np
+import torch
 
 import vitlens
 from recipes.everyday.images import normalise, test_composites
@@ -26,21 +32,49 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=240, help="composites to try (%(default)s)")
     parser.add_argument("--errors", default="clean", choices=("clean", "free", "baseline"))
     parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=list(METHODS))
+    parser.add_argument("--jobs", type=int, default=2, help="processes of one thread (%(default)s)")
     parser.add_argument("--out", type=Path, default=OUT)
     args = parser.parse_args()
 
-    lens = vitlens.load("everyday")
-    made = test_composites(args.images, seed=1)
-    curves = lens.faithfulness(
-        list(normalise(made.pixels)),
-        methods=args.methods,
-        labels=made.labels.tolist(),
-        errors=args.errors,
-        out=args.out / f"curves-{args.errors}.safetensors",
-    )
+    with ProcessPoolExecutor(args.jobs) as pool:
+        parts = list(pool.map(partial(_measure, args), range(args.jobs)))
+    curves = _together(parts)
+    name = f"curves-{args.errors}-{args.images}"
+    curves.save(args.out / f"{name}.safetensors")
+    save_figure(curves_figure(curves), args.out / f"{name}.png")
     print(curves)
-    print(curves.table())
-    save_figure(curves_figure(curves), args.out / f"curves-{args.errors}.png")
+
+
+def _measure(args: argparse.Namespace, job: int) -> vitlens.Curves:
+    """Measure every `jobs`-th image."""
+    torch.set_num_threads(1)
+    made = test_composites(args.images, seed=1)
+    chosen = slice(job, None, args.jobs)
+    return vitlens.load("everyday").faithfulness(
+        list(normalise(made.pixels[chosen])),
+        methods=args.methods,
+        labels=made.labels[chosen].tolist(),
+        errors=args.errors,
+        seed=job,
+        out=args.out / f"part-{args.errors}-{args.images}-{job}-of-{args.jobs}.safetensors",
+    )
+
+
+def _together(parts: list[vitlens.Curves]) -> vitlens.Curves:
+    """Join the parts; image `i` of part `p` is image ``i * jobs + p`` of the whole."""
+
+    def join(name: str, axis: int) -> dict[str, np.ndarray]:
+        measured = [getattr(part, name) for part in parts]
+        return {key: np.concatenate([m[key] for m in measured], axis) for key in measured[0]}
+
+    return replace(
+        parts[0],
+        insertion=join("insertion", 1),
+        deletion=join("deletion", 1),
+        untouched=join("untouched", 0),
+        images=tuple(i * len(parts) + job for job, part in enumerate(parts) for i in part.images),
+        n_given=sum(part.n_given for part in parts),
+    )
 
 
 if __name__ == "__main__":
