@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -28,15 +29,20 @@ from vitlens.files import (
 FAILURES = [KeyboardInterrupt(), RuntimeError("no"), OSError(errno.ENOSPC, "No space left")]
 
 
-@pytest.fixture
+@contextmanager
 def small_disk():
-    """No file may grow beyond 4 kB, which fails a write as a full disk does."""
+    """No file may grow beyond 4 kB, which fails a write as a full disk does.
+
+    The limit holds for pytest's own output too, so nothing but the write goes into the block.
+    """
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (4096, before[1]))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, before)
-    signal.signal(signal.SIGXFSZ, ignored)
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, ignored)
 
 
 def names(folder: Path) -> list[str]:
@@ -108,13 +114,13 @@ def test_atomic_folder_on_a_file(tmp_path):
     assert names(tmp_path) == ["file"]
 
 
-def test_full_disk(tmp_path, small_disk):
+def test_full_disk(tmp_path):
     tensors = {"weights": torch.zeros(10_000)}
     for write in (
         lambda path: write_tensors(path, tensors, {}),
         lambda path: write_json(path, list(range(10_000))),
     ):
-        with pytest.raises(VitlensError, match=r"Could not write .*big"):
+        with small_disk(), pytest.raises(VitlensError, match=r"Could not write .*big"):
             write(tmp_path / "big")
         assert names(tmp_path) == []
 
