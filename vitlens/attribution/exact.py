@@ -67,8 +67,7 @@ def _pull_targets(pair: LayerPair, block: SplitBlock) -> _Rows:
     index, weight = _strongest(weights)
     encoder = sae.W_enc[:, targets].T
     encoder = encoder - encoder.mean(1, keepdim=True)
-    cotangents = encoder[index] * (weight / (std + sae.std_eps))[..., None]
-    at_stream, at_attended = block.pull_output(cotangents.transpose(0, 1).contiguous())
+    at_stream, at_attended = block.pull_output(encoder, index, weight / (std + sae.std_eps))
     if pair.gradient == "plain":
         at_stream = at_stream + block.pull_queries(at_attended)
     return _Rows(index, at_stream, at_attended.permute(1, 2, 0, 3).contiguous(), len(targets))

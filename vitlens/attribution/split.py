@@ -19,6 +19,9 @@ from vitlens.attribution.gradients import Gradient, backward_rules
 from vitlens.errors import ModelError
 
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
+Linear = Callable[..., Tensor]
+# Target rows of a token that are pulled back together: bounds memory.
+_ROWS = 16
 
 
 class KeysValues(NamedTuple):
@@ -46,13 +49,16 @@ class _Reached(Exception):  # noqa: N818 - the block need not run any further; n
     pass
 
 
-class _AttentionProbe(TorchFunctionMode):
-    """Lets `attend` take the place of softmax attention."""
+class _Probe(TorchFunctionMode):
+    """Lets `attend` take the place of softmax attention, `linear` that of one linear layer.
 
-    def __init__(self, attend: Attend):
+    Linear layers are counted from 1 in the order of their calls; `cut` is the one to replace.
+    """
+
+    def __init__(self, attend: Attend, linear: Linear = F.linear, cut: int = 0):
         super().__init__()
-        self.attend = attend
-        self.calls = 0
+        self.attend, self.linear, self.cut = attend, linear, cut
+        self.attentions = self.linears = 0
 
     def __torch_function__(
         self,
@@ -62,9 +68,12 @@ class _AttentionProbe(TorchFunctionMode):
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
         kwargs = kwargs or {}
+        if func is F.linear:
+            self.linears += 1
+            return (self.linear if self.linears == self.cut else func)(*args, **kwargs)
         if func is not F.scaled_dot_product_attention:
             return func(*args, **kwargs)
-        self.calls += 1
+        self.attentions += 1
         if len(args) != 3 or any(kwargs.values()) or args[0].shape != args[1].shape:
             raise ModelError(
                 "The exact engine knows plain softmax attention only, without masks, dropout or "
@@ -100,6 +109,8 @@ class SplitBlock:
         Attention probabilities, [H, T, T]; rows are the receiving tokens.
     output
         The block's output, [T, D].
+    n_linears
+        How many linear layers the block calls.
     """
 
     pair: LayerPair
@@ -109,6 +120,7 @@ class SplitBlock:
     attended: Float[Tensor, "H T E"]
     probabilities: Float[Tensor, "H T T"]
     output: Float[Tensor, "T D"]
+    n_linears: int
 
     def at_scores(
         self, at_attended: Float[Tensor, "H t K E"], tokens: Int[Tensor, " t"]
@@ -119,11 +131,31 @@ class SplitBlock:
         return self.probabilities[:, tokens, None] * (reach - mean)
 
     def pull_output(
-        self, cotangents: Float[Tensor, "K T D"]
+        self,
+        rows: Float[Tensor, "n D"],
+        index: Int[Tensor, "T K"],
+        weight: Float[Tensor, "T K"],
     ) -> tuple[Float[Tensor, "K T D"], Float[Tensor, "K H T E"]]:
-        """Pull rows at the output back to the stream (attended values fixed) and to these."""
-        pull = pullback(self._post, self.pair.stream, self.attended)
-        at_stream, at_attended = torch.func.vmap(pull)(cotangents)
+        """Pull ``weight[t, k] * rows[index[t, k]]`` at the output back, K rows a token.
+
+        Returns the rows at the stream (attended values fixed) and at the attended values. The
+        block's last linear layer is the same map for all tokens, so that `rows` go through it
+        once and not once a token, unless something that differs by token follows it.
+        """
+        hidden_rows = self._through_last_linear(rows)
+        if hidden_rows is None:
+            pull = pullback(self._post, self.pair.stream, self.attended)
+        else:
+            pull = pullback(self._before_last_linear, self.pair.stream, self.attended)
+        pulled = []
+        for chunk, amount in zip(index.T.split(_ROWS), weight.T.split(_ROWS), strict=True):
+            cotangents = rows[chunk] * amount[..., None]
+            if hidden_rows is None:
+                pulled.append(torch.func.vmap(pull)(cotangents))
+            else:
+                hidden = hidden_rows[chunk] * amount[..., None]
+                pulled.append(torch.func.vmap(pull)((cotangents, hidden)))
+        at_stream, at_attended = (torch.cat(x) for x in zip(*pulled, strict=True))
         return at_stream, at_attended
 
     def pull_queries(self, at_attended: Float[Tensor, "K H T E"]) -> Float[Tensor, "K T D"]:
@@ -143,14 +175,11 @@ class SplitBlock:
             If the map is not the same for all tokens up to a factor.
         """
         n_tokens = self.output.shape[0]
-        generator = torch.Generator().manual_seed(0)
-        probe = torch.randn(directions.shape[1], generator=generator).to(directions)
-        seen = self._push(probe.expand(n_tokens, -1), "libragrad")
+        seen = self._push(_probe_direction(directions).expand(n_tokens, -1), "libragrad")
         # Keys matter for plain gradients only: with LibraGrad they may be rotated or normalised.
         flat = torch.cat([x.flatten(1) for x in self._needed(seen)], dim=1)
         factor = (flat @ flat[0]) / flat[0].square().sum()
-        difference = (flat - factor[:, None] * flat[0]).norm() / flat.norm()
-        if difference > 100 * torch.finfo(flat.dtype).eps ** 0.75:
+        if _differ(flat, factor[:, None] * flat[0]):
             raise ModelError(
                 f"The {self.pair.gradient} gradient of this block's attention inputs differs from "
                 "token to token (rotary embeddings or key norms with plain gradients, or a norm "
@@ -196,6 +225,45 @@ class SplitBlock:
     def _post(self, stream: Float[Tensor, "T D"], attended: Float[Tensor, "H T E"]) -> Tensor:
         return self._run(stream, lambda q, k, v: attended[None], self.pair.gradient)[0]
 
+    def _before_last_linear(
+        self, stream: Float[Tensor, "T D"], attended: Float[Tensor, "H T E"]
+    ) -> tuple[Tensor, Tensor]:
+        """The output without the last linear layer, and what that layer reads."""
+        hidden: list[Tensor] = []
+
+        def leave_out(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+            hidden.append(x[0])
+            return x.new_zeros(*x.shape[:-1], len(weight))
+
+        rest = self._run(stream, lambda q, k, v: attended[None], self.pair.gradient, leave_out)
+        return rest[0], hidden[0]
+
+    def _through_last_linear(self, rows: Float[Tensor, "n D"]) -> Tensor | None:
+        """Pull rows at the output back to the last linear layer's input, [n, M].
+
+        None if the map from there to the output is not the same for all tokens.
+        """
+        _, hidden = self._before_last_linear(self.pair.stream, self.attended)
+
+        def rest(hidden: Float[Tensor, "T M"]) -> Tensor:
+            return self._run(
+                self.pair.stream,
+                lambda q, k, v: self.attended[None],
+                self.pair.gradient,
+                lambda x, weight, bias=None: F.linear(hidden[None], weight, bias),
+            )[0]
+
+        pull = pullback(rest, hidden)
+        n_tokens = len(hidden)
+        (seen,) = pull(_probe_direction(rows).expand(n_tokens, -1))
+        if _differ(seen, seen[:1].expand_as(seen)):
+            return None
+        parts = [
+            pull(F.pad(part, (0, 0, 0, n_tokens - len(part))))[0][: len(part)]
+            for part in rows.split(n_tokens)
+        ]
+        return torch.cat(parts)
+
     def _pre(self, stream: Float[Tensor, "T D"], gradient: Gradient) -> tuple[Tensor, ...]:
         seen: list[Tensor] = []
 
@@ -207,12 +275,18 @@ class SplitBlock:
             self._run(stream, note, gradient)
         return tuple(seen)
 
-    def _run(self, stream: Float[Tensor, "T D"], attend: Attend, gradient: Gradient) -> Tensor:
+    def _run(
+        self,
+        stream: Float[Tensor, "T D"],
+        attend: Attend,
+        gradient: Gradient,
+        last_linear: Linear = F.linear,
+    ) -> Tensor:
         vit = self.pair.vit
         with (
             _fused_attention(vit.model),
             backward_rules(vit, gradient),
-            _AttentionProbe(attend),
+            _Probe(attend, last_linear, self.n_linears),
         ):
             return self.pair.block(stream[None])
 
@@ -220,6 +294,18 @@ class SplitBlock:
 def by_head(rows: Float[Tensor, "H t K n"], matrix: Float[Tensor, "H n m"]) -> Tensor:
     """Multiply all rows of a head with its matrix, [H, t, K, m], without copies of the matrix."""
     return torch.bmm(rows.flatten(1, 2), matrix).unflatten(1, rows.shape[1:3])
+
+
+def _probe_direction(like: Float[Tensor, "n D"]) -> Float[Tensor, " D"]:
+    """A fixed direction without any symmetry."""
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(like.shape[1], generator=generator).to(like)
+
+
+def _differ(found: Tensor, expected: Tensor) -> bool:
+    """Whether two tensors differ by more than rounding."""
+    tolerance = 100 * torch.finfo(found.dtype).eps ** 0.75
+    return bool((found - expected).norm() > tolerance * found.norm())
 
 
 def split_block(pair: LayerPair) -> SplitBlock:
@@ -240,12 +326,12 @@ def split_block(pair: LayerPair) -> SplitBlock:
         seen.update(attended=attended[0], probabilities=probabilities[0])
         return attended
 
-    with _fused_attention(pair.vit.model), _AttentionProbe(attend) as probe:
+    with _fused_attention(pair.vit.model), _Probe(attend) as probe:
         output = pair.block(pair.stream[None])
-    if probe.calls != 1:
+    if probe.attentions != 1:
         raise ModelError(
             f"The exact engine needs a block with one softmax attention; this one "
-            f"({type(pair.block).__name__}) calls it {probe.calls} times. "
+            f"({type(pair.block).__name__}) calls it {probe.attentions} times. "
             'Use engine="jvp" (or "vjp").'
         )
-    return SplitBlock(pair=pair, output=output[0], **seen)
+    return SplitBlock(pair=pair, output=output[0], n_linears=probe.linears, **seen)
