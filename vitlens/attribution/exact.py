@@ -105,10 +105,10 @@ def _across_tokens(pair: LayerPair, rows: _Rows, block: SplitBlock) -> Float[Ten
         norm = block.norm_correction()
         along = pair.coefficients * (norm.at_stream @ pair.directions.T)
         features -= _from_tokens(norm.moved, rows, block) @ along
-    error = features.new_zeros(rows.n, 1)
-    if pair.error.any():
-        error = _from_tokens(block.push_tokens(pair.error), rows, block).sum(1, keepdim=True)
-    return torch.cat([features, error], dim=1).T
+    spread = block.spread(block.push_tokens(pair.error))
+    products = (rows.at_attended * spread[:, :, None]).sum((0, 3))
+    error = features.new_zeros(rows.n).index_add_(0, rows.index.flatten(), products.flatten())
+    return torch.cat([features.T, error[None]])
 
 
 def _value_path(
@@ -137,15 +137,14 @@ def _key_path(
 
 
 def _from_tokens(moved: KeysValues, rows: _Rows, block: SplitBlock) -> Float[Tensor, "n T"]:
-    """Change of every target when token t alone moves its key and value by `moved`."""
+    """Change of every target when token t alone moves its key and value, for plain gradients."""
     n_tokens = block.output.shape[0]
     result = rows.at_stream.new_zeros(rows.n, n_tokens)
     for tokens in torch.arange(n_tokens, device=result.device).split(_TOKENS):
         at_attended = rows.at_attended[:, tokens]
         reach = by_head(at_attended, moved.values.permute(1, 2, 0))
+        scores = block.queries[:, tokens] @ moved.keys.permute(1, 2, 0)
         change = (reach * block.probabilities[:, tokens, None]).sum(0)
-        if block.pair.gradient == "plain":
-            scores = block.queries[:, tokens] @ moved.keys.permute(1, 2, 0)
-            change += (block.at_scores(at_attended, tokens) * scores[:, :, None]).sum(0)
+        change += (block.at_scores(at_attended, tokens) * scores[:, :, None]).sum(0)
         result.index_add_(0, rows.index[tokens].reshape(-1), change.flatten(0, 1))
     return result

@@ -196,6 +196,14 @@ class SplitBlock:
         """Push one direction a token to that token's key and value."""
         return self._push(directions, self.pair.gradient)
 
+    def spread(self, moved: KeysValues) -> Float[Tensor, "H T E"]:
+        """Change of the attended values when all tokens move their keys and values."""
+        spread = self.probabilities @ moved.values.transpose(0, 1)
+        if self.pair.gradient == "plain":
+            scores = self.probabilities * (self.queries @ moved.keys.permute(1, 2, 0))
+            spread += scores @ self.values - scores.sum(-1, keepdim=True) * self.attended
+        return spread
+
     def norm_correction(self) -> NormCorrection:
         """How plain gradients differ from those with the norm's standard deviation fixed.
 
