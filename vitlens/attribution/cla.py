@@ -8,7 +8,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from vitlens.attribution.edges import Engine, LayerPair, compute_edges
+from vitlens.attribution.edges import Engine, compute_edges
+from vitlens.attribution.pair import LayerPair
 from vitlens.models.adapter import ViT
 from vitlens.replacement import Trace
 from vitlens.saes.topk import TopKSAE

@@ -23,7 +23,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from vitlens.attribution.edges import LayerPair
+from vitlens.attribution.pair import LayerPair
 from vitlens.attribution.split import KeysValues, SplitBlock, by_head, split_block
 
 # Receiving tokens looked at together: bounds the largest tensor, [tokens, F_l, D].

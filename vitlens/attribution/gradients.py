@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from vitlens.attribution.targets import Target
-from vitlens.models.adapter import ViT
+from vitlens.models.adapter import Block, ViT
 from vitlens.models.libragrad import libragrad
 from vitlens.replacement import Trace
 from vitlens.saes.topk import TopKSAE
@@ -53,7 +53,9 @@ def stream_gradients(
         return _leaf(vit, blocks, saes, trace, target, gradient)
 
 
-def _through(vit, blocks, trace, target, gradient):  # type: ignore[no-untyped-def]
+def _through(
+    vit: ViT, blocks: tuple[Block, ...], trace: Trace, target: Target, gradient: Gradient
+) -> tuple[Tensor, ...]:
     stream = trace.residuals[0][None].detach().requires_grad_()
     streams = [stream]
     with backward_rules(vit, gradient):
@@ -64,7 +66,14 @@ def _through(vit, blocks, trace, target, gradient):  # type: ignore[no-untyped-d
     return tuple(grad[0] for grad in grads)
 
 
-def _leaf(vit, blocks, saes, trace, target, gradient):  # type: ignore[no-untyped-def]
+def _leaf(
+    vit: ViT,
+    blocks: tuple[Block, ...],
+    saes: Sequence[TopKSAE],
+    trace: Trace,
+    target: Target,
+    gradient: Gradient,
+) -> tuple[Tensor, ...]:
     top = len(saes) - 1
     stream = trace.residuals[top][None].detach().requires_grad_()
     with backward_rules(vit, gradient):

@@ -11,13 +11,14 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from vitlens.attribution.edges import Engine, LayerPair, compute_edges
+from vitlens.attribution.edges import Engine, compute_edges
 from vitlens.attribution.gradients import (
     ErrorPaths,
     Gradient,
     feature_gradients,
     stream_gradients,
 )
+from vitlens.attribution.pair import LayerPair
 from vitlens.attribution.targets import Target
 from vitlens.errors import ModelError
 from vitlens.models.adapter import ViT

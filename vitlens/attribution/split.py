@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from vitlens.attribution.derivatives import pullback, pushforward
-from vitlens.attribution.edges import LayerPair
 from vitlens.attribution.gradients import Gradient, backward_rules
+from vitlens.attribution.pair import LayerPair
 from vitlens.errors import ModelError
 
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]

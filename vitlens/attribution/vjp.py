@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from vitlens.attribution.derivatives import pullback
-from vitlens.attribution.edges import LayerPair
+from vitlens.attribution.pair import LayerPair
 
 _CHUNK = 64
 
