@@ -147,6 +147,36 @@ def read_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     return tensors, metadata
 
 
+def read_result(
+    path: str | Path, *, what: str, format: str, version: int
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Read a file whose metadata name its format and version.
+
+    Parameters
+    ----------
+    path
+        The file.
+    what
+        What it should hold, for the message.
+    format, version
+        What the metadata must say.
+
+    Raises
+    ------
+    CheckpointError
+        When the file cannot be read, or holds something else, or another version of it.
+    """
+    tensors, metadata = read_tensors(path)
+    if metadata.get("format") != format:
+        raise CheckpointError(f"{path} does not hold {what} saved by vitlens.")
+    if metadata.get("version") != version:
+        raise CheckpointError(
+            f"{path} holds {what} of format {metadata.get('version')}; this version of vitlens "
+            f"reads format {version}."
+        )
+    return tensors, metadata
+
+
 def write_json(path: str | Path, value: Any) -> None:
     """Write `value` as indented JSON, atomically; raises `VitlensError` when it cannot."""
     text = json.dumps(value, indent=2, ensure_ascii=False) + "\n"

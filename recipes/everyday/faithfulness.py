@@ -15,12 +15,13 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-import numpy as np
 import torch
+from torch import Tensor
 
 import vitlens
 from recipes.everyday.images import normalise, test_composites
 from vitlens.circuits.methods import METHODS
+from vitlens.circuits.results import Metric
 from vitlens.plots import curves_figure, save_figure
 
 OUT = Path("build/everyday/faithfulness")
@@ -63,9 +64,9 @@ def _measure(args: argparse.Namespace, job: int) -> vitlens.Curves:
 def _together(parts: list[vitlens.Curves]) -> vitlens.Curves:
     """Join the parts; image `i` of part `p` is image ``i * jobs + p`` of the whole."""
 
-    def join(name: str, axis: int) -> dict[str, np.ndarray]:
+    def join(name: str, axis: int) -> dict[Metric, Tensor]:
         measured = [getattr(part, name) for part in parts]
-        return {key: np.concatenate([m[key] for m in measured], axis) for key in measured[0]}
+        return {key: torch.cat([m[key] for m in measured], axis) for key in measured[0]}
 
     return replace(
         parts[0],

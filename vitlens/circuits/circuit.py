@@ -13,7 +13,7 @@ from torch import Tensor
 
 from vitlens.circuits.places import place
 from vitlens.errors import CheckpointError, FeatureError
-from vitlens.files import read_tensors, write_tensors
+from vitlens.files import read_result, write_tensors
 
 if TYPE_CHECKING:
     import networkx
@@ -297,14 +297,7 @@ class Circuit:
         CheckpointError
             When the file is missing, damaged, a pickle, or holds something else.
         """
-        tensors, metadata = read_tensors(path)
-        if metadata.get("format") != _FORMAT:
-            raise CheckpointError(f"{path} does not hold a circuit saved by vitlens.")
-        if metadata.get("version") != _VERSION:
-            raise CheckpointError(
-                f"{path} holds a circuit of format {metadata.get('version')}; this version of "
-                f"vitlens reads format {_VERSION}."
-            )
+        tensors, metadata = read_result(path, what="a circuit", format=_FORMAT, version=_VERSION)
         try:
             circuit = _from_file(tensors, metadata)
         except (KeyError, TypeError, ValueError) as error:

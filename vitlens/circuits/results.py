@@ -23,7 +23,7 @@ from vitlens.circuits.areas import (
     trapezoid_weights,
 )
 from vitlens.errors import CheckpointError, FeatureError, near_matches
-from vitlens.files import read_tensors, write_tensors
+from vitlens.files import read_result, write_tensors
 
 Direction: TypeAlias = Literal["insertion", "deletion"]
 Metric: TypeAlias = Literal["target", "logit", "probability", "top1"]
@@ -261,14 +261,7 @@ class Curves:
         CheckpointError
             When the file is missing, damaged, a pickle, or holds something else.
         """
-        tensors, metadata = read_tensors(path)
-        if metadata.get("format") != _FORMAT:
-            raise CheckpointError(f"{path} does not hold curves saved by vitlens.")
-        if metadata.get("version") != _VERSION:
-            raise CheckpointError(
-                f"{path} holds curves of format {metadata.get('version')}; this version of "
-                f"vitlens reads format {_VERSION}."
-            )
+        tensors, metadata = read_result(path, what="curves", format=_FORMAT, version=_VERSION)
         try:
             curves = cls(
                 methods=tuple(metadata["methods"]),
