@@ -3,8 +3,9 @@
     python -m recipes.everyday.faithfulness
 
 Every image is a photographic cut-out of the test split on a photograph of the test split (see
-`images.test_composites`); only those that the model classifies correctly count. The run takes about
-20 seconds an image on two cores, can be interrupted, and goes on where it was.
+`images.test_composites`); only those that the model classifies correctly count. The public pictures
+are fetched if they are not there. The run takes about 20 seconds an image on two cores, can be
+interrupted, and goes on where it was.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import torch
 from torch import Tensor
 
 import vitlens
+from recipes.everyday.fetch import fetch
 from recipes.everyday.images import normalise, test_composites
 from vitlens.circuits.methods import METHODS
 from vitlens.circuits.results import Metric
@@ -37,6 +39,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=OUT)
     args = parser.parse_args()
 
+    fetch()
     with ProcessPoolExecutor(args.jobs) as pool:
         parts = list(pool.map(partial(_measure, args), range(args.jobs)))
     curves = _together(parts)

@@ -13,6 +13,7 @@ from torch import Tensor
 from vitlens.attribution.baselines import activation_scores, cla_top_scores, random_scores
 from vitlens.attribution.cla import cla_edges
 from vitlens.attribution.edges import Engine
+from vitlens.attribution.gradients import ErrorPaths, Gradient
 from vitlens.attribution.importances import Importances, importances, layer_edges
 from vitlens.attribution.targets import Target
 from vitlens.circuits.prune import select, walk
@@ -55,29 +56,22 @@ class Case:
     @cached_property
     def nodes(self) -> Importances:
         """Node importances with LibraGrad, error nodes as leaves; without edges."""
-        return importances(
-            self.vit,
-            self.saes,
-            self.trace,
-            self.baselines,
-            self.target,
-            gradient="libragrad",
-            errors="leaf",
-            engine=self.engine,
-            edges=False,
-        )
+        return self._nodes("libragrad", "leaf")
 
     @cached_property
     def plain(self) -> Importances:
         """Node importances with the model's ordinary gradient; without edges."""
+        return self._nodes("plain", "through")
+
+    def _nodes(self, gradient: Gradient, errors: ErrorPaths) -> Importances:
         return importances(
             self.vit,
             self.saes,
             self.trace,
             self.baselines,
             self.target,
-            gradient="plain",
-            errors="through",
+            gradient=gradient,
+            errors=errors,
             engine=self.engine,
             edges=False,
         )
