@@ -150,8 +150,23 @@ def layer_edges(
     targets
         Only these features of the next layer; all by default.
     """
+    pair = layer_pair(vit, saes, trace, baselines, nodes, layer, targets=targets)
+    return compute_edges(pair, nodes.engine)
+
+
+def layer_pair(
+    vit: ViT,
+    saes: Sequence[TopKSAE],
+    trace: Trace,
+    baselines: Baselines,
+    nodes: Importances,
+    layer: int,
+    *,
+    targets: Int[Tensor, " n"] | None = None,
+) -> LayerPair:
+    """What an engine needs for the edges from layer `layer` to the next; see `layer_edges`."""
     size = saes[layer + 1].size
-    pair = LayerPair(
+    return LayerPair(
         vit=vit,
         block=vit.embed(trace.image[None]).blocks[layer + 1],
         gradient=nodes.gradient,
@@ -163,7 +178,6 @@ def layer_edges(
         weights=torch.where(trace.features[layer + 1] > 0, nodes.gradients[layer + 1], 0),
         targets=torch.arange(size, device=vit.device) if targets is None else targets,
     )
-    return compute_edges(pair, nodes.engine)
 
 
 def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
