@@ -1,0 +1,80 @@
+"""One self-contained page of a widget's state; it opens from disk, with the network off."""
+
+from __future__ import annotations
+
+import base64
+import html
+import json
+from pathlib import Path
+from typing import Any
+
+from vitlens.files import atomic_path
+from vitlens.widgets.base import STATIC, Widget
+
+_OURS = ("_", "layout", "tabbable", "tooltip")  # how ipywidgets' own traits begin
+
+
+def write_page(widget: Widget, path: str | Path, *, title: str) -> None:
+    """Write a page that shows the widget as it is now.
+
+    Parameters
+    ----------
+    title
+        Of the page.
+
+    Raises
+    ------
+    VitlensError
+        When the file cannot be written.
+    """
+    with atomic_path(path) as temporary:
+        temporary.write_text(page(widget, title=title), "utf-8")
+
+
+def page(widget: Widget, *, title: str) -> str:
+    """Return the page of `write_page` as text."""
+    values, buffers = state(widget)
+    content = json.dumps({"values": values, "buffers": buffers, "module": str(widget._esm)})
+    content = content.replace("<", "\\u003c")  # neither </script> nor <!-- can stand in it
+    program = (STATIC / "page.js").read_text("utf-8")
+    return f"""<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width">
+<title>{html.escape(title)}</title>
+<style>
+:root {{ color-scheme: light dark }}
+body {{ margin: 1rem; font-family: system-ui, sans-serif }}
+{_inside_element(str(widget._css))}
+</style>
+</head>
+<body>
+<div id="vl-page"></div>
+<script type="application/json" id="vl-content">{content}</script>
+<script type="module">
+{_inside_element(program)}
+</script>
+</body>
+</html>
+"""
+
+
+def state(widget: Widget) -> tuple[dict[str, Any], dict[str, str]]:
+    """Return the traits the browser sees: plain values, and bytes in base64."""
+    values: dict[str, Any] = {}
+    buffers: dict[str, str] = {}
+    for name in sorted(widget.keys):
+        if name.startswith(_OURS):
+            continue
+        value = widget.get_state(name)[name]
+        if isinstance(value, bytes | bytearray | memoryview):
+            buffers[name] = base64.b64encode(value).decode()
+        else:
+            values[name] = value
+    return {**values, "notice": "", "progress": {}}, buffers
+
+
+def _inside_element(code: str) -> str:
+    """Keep code from ending the element it stands in, or from opening a comment there."""
+    return code.replace("</", "<\\/").replace("<!--", "<\\!--")

@@ -1,0 +1,62 @@
+// Questions to Python, with answers; works wherever `model.send` does.
+
+/** @import { Answer, Model } from "./types" */
+
+const NO_KERNEL = "This needs a running kernel.";
+const WAIT = 30_000;
+
+/** @type {WeakMap<Model, Map<number, (message: any, buffers: DataView[]) => void>>} */
+const open = new WeakMap();
+let last = 0;
+
+/** @param {Model} model */
+function waiting(model) {
+  let map = open.get(model);
+  if (!map) {
+    const made = new Map();
+    open.set(model, made);
+    model.on("msg:custom", (/** @type {any} */ message, /** @type {DataView[]} */ buffers) => {
+      if (message?.vl === "answer") made.get(message.id)?.(message, buffers ?? []);
+    });
+    map = made;
+  }
+  return /** @type {Map<number, (message: any, buffers: DataView[]) => void>} */ (map);
+}
+
+/**
+ * Asks Python; `_answer_<what>` of the widget answers.
+ * @param {Model} model
+ * @param {string} what
+ * @param {unknown} [payload]
+ * @param {(ArrayBuffer | ArrayBufferView)[]} [buffers]
+ * @param {{ wait?: number }} [options] how long to wait for the answer, in ms
+ * @returns {Promise<Answer>} rejects with words for the user
+ */
+export function ask(model, what, payload = {}, buffers = [], { wait = WAIT } = {}) {
+  const answers = waiting(model);
+  // Other views of the same widget hear the answers too: numbers must differ between pages.
+  const id = Math.floor(Math.random() * 2 ** 32) * 2 ** 16 + (last++ % 2 ** 16);
+  return new Promise((resolve, reject) => {
+    const timer = setTimeout(() => done(() => reject(new Error(NO_KERNEL))), wait);
+    const done = (/** @type {() => void} */ then) => {
+      clearTimeout(timer);
+      answers.delete(id);
+      then();
+    };
+    answers.set(id, (message, found) =>
+      done(() =>
+        "error" in message
+          ? reject(new Error(message.error))
+          : resolve({ value: message.value, buffers: found }),
+      ),
+    );
+    try {
+      const sent = /** @type {any} */ (
+        model.send({ vl: "ask", id, what, payload }, undefined, buffers)
+      );
+      sent?.catch?.((/** @type {unknown} */ error) => done(() => reject(error)));
+    } catch (error) {
+      done(() => reject(error));
+    }
+  });
+}

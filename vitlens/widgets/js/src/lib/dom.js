@@ -1,0 +1,93 @@
+// Elements in one expression.
+
+const SVG = "http://www.w3.org/2000/svg";
+const TAKES_KEYS = new Set(["BUTTON", "INPUT", "SELECT", "TEXTAREA", "A", "SUMMARY"]);
+
+/** @typedef {Node | string | number | null | undefined | false} Child */
+
+/**
+ * An HTML element. `on…` are listeners, `style` an object, `dataset` an object, `class` a text;
+ * properties of the element are set as such, everything else becomes an attribute; null, undefined
+ * and false leave an attribute out.
+ * @template {keyof HTMLElementTagNameMap} K
+ * @param {K} tag
+ * @param {Record<string, any>} [props]
+ * @param {...(Child | Child[])} children
+ * @returns {HTMLElementTagNameMap[K]}
+ */
+export function h(tag, props = {}, ...children) {
+  return dress(document.createElement(tag), props, children);
+}
+
+/**
+ * The same for SVG.
+ * @template {keyof SVGElementTagNameMap} K
+ * @param {K} tag
+ * @param {Record<string, any>} [props]
+ * @param {...(Child | Child[])} children
+ * @returns {SVGElementTagNameMap[K]}
+ */
+export function s(tag, props = {}, ...children) {
+  return dress(document.createElementNS(SVG, tag), props, children);
+}
+
+/**
+ * @template {HTMLElement | SVGElement} E
+ * @param {E} element
+ * @param {Record<string, any>} props
+ * @param {(Child | Child[])[]} children
+ */
+function dress(element, props, children) {
+  for (const [name, value] of Object.entries(props)) {
+    if (name.startsWith("on")) element.addEventListener(name.slice(2), value);
+    else if (name === "style") {
+      for (const [key, x] of Object.entries(value)) element.style.setProperty(key, String(x));
+    } else if (name === "dataset") Object.assign(element.dataset, value);
+    else if (value == null || value === false) continue;
+    else if (name === "value" || name === "checked" || name === "textContent") {
+      /** @type {any} */ (element)[name] = value;
+    } else element.setAttribute(name, value === true ? "" : String(value));
+  }
+  // Without this mark Notebook 7 takes the keys of a focused element for its own shortcuts.
+  if (TAKES_KEYS.has(element.tagName) || element.hasAttribute("tabindex")) {
+    element.setAttribute("data-lm-suppress-shortcuts", "true");
+  }
+  element.append(.../** @type {(Node | string)[]} */ (children.flat().filter(shown).map(text)));
+  return element;
+}
+
+/** @param {Child} child */
+const shown = (child) => child != null && child !== false;
+/** @param {Child} child */
+const text = (child) => (typeof child === "number" ? String(child) : child);
+
+/**
+ * Puts children in the place of what an element holds.
+ * @param {Element} element @param {...(Child | Child[])} children
+ */
+export function fill(element, ...children) {
+  element.replaceChildren(
+    .../** @type {(Node | string)[]} */ (children.flat().filter(shown).map(text)),
+  );
+}
+
+/** A label with its control, for toolbars.
+ * @param {string} words @param {HTMLElement} control
+ */
+export const field = (words, control) =>
+  h("label", { class: "vl-field" }, h("span", {}, words), control);
+
+/** A number for people: three figures, true minus sign.
+ * @param {number} x
+ */
+export function show(x) {
+  if (!Number.isFinite(x)) return "–";
+  const size = Math.abs(x);
+  if (size && (size < 1e-3 || size >= 1e5)) return x.toExponential(1).replaceAll("-", "−");
+  return String(Number(x.toPrecision(3))).replace("-", "−");
+}
+
+/** A share as percent.
+ * @param {number} x
+ */
+export const percent = (x) => `${show(100 * x)}%`;

@@ -1,0 +1,147 @@
+// A heatmap of patches over a picture, on a canvas.
+
+/** @import { ScaleName } from "./scale" */
+import { bytesOf } from "./model.js";
+import { css, place, table } from "./scale.js";
+
+export const EMPTY = "#ebebeb"; // the ground where no picture is known
+const PALE = 0.5; // contrast that is left of a pale picture
+const FINE = 12; // pixels a patch for smooth heat, before the browser's own smoothing
+
+/**
+ * A strip of pictures, decoded; null when there is none.
+ * @param {DataView | null | undefined} view
+ * @returns {Promise<ImageBitmap | null>}
+ */
+export async function loadStrip(view) {
+  const bytes = bytesOf(view);
+  if (!bytes.length) return null;
+  return createImageBitmap(new Blob([/** @type {any} */ (bytes)]));
+}
+
+/**
+ * @typedef {object} Heat
+ * @property {ArrayLike<number>} values by patch, row by row, from `offset` on
+ * @property {number} [offset] such as the number of prefix tokens
+ * @property {[number, number]} grid rows and columns
+ * @property {number} limit the value of the strongest colour
+ * @property {ScaleName} [scale]
+ * @property {number} [opacity] of the strongest colour, 0 to 1
+ * @property {boolean} [smooth]
+ */
+
+/**
+ * @typedef {object} Ground
+ * @property {ImageBitmap | null} strip
+ * @property {number} [index] which picture of the strip
+ * @property {number} [count] pictures in the strip
+ * @property {boolean} [pale] grey, so that only heat has a colour
+ */
+
+/**
+ * Draws a picture and its heat over the whole canvas.
+ * @param {HTMLCanvasElement} canvas
+ * @param {Ground} ground
+ * @param {Heat | null} heat
+ */
+export function drawHeat(canvas, ground, heat) {
+  const g = context(canvas);
+  drawGround(g, ground);
+  if (!heat) return;
+  const image = heatImage(heat);
+  g.save();
+  g.imageSmoothingEnabled = Boolean(heat.smooth);
+  g.globalAlpha = heat.opacity ?? 0.8;
+  g.drawImage(image, 0, 0, canvas.width, canvas.height);
+  g.restore();
+}
+
+/**
+ * The picture alone.
+ * @param {CanvasRenderingContext2D} g
+ * @param {Ground} ground
+ */
+export function drawGround(g, { strip, index = 0, count = 1, pale = true }) {
+  const { width, height } = g.canvas;
+  g.save();
+  g.fillStyle = strip && pale ? "#fff" : EMPTY;
+  g.fillRect(0, 0, width, height);
+  if (strip) {
+    const wide = strip.width / count;
+    if (pale) {
+      g.filter = "grayscale(1)";
+      g.globalAlpha = PALE;
+    }
+    g.imageSmoothingQuality = "high";
+    g.drawImage(strip, index * wide, 0, wide, strip.height, 0, 0, width, height);
+  }
+  g.restore();
+}
+
+/** @param {Heat} heat */
+function heatImage({ values, offset = 0, grid: [rows, columns], limit, scale, smooth }) {
+  const fine = smooth ? FINE : 1;
+  const canvas = document.createElement("canvas");
+  canvas.width = columns * fine;
+  canvas.height = rows * fine;
+  const g = context(canvas);
+  const image = g.createImageData(canvas.width, canvas.height);
+  const colours = table(scale);
+  const factor = limit > 0 ? 1 / limit : 0;
+  let out = 0;
+  for (let y = 0; y < canvas.height; y++) {
+    const [top, bottom, down] = between(y, fine, rows);
+    for (let x = 0; x < canvas.width; x++) {
+      const [left, right, across] = between(x, fine, columns);
+      const at = (/** @type {number} */ r, /** @type {number} */ c) =>
+        values[offset + r * columns + c];
+      const above = at(top, left) * (1 - across) + at(top, right) * across;
+      const below = at(bottom, left) * (1 - across) + at(bottom, right) * across;
+      const i = place((above * (1 - down) + below * down) * factor);
+      image.data.set(colours.subarray(i, i + 4), out);
+      out += 4;
+    }
+  }
+  g.putImageData(image, 0, 0);
+  return canvas;
+}
+
+/**
+ * Between the centres of which two patches a fine pixel lies, and how far along.
+ * @param {number} pixel @param {number} fine @param {number} count
+ * @returns {[number, number, number]}
+ */
+function between(pixel, fine, count) {
+  const at = Math.max(0, Math.min(count - 1, (pixel + 0.5) / fine - 0.5));
+  const low = Math.floor(at);
+  return [low, Math.min(low + 1, count - 1), at - low];
+}
+
+/**
+ * A small canvas with heat on a picture, for nodes and rows of tables.
+ * @param {Ground} ground @param {Heat | null} heat @param {number} [size] of its longer side, CSS px
+ */
+export function thumbnail(ground, heat, size = 48) {
+  const canvas = document.createElement("canvas");
+  const [rows, columns] = heat?.grid ?? [1, 1];
+  const ratio = Math.min(2, globalThis.devicePixelRatio || 1);
+  const longer = Math.max(rows, columns);
+  canvas.width = Math.round((size * ratio * columns) / longer);
+  canvas.height = Math.round((size * ratio * rows) / longer);
+  canvas.style.width = `${canvas.width / ratio}px`;
+  canvas.style.height = `${canvas.height / ratio}px`;
+  drawHeat(canvas, ground, heat);
+  return canvas;
+}
+
+/**
+ * The colour of one token's square, on a plain ground.
+ * @param {number} value @param {Pick<Heat, "limit" | "scale">} heat
+ */
+export const tokenColour = (value, { limit, scale }) =>
+  css(limit > 0 ? value / limit : 0, { scale });
+
+/** @param {HTMLCanvasElement} canvas */
+function context(canvas) {
+  return /** @type {CanvasRenderingContext2D} */ (canvas.getContext("2d"));
+}

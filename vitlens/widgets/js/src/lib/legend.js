@@ -1,0 +1,49 @@
+// A colour bar with its numbers.
+
+/** @import { ScaleName } from "./scale" */
+import { fill, h, show } from "./dom.js";
+import { css } from "./scale.js";
+
+const STEPS = 33;
+
+/**
+ * @typedef {object} LegendState
+ * @property {number} limit the value of the strongest colour
+ * @property {boolean} signed whether the bar also has a side below 0
+ * @property {string} label what the values are
+ * @property {ScaleName} [scale]
+ * @property {number} [opacity]
+ */
+
+/**
+ * A horizontal colour bar; `update` draws it anew.
+ * @param {LegendState} state
+ */
+export function legend(state) {
+  const element = h("div", { class: "vl-legend", role: "img" });
+  /** @param {LegendState} state */
+  const update = ({ limit, signed, label, scale, opacity }) => {
+    const low = signed ? -limit : 0;
+    const stops = Array.from({ length: STEPS }, (_, i) => {
+      const at = i / (STEPS - 1);
+      return css(signed ? 2 * at - 1 : at, { scale, opacity });
+    });
+    const ends = signed ? [low, 0, limit] : [0, limit];
+    element.setAttribute("aria-label", `Colours: ${label}, from ${show(low)} to ${show(limit)}`);
+    fill(
+      element,
+      h("span", { class: "vl-legend-label" }, label),
+      h(
+        "span",
+        { class: "vl-legend-body" },
+        h("span", {
+          class: "vl-legend-bar",
+          style: { "background-image": `linear-gradient(to right, ${stops.join(",")})` },
+        }),
+        h("span", { class: "vl-legend-ends" }, ...ends.map((x) => h("span", {}, show(x)))),
+      ),
+    );
+  };
+  update(state);
+  return { element, update };
+}
