@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any, cast, get_args
 
 import numpy as np
 import traitlets
@@ -75,7 +75,8 @@ class CurvesPart(traitlets.HasTraits):
 
         if self._measured is None:
             raise FeatureError("There are no curves to draw yet.")
-        return curves_figure(self._measured, metric=self._metric, axis=self.axis)
+        axis = cast(Axis, self.axis)  # as the trait allows
+        return curves_figure(self._measured, metric=self._metric, axis=axis)
 
 
 class CurvePlot(CurvesPart, Widget, bundle="curves"):
