@@ -161,6 +161,9 @@ def test_networkx():
         "importance": 3.0,
         "share": 0.75,
         "kept_importance": 2.0,
+        "pinned": False,
+        "group": "",
+        "label": "",
     }
     assert graph.nodes[0, ERROR]["kind"] == "error"
     assert graph.nodes[2, TARGET]["kind"] == "target"

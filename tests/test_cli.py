@@ -15,11 +15,12 @@ from safetensors.torch import load_file
 import vitlens.bundle
 import vitlens.models.registry
 from vitlens import Circuit, Curves
+from vitlens.about import About, Sample
 from vitlens.attribution.edges import Engine
 from vitlens.attribution.gradients import ErrorPaths, Gradient
 from vitlens.cli import COMMANDS, main, options, parser
 from vitlens.images import Transform
-from vitlens.lens import About, Lens, Sample
+from vitlens.lens import Lens
 from vitlens.replacement import Baselines, ErrorNodes
 from vitlens.saes import TopKSAE, load_saes, save_saes
 from vitlens.saes.stream import sae_residuals

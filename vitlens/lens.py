@@ -2,40 +2,32 @@
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Callable, Iterable, Sequence
-from functools import cached_property
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
-import torch
-from jaxtyping import Float, UInt8
-from PIL import Image
-from torch import Tensor, nn
+from jaxtyping import Float
+from torch import Tensor
 
 from vitlens import replacement
-from vitlens.about import About, Sample
 from vitlens.attribution.edges import Engine
 from vitlens.attribution.gradients import ErrorPaths, Gradient
 from vitlens.attribution.importances import Importances, importances
 from vitlens.attribution.targets import TargetLike, resolve_target
-from vitlens.circuits.build import build_circuit
+from vitlens.circuits.build import prune_circuit
+from vitlens.circuits.candidates import Candidates, find_candidates
 from vitlens.circuits.circuit import Circuit
 from vitlens.circuits.curves import DEFAULT_Q, faithfulness
 from vitlens.circuits.methods import Method
-from vitlens.circuits.prune import walk
 from vitlens.circuits.results import Curves
-from vitlens.errors import ModelError
-from vitlens.files import fingerprint
-from vitlens.images import ImageLike, Transform, to_tensor
-from vitlens.models.adapter import ViT
-from vitlens.replacement import Baselines, ErrorNodes, Trace
-from vitlens.saes.files import load_saes
-from vitlens.saes.stream import batched
-from vitlens.saes.topk import TopKSAE, check_saes
+from vitlens.images import ImageLike
+from vitlens.lens_base import LensBase
+from vitlens.progress import Progress
+from vitlens.replacement import ErrorNodes, Trace
+from vitlens.selections import keep_masks, values_by_layer
 
 
-class Lens:
+class Lens(LensBase):
     """Look inside one Vision Transformer.
 
     Parameters
@@ -71,76 +63,6 @@ class Lens:
     >>> print(lens.circuit(lens.samples[0].path, nodes_per_layer=8))
     """
 
-    def __init__(
-        self,
-        model: nn.Module | ViT,
-        saes: Sequence[TopKSAE] | str | Path,
-        *,
-        baselines: Baselines | None = None,
-        class_names: Sequence[str] | None = None,
-        transform: Callable[[Image.Image], Tensor] | None = None,
-        head: Callable[[Tensor], Tensor] | None = None,
-        about: About | None = None,
-    ):
-        self.vit = model if isinstance(model, ViT) else ViT(model, head=head)
-        if isinstance(saes, str | Path):
-            saes = load_saes(saes)
-        check_saes(saes, depth=self.vit.depth, width=self.vit.width)
-        self.saes = tuple(_like(sae, self.vit) for sae in saes)
-        self.class_names = self._checked_names(class_names)
-        self.transform = transform or Transform.from_timm(self.vit.model)
-        self.baselines = baselines or replacement.zero_baselines(self.vit, self.saes)
-        self.about = about or About()
-
-    @property
-    def baselines(self) -> Baselines:
-        """What replaced features and error nodes are set to."""
-        return self._baselines
-
-    @baselines.setter
-    def baselines(self, baselines: Baselines) -> None:
-        replacement.check_baselines(self.vit, self.saes, baselines)
-        self._baselines = baselines.to(dtype=self.vit.dtype, device=self.vit.device)
-
-    @property
-    def samples(self) -> tuple[Sample, ...]:
-        """Sample images of the bundle."""
-        return self.about.samples
-
-    @cached_property
-    def fingerprint(self) -> str:
-        """Hash of the model's and the SAEs' weights; circuits carry it."""
-        weights = {f"model.{name}": w for name, w in self.vit.model.state_dict().items()}
-        for layer, sae in enumerate(self.saes):
-            weights |= {f"sae.{layer}.{name}": w for name, w in sae.state_dict().items()}
-        return fingerprint(weights)
-
-    def tensor(self, image: ImageLike) -> Float[Tensor, "3 H W"]:
-        """Any image as the model's input; see `vitlens.images.to_tensor`.
-
-        Raises
-        ------
-        ImageError
-            If the image cannot be read or has no finite pixels.
-        """
-        return to_tensor(image, self.transform, dtype=self.vit.dtype, device=self.vit.device)
-
-    def picture(self, image: ImageLike) -> UInt8[Tensor, "H W 3"] | None:
-        """The image as the model sees it; None for a transform that cannot be undone."""
-        if not isinstance(self.transform, Transform):
-            return None
-        picture = self.transform.picture(self.tensor(image))
-        flat = torch.frombuffer(bytearray(picture.tobytes()), dtype=torch.uint8)
-        return flat.reshape(picture.height, picture.width, 3)
-
-    def predict(self, image: ImageLike) -> list[tuple[str, float]]:
-        """Class names and probabilities, best first."""
-        return self._ranking(self.vit.logits(self.tensor(image)[None])[0])
-
-    def trace(self, image: ImageLike) -> Trace:
-        """Residual streams, features and errors of every layer, and the logits."""
-        return replacement.trace(self.vit, self.saes, self.tensor(image))
-
     def importances(
         self,
         image: ImageLike,
@@ -149,7 +71,7 @@ class Lens:
         gradient: Gradient = "libragrad",
         errors: ErrorPaths = "leaf",
         engine: Engine = "exact",
-        progress: bool = False,
+        progress: Progress = False,
     ) -> Importances:
         """Importance of every node and edge for the target.
 
@@ -165,7 +87,8 @@ class Lens:
         engine
             "exact", "jvp" or "vjp".
         progress
-            Show a progress bar over the layers.
+            Show a progress bar over the layers; or a function of the part that is done, 0 to 1,
+            and of what is being done, called between layers. What it raises ends the work.
 
         Raises
         ------
@@ -174,13 +97,9 @@ class Lens:
         ModelError
             If a setting is unknown, or the engine does not know the model's blocks.
         """
-        trace = self.trace(image)
-        return importances(
-            self.vit,
-            self.saes,
-            trace,
-            self.baselines,
-            resolve_target(target, trace.logits, self.class_names),
+        return self._importances(
+            self.trace(image),
+            target=target,
             gradient=gradient,
             errors=errors,
             engine=engine,
@@ -218,25 +137,31 @@ class Lens:
     def run_with(
         self,
         image: ImageLike,
-        keep: Sequence[Iterable[int] | Tensor],
+        keep: Sequence[Iterable[int] | Tensor] | None = None,
         *,
-        errors: ErrorNodes = "clean",
+        values: Mapping[tuple[int, int], float] | None = None,
+        errors: ErrorNodes | Sequence[ErrorNodes] = "clean",
     ) -> Float[Tensor, " C"]:
         """Logits of the model run on a circuit: all but the kept features at their baselines.
 
         Parameters
         ----------
         keep
-            Indices of the features to keep, or a boolean mask [F_l], for each layer.
+            Indices of the features to keep, or a boolean mask [F_l], for each layer; by default
+            all are kept.
+        values
+            Values to set features to, by (layer, feature): at every token where the feature is
+            active on the untouched image. Elsewhere, and without a value, `keep` holds.
         errors
-            What error nodes hold: "clean", "free" or "baseline".
+            What error nodes hold: "clean", "free" or "baseline"; for all layers, or for each.
 
         Raises
         ------
         FeatureError
-            If a feature does not exist, or layers are missing.
+            If a feature does not exist, layers are missing, or a value is not finite.
         """
-        masks = replacement.keep_masks(self.saes, keep, self.vit.device)
+        masks = keep_masks(self.saes, keep, self.vit.device)
+        by_layer = values_by_layer(self.saes, values or {})
         trace = self.trace(image)
         return replacement.run_with(
             self.vit,
@@ -246,6 +171,8 @@ class Lens:
             self.baselines,
             errors=errors,
             clean_errors=trace.errors,
+            values=by_layer,
+            clean_features=trace.features,
         )[0]
 
     def circuit(
@@ -256,10 +183,12 @@ class Lens:
         nodes_per_layer: int | None = None,
         share: float | None = None,
         threshold: float | None = None,
+        node_share: float = 0.0,
+        edge_share: float = 0.0,
         gradient: Gradient = "libragrad",
         errors: ErrorPaths = "leaf",
         engine: Engine = "exact",
-        progress: bool = False,
+        progress: Progress = False,
     ) -> Circuit:
         """The pruned circuit behind a prediction.
 
@@ -271,40 +200,63 @@ class Lens:
             How many nodes to keep in every layer: a count, a share of the layer's nodes, or the
             smallest set that reaches this part of the positive importance. At most one of them;
             by default 8 nodes a layer.
+        node_share
+            Of the nodes kept so, leave out those with a smaller share of their layer's positive
+            importance; one a layer always stays.
+        edge_share
+            Leave out edges with a smaller share, of either sign.
 
         Raises
         ------
         FeatureError
-            If more than one rule is given, or it is out of range.
+            If more than one rule is given, or one is out of range.
         """
-        if nodes_per_layer is None and share is None and threshold is None:
-            nodes_per_layer = 8
-        found = self.importances(
-            image, target=target, gradient=gradient, errors=errors, engine=engine, progress=progress
+        trace = self.trace(image)
+        found = self._importances(
+            trace, target=target, gradient=gradient, errors=errors, engine=engine, progress=progress
         )
-        kept = walk(
-            found.nodes, found.edges, count=nodes_per_layer, share=share, threshold=threshold
-        )
-        logits = self.vit.logits(self.tensor(image)[None])[0]
-        rule = {"nodes_per_layer": nodes_per_layer, "share": share, "threshold": threshold}
-        return build_circuit(
+        return prune_circuit(
             found,
-            kept,
             found.edges,
-            grid=self.vit.grid,
+            nodes_per_layer=nodes_per_layer,
+            share=share,
+            threshold=threshold,
+            node_share=node_share,
+            edge_share=edge_share,
             n_prefix=self.vit.n_prefix,
-            prefix_names=self.vit.prefix_names,
-            prediction=self._ranking(logits)[0],
-            logits=logits,
-            picture=self.picture(image),
-            settings={
-                "gradient": gradient,
-                "errors": errors,
-                "engine": engine,
-                **{name: value for name, value in rule.items() if value is not None},
-            },
-            model=self.fingerprint,
+            **self._facts(image, trace, found),
         )
+
+    def candidates(
+        self,
+        image: ImageLike,
+        *,
+        target: TargetLike = None,
+        at_most: int = 64,
+        gradient: Gradient = "libragrad",
+        errors: ErrorPaths = "leaf",
+        engine: Engine = "exact",
+        progress: Progress = False,
+    ) -> Candidates:
+        """Every node that `circuit` can keep, to prune again and again without the model.
+
+        Parameters
+        ----------
+        target, gradient, errors, engine, progress
+            As for `importances`.
+        at_most
+            The largest `nodes_per_layer`.
+
+        Raises
+        ------
+        FeatureError
+            If `at_most` is below 1.
+        """
+        trace = self.trace(image)
+        found = self._importances(
+            trace, target=target, gradient=gradient, errors=errors, engine=engine, progress=progress
+        )
+        return find_candidates(found, trace, at_most=at_most, **self._facts(image, trace, found))
 
     def faithfulness(
         self,
@@ -346,54 +298,22 @@ class Lens:
             progress=progress,
         )
 
-    def fit_baselines(
-        self, images: Iterable[ImageLike], *, batch_size: int = 16, progress: bool = True
-    ) -> Baselines:
-        """Take medians over a sample of images as baselines, use them from now on, return them.
+    def _importances(self, trace: Trace, *, target: TargetLike, **settings: Any) -> Importances:
+        resolved = resolve_target(target, trace.logits, self.class_names)
+        return importances(self.vit, self.saes, trace, self.baselines, resolved, **settings)
 
-        Parameters
-        ----------
-        images
-            The sample (paper: 1,024 images).
-        """
-        tensors = (self.tensor(image) for image in images)
-        self.baselines = replacement.fit_baselines(
-            self.vit,
-            self.saes,
-            batched(tensors, batch_size, self.vit.image_size),
-            progress=progress,
-        )
-        return self.baselines
-
-    def class_index(self, label: int | str) -> int:
-        """Index of a class given by name or index; raises `TargetError` for an unknown one."""
-        n_classes = len(self.class_names) if self.class_names else self.vit.n_classes
-        index = resolve_target(label, torch.zeros(n_classes), self.class_names).index
-        assert index is not None  # a label is no function
-        return index
-
-    def __repr__(self) -> str:
-        sizes = ", ".join(str(sae.size) for sae in self.saes)
-        return (
-            f"Lens({self.about.name or type(self.vit.model).__name__}: {self.vit.depth} blocks, "
-            f"{self.vit.n_tokens} tokens x {self.vit.width}, features {sizes})"
-        )
-
-    def _ranking(self, logits: Float[Tensor, " C"]) -> list[tuple[str, float]]:
-        order = logits.argsort(descending=True).tolist()
-        names = self.class_names or [f"class {i}" for i in range(len(logits))]
-        probabilities = logits.softmax(-1).tolist()
-        return [(names[i], probabilities[i]) for i in order]
-
-    def _checked_names(self, names: Sequence[str] | None) -> tuple[str, ...] | None:
-        if names is not None and len(names) != self.vit.n_classes:
-            raise ModelError(
-                f"{len(names)} class names were given for the model's {self.vit.n_classes} classes."
-            )
-        return None if names is None else tuple(names)
-
-
-def _like(sae: TopKSAE, vit: ViT) -> TopKSAE:
-    if (sae.W_enc.dtype, sae.W_enc.device) == (vit.dtype, vit.device):
-        return sae
-    return copy.deepcopy(sae).to(dtype=vit.dtype, device=vit.device)
+    def _facts(self, image: ImageLike, trace: Trace, found: Importances) -> dict[str, Any]:
+        """What circuits and candidates say about the model, the image and the settings."""
+        return {
+            "grid": self.vit.grid,
+            "prefix_names": self.vit.prefix_names,
+            "prediction": self._ranking(trace.logits)[0],
+            "logits": trace.logits,
+            "picture": self.picture(image),
+            "settings": {
+                "gradient": found.gradient,
+                "errors": found.errors,
+                "engine": found.engine,
+            },
+            "model": self.fingerprint,
+        }

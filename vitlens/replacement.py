@@ -6,7 +6,7 @@ l = 0 ... B-2; T tokens, D channels, F_l features.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
@@ -246,51 +246,6 @@ def fit_baselines(
     return Baselines(features, errors)
 
 
-def keep_masks(
-    saes: Sequence[TopKSAE], keep: Sequence[Iterable[int] | Tensor], device: torch.device
-) -> list[Bool[Tensor, " F"]]:
-    """Turn feature indices a layer into boolean masks.
-
-    Parameters
-    ----------
-    keep
-        For each layer the indices of the features to keep, or a boolean mask [F_l].
-
-    Raises
-    ------
-    FeatureError
-        If there are too few or too many layers, or a feature does not exist.
-    """
-    if len(keep) != len(saes):
-        raise FeatureError(
-            f"`keep` must name the features of all {len(saes)} layers, got {len(keep)} lists."
-        )
-    masks = []
-    for layer, (sae, kept) in enumerate(zip(saes, keep, strict=True)):
-        chosen = torch.as_tensor(
-            kept if isinstance(kept, Tensor) else list(kept), device=device
-        ).reshape(-1)
-        if chosen.dtype == torch.bool:
-            if len(chosen) != sae.size:
-                raise FeatureError(
-                    f"The mask of layer {layer} has {len(chosen)} entries for {sae.size} features."
-                )
-            masks.append(chosen)
-            continue
-        if chosen.is_floating_point() and len(chosen):
-            raise FeatureError(f"Features of layer {layer} must be whole numbers.")
-        chosen = chosen.long()
-        if len(chosen) and (chosen.min() < 0 or chosen.max() >= sae.size):
-            wrong = chosen[(chosen < 0) | (chosen >= sae.size)].tolist()
-            raise FeatureError(
-                f"Layer {layer} has features 0 to {sae.size - 1}; {wrong[:5]} do not exist."
-            )
-        mask = torch.zeros(sae.size, dtype=torch.bool, device=device)
-        mask[chosen] = True
-        masks.append(mask)
-    return masks
-
-
 def run_with(
     vit: ViT,
     saes: Sequence[TopKSAE],
@@ -298,8 +253,10 @@ def run_with(
     keep: Sequence[Bool[Tensor, "*n F"]],
     baselines: Baselines,
     *,
-    errors: ErrorNodes = "clean",
+    errors: ErrorNodes | Sequence[ErrorNodes] = "clean",
     clean_errors: Sequence[Float[Tensor, "*n T D"]] | None = None,
+    values: Sequence[Mapping[int, float]] | None = None,
+    clean_features: Sequence[Float[Tensor, "*n T F"]] | None = None,
 ) -> Float[Tensor, "n C"]:
     """Logits of the replacement model with all but the kept features at their baselines.
 
@@ -313,20 +270,26 @@ def run_with(
     keep
         For each layer a mask [F_l] or one a row [n, F_l]: True keeps the feature.
     errors
-        What error nodes hold: "clean", the values in `clean_errors`; "free", what the running
-        stream gives; "baseline", the baseline's.
+        What error nodes hold, for all layers or for each: "clean", the values in
+        `clean_errors`; "free", what the running stream gives; "baseline", the baseline's.
     clean_errors
         Error nodes of the original images, [T, D] or [n, T, D] a layer; needed for "clean".
+    values
+        For each layer, features and the value each is set to, at every token where it is active
+        on the original image; elsewhere it is as without a value.
+    clean_features
+        Features of the original images, [T, F_l] or [n, T, F_l] a layer; needed for `values`.
 
     Raises
     ------
     FeatureError
-        If `errors` is unknown, or "clean" without `clean_errors`.
+        If `errors` is unknown, or what "clean" or `values` need is missing.
     """
-    if errors not in get_args(ErrorNodes):
-        raise FeatureError(f"errors must be one of {get_args(ErrorNodes)}, not {errors!r}.")
-    if errors == "clean" and clean_errors is None:
+    held = _error_nodes(errors, len(saes))
+    if "clean" in held and clean_errors is None:
         raise FeatureError('errors="clean" needs the error nodes of the original image.')
+    if values is not None and clean_features is None:
+        raise FeatureError("Values to set need the features of the original image.")
     with torch.no_grad():
         stem = vit.embed(images)
         stream = stem.tokens
@@ -334,13 +297,39 @@ def run_with(
             stream = block(stream)
             features, mean, std = sae.encode_with_stats(stream)
             error: Tensor
-            if errors == "free":
+            if held[layer] == "free":
                 error = stream - sae.decode(features, mean, std)
-            elif errors == "baseline" or clean_errors is None:
+            elif held[layer] == "baseline" or clean_errors is None:
                 error = baselines.errors[layer]
             else:
                 error = clean_errors[layer]
             mask = keep[layer].unsqueeze(-2)
             features = torch.where(mask, features, baselines.features[layer])
+            if values is not None and clean_features is not None:
+                features = _set_active(features, values[layer], clean_features[layer])
             stream = sae.decode(features, mean, std) + error
         return vit.readout(stem.blocks[-1](stream))
+
+
+def _set_active(
+    features: Float[Tensor, "n T F"],
+    values: Mapping[int, float],
+    clean: Float[Tensor, "*n T F"],
+) -> Float[Tensor, "n T F"]:
+    """Set features to values where they are active on the original image."""
+    features = features.clone()
+    for feature, value in values.items():
+        column = features[..., feature]
+        features[..., feature] = torch.where(clean[..., feature] > 0, value, column)
+    return features
+
+
+def _error_nodes(errors: ErrorNodes | Sequence[ErrorNodes], n_layers: int) -> list[ErrorNodes]:
+    """Return what the error node of each layer holds."""
+    held = [errors] * n_layers if isinstance(errors, str) else list(errors)
+    if len(held) != n_layers:
+        raise FeatureError(f"errors must be given for all {n_layers} layers, not {len(held)}.")
+    for choice in held:
+        if choice not in get_args(ErrorNodes):
+            raise FeatureError(f"errors must be one of {get_args(ErrorNodes)}, not {choice!r}.")
+    return held

@@ -9,7 +9,6 @@ from typing import get_args
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from vitlens.attribution.edges import Engine, compute_edges
 from vitlens.attribution.gradients import (
@@ -22,6 +21,7 @@ from vitlens.attribution.pair import LayerPair
 from vitlens.attribution.targets import Target
 from vitlens.errors import ModelError
 from vitlens.models.adapter import ViT
+from vitlens.progress import Progress, steps
 from vitlens.replacement import Baselines, Trace
 from vitlens.saes.topk import TopKSAE
 
@@ -72,7 +72,7 @@ def importances(
     errors: ErrorPaths = "leaf",
     engine: Engine = "exact",
     edges: bool = True,
-    progress: bool = False,
+    progress: Progress = False,
 ) -> Importances:
     """Node and edge importances of one image (METHOD "Importances"; RRM paper, section 3).
 
@@ -91,7 +91,7 @@ def importances(
     edges
         Compute the edges, or leave `Importances.edges` empty.
     progress
-        Show a progress bar over the layers.
+        Show a progress bar over the layers, or call this function (see `vitlens.progress`).
 
     Raises
     ------
@@ -126,7 +126,7 @@ def importances(
     )
     if not edges:
         return result
-    layers = tqdm(range(len(saes) - 1), desc="edges", disable=not progress, leave=False)
+    layers = steps(range(len(saes) - 1), "edges", progress)
     found = tuple(layer_edges(vit, saes, trace, baselines, result, layer) for layer in layers)
     return Importances(**{**vars(result), "edges": found})
 

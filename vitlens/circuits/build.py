@@ -1,6 +1,6 @@
 """Putting a circuit together from importances and the nodes to keep."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -8,8 +8,9 @@ from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
 from vitlens.circuits.circuit import ERROR, TARGET, Circuit, Edge, Node
+from vitlens.circuits.marks import Key
 from vitlens.circuits.places import token_names
-from vitlens.circuits.prune import Edges, edge_columns
+from vitlens.circuits.prune import Edges, check_share, edge_columns, filter_shares, keeps_edge, walk
 from vitlens.errors import FeatureError
 
 
@@ -50,6 +51,12 @@ def build_circuit(
     picture: UInt8[Tensor, "H W 3"] | None = None,
     settings: Mapping[str, Any] | None = None,
     model: str = "",
+    edge_share: float = 0.0,
+    names: Sequence[Int[Tensor, " F_l+1"]] | None = None,
+    positive: Sequence[float] | None = None,
+    pinned: Collection[Key] = (),
+    groups: Mapping[str, Sequence[Key]] | None = None,
+    labels: Mapping[Key, str] | None = None,
 ) -> Circuit:
     """Put together the circuit of the kept nodes.
 
@@ -64,6 +71,16 @@ def build_circuit(
     grid, n_prefix, prediction, prefix_names, logits, picture, settings, model
         Stored with the circuit (see `Circuit`). Prefix tokens are called "CLS", "register 1", …
         unless named.
+    edge_share
+        Leave out edges whose share, of either sign, is smaller (see `prune.keeps_edge`).
+    names
+        By layer, the feature number of each entry of `importances.nodes`, `ERROR` for the error
+        node; by default they are counted from 0, and the last is the error node.
+    positive
+        By layer, the sum of the positive node importances, which shares refer to; by default
+        that of `importances.nodes`.
+    pinned, groups, labels
+        Marks (see `Circuit`).
 
     Returns
     -------
@@ -81,6 +98,9 @@ def build_circuit(
             f"Kept nodes for {len(kept)} layers do not fit importances for "
             f"{len(importances.nodes)} layers."
         )
+    check_share("edge_share", edge_share)
+    names = feature_names(importances.nodes) if names is None else names
+    positive = positive_sums(importances.nodes) if positive is None else positive
     ordered = [
         _by_importance(indices, scores, layer)
         for layer, (indices, scores) in enumerate(zip(kept, importances.nodes, strict=True))
@@ -89,19 +109,22 @@ def build_circuit(
     links: list[Edge] = []
     for layer, indices in enumerate(ordered):
         scores = importances.nodes[layer].detach().cpu().double()
-        positive = float(scores.clamp(min=0).sum())
-        ends, weights = _outgoing(ordered, edges, layer, importances.nodes)
+        ends, weights = _outgoing(ordered, edges, layer, importances.nodes, names)
         for index, row in zip(indices, weights.tolist(), strict=True):
             importance = float(scores[index])
-            feature = ERROR if index == len(scores) - 1 else index
-            nodes.append(
-                Node(layer, feature, importance, _share(importance, positive), float(sum(row)))
+            node = Node(
+                layer=layer,
+                feature=int(names[layer][index]),
+                importance=importance,
+                share=share_of(importance, positive[layer]),
+                kept_importance=float(sum(row)),
             )
-            links.extend(
-                Edge((layer, feature), end, weight, _share(weight, positive))
-                for end, weight in zip(ends, row, strict=True)
-                if weight
-            )
+            nodes.append(node)
+            for end, weight in zip(ends, row, strict=True):
+                share = share_of(weight, positive[layer])
+                fixed = node.key in pinned or end in pinned
+                if keeps_edge(weight, share, edge_share=edge_share, pinned=fixed):
+                    links.append(Edge(node.key, end, weight, share))
     heatmaps = [
         tokens[:, indices].T.detach().cpu()
         for tokens, indices in zip(importances.tokens, ordered, strict=True)
@@ -120,7 +143,91 @@ def build_circuit(
         picture=picture,
         settings=dict(settings or {}),
         model=model,
+        pinned=tuple(pinned),
+        groups={name: tuple(keys) for name, keys in (groups or {}).items()},
+        labels=dict(labels or {}),
     )
+
+
+def prune_circuit(
+    importances: ImportancesLike,
+    edges: Edges,
+    *,
+    nodes_per_layer: int | None = None,
+    share: float | None = None,
+    threshold: float | None = None,
+    node_share: float = 0.0,
+    edge_share: float = 0.0,
+    settings: Mapping[str, Any],
+    **facts: Any,
+) -> Circuit:
+    """Walk back from the target, leave out small shares, and put the circuit together.
+
+    Parameters
+    ----------
+    importances, edges
+        One image's importances, and its edges as `walk` takes them.
+    nodes_per_layer, share, threshold
+        How many nodes the walk keeps in every layer: at most one of the rules of `select`; by
+        default 8 nodes.
+    node_share, edge_share
+        Least shares of nodes and edges (see `filter_shares` and `keeps_edge`).
+    settings
+        How the importances were made; the rules are added to it.
+    facts
+        What else `build_circuit` takes.
+
+    Raises
+    ------
+    FeatureError
+        When more than one rule is given, or one is out of range.
+    """
+    if nodes_per_layer is None and share is None and threshold is None:
+        nodes_per_layer = 8
+    kept = walk(importances.nodes, edges, count=nodes_per_layer, share=share, threshold=threshold)
+    kept = filter_shares(
+        kept,
+        node_shares(importances.nodes, positive_sums(importances.nodes)),
+        node_share=node_share,
+    )
+    rules = pruning_settings(
+        nodes_per_layer=nodes_per_layer,
+        share=share,
+        threshold=threshold,
+        node_share=node_share or None,
+        edge_share=edge_share or None,
+    )
+    return build_circuit(
+        importances, kept, edges, edge_share=edge_share, settings={**settings, **rules}, **facts
+    )
+
+
+def pruning_settings(**rules: float | None) -> dict[str, float]:
+    """Return the rules that were given, as `Circuit.settings` names them."""
+    return {name: value for name, value in rules.items() if value is not None}
+
+
+def feature_names(nodes: Sequence[Tensor]) -> list[Int[Tensor, " F_l+1"]]:
+    """Return the feature number of every node by layer, `ERROR` for the last."""
+    return [torch.tensor([*range(len(scores) - 1), ERROR]) for scores in nodes]
+
+
+def positive_sums(nodes: Sequence[Tensor]) -> tuple[float, ...]:
+    """Return the sum of positive importances by layer, which shares refer to."""
+    return tuple(float(scores.detach().cpu().double().clamp(min=0).sum()) for scores in nodes)
+
+
+def node_shares(nodes: Sequence[Tensor], positive: Sequence[float]) -> list[list[float]]:
+    """Return the share of every node by layer."""
+    return [
+        [share_of(value, total) for value in scores.detach().cpu().double().tolist()]
+        for scores, total in zip(nodes, positive, strict=True)
+    ]
+
+
+def share_of(value: float, positive: float) -> float:
+    """Return a value over its layer's positive importance; 0 where there is none."""
+    return value / positive if positive > 0 else 0.0
 
 
 def _by_importance(indices: Tensor, scores: Tensor, layer: int) -> list[int]:
@@ -136,19 +243,19 @@ def _by_importance(indices: Tensor, scores: Tensor, layer: int) -> list[int]:
 
 
 def _outgoing(
-    kept: list[list[int]], edges: Edges, layer: int, nodes: Sequence[Tensor]
-) -> tuple[list[tuple[int, int]], Float[Tensor, "kept ends"]]:
+    kept: list[list[int]],
+    edges: Edges,
+    layer: int,
+    nodes: Sequence[Tensor],
+    names: Sequence[Tensor],
+) -> tuple[list[Key], Float[Tensor, "kept ends"]]:
     """Return the ends of the edges that leave a layer, and their weights for each kept node."""
     sources = torch.tensor(kept[layer], dtype=torch.int64)
     if layer == len(kept) - 1:
         weights = nodes[layer].detach().cpu().double()[sources]
         return [(layer + 1, TARGET)], weights[:, None]
-    # The next layer's error node has the last index; nothing leads into it.
-    features = [index for index in kept[layer + 1] if index < len(nodes[layer + 1]) - 1]
+    following = names[layer + 1]
+    features = [index for index in kept[layer + 1] if following[index] != ERROR]
     columns = edge_columns(edges, layer, torch.tensor(features, dtype=torch.int64))
-    ends = [(layer + 1, feature) for feature in features]
+    ends = [(layer + 1, int(following[index])) for index in features]
     return ends, columns.detach().cpu().double()[sources]
-
-
-def _share(value: float, positive: float) -> float:
-    return value / positive if positive > 0 else 0.0

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -11,9 +11,9 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
+from vitlens.circuits.marks import Key, check_marks
 from vitlens.circuits.places import place
-from vitlens.errors import CheckpointError, FeatureError
-from vitlens.files import read_result, write_tensors
+from vitlens.errors import FeatureError
 
 if TYPE_CHECKING:
     import networkx
@@ -22,9 +22,6 @@ if TYPE_CHECKING:
 ERROR = -1
 #: The feature number of the target node, which stands one layer after the last.
 TARGET = -2
-
-_FORMAT = "vitlens.circuit"
-_VERSION = 1
 
 
 @dataclass(frozen=True)
@@ -124,6 +121,17 @@ class Circuit:
         How the circuit was made; anything that JSON can hold.
     model
         Fingerprint of the model and its SAEs; feature numbers mean nothing in another.
+    pinned
+        (layer, feature) of nodes that were put in whatever the pruning says.
+    groups
+        Supernodes: for each name, the (layer, feature) of its nodes; a node is in one at most.
+    labels
+        What nodes are called, by (layer, feature).
+
+    Raises
+    ------
+    FeatureError
+        When a mark names a node that is not in the circuit, or a node is in two groups.
     """
 
     nodes: tuple[Node, ...]
@@ -139,6 +147,15 @@ class Circuit:
     picture: UInt8[Tensor, "H W 3"] | None = None
     settings: Mapping[str, Any] = field(default_factory=dict)
     model: str = ""
+    pinned: tuple[Key, ...] = ()
+    groups: Mapping[str, tuple[Key, ...]] = field(default_factory=dict)
+    labels: Mapping[Key, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        keys = {node.key for node in self.nodes}
+        marks = check_marks(keys, pinned=self.pinned, groups=self.groups, labels=self.labels)
+        for name, value in marks.items():
+            object.__setattr__(self, name, value)
 
     @property
     def n_layers(self) -> int:
@@ -196,6 +213,10 @@ class Circuit:
             )
         return rows
 
+    def group_of(self, node: Node) -> str:
+        """Return the name of the group a node is in, "" when it is in none."""
+        return next((name for name, keys in self.groups.items() if node.key in keys), "")
+
     def compare(self, other: Circuit) -> tuple[float, ...]:
         """Return how far two circuits of the same model keep the same nodes.
 
@@ -239,31 +260,12 @@ class Circuit:
         networkx.DiGraph
             Nodes are (layer, feature), with ``kind`` ("feature", "error" or "target"), ``layer``,
             ``feature``, ``name``, ``importance``, ``share``; all but the target also with
-            ``kept_importance`` and ``where``. Edges have ``weight`` and ``share``.
+            ``kept_importance``, ``where``, ``pinned``, ``group`` and ``label`` ("" where there
+            is none). Edges have ``weight`` and ``share``.
         """
-        import networkx
+        from vitlens.circuits.network import to_networkx
 
-        graph = networkx.DiGraph(
-            target=self.target, prediction=self.prediction[0], probability=self.prediction[1]
-        )
-        for node in self.nodes:
-            kind = "error" if node.feature == ERROR else "feature"
-            graph.add_node(
-                node.key, kind=kind, name=node.name, where=self.where(node), **asdict(node)
-            )
-        layer, feature = self.target_key
-        graph.add_node(
-            self.target_key,
-            kind="target",
-            name=self.target,
-            layer=layer,
-            feature=feature,
-            importance=self.target_value,
-            share=1.0,
-        )
-        for edge in self.edges:
-            graph.add_edge(edge.source, edge.target, weight=edge.weight, share=edge.share)
-        return graph
+        return to_networkx(self)
 
     def save(self, path: str | Path) -> None:
         """Write the circuit to one safetensors file, atomically.
@@ -273,20 +275,9 @@ class Circuit:
         VitlensError
             When the file cannot be written.
         """
-        tensors = {"heatmaps": self.heatmaps, "logits": self.logits, "picture": self.picture}
-        metadata = {
-            "format": _FORMAT,
-            "version": _VERSION,
-            "nodes": [list(asdict(node).values()) for node in self.nodes],
-            "edges": [[*e.source, *e.target, e.weight, e.share] for e in self.edges],
-            "grid": list(self.grid),
-            "prefix_names": list(self.prefix_names),
-            "target": [self.target, self.target_index, self.target_value],
-            "prediction": list(self.prediction),
-            "settings": dict(self.settings),
-            "model": self.model,
-        }
-        write_tensors(path, {k: v for k, v in tensors.items() if v is not None}, metadata)
+        from vitlens.circuits.store import save_circuit
+
+        save_circuit(self, path)
 
     @classmethod
     def load(cls, path: str | Path) -> Circuit:
@@ -297,19 +288,9 @@ class Circuit:
         CheckpointError
             When the file is missing, damaged, a pickle, or holds something else.
         """
-        tensors, metadata = read_result(path, what="a circuit", format=_FORMAT, version=_VERSION)
-        try:
-            circuit = _from_file(tensors, metadata)
-        except (KeyError, TypeError, ValueError) as error:
-            raise CheckpointError(f"{path} holds a damaged circuit: {error!r}.") from error
-        n_tokens = circuit.n_prefix + circuit.grid[0] * circuit.grid[1]
-        if circuit.heatmaps.shape != (len(circuit.nodes), n_tokens):
-            raise CheckpointError(
-                f"{path} holds a damaged circuit: heatmaps of shape "
-                f"{tuple(circuit.heatmaps.shape)} for {len(circuit.nodes)} nodes and {n_tokens} "
-                "tokens."
-            )
-        return circuit
+        from vitlens.circuits.store import load_circuit
+
+        return load_circuit(path)
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Circuit):
@@ -333,30 +314,6 @@ class Circuit:
             if node.key == (layer, feature):
                 return index
         raise FeatureError(f"Node {_name((layer, feature))} is not in this circuit.")
-
-
-def _from_file(tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> Circuit:
-    target, target_index, target_value = metadata["target"]
-    predicted, probability = metadata["prediction"]
-    rows, columns = metadata["grid"]
-    return Circuit(
-        nodes=tuple(Node(*values) for values in metadata["nodes"]),
-        edges=tuple(
-            Edge((layer, feature), (next_layer, next_feature), weight, share)
-            for layer, feature, next_layer, next_feature, weight, share in metadata["edges"]
-        ),
-        heatmaps=tensors["heatmaps"],
-        grid=(rows, columns),
-        prefix_names=tuple(metadata["prefix_names"]),
-        target=target,
-        target_index=target_index,
-        target_value=target_value,
-        prediction=(predicted, probability),
-        logits=tensors.get("logits"),
-        picture=tensors.get("picture"),
-        settings=metadata["settings"],
-        model=metadata["model"],
-    )
 
 
 def _same(mine: object, other: object) -> bool:

@@ -23,8 +23,9 @@ from vitlens.circuits.results import METRICS, Curves, Metric
 from vitlens.circuits.resume import PARTS, Progress, load_finished, run_key
 from vitlens.errors import FeatureError, VitlensError
 from vitlens.models.adapter import ViT
-from vitlens.replacement import Baselines, ErrorNodes, keep_masks, run_with, trace
+from vitlens.replacement import Baselines, ErrorNodes, run_with, trace
 from vitlens.saes.topk import TopKSAE
+from vitlens.selections import keep_masks
 
 __all__ = ["DEFAULT_Q", "Cost", "Curves", "estimate", "faithfulness"]
 

@@ -1,12 +1,12 @@
 """Which nodes make up a circuit: pure selection over scores, and the walk back from the target."""
 
 import math
-from collections.abc import Callable, Sequence
-from typing import TypeAlias
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from vitlens.errors import FeatureError
@@ -134,16 +134,116 @@ def walk(
         raise FeatureError(
             f"{len(nodes)} layers of nodes need {len(nodes) - 1} layers of edges, not {len(edges)}."
         )
-    kept: list[Tensor] = []
-    for layer in reversed(range(len(nodes))):
-        scores = nodes[layer]
-        if kept:
-            features = kept[0][kept[0] < len(nodes[layer + 1]) - 1]
-            if len(features):
-                scores = _sum_into(edges, layer, features.sort().values, len(scores))
-        candidates = scores if error_nodes else scores[:-1]
-        kept.insert(0, select(candidates, count=count, share=share, threshold=threshold))
-    return tuple(kept)
+    return _walk_back(
+        nodes,
+        edges,
+        features=[torch.arange(len(scores) - 1) for scores in nodes],
+        candidates=[len(scores) - (not error_nodes) for scores in nodes],
+        rule={"count": count, "share": share, "threshold": threshold},
+    )
+
+
+def walk_among(
+    nodes: Sequence[Float[Tensor, " n_l"]],
+    edges: Sequence[Float[Tensor, "n_l n_l+1"]],
+    features: Sequence[Bool[Tensor, " n_l"]],
+    *,
+    count: int,
+) -> tuple[Int[Tensor, " kept"], ...]:
+    """Walk as `walk` does, among some of the nodes.
+
+    The result is that of `walk` on all nodes when those it keeps are there, in the same order.
+
+    Parameters
+    ----------
+    nodes
+        Importances of these nodes by layer, in ascending order of their index in the layer.
+    edges
+        By layer, from each node to each node of the next layer; columns of error nodes are not
+        looked at.
+    features
+        By layer, False for an error node.
+    count
+        How many nodes to keep in every layer.
+
+    Returns
+    -------
+    tuple of Tensor
+        By layer, places in `nodes`, in ranked order, int64, on the CPU.
+
+    Raises
+    ------
+    FeatureError
+        When there are no layers, or the count is below 1.
+    """
+    _check_rule(count, None, None)
+    if not nodes:
+        raise FeatureError("There are no layers to walk through.")
+    return _walk_back(
+        nodes,
+        edges,
+        features=[mask.nonzero().squeeze(1) for mask in features],
+        candidates=[len(scores) for scores in nodes],
+        rule={"count": count},
+    )
+
+
+def filter_shares(
+    kept: Sequence[Int[Tensor, " kept"]],
+    shares: Sequence[Sequence[float]],
+    *,
+    node_share: float,
+) -> tuple[Int[Tensor, " kept"], ...]:
+    """Leave out kept nodes of little importance, after a walk.
+
+    The specification, together with `keeps_edge`:
+
+    1. The share of a node is its importance over the sum of the positive importances of all
+       nodes of its layer, in float64; 0 where that sum is 0.
+    2. With ``node_share`` above 0, a layer keeps the first node of the walk's ranking, and of
+       the others those with share >= node_share. With 0 all stay, those below zero too.
+    3. Pinned nodes are added, whatever their share.
+    4. Edges run between the nodes that are there after this: see `keeps_edge`.
+
+    Parameters
+    ----------
+    kept
+        By layer, the kept nodes in ranked order, as `walk` gives them.
+    shares
+        By layer, the share of every node.
+    node_share
+        The least share, from 0 on.
+
+    Raises
+    ------
+    FeatureError
+        When `node_share` is negative or not a number.
+    """
+    check_share("node_share", node_share)
+    if node_share == 0:
+        return tuple(kept)
+    strong = []
+    for indices, of_node in zip(kept, shares, strict=True):
+        large = torch.tensor([of_node[index] >= node_share for index in indices.tolist()])
+        large[:1] = True
+        strong.append(indices[large])
+    return tuple(strong)
+
+
+def keeps_edge(weight: float, share: float, *, edge_share: float, pinned: bool) -> bool:
+    """Whether an edge between two kept nodes of adjacent layers, or to the target, is kept.
+
+    It is when its weight is not 0, and its share, of either sign, is at least `edge_share` or
+    one of its ends is pinned. The share is the weight over the sum of the positive importances
+    of the source's layer, in float64; 0 where that sum is 0.
+    """
+    return weight != 0 and (pinned or abs(share) >= edge_share)
+
+
+def check_share(name: str, value: float) -> None:
+    """Raise `FeatureError` unless a least share is a number from 0 on."""
+    if not 0 <= value < math.inf:
+        raise FeatureError(f"{name} must be a number from 0 on, not {value}.")
 
 
 def edge_columns(edges: Edges, layer: int, features: Int[Tensor, " n"]) -> Float[Tensor, "F_l+1 n"]:
@@ -178,6 +278,26 @@ def edge_columns(edges: Edges, layer: int, features: Int[Tensor, " n"]) -> Float
             f"their shape is {tuple(columns.shape)}."
         )
     return columns
+
+
+def _walk_back(
+    nodes: Sequence[Tensor],
+    edges: Edges,
+    *,
+    features: Sequence[Int[Tensor, " features"]],
+    candidates: Sequence[int],
+    rule: Mapping[str, Any],
+) -> tuple[Int[Tensor, " kept"], ...]:
+    """Steps 1 to 4 of `walk`; the first `candidates` nodes of a layer may be kept."""
+    kept: list[Tensor] = []
+    for layer in reversed(range(len(nodes))):
+        scores = nodes[layer]
+        if kept:
+            into = kept[0][torch.isin(kept[0], features[layer + 1])]
+            if len(into):
+                scores = _sum_into(edges, layer, into.sort().values, len(scores))
+        kept.insert(0, select(scores[: candidates[layer]], **rule))
+    return tuple(kept)
 
 
 def _sum_into(edges: Edges, layer: int, features: Tensor, n_nodes: int) -> Tensor:

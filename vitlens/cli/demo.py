@@ -11,8 +11,9 @@ from vitlens.cli.report import Stopwatch, indented, prediction, write_circuit, w
 from vitlens.errors import VitlensError, near_matches
 
 if TYPE_CHECKING:
+    from vitlens.about import Sample
     from vitlens.circuits.results import Curves, Direction
-    from vitlens.lens import Lens, Sample
+    from vitlens.lens import Lens
 
 # Fewer steps than a full measurement takes: enough to see the curves' shape.
 _Q = (0.0, 0.005, 0.02, 0.05, 0.1, 0.2, 0.35, 0.6, 1.0)

@@ -1,0 +1,151 @@
+"""What a Lens is made of: a model with its SAEs, baselines and names."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterable, Sequence
+from functools import cached_property
+from pathlib import Path
+
+import torch
+from jaxtyping import Float, UInt8
+from PIL import Image
+from torch import Tensor, nn
+
+from vitlens import replacement
+from vitlens.about import About, Sample
+from vitlens.attribution.targets import resolve_target
+from vitlens.errors import ModelError
+from vitlens.files import fingerprint
+from vitlens.images import ImageLike, Transform, to_tensor
+from vitlens.models.adapter import ViT
+from vitlens.replacement import Baselines, Trace
+from vitlens.saes.files import load_saes
+from vitlens.saes.stream import batched
+from vitlens.saes.topk import TopKSAE, check_saes
+
+
+class LensBase:
+    """A model with its SAEs, baselines and names, and how images go in; see `Lens`."""
+
+    def __init__(
+        self,
+        model: nn.Module | ViT,
+        saes: Sequence[TopKSAE] | str | Path,
+        *,
+        baselines: Baselines | None = None,
+        class_names: Sequence[str] | None = None,
+        transform: Callable[[Image.Image], Tensor] | None = None,
+        head: Callable[[Tensor], Tensor] | None = None,
+        about: About | None = None,
+    ):
+        self.vit = model if isinstance(model, ViT) else ViT(model, head=head)
+        if isinstance(saes, str | Path):
+            saes = load_saes(saes)
+        check_saes(saes, depth=self.vit.depth, width=self.vit.width)
+        self.saes = tuple(_like(sae, self.vit) for sae in saes)
+        self.class_names = self._checked_names(class_names)
+        self.transform = transform or Transform.from_timm(self.vit.model)
+        self.baselines = baselines or replacement.zero_baselines(self.vit, self.saes)
+        self.about = about or About()
+
+    @property
+    def baselines(self) -> Baselines:
+        """What replaced features and error nodes are set to."""
+        return self._baselines
+
+    @baselines.setter
+    def baselines(self, baselines: Baselines) -> None:
+        replacement.check_baselines(self.vit, self.saes, baselines)
+        self._baselines = baselines.to(dtype=self.vit.dtype, device=self.vit.device)
+
+    @property
+    def samples(self) -> tuple[Sample, ...]:
+        """Sample images of the bundle."""
+        return self.about.samples
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Hash of the model's and the SAEs' weights; circuits carry it."""
+        weights = {f"model.{name}": w for name, w in self.vit.model.state_dict().items()}
+        for layer, sae in enumerate(self.saes):
+            weights |= {f"sae.{layer}.{name}": w for name, w in sae.state_dict().items()}
+        return fingerprint(weights)
+
+    def tensor(self, image: ImageLike) -> Float[Tensor, "3 H W"]:
+        """Any image as the model's input; see `vitlens.images.to_tensor`.
+
+        Raises
+        ------
+        ImageError
+            If the image cannot be read or has no finite pixels.
+        """
+        return to_tensor(image, self.transform, dtype=self.vit.dtype, device=self.vit.device)
+
+    def picture(self, image: ImageLike) -> UInt8[Tensor, "H W 3"] | None:
+        """The image as the model sees it; None for a transform that cannot be undone."""
+        if not isinstance(self.transform, Transform):
+            return None
+        picture = self.transform.picture(self.tensor(image))
+        flat = torch.frombuffer(bytearray(picture.tobytes()), dtype=torch.uint8)
+        return flat.reshape(picture.height, picture.width, 3)
+
+    def predict(self, image: ImageLike) -> list[tuple[str, float]]:
+        """Class names and probabilities, best first."""
+        return self._ranking(self.vit.logits(self.tensor(image)[None])[0])
+
+    def trace(self, image: ImageLike) -> Trace:
+        """Residual streams, features and errors of every layer, and the logits."""
+        return replacement.trace(self.vit, self.saes, self.tensor(image))
+
+    def fit_baselines(
+        self, images: Iterable[ImageLike], *, batch_size: int = 16, progress: bool = True
+    ) -> Baselines:
+        """Take medians over a sample of images as baselines, use them from now on, return them.
+
+        Parameters
+        ----------
+        images
+            The sample (paper: 1,024 images).
+        """
+        tensors = (self.tensor(image) for image in images)
+        self.baselines = replacement.fit_baselines(
+            self.vit,
+            self.saes,
+            batched(tensors, batch_size, self.vit.image_size),
+            progress=progress,
+        )
+        return self.baselines
+
+    def class_index(self, label: int | str) -> int:
+        """Index of a class given by name or index; raises `TargetError` for an unknown one."""
+        n_classes = len(self.class_names) if self.class_names else self.vit.n_classes
+        index = resolve_target(label, torch.zeros(n_classes), self.class_names).index
+        assert index is not None  # a label is no function
+        return index
+
+    def __repr__(self) -> str:
+        sizes = ", ".join(str(sae.size) for sae in self.saes)
+        return (
+            f"Lens({self.about.name or type(self.vit.model).__name__}: {self.vit.depth} blocks, "
+            f"{self.vit.n_tokens} tokens x {self.vit.width}, features {sizes})"
+        )
+
+    def _ranking(self, logits: Float[Tensor, " C"]) -> list[tuple[str, float]]:
+        order = logits.argsort(descending=True).tolist()
+        names = self.class_names or [f"class {i}" for i in range(len(logits))]
+        probabilities = logits.softmax(-1).tolist()
+        return [(names[i], probabilities[i]) for i in order]
+
+    def _checked_names(self, names: Sequence[str] | None) -> tuple[str, ...] | None:
+        if names is not None and len(names) != self.vit.n_classes:
+            raise ModelError(
+                f"{len(names)} class names were given for the model's {self.vit.n_classes} classes."
+            )
+        return None if names is None else tuple(names)
+
+
+def _like(sae: TopKSAE, vit: ViT) -> TopKSAE:
+    if (sae.W_enc.dtype, sae.W_enc.device) == (vit.dtype, vit.device):
+        return sae
+    return copy.deepcopy(sae).to(dtype=vit.dtype, device=vit.device)
