@@ -1,0 +1,116 @@
+"""Widgets in real notebook programs, driven in Chromium.
+
+`lab`, `notebook7` and `marimo` are each a `Host` (see hosts.py); `jupyter_host` is the first two,
+one after the other, `host` all three. `static_page(path)` opens a file with the network off. When
+a test ends, its page must have asked nothing of the network and logged no error.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+NEEDED = ("playwright", "jupyterlab", "notebook", "marimo", "nbformat")
+FLAGS = (
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--disable-dev-shm-usage",
+)
+
+missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
+if not missing:
+    from playwright.sync_api import Browser, Page, sync_playwright
+
+    from tests.widgets.browser import hosts
+
+    if hosts.chromium() is None:
+        missing.append("Chromium (apt-get install chromium, or set CHROMIUM)")
+else:
+    collect_ignore_glob = ["test_*.py"]
+
+REQUIRED = os.environ.get("VITLENS_REQUIRE_BROWSER") == "1"
+REASON = f"NOT TESTED IN A BROWSER: {', '.join(missing)} missing"
+if missing and REQUIRED:
+    raise RuntimeError(REASON)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    here = Path(__file__).parent
+    for item in items:
+        if missing and here in item.path.parents:
+            item.add_marker(pytest.mark.skip(reason=REASON))
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Browser]:
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(
+            executable_path=hosts.chromium(), headless=True, args=FLAGS
+        )
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def page(browser: Browser) -> Iterator[Page]:
+    with hosts.new_page(browser) as page:
+        yield page
+        assert hosts.complaints(page) == []
+
+
+@pytest.fixture(scope="session")
+def jupyter_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[hosts.Server]:
+    with hosts.jupyter(tmp_path_factory.mktemp("jupyter")) as server:
+        yield server
+
+
+@pytest.fixture
+def lab(page: Page, jupyter_server: hosts.Server) -> Iterator[hosts.Host]:
+    host = hosts.Jupyter(page, jupyter_server, "lab")
+    yield host
+    host.close()
+
+
+@pytest.fixture
+def notebook7(page: Page, jupyter_server: hosts.Server) -> Iterator[hosts.Host]:
+    host = hosts.Jupyter(page, jupyter_server, "notebook7")
+    yield host
+    host.close()
+
+
+@pytest.fixture
+def marimo(page: Page, tmp_path: Path) -> Iterator[hosts.Host]:
+    host = hosts.Marimo(page, hosts.Server("", "", tmp_path), "marimo")
+    yield host
+    host.close()
+
+
+@pytest.fixture(params=["lab", "notebook7"])
+def jupyter_host(request: pytest.FixtureRequest) -> hosts.Host:
+    return request.getfixturevalue(request.param)
+
+
+@pytest.fixture(params=["lab", "notebook7", "marimo"])
+def host(request: pytest.FixtureRequest) -> hosts.Host:
+    return request.getfixturevalue(request.param)
+
+
+@pytest.fixture
+def static_page(browser: Browser) -> Iterator[Callable[[Path], Page]]:
+    with hosts.new_page(browser, offline=True) as page:
+
+        def show(path: Path) -> Page:
+            page.goto(path.resolve().as_uri())
+            return page
+
+        yield show
+        assert hosts.complaints(page) == []

@@ -1,0 +1,354 @@
+"""Notebook programs with a browser in front of them: what a test does in either of them."""
+
+from __future__ import annotations
+
+import ast
+import json
+import os
+import secrets
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import nbformat
+from playwright.sync_api import Browser, Page, Route
+
+REPOSITORY = Path(__file__).parents[3]
+PATIENCE = 90_000  # ms: these programs share two cores with whatever else runs
+NOISE = (  # errors of the hosts themselves, seen without any widget
+    "Failed to load resource",
+    "favicon",
+    "ResizeObserver loop",
+    "Cannot read properties of undefined (reading 'schema')",  # Notebook 7, as it starts
+    "Command 'filebrowser:open-path' not registered",
+)
+
+
+def chromium() -> str | None:
+    """Return the browser's path, if there is one; CHROMIUM overrides."""
+    names = (os.environ.get("CHROMIUM"), "chromium", "chromium-browser", "google-chrome")
+    return next((path for name in names if name and (path := shutil.which(name))), None)
+
+
+@contextmanager
+def new_page(browser: Browser, *, offline: bool = False) -> Iterator[Page]:
+    """A page that notes requests leaving the machine (`outside`) and the console (`logs`)."""
+    context = browser.new_context(viewport={"width": 1200, "height": 900}, offline=offline)
+    page = context.new_page()
+    page.outside, page.logs = [], []  # type: ignore[attr-defined]
+
+    def gate(route: Route) -> None:
+        url = route.request.url
+        if url.startswith(("http://127.0.0.1:", "http://localhost:", "blob:", "data:", "file:")):
+            route.continue_()
+        else:
+            page.outside.append(url)  # type: ignore[attr-defined]
+            route.abort()
+
+    context.route("**/*", gate)
+    page.on("console", lambda message: page.logs.append((message.type, message.text)))  # type: ignore[attr-defined]
+    page.on("pageerror", lambda error: page.logs.append(("pageerror", str(error))))  # type: ignore[attr-defined]
+    page.set_default_timeout(PATIENCE)
+    try:
+        yield page
+    finally:
+        context.close()
+
+
+def complaints(page: Page) -> list[str]:
+    """Return what went wrong on a page: requests that leave the machine, and errors."""
+    errors = [
+        text
+        for kind, text in page.logs  # type: ignore[attr-defined]
+        if kind in ("error", "pageerror") and not any(noise in text for noise in NOISE)
+    ]
+    return [*(f"request to {url}" for url in page.outside), *errors]  # type: ignore[attr-defined]
+
+
+@dataclass
+class Server:
+    """A running notebook server."""
+
+    base: str
+    token: str
+    root: Path
+
+
+@contextmanager
+def jupyter(root: Path) -> Iterator[Server]:
+    """Start one server for JupyterLab and Notebook 7."""
+    token, port = secrets.token_hex(8), free_port()
+    folders = {
+        "JUPYTER_CONFIG_DIR": ".cfg",
+        "JUPYTERLAB_SETTINGS_DIR": ".lab",
+        "JUPYTERLAB_WORKSPACES_DIR": ".ws",
+        "IPYTHONDIR": ".ipy",
+    }
+    quiet = root / ".lab" / "@jupyterlab" / "apputils-extension"
+    quiet.mkdir(parents=True)
+    (quiet / "notification.jupyterlab-settings").write_text(
+        json.dumps({"fetchNews": "false", "checkForUpdates": False, "doNotDisturbMode": True})
+    )
+    arguments = [
+        *("jupyterlab", "--no-browser", "--ip=127.0.0.1", f"--port={port}", "--allow-root"),
+        f"--IdentityProvider.token={token}",
+        f"--ServerApp.root_dir={root}",
+        "--ServerApp.port_retries=0",
+        "--LabApp.expose_app_in_browser=True",
+        "--JupyterNotebookApp.expose_app_in_browser=True",
+        "--LabApp.news_url=",
+        "--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate",
+    ]
+    base = f"http://127.0.0.1:{port}"
+    environment = {name: str(root / folder) for name, folder in folders.items()}
+    with served(arguments, root, environment, f"{base}/api/status?token={token}"):
+        yield Server(base, token, root)
+
+
+@contextmanager
+def served(
+    arguments: Sequence[str], root: Path, environment: dict[str, str], url: str
+) -> Iterator[None]:
+    """Run a Python module as a server until the block ends."""
+    log = root / "server.log"
+    environment = {
+        **os.environ,
+        "PYTHONPATH": str(REPOSITORY),
+        "OMP_NUM_THREADS": "1",
+    } | environment
+    with log.open("w") as file:
+        process = subprocess.Popen(
+            [sys.executable, "-m", *arguments], env=environment, cwd=root, stdout=file, stderr=file
+        )
+        try:
+            wait_for(url, log)
+            yield
+        finally:
+            process.terminate()
+            process.wait(20)
+
+
+def wait_for(url: str, log: Path) -> None:
+    """Wait until a server answers."""
+    end = time.monotonic() + PATIENCE / 1000
+    while time.monotonic() < end:
+        try:
+            urllib.request.urlopen(url, timeout=1).close()
+            return
+        except OSError:
+            time.sleep(0.3)
+    raise RuntimeError(f"no server at {url}:\n{log.read_text()}")
+
+
+def free_port() -> int:
+    """Return a port nobody listens on."""
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return int(s.getsockname()[1])
+
+
+@dataclass
+class Host:
+    """A notebook program: `drive` runs cells in it, `ask` and `run` talk to its kernel."""
+
+    page: Page
+    server: Server
+    name: str
+
+    def drive(self, cells: Sequence[str]) -> Page:
+        """Open a new notebook of these cells and run them all."""
+        raise NotImplementedError
+
+    def ask(self, expression: str) -> object:
+        """Return the value an expression has in the kernel (as text where it is no literal)."""
+        raise NotImplementedError
+
+    def run(self, code: str) -> None:
+        """Run a statement in the kernel; no cell shows it."""
+        raise NotImplementedError
+
+    def dark(self) -> None:
+        """Change to the dark theme."""
+        raise NotImplementedError
+
+    def wait(self, expression: str, *, seconds: float = 20) -> None:
+        """Wait until an expression is true in the kernel."""
+        end = time.monotonic() + seconds
+        while not self.ask(f"bool({expression})"):
+            assert time.monotonic() < end, f"never true in the kernel: {expression}"
+            time.sleep(0.1)
+
+
+_READY = """async () => {
+  const app = window.jupyterapp; await app.restored;
+  const panel = app.shell.currentWidget; await panel.context.ready; await panel.sessionContext.ready;
+  await panel.sessionContext.session.kernel.info;
+}"""
+_ERRORS = """() => window.jupyterapp.shell.currentWidget.content.widgets.flatMap(cell =>
+  (cell.model.toJSON().outputs ?? []).filter(o => o.output_type === "error")
+    .map(o => o.traceback.join("\\n")))"""
+_EXECUTE = """async ([code, expression]) => {
+  const kernel = window.jupyterapp.shell.currentWidget.sessionContext.session.kernel;
+  const request = {code, silent: true, store_history: false};
+  if (expression) request.user_expressions = {r: expression};
+  const reply = (await kernel.requestExecute(request).done).content;
+  if (reply.status !== "ok") return ["error", `${reply.ename}: ${reply.evalue}`];
+  if (!expression) return ["ok", ""];
+  const value = reply.user_expressions.r;
+  return value.status === "ok" ? ["ok", value.data["text/plain"]] : ["error", value.evalue];
+}"""
+
+
+class Jupyter(Host):
+    """JupyterLab or Notebook 7."""
+
+    def drive(self, cells: Sequence[str]) -> Page:
+        """Open a new notebook of these cells and run them all."""
+        name = f"{self.name}-{secrets.token_hex(4)}.ipynb"
+        notebook = nbformat.v4.new_notebook(
+            cells=[nbformat.v4.new_code_cell(cell) for cell in cells],
+            metadata={"kernelspec": {"name": "python3", "display_name": "Python 3"}},
+        )
+        nbformat.write(notebook, self.server.root / name)
+        self.open(name)
+        self.command("notebook:run-all-cells")
+        self.ask("None")
+        errors = self.page.evaluate(_ERRORS)
+        assert not errors, "\n".join(errors)
+        return self.page
+
+    def open(self, name: str) -> None:
+        """Open a notebook that is there, and wait for its kernel."""
+        folder = {"lab": "lab/tree", "notebook7": "notebooks"}[self.name]
+        self.page.goto(f"{self.server.base}/{folder}/{name}?token={self.server.token}&reset")
+        self.page.wait_for_function("() => window.jupyterapp?.shell?.currentWidget?.sessionContext")
+        self.page.evaluate(_READY)
+
+    def command(self, name: str, **arguments: object) -> None:
+        """Run a command of the application."""
+        self.page.evaluate(
+            "([c, a]) => window.jupyterapp.commands.execute(c, a).then(() => null)",
+            [name, arguments],
+        )
+
+    def ask(self, expression: str) -> object:
+        """Return the value an expression has in the kernel (as text where it is no literal)."""
+        return literal(self._execute("", expression))
+
+    def run(self, code: str) -> None:
+        """Run a statement in the kernel; no cell shows it."""
+        self._execute(code, "")
+
+    def dark(self) -> None:
+        """Change to the dark theme."""
+        self.command("apputils:change-theme", theme="JupyterLab Dark")
+        self.page.wait_for_selector("body[data-jp-theme-light=false]")
+
+    def close(self) -> None:
+        """End the kernels: each holds a copy of PyTorch."""
+        url = f"{self.server.base}/api/sessions"
+        header = {"Authorization": f"token {self.server.token}"}
+        with urllib.request.urlopen(urllib.request.Request(url, headers=header)) as answer:
+            sessions = json.load(answer)
+        for session in sessions:
+            request = urllib.request.Request(
+                f"{url}/{session['id']}", headers=header, method="DELETE"
+            )
+            urllib.request.urlopen(request).close()
+
+    def _execute(self, code: str, expression: str) -> str:
+        status, text = self.page.evaluate(_EXECUTE, [code, expression])
+        assert status == "ok", f"{code or expression}: {text}"
+        return str(text)
+
+
+_CELL = "@app.cell\ndef _():\n{}\n    return\n"
+_ASKING = (
+    "import marimo as mo",
+    "question = mo.ui.text(label='question', full_width=True)\nquestion",
+    """
+answer = "ready"
+if question.value:
+    kind, _, text = question.value.partition(":")[2].partition(":")
+    try:
+        answer = repr(eval(text, globals())) if kind == "ask" else repr(exec(text, globals()))
+    except Exception as error:
+        answer = f"error {error!r}"
+mo.Html(f"<pre data-testid='answer' data-question='{question.value.partition(':')[0]}'></pre>"
+        f"<pre data-testid='answer-text'>{answer.replace('&', '&amp;').replace('<', '&lt;')}</pre>")
+""",
+)
+
+
+@dataclass
+class Marimo(Host):
+    """A marimo app; its last cells evaluate what is typed into a field."""
+
+    stack: list[object] = field(default_factory=list)
+    asked: int = 0
+
+    def drive(self, cells: Sequence[str]) -> Page:
+        """Write an app of these cells, serve and open it."""
+        root = self.server.root
+        lines = [
+            "\n".join(f"    {line}" for line in cell.strip().splitlines())
+            for cell in (*cells, *_ASKING)
+        ]
+        app = root / "app.py"
+        app.write_text(
+            "import marimo\napp = marimo.App()\n\n" + "\n".join(map(_CELL.format, lines))
+        )
+        port = free_port()
+        arguments = ["marimo", "-q", "run", "--headless", "--no-token", f"--port={port}", str(app)]
+        serving = served(
+            arguments, root, {"XDG_CONFIG_HOME": str(root)}, f"http://127.0.0.1:{port}"
+        )
+        serving.__enter__()
+        self.stack.append(serving)
+        self.page.goto(f"http://127.0.0.1:{port}")
+        self.page.get_by_test_id("answer-text").wait_for()
+        return self.page
+
+    def ask(self, expression: str) -> object:
+        """Return the value an expression has in the kernel (as text where it is no literal)."""
+        return literal(self._send("ask", expression))
+
+    def run(self, code: str) -> None:
+        """Run a statement in the kernel."""
+        self._send("run", code)
+
+    def dark(self) -> None:
+        """Ask for the dark theme as the system does."""
+        self.page.emulate_media(color_scheme="dark")
+
+    def close(self) -> None:
+        """Stop the server."""
+        for serving in self.stack:
+            serving.__exit__(None, None, None)  # type: ignore[attr-defined]
+
+    def _send(self, kind: str, text: str) -> str:
+        self.asked += 1
+        box = self.page.get_by_label("question")
+        box.fill(f"{self.asked}:{kind}:{text}")
+        box.press("Enter")
+        self.page.locator(f"[data-testid=answer][data-question='{self.asked}']").wait_for(
+            state="attached"
+        )
+        answer = self.page.get_by_test_id("answer-text").inner_text()
+        assert not answer.startswith("error "), f"{text}: {answer}"
+        return answer
+
+
+def literal(text: str) -> object:
+    """Return what a repr says, where it is a plain value."""
+    try:
+        return ast.literal_eval(text)
+    except (SyntaxError, ValueError):
+        return text
