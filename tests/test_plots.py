@@ -257,3 +257,13 @@ def test_legend_items_flow_over_lines():
 def test_plots_leave_pyplot_alone():
     circuit_figure(circuit(layers=1, nodes=1))
     assert "matplotlib.pyplot" not in sys.modules
+
+
+def test_labels_groups_and_pins_are_drawn():
+    plain = circuit()
+    first, second = plain.nodes[0].key, plain.nodes[1].key
+    marked = replace(plain, pinned=(first,), groups={"ears": (second,)}, labels={second: "left"})
+    drawn = words(circuit_figure(marked))
+    assert any("[ears] left" in text for text in drawn)
+    assert any("pinned node" in text for text in drawn)
+    assert not any("pinned node" in text for text in words(circuit_figure(plain)))

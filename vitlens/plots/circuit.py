@@ -31,6 +31,7 @@ _PORTS = 0.4  # the part of a node's side that edges share
 _PIXELS = 120  # of a thumbnail's side
 _THICKEST, _THINNEST = 5.0, 0.35  # points
 _EDGES_A_NODE = 3
+_LABEL = 22  # characters
 
 
 def circuit_figure(
@@ -40,7 +41,8 @@ def circuit_figure(
 
     Layers are columns from the image, on the left, to the target. A node is a thumbnail: its
     importance by patch on the image (blue adds to the target, orange takes away), beside it a
-    small square for each prefix token, below it its feature number and share. Within a column
+    small square for each prefix token, below it its feature number and share, its label and, in
+    brackets, its group; a pinned node has a thick frame. Within a column
     nodes are ordered so that edges cross little. Edges are blue and solid where they add to the
     target, orange and dashed where they take away; their width grows with the root of their
     share.
@@ -78,6 +80,7 @@ def circuit_figure(
         prefix_names=circuit.prefix_names,
         has_error=any(node.feature == ERROR for node in circuit.nodes),
         has_negative=any(edge.weight < 0 for edge in edges),
+        has_pinned=bool(circuit.pinned),
         drawn=(len(edges), len(circuit.edges)),
     )
     foot = legend.height(items, plan.width - 2 * _MARGIN) + 2 * _MARGIN
@@ -278,11 +281,11 @@ def _draw_node(page: Page, circuit: Circuit, node: Node, corner: tuple[float, fl
     x, y = x + (_THUMB - width) / 2, y + (_THUMB - height) / 2
     size = (round(_PIXELS * rows / longer), round(_PIXELS * columns / longer))
     page.image(heat_on_picture(picture, patches, size=size), x, y, width, height)
-    is_error = node.feature == ERROR
+    is_error, is_pinned = node.feature == ERROR, node.key in circuit.pinned
     page.frame(
         x, y, width, height,
-        colour=INK if is_error else QUIET,
-        line=1.2 if is_error else 0.5,
+        colour=INK if is_error or is_pinned else QUIET,
+        line=2.4 if is_pinned else 1.2 if is_error else 0.5,
         dashed=is_error,
         hatched=is_error,
     )  # fmt: skip
@@ -296,6 +299,7 @@ def _draw_node(page: Page, circuit: Circuit, node: Node, corner: tuple[float, fl
     page.text(corner[0], below, name, size=10, italic=is_error, halo=True)
     right = corner[0] + _THUMB + _TOKEN
     page.text(right, below, share, size=10, align="right", bold=True, halo=True)
+    page.text(corner[0], below - 0.135, _words(circuit, node), size=8, italic=True, halo=True)
 
 
 def _relative_heat(circuit: Circuit, node: Node) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
@@ -305,6 +309,13 @@ def _relative_heat(circuit: Circuit, node: Node) -> tuple[NDArray[np.float64], N
     tokens = tokens / strongest if strongest > 0 else tokens
     n = circuit.n_prefix
     return tokens[:n], tokens[n:].reshape(circuit.grid)
+
+
+def _words(circuit: Circuit, node: Node) -> str:
+    """Group and label of a node, in one short line."""
+    label, group = circuit.labels.get(node.key, ""), circuit.group_of(node)
+    words = f"[{group}] {label}" if group else label
+    return textwrap.shorten(words.strip(), _LABEL, placeholder="…")
 
 
 def _percent(share: float) -> str:

@@ -54,6 +54,7 @@ def circuit_items(
     prefix_names: Sequence[str],
     has_error: bool,
     has_negative: bool,
+    has_pinned: bool,
     drawn: tuple[int, int],
 ) -> list[Item]:
     """Return what a circuit's legend has to say.
@@ -64,8 +65,8 @@ def circuit_items(
         Samples of edges: share of the layer's importance, and line width in points.
     prefix_names
         Tokens that are no patches.
-    has_error, has_negative
-        Whether there are error nodes, and edges below zero.
+    has_error, has_negative, has_pinned
+        Whether there are error nodes, edges below zero, and pinned nodes.
     drawn
         How many edges are drawn, and how many there are.
     """
@@ -80,6 +81,8 @@ def circuit_items(
         items.append(Item(0.2, _square, f"the same for {_listed(prefix_names)}"))
     if has_error:
         items.append(Item(0.26, _error, "error node: what the SAE leaves out of the stream"))
+    if has_pinned:
+        items.append(Item(0.26, _pinned, "pinned node"))
     items.append(Item(0.82, _numbers, "feature number, and its share of its layer's importance"))
     if drawn[0] < drawn[1]:
         items.append(Item(0, _nothing, f"drawn: the strongest {drawn[0]} of {drawn[1]} edges"))
@@ -127,6 +130,10 @@ def _square(page: Page, x: float, y: float) -> None:
 
 def _error(page: Page, x: float, y: float) -> None:
     page.frame(x, y - 0.1, 0.22, 0.2, dashed=True, hatched=True, line=1.0)
+
+
+def _pinned(page: Page, x: float, y: float) -> None:
+    page.frame(x, y - 0.1, 0.22, 0.2, line=2.4)
 
 
 def _nothing(page: Page, x: float, y: float) -> None:
