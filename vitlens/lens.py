@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 from jaxtyping import Float
 from torch import Tensor
@@ -25,6 +25,9 @@ from vitlens.lens_base import LensBase
 from vitlens.progress import Progress
 from vitlens.replacement import ErrorNodes, Trace
 from vitlens.selections import keep_masks, values_by_layer
+
+if TYPE_CHECKING:
+    from vitlens.widgets import Explorer
 
 
 class Lens(LensBase):
@@ -297,6 +300,22 @@ class Lens(LensBase):
             out=out,
             progress=progress,
         )
+
+    def explore(
+        self, image: ImageLike | None = None, *, target: TargetLike = None, **options: Any
+    ) -> Explorer:
+        """Open the Explorer in a notebook; see `vitlens.widgets.Explorer`.
+
+        Parameters
+        ----------
+        image
+            By default the first sample image.
+        options
+            Further arguments of the Explorer, such as ``height``.
+        """
+        from vitlens.widgets import Explorer
+
+        return Explorer(self, image, target=target, **options)
 
     def _importances(self, trace: Trace, *, target: TargetLike, **settings: Any) -> Importances:
         resolved = resolve_target(target, trace.logits, self.class_names)
