@@ -2,7 +2,16 @@
 
 from vitlens.plots.circuit import circuit_figure
 from vitlens.plots.curves import curves_figure
-from vitlens.plots.heatmap import heatmap_figure
+from vitlens.plots.feature import feature_figure, features_figure
+from vitlens.plots.heatmap import heatmap_figure, heatmaps_figure
 from vitlens.plots.save import save_figure
 
-__all__ = ["circuit_figure", "curves_figure", "heatmap_figure", "save_figure"]
+__all__ = [
+    "circuit_figure",
+    "curves_figure",
+    "feature_figure",
+    "features_figure",
+    "heatmap_figure",
+    "heatmaps_figure",
+    "save_figure",
+]

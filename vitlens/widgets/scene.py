@@ -146,14 +146,20 @@ class Scene:
         """Importance divided by the layer's positive importance; 0 where there is none."""
         return _part(self.importance(node), self.positive(node[0]))
 
+    def most_important(self, layer: int) -> Node:
+        """The layer's feature of highest importance; error nodes do not count."""
+        return layer, int(self.importances.nodes[layer][:-1].argmax())
+
     def logit_lens(self, node: Node) -> Float[Tensor, " C"]:
         """What the node alone would do to the logits; see `vitlens.attribution.logit_lens`."""
         lens = self.lens
         return logit_lens(lens.vit, lens.saes, self.trace, lens.baselines, *node)
 
     def strongest_in(self, node: Node, n: int) -> tuple[Link, ...]:
-        """The node's `n` strongest edges from the layer before, strongest first."""
+        """The `n` strongest edges into a node, or into the target, strongest first."""
         lens, layer = self.lens, node[0]
+        if node == (self.n_layers, TARGET):
+            return self._links(self.importances.nodes[-1], layer - 1, n, shares_of=layer - 1)
         weights = edges_into(
             lens.vit, lens.saes, self.trace, lens.baselines, self.importances, *node
         )

@@ -1,0 +1,236 @@
+"""All features of a layer in a cell: sorted, searched, chosen."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+import traitlets as t
+from jaxtyping import Float, Int
+from numpy.typing import NDArray
+
+from vitlens.attribution.targets import TargetLike
+from vitlens.images import ImageLike
+from vitlens.lens import Lens
+from vitlens.widgets.base import Widget
+from vitlens.widgets.buffers import from_bytes, to_bytes
+from vitlens.widgets.part import ScenePart, scene_of
+from vitlens.widgets.scene import Node, Scene
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+#: The rows of `browser_table`, in order.
+COLUMNS = ("importance", "max_activation", "mean_activation", "active_tokens")
+
+_ROWS_DRAWN = 24
+
+
+class BrowserPart(ScenePart):
+    """The traits behind a list of features; see `FeatureBrowser`."""
+
+    layer = t.Int(0, min=0).tag(sync=True)
+    browser = t.Dict().tag(sync=True)
+    browser_table = t.Bytes(b"").tag(sync=True)
+    sort = t.Enum((*COLUMNS, "feature", "label"), "importance").tag(sync=True)
+    descending = t.Bool(True).tag(sync=True)
+    query = t.Unicode("").tag(sync=True)
+    active_only = t.Bool(True).tag(sync=True)
+    min_activation = t.Float(0.0, min=0.0).tag(sync=True)
+
+    def look_at(self, scene: Scene) -> None:
+        """Show another scene, at the same layer where it has that."""
+        super().look_at(scene)
+        self.layer = min(self.layer, scene.n_layers - 1)
+        self._list_layer()
+
+    @property
+    def listed(self) -> list[Node]:
+        """The nodes of the list, in its order: filtered, searched and sorted."""
+        if not self.browser:
+            return []
+        layer = self.browser["layer"]
+        found = order(
+            from_bytes(self.browser_table).reshape(len(COLUMNS), -1),
+            {f: text for (where, f), text in self.labels.items() if where == layer},
+            sort=self.sort,
+            descending=self.descending,
+            query=self.query,
+            active_only=self.active_only,
+            min_activation=self.min_activation,
+        )
+        return [(layer, feature) for feature in found.tolist()]
+
+    def browser_figure(self) -> Figure:
+        """Return the first rows of the list as a matplotlib figure."""
+        from vitlens.plots import features_figure
+
+        scene, rows = self.scene, self.listed
+        shown = rows[:_ROWS_DRAWN]
+        return features_figure(
+            table(scene, self.layer)[:, [feature for _, feature in shown]],
+            names=[str(feature) for _, feature in shown],
+            labels=[self.labels.get(node, "") for node in shown],
+            positive=scene.positive(self.layer),
+            title=f"Layer {self.layer}: {len(shown)} of {len(rows)} features, "
+            f"by {self.sort.replace('_', ' ')}",
+        )
+
+    @t.validate("layer")
+    def _layer_exists(self, proposal: Any) -> int:
+        layer: int = proposal.value
+        if self._scene is not None and layer >= self._scene.n_layers:
+            raise t.TraitError(
+                f"{type(self).__name__}.layer: layers with features are 0 to "
+                f"{self._scene.n_layers - 1}; there is no {layer}."
+            )
+        return layer
+
+    @t.observe("layer")
+    def _list_layer(self, _: Any = None) -> None:
+        scene = self._scene
+        if scene is None:
+            return
+        with self.hold_sync():
+            self.browser_table = to_bytes(table(scene, self.layer))
+            self.browser = {
+                "layer": self.layer,
+                "sizes": [sae.size for sae in scene.lens.saes],
+                "n_tokens": len(scene.trace.features[0]),
+                "positive": scene.positive(self.layer),
+                "target": scene.importances.target,
+            }
+
+    @t.observe("selected")
+    def _follow_selected(self, _: Any) -> None:
+        if self.selected is not None and self._scene is not None:
+            self.layer = min(self.selected[0], self._scene.n_layers - 1)
+
+
+class FeatureBrowser(BrowserPart, Widget, bundle="browser"):
+    """The features of a layer, to sort, filter, search and choose from.
+
+    Parameters
+    ----------
+    lens
+        The lens.
+    image
+        Any image; or a `Scene`, to share what was computed with another widget.
+    layer
+        The layer to begin with; by default that of `selected`, or the last.
+    target
+        As for `Lens.importances`.
+    traits
+        First values of other traits.
+
+    Attributes
+    ----------
+    selected
+        The feature chosen, (layer, feature), or None.
+    labels
+        Names people gave to nodes, {(layer, feature): text}.
+    layer
+        The layer listed; it follows `selected`.
+    sort, descending
+        The order: by "importance", "max_activation", "mean_activation" (over the tokens where the
+        feature is active), "active_tokens", "feature" (its number) or "label".
+    query
+        Shows features whose number begins with this, or whose name holds it.
+    active_only, min_activation
+        Shows features active on this image, and those whose largest activation is no less.
+    listed
+        The nodes of the list, in its order.
+    browser_table
+        float32 [4, F]: importance, largest activation, mean activation, active tokens.
+
+    Raises
+    ------
+    ImageError, TargetError, ModelError
+        As `Lens.importances` does.
+    traitlets.TraitError
+        When there is no such layer or feature.
+    """
+
+    def __init__(
+        self,
+        lens: Lens,
+        image: ImageLike | Scene,
+        *,
+        layer: int | None = None,
+        target: TargetLike = None,
+        selected: Node | None = None,
+        **traits: Any,
+    ):
+        super().__init__(**traits)
+        scene = scene_of(lens, image, target)
+        self._scene = scene  # from here on, traits are held against it
+        self.selected = selected
+        if layer is not None:
+            self.layer = layer
+        elif selected is None:
+            self.layer = scene.n_layers - 1
+        self.look_at(scene)
+
+    def figure(self) -> Figure:
+        """Return the first rows of the list as a matplotlib figure."""
+        return self.browser_figure()
+
+
+def table(scene: Scene, layer: int) -> Float[NDArray[np.float32], "4 F"]:
+    """Return `COLUMNS` of every feature of a layer, on this image."""
+    activations = scene.trace.features[layer]
+    active = (activations > 0).sum(0)
+    columns = [
+        scene.importances.nodes[layer][:-1],
+        activations.amax(0),
+        activations.sum(0) / active.clamp(min=1),
+        active,
+    ]
+    return torch.stack([column.float() for column in columns]).cpu().numpy()
+
+
+def order(
+    columns: Float[NDArray[np.float32], "4 F"],
+    labels: dict[int, str],
+    *,
+    sort: str,
+    descending: bool,
+    query: str = "",
+    active_only: bool = False,
+    min_activation: float = 0.0,
+) -> Int[NDArray[np.int64], " n"]:
+    """Return the features of the list, in its order; the browser does the same.
+
+    1. A feature is in it if its largest activation is `min_activation` or more, above 0 if
+       `active_only`, and the query, without surrounding blanks and in lower case, begins its
+       number or is in its label, in lower case.
+    2. Sorted by the column; by the number for "feature"; by the label in lower case for "label",
+       features without one last, whatever the direction. Equal ones by number, ascending.
+
+    Parameters
+    ----------
+    columns
+        As `table` gives them.
+    labels
+        Names by feature.
+    """
+    peak = columns[COLUMNS.index("max_activation")]
+    keep = peak >= np.float32(min_activation)
+    if active_only:
+        keep &= peak > 0
+    features = np.flatnonzero(keep)
+    wanted = query.strip().lower()
+    if wanted:
+        fits = [
+            str(f).startswith(wanted) or wanted in labels.get(f, "").lower()
+            for f in features.tolist()
+        ]
+        features = features[np.array(fits, dtype=bool)]
+    if sort == "label":
+        named = [f for f in features.tolist() if f in labels]
+        named.sort(key=lambda f: labels[f].lower(), reverse=descending)
+        rest = [f for f in features.tolist() if f not in labels]
+        return np.array(named + rest, dtype=np.int64)
+    values = features if sort == "feature" else columns[COLUMNS.index(sort)][features]
+    return features[np.argsort(-values if descending else values, kind="stable")]

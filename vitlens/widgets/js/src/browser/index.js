@@ -1,0 +1,228 @@
+// All features of a layer: a table that is sorted, filtered, searched and walked by keys.
+
+/** @import { Model, NodeKey } from "../lib/types" */
+/** @import { Sort } from "./order.js" */
+import { ask } from "../lib/ask.js";
+import { h } from "../lib/dom.js";
+import { floats, listen, same, save, slowSave } from "../lib/model.js";
+import { tell } from "../lib/notice.js";
+import { createHead, createRow, fillRow } from "./cells.js";
+import { COLUMNS, order } from "./order.js";
+import { createRows } from "./rows.js";
+import "./style.css";
+import { createTools } from "./tools.js";
+
+const LIST = ["sort", "descending", "query", "active_only", "min_activation"];
+
+/**
+ * @param {Model} model
+ * @param {HTMLElement} el
+ * @param {AbortSignal} signal
+ */
+export function mount(model, el, signal) {
+  const id = `vl-browser-${Math.random().toString(36).slice(2)}`;
+  const tools = createTools(model, setLayer, signal);
+  const head = createHead((/** @type {Sort} */ by) => sortBy(by));
+  const rows = createRows(() => createRow(), draw, signal);
+  const grid = h(
+    "div",
+    { class: "vl-browser-grid", role: "grid", tabindex: 0, "aria-describedby": `${id}-keys` },
+    head.element,
+    rows.viewport,
+  );
+  const empty = h("p", { class: "vl-browser-empty vl-muted", hidden: true });
+  const keys =
+    "Up and down, page up and down, home and end walk; Enter selects; left and right change " +
+    "the layer.";
+  const root = h(
+    "div",
+    { class: "vl-browser" },
+    tools.element,
+    h("p", { id: `${id}-keys`, class: "vl-hint" }, keys),
+    grid,
+    empty,
+  );
+  el.append(root);
+
+  /** @type {Float32Array[]} */
+  let columns = COLUMNS.map(() => new Float32Array(0));
+  /** @type {Map<number, string>} */
+  let labels = new Map();
+  /** @type {Uint32Array} */
+  let features = new Uint32Array(0);
+  let active = 0; // place in the list of the row that keys act on
+  let widest = 1; // largest size of an importance, for the bars
+
+  const about = () => model.get("browser") ?? {};
+  const hoverSoon = slowSave(model, 120);
+
+  function readTable() {
+    const table = floats(model, "browser_table");
+    const size = table.length / COLUMNS.length;
+    columns = COLUMNS.map((_, i) => table.subarray(i * size, (i + 1) * size));
+    widest = columns[0].reduce((most, x) => Math.max(most, Math.abs(x)), 0) || 1;
+  }
+
+  function list() {
+    const { layer, sizes } = about();
+    tools.update();
+    head.update(model.get("sort"), model.get("descending"));
+    labels = labelsOf(model, layer);
+    features = order(columns, labels, {
+      sort: model.get("sort"),
+      descending: model.get("descending"),
+      query: model.get("query"),
+      activeOnly: model.get("active_only"),
+      minActivation: model.get("min_activation"),
+    });
+    active = 0;
+    grid.setAttribute("aria-label", `Features of layer ${layer}`);
+    grid.setAttribute("aria-rowcount", `${features.length + 1}`);
+    rows.show(features.length);
+    empty.hidden = features.length > 0 || layer === undefined;
+    empty.textContent = "No feature of this layer fits; widen the search or the filter.";
+    const total = sizes?.[layer] ?? 0;
+    tools.say(`${features.length.toLocaleString("en")} of ${total.toLocaleString("en")} features`);
+    followSelected();
+  }
+
+  /** @param {HTMLElement} row @param {number} index */
+  function draw(row, index) {
+    const feature = features[index];
+    const { layer, positive } = about();
+    row.id = `${id}-${index}`;
+    row.setAttribute("aria-rowindex", `${index + 2}`);
+    fillRow(row, {
+      feature,
+      label: labels.get(feature) ?? "",
+      values: columns.map((column) => column[feature]),
+      positive,
+      widest,
+    });
+    const selected = same(model.get("selected"), [layer, feature]);
+    row.setAttribute("aria-selected", `${selected}`);
+    row.classList.toggle("vl-hovered", same(model.get("hovered"), [layer, feature]));
+    row.classList.toggle("vl-active", index === active);
+    row.dataset.index = `${index}`;
+  }
+
+  /** @param {number} index */
+  function walkTo(index) {
+    active = Math.max(0, Math.min(features.length - 1, index));
+    rows.reveal(active);
+    rows.refresh();
+    if (features.length) grid.setAttribute("aria-activedescendant", `${id}-${active}`);
+    else grid.removeAttribute("aria-activedescendant");
+  }
+
+  function followSelected() {
+    const selected = model.get("selected");
+    const place = selected?.[0] === about().layer ? features.indexOf(selected[1]) : -1;
+    if (place >= 0) walkTo(place);
+    else rows.refresh();
+  }
+
+  /** @param {number} index */
+  function choose(index) {
+    if (index >= features.length) return;
+    /** @type {NodeKey} */
+    const node = [about().layer, features[index]];
+    walkTo(index);
+    save(model, { selected: node });
+  }
+
+  /** @param {Sort} by */
+  function sortBy(by) {
+    const turn = model.get("sort") === by;
+    const fresh = by !== "feature" && by !== "label"; // numbers start high, names start low
+    save(model, { sort: by, descending: turn ? !model.get("descending") : fresh });
+  }
+
+  /** @param {number} layer */
+  function setLayer(layer) {
+    const { sizes, layer: listed } = about();
+    if (!sizes || layer < 0 || layer >= sizes.length || layer === model.get("layer")) return;
+    save(model, { layer });
+    // Python fills the table; where there is none, the layer listed stays.
+    ask(model, "ping").catch((error) => {
+      save(model, { layer: listed });
+      tell(model, error);
+    });
+  }
+
+  /** @param {KeyboardEvent} event */
+  function onKey(event) {
+    if (event.target !== grid || event.ctrlKey || event.metaKey || event.altKey) return;
+    /** @type {Record<string, () => void>} */
+    const actions = {
+      ArrowDown: () => walkTo(active + 1),
+      ArrowUp: () => walkTo(active - 1),
+      PageDown: () => walkTo(active + rows.page()),
+      PageUp: () => walkTo(active - rows.page()),
+      Home: () => walkTo(0),
+      End: () => walkTo(features.length - 1),
+      Enter: () => choose(active),
+      " ": () => choose(active),
+      ArrowLeft: () => setLayer(model.get("layer") - 1),
+      ArrowRight: () => setLayer(model.get("layer") + 1),
+    };
+    const action = actions[event.key];
+    if (!action) return;
+    event.preventDefault();
+    event.stopPropagation();
+    action();
+  }
+
+  /** @param {Event} event */
+  function rowOf(event) {
+    const row = /** @type {Element} */ (event.target).closest?.(".vl-browser-row");
+    return row instanceof HTMLElement ? Number(row.dataset.index) : -1;
+  }
+
+  /** @param {number} index */
+  function hover(index) {
+    const node = index >= 0 && index < features.length ? [about().layer, features[index]] : null;
+    if (!same(node, model.get("hovered"))) hoverSoon({ hovered: node });
+  }
+
+  grid.addEventListener("keydown", onKey, { signal });
+  rows.viewport.addEventListener(
+    "click",
+    (event) => {
+      const index = rowOf(event);
+      if (index < 0) return;
+      grid.focus({ preventScroll: true });
+      choose(index);
+    },
+    { signal },
+  );
+  rows.viewport.addEventListener("pointerover", (event) => hover(rowOf(event)), { signal });
+  rows.viewport.addEventListener("pointerleave", () => hover(-1), { signal });
+
+  listen(
+    model,
+    ["browser", "browser_table", "labels", ...LIST],
+    (changed) => {
+      if (changed.has("browser_table") || changed.has("browser")) readTable();
+      const onlyNames = changed.size === 1 && changed.has("labels");
+      if (onlyNames && model.get("sort") !== "label" && !model.get("query").trim()) {
+        labels = labelsOf(model, about().layer);
+        rows.refresh(); // the place in the list stays
+      } else list();
+    },
+    signal,
+  );
+  listen(model, ["selected"], followSelected, signal);
+  listen(model, ["hovered"], rows.refresh, signal);
+  listen(model, ["layer"], tools.update, signal);
+  signal.addEventListener("abort", () => root.remove(), { once: true });
+  readTable();
+  list();
+}
+
+/** @param {Model} model @param {number} layer @returns {Map<number, string>} */
+function labelsOf(model, layer) {
+  /** @type {[number, number, string][]} */
+  const all = model.get("labels") ?? [];
+  return new Map(all.filter(([l]) => l === layer).map(([, feature, text]) => [feature, text]));
+}

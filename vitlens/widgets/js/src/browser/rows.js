@@ -1,0 +1,98 @@
+// A window onto many rows: only those in sight exist, and they are used again while scrolling.
+
+import { h } from "../lib/dom.js";
+
+export const ROW_HEIGHT = 28;
+const SPARE = 4; // rows beyond the edges, so that a slow frame shows no gap
+
+/**
+ * @typedef {object} Rows
+ * @property {HTMLElement} viewport
+ * @property {(count: number) => void} show shows other rows, from the top
+ * @property {() => void} refresh fills the rows in sight anew
+ * @property {(index: number) => void} reveal scrolls as little as needed to have a row in sight
+ * @property {(index: number) => HTMLElement | undefined} at the element of a row in sight
+ * @property {() => number} page rows that fit
+ */
+
+/**
+ * @param {() => HTMLElement} create makes an empty row
+ * @param {(row: HTMLElement, index: number) => void} fill
+ * @param {AbortSignal} signal
+ * @returns {Rows}
+ */
+export function createRows(create, fill, signal) {
+  const space = h("div", { class: "vl-browser-space", role: "presentation" });
+  const viewport = h("div", { class: "vl-browser-viewport", role: "rowgroup" }, space);
+  /** @type {HTMLElement[]} */
+  let pool = [];
+  /** @type {Int32Array} */
+  let shown = new Int32Array(0); // which row each element of the pool holds
+  let count = 0;
+  let waiting = false;
+
+  function resize() {
+    const needed = Math.ceil(viewport.clientHeight / ROW_HEIGHT) + 2 * SPARE + 1;
+    while (pool.length < needed) {
+      const row = create();
+      pool.push(row);
+      space.append(row);
+    }
+    shown = new Int32Array(pool.length).fill(-1);
+  }
+
+  function place() {
+    waiting = false;
+    if (!pool.length) return;
+    const last = Math.max(0, count - pool.length);
+    const first = Math.min(last, Math.max(0, Math.floor(viewport.scrollTop / ROW_HEIGHT) - SPARE));
+    for (let index = first; index < first + pool.length; index++) {
+      const slot = index % pool.length;
+      if (shown[slot] === index) continue;
+      shown[slot] = index;
+      const row = pool[slot];
+      row.hidden = index >= count;
+      if (row.hidden) continue;
+      row.style.transform = `translateY(${index * ROW_HEIGHT}px)`;
+      fill(row, index);
+    }
+  }
+
+  function soon() {
+    if (!waiting) requestAnimationFrame(place);
+    waiting = true;
+  }
+
+  function refresh() {
+    shown.fill(-1);
+    place();
+  }
+
+  viewport.addEventListener("scroll", soon, { signal, passive: true });
+  const watcher = new ResizeObserver(() => {
+    resize();
+    place();
+  });
+  watcher.observe(viewport);
+  signal.addEventListener("abort", () => watcher.disconnect(), { once: true });
+
+  return {
+    viewport,
+    show(rows) {
+      count = rows;
+      space.style.height = `${count * ROW_HEIGHT}px`;
+      viewport.scrollTop = 0;
+      refresh();
+    },
+    refresh,
+    reveal(index) {
+      const top = index * ROW_HEIGHT;
+      const bottom = top + ROW_HEIGHT - viewport.clientHeight;
+      if (viewport.scrollTop > top) viewport.scrollTop = top;
+      else if (viewport.scrollTop < bottom) viewport.scrollTop = bottom;
+      place();
+    },
+    at: (index) => (shown[index % pool.length] === index ? pool[index % pool.length] : undefined),
+    page: () => Math.max(1, Math.floor(viewport.clientHeight / ROW_HEIGHT) - 1),
+  };
+}

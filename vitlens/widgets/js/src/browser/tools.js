@@ -1,0 +1,89 @@
+// Above the table: which layer, and what of it.
+
+/** @import { Model } from "../lib/types" */
+import { field, fill, h } from "../lib/dom.js";
+import { save, slowSave } from "../lib/model.js";
+
+/**
+ * @param {Model} model
+ * @param {(layer: number) => void} setLayer
+ * @param {AbortSignal} signal
+ */
+export function createTools(model, setLayer, signal) {
+  const saveSoon = slowSave(model, 250);
+  const layers = h("select", {
+    class: "vl-select",
+    onchange: () => setLayer(Number(layers.value)),
+  });
+  const before = step("Layer before", "‹", -1);
+  const after = step("Next layer", "›", 1);
+  const query = h("input", {
+    class: "vl-input vl-browser-query",
+    type: "search",
+    placeholder: "number or name",
+    oninput: () => saveSoon({ query: query.value }),
+  });
+  const activeOnly = h("input", {
+    type: "checkbox",
+    onchange: () => save(model, { active_only: activeOnly.checked }),
+  });
+  const least = h("input", {
+    class: "vl-input vl-browser-least",
+    type: "number",
+    min: 0,
+    step: "any",
+    placeholder: "0",
+    oninput: () => saveSoon({ min_activation: Math.max(0, Number(least.value) || 0) }),
+  });
+  const status = h("span", { class: "vl-muted", role: "status", "aria-live": "polite" });
+
+  /** @param {string} label @param {string} sign @param {number} by */
+  function step(label, sign, by) {
+    const go = () => setLayer(model.get("layer") + by);
+    return h(
+      "button",
+      { class: "vl-button", type: "button", "aria-label": label, title: label, onclick: go },
+      sign,
+    );
+  }
+
+  function update() {
+    const sizes = model.get("browser")?.sizes ?? [];
+    const layer = model.get("layer");
+    if (layers.options.length !== sizes.length) {
+      fill(
+        layers,
+        sizes.map((/** @type {number} */ _, /** @type {number} */ l) =>
+          h("option", { value: l }, `${l}`),
+        ),
+      );
+    }
+    layers.value = `${layer}`;
+    before.disabled = layer <= 0;
+    after.disabled = layer >= sizes.length - 1;
+    activeOnly.checked = model.get("active_only");
+    // What is being typed stays as it is typed.
+    if (query.value !== model.get("query")) query.value = model.get("query");
+    const typed = Math.max(0, Number(least.value) || 0);
+    if (typed !== model.get("min_activation")) least.value = `${model.get("min_activation")}`;
+  }
+
+  signal.addEventListener("abort", () => element.remove(), { once: true });
+  const element = h(
+    "div",
+    { class: "vl-toolbar vl-browser-tools" },
+    h("span", { class: "vl-browser-layers" }, before, field("layer", layers), after),
+    field("find", query),
+    field("active only", activeOnly),
+    field("activation at least", least),
+    status,
+  );
+  return {
+    element,
+    update,
+    /** @param {string} words */
+    say(words) {
+      if (status.textContent !== words) status.textContent = words;
+    },
+  };
+}

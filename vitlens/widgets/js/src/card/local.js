@@ -1,0 +1,104 @@
+// A card of what the diagram already knows of a node, for where no kernel can fill one.
+
+/** @import { Model, NodeKey } from "../lib/types" */
+import { floats, halfs, ints } from "../lib/model.js";
+
+const BINS = 20;
+const LINKS = 6;
+
+/**
+ * @param {Model} model with the traits of the diagram, or without
+ * @param {NodeKey} node
+ * @returns {{ card: Record<string, any>, values: Float32Array } | null} null for what it does not
+ *   know
+ */
+export function localCard(model, [layer, feature]) {
+  const graph = model.get("graph");
+  if (!graph?.counts || layer >= graph.counts.length) return null;
+  const features = ints(model, "node_features");
+  const starts = [0];
+  for (const count of graph.counts) starts.push(starts[starts.length - 1] + count);
+  const index = features.indexOf(feature, starts[layer]);
+  if (index < 0 || index >= starts[layer + 1]) return null;
+
+  const heats = halfs(model, "node_heat");
+  const n = heats.length / features.length;
+  const row = (/** @type {Float32Array} */ all) => all.subarray(index * n, (index + 1) * n);
+  const activation = row(halfs(model, "node_activations"));
+  const importance = floats(model, "node_importances")[index];
+  const values = new Float32Array(2 * n);
+  values.set(activation);
+  values.set(row(heats), n);
+  return {
+    card: {
+      node: [layer, feature],
+      kind: feature === -1 ? "error" : "feature",
+      importance,
+      share: part(importance, graph.positive[layer]),
+      target: graph.target?.name,
+      n_tokens: n,
+      active: activation.filter((x) => x > 0).length,
+      histogram: binned(activation.filter((x) => x > 0)),
+      ...links(model, graph, features, starts, layer, index),
+      needs_kernel: true,
+    },
+    values,
+  };
+}
+
+/**
+ * The strongest edges among the nodes of the diagram.
+ * @param {Model} model
+ * @param {Record<string, any>} graph
+ * @param {Int32Array} features
+ * @param {number[]} starts
+ * @param {number} layer
+ * @param {number} index
+ */
+function links(model, graph, features, starts, layer, index) {
+  const weights = floats(model, "edge_weights");
+  const { counts, positive } = graph;
+  const place = index - starts[layer];
+  let block = 0; // where the edges that leave layer - 1 begin
+  for (let l = 0; l < layer - 1; l++) block += counts[l] * counts[l + 1];
+  /** @type {number[][]} */
+  const into = [];
+  if (layer > 0) {
+    for (let i = 0; i < counts[layer - 1]; i++) {
+      const weight = weights[block + i * counts[layer] + place];
+      const source = features[starts[layer - 1] + i];
+      into.push([layer - 1, source, weight, part(weight, positive[layer - 1])]);
+    }
+    block += counts[layer - 1] * counts[layer];
+  }
+  /** @type {number[][]} */
+  const out = [];
+  for (let i = 0; i < (counts[layer + 1] ?? 0); i++) {
+    const weight = weights[block + place * counts[layer + 1] + i];
+    out.push([layer + 1, features[starts[layer + 1] + i], weight, part(weight, positive[layer])]);
+  }
+  if (layer === counts.length - 1) {
+    const weight = floats(model, "node_importances")[index];
+    out.push([layer + 1, -2, weight, part(weight, positive[layer])]);
+  }
+  return { edges_in: best(into), edges_out: best(out) };
+}
+
+/** @param {number[][]} edges */
+const best = (edges) =>
+  edges
+    .filter(([, , weight]) => weight)
+    .sort((a, b) => Math.abs(b[2]) - Math.abs(a[2]))
+    .slice(0, LINKS);
+
+/** @param {Float32Array} active */
+function binned(active) {
+  if (!active.length) return { edges: [], counts: [] };
+  const top = active.reduce((most, x) => Math.max(most, x), 0);
+  const counts = new Array(BINS).fill(0);
+  for (const x of active) counts[Math.min(BINS - 1, Math.floor((x / top) * BINS))] += 1;
+  return { edges: Array.from({ length: BINS + 1 }, (_, i) => (top * i) / BINS), counts };
+}
+
+/** @param {number} value @param {number} whole */
+const part = (value, whole) => (whole > 0 ? value / whole : 0);
