@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 import vitlens
 from vitlens.attribution.logit_lens import contribution, logit_lens
-from vitlens.errors import FeatureError
+from vitlens.errors import FeatureError, ModelError
 from vitlens.models.cls_mean import ClsMeanViT
 
 SIZES = {
@@ -135,3 +135,16 @@ def test_there_must_be_such_a_feature(
 ) -> None:
     with pytest.raises(FeatureError, match=r"there is no"):
         logit_lens(lens.vit, lens.saes, trace, lens.baselines, *node)
+
+
+def test_the_lens_names_the_classes() -> None:
+    lens = lens_of("cls")
+    image = torch.randn(3, 24, 24, dtype=torch.float64)
+    trace = lens.trace(image)
+    feature = strongest(trace, 1)
+    effects = logit_lens(lens.vit, lens.saes, trace, lens.baselines, 1, feature)
+    found = lens.logit_lens(image, 1, feature)
+    assert dict(found) == {f"class {i}": float(x) for i, x in enumerate(effects)}
+    assert [value for _, value in found] == sorted(effects.tolist(), reverse=True)
+    with pytest.raises(ModelError, match="gradient must be one of"):
+        lens.logit_lens(image, 1, feature, gradient="steep")  # type: ignore[arg-type]

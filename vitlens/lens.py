@@ -13,6 +13,7 @@ from vitlens import replacement
 from vitlens.attribution.edges import Engine
 from vitlens.attribution.gradients import ErrorPaths, Gradient
 from vitlens.attribution.importances import Importances, importances
+from vitlens.attribution.logit_lens import logit_lens
 from vitlens.attribution.targets import TargetLike, resolve_target
 from vitlens.circuits.build import prune_circuit
 from vitlens.circuits.candidates import Candidates, find_candidates
@@ -108,6 +109,32 @@ class Lens(LensBase):
             engine=engine,
             progress=progress,
         )
+
+    def logit_lens(
+        self, image: ImageLike, layer: int, feature: int, *, gradient: Gradient = "libragrad"
+    ) -> list[tuple[str, float]]:
+        """Class names and how far a feature by itself moves their logits, upwards first.
+
+        What the feature adds to its layer's stream on this image, as if it went straight to the
+        read-out; see `vitlens.attribution.logit_lens`.
+
+        Parameters
+        ----------
+        layer, feature
+            The feature; -1 is the layer's error node.
+        gradient
+            "libragrad" (the final norm's scale is held fixed) or "plain".
+
+        Raises
+        ------
+        FeatureError
+            If there is no such layer or feature.
+        """
+        trace = self.trace(image)
+        effects = logit_lens(
+            self.vit, self.saes, trace, self.baselines, layer, feature, gradient=gradient
+        )
+        return self._named(effects)
 
     def conservation(
         self, image: ImageLike, *, target: TargetLike = None, errors: ErrorPaths = "leaf"

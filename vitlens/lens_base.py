@@ -132,10 +132,13 @@ class LensBase:
         )
 
     def _ranking(self, logits: Float[Tensor, " C"]) -> list[tuple[str, float]]:
-        order = logits.argsort(descending=True).tolist()
-        names = self.class_names or [f"class {i}" for i in range(len(logits))]
-        probabilities = logits.softmax(-1).tolist()
-        return [(names[i], probabilities[i]) for i in order]
+        return self._named(logits.softmax(-1))
+
+    def _named(self, values: Float[Tensor, " C"]) -> list[tuple[str, float]]:
+        """Class names and values, the highest first."""
+        names = self.class_names or [f"class {i}" for i in range(len(values))]
+        order = values.argsort(descending=True).tolist()
+        return [(names[i], float(values[i])) for i in order]
 
     def _checked_names(self, names: Sequence[str] | None) -> tuple[str, ...] | None:
         if names is not None and len(names) != self.vit.n_classes:

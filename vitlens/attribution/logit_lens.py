@@ -8,6 +8,7 @@ transformer circuits" (2021).
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import get_args
 
 import torch
 from jaxtyping import Float
@@ -15,7 +16,7 @@ from torch import Tensor
 
 from vitlens.attribution.derivatives import pushforward
 from vitlens.attribution.gradients import Gradient, backward_rules
-from vitlens.errors import FeatureError
+from vitlens.errors import FeatureError, ModelError
 from vitlens.models.adapter import ViT
 from vitlens.replacement import Baselines, Trace
 from vitlens.saes.topk import TopKSAE
@@ -76,7 +77,11 @@ def logit_lens(
     ------
     FeatureError
         If there is no such layer or feature.
+    ModelError
+        If the gradient is unknown.
     """
+    if gradient not in get_args(Gradient):
+        raise ModelError(f"gradient must be one of {get_args(Gradient)}, not {gradient!r}.")
     added = contribution(saes, trace, baselines, layer, feature)
 
     def readout(stream: Float[Tensor, "1 T D"]) -> Float[Tensor, "1 C"]:
