@@ -1,0 +1,244 @@
+"""The Explorer: image, circuit, features, ablation and curves of one prediction in one cell."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import traitlets as t
+
+from vitlens.attribution.edges import Engine
+from vitlens.attribution.gradients import ErrorPaths, Gradient
+from vitlens.attribution.targets import TargetLike
+from vitlens.errors import VitlensError
+from vitlens.images import ImageLike
+from vitlens.lens import Lens
+from vitlens.widgets.ablation import AblationPart
+from vitlens.widgets.base import Widget
+from vitlens.widgets.browser import BrowserPart
+from vitlens.widgets.choice import ChoicePart
+from vitlens.widgets.curve_plot import CurvesPart
+from vitlens.widgets.diagram import DiagramPart
+from vitlens.widgets.feature import CardPart
+from vitlens.widgets.health import health
+from vitlens.widgets.heatmap import HeatmapPart
+from vitlens.widgets.image_curves import image_curves
+from vitlens.widgets.scene import Scene
+from vitlens.widgets.tasks import Cancelled, Check
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+_CURVES = ("rrm", "node", "random")
+
+
+class Explorer(
+    ChoicePart,
+    HeatmapPart,
+    DiagramPart,
+    AblationPart,
+    CardPart,
+    BrowserPart,
+    CurvesPart,
+    Widget,
+    bundle="explorer",
+):
+    """Follow one prediction from the logit down to the patches.
+
+    The picture, the prediction and a first heatmap come at once, the circuit as soon as it is
+    computed; another wish takes the place of what still runs. Everything in it is a trait, to
+    read, set, observe and link.
+
+    Parameters
+    ----------
+    lens
+        The lens.
+    image
+        A path, PIL image, array or tensor; by default the lens's first sample image.
+    target
+        As for `Lens.importances`.
+    gradient, errors, engine
+        As for `Lens.importances`.
+    at_most
+        The largest number of nodes a layer that the diagram can show.
+    traits
+        First values of traits, those of the single widgets among them.
+
+    Attributes
+    ----------
+    image_choice
+        Number of the sample image in sight; None for another image. Set it to see another one,
+        or call `load`.
+    target_choice
+        Index of the class explained; None for the predicted class, or a function.
+    selected, hovered, pinned, groups, labels, patches
+        Nodes and patches chosen in the views; see `CircuitDiagram` and `PatchHeatmap`.
+    nodes_per_layer, node_share, edge_share
+        How the circuit is pruned; see `CircuitDiagram`.
+    ablations, outcome
+        Nodes that are changed, and what the model then says; see `CircuitDiagram`.
+    show
+        What the heatmap shows of the selected node: "importance" or "activation".
+    health
+        What is known of the SAEs, and of how importances add up on this image.
+    height
+        Pixels, where the layout is not stacked.
+
+    Raises
+    ------
+    ImageError, TargetError
+        As `Lens.importances` does.
+    """
+
+    health = t.Dict().tag(sync=True)
+    height = t.Int(860, min=400).tag(sync=True)
+
+    def __init__(
+        self,
+        lens: Lens,
+        image: ImageLike | None = None,
+        *,
+        target: TargetLike = None,
+        gradient: Gradient = "libragrad",
+        errors: ErrorPaths = "leaf",
+        engine: Engine = "exact",
+        at_most: int = 64,
+        **traits: Any,
+    ):
+        super().__init__(**traits)
+        self._settings: dict[str, Any] = {
+            "gradient": gradient,
+            "errors": errors,
+            "engine": engine,
+        }
+        self._at_most = at_most
+        self._offer(lens)
+        self.health = health(lens, None)
+        if image is not None:
+            self.load(image, target=target)
+        elif lens.samples:
+            self.load(lens.samples[0].path, target=target)
+
+    async def ready(self) -> Explorer:
+        """Wait until nothing is computed any more: ``await explorer.ready()``."""
+        while any(worker.busy for worker in self._background.values()):
+            await asyncio.sleep(0.02)
+        return self
+
+    def measure_curves(self, *, methods: Sequence[str] = _CURVES) -> None:
+        """Measure insertion and deletion curves on this image, in the background.
+
+        Parameters
+        ----------
+        methods
+            As for `Lens.faithfulness`.
+
+        Raises
+        ------
+        VitlensError
+            When there is no image yet.
+        """
+        if self._image is None:
+            raise VitlensError("Choose an image first.")
+        lens, image, target = self._lens, self._image, self._target
+        tell = self._teller()
+
+        def work(check: Check) -> Any:
+            def report(done: float, what: str) -> None:
+                check()
+                tell(check, lambda: self._show_progress(done, what))
+
+            return image_curves(lens, image, target=target, methods=methods, report=report)
+
+        def then(curves: Any) -> None:
+            self.show_curves(curves)
+            self.progress = {}
+
+        self._show_progress(0.0, "curves")
+        self.background("curves").run(work, then)
+
+    def figure(self) -> Figure:
+        """Return the circuit in sight as a matplotlib figure; see `vitlens.plots`."""
+        if self._candidates is not None:
+            return self.diagram_figure()
+        from matplotlib.figure import Figure
+
+        figure = Figure(figsize=(6, 0.6))
+        figure.text(0.5, 0.4, "The circuit was not computed yet.", ha="center")
+        return figure
+
+    def _look(self) -> None:
+        lens, image, target = self._lens, self._image, self._target
+        settings, at_most = self._settings, self._at_most
+        assert image is not None  # a choice was made
+        tell = self._teller()
+
+        def work(check: Check) -> Scene:
+            scene = Scene.of(lens, image, target=target, **settings)
+            tell(check, lambda: self._show_first(scene))
+
+            def report(done: float, what: str) -> None:
+                check()
+                tell(check, lambda: self._show_progress(0.1 + 0.9 * done, f"circuit: {what}"))
+
+            candidates = lens.candidates(
+                image, target=target, at_most=at_most, progress=report, **settings
+            )
+            return replace(scene, candidates=candidates)
+
+        self.background("curves").cancel()
+        self._show_progress(0.0, "reading the image")
+        self.background("look").run(work, self._show_circuit)
+
+    def _show_first(self, scene: Scene) -> None:
+        """Show what is known before the circuit is."""
+        self._candidates = None
+        with self.hold_sync():
+            self.graph = {}  # the circuit of another image or target would mislead
+            self.show_curves(None)
+            self._tell_choice(scene)
+            self.health = health(self._lens, scene.importances)
+            self.look_at(scene)
+            if self.selected is None:
+                self.selected = scene.most_important(scene.n_layers - 1)
+
+    def _show_circuit(self, scene: Scene) -> None:
+        assert scene.candidates is not None
+        self._scene = scene
+        with self.hold_sync():
+            self.show_candidates(scene.candidates)
+            self.progress = {}
+
+    def _show_progress(self, done: float, what: str) -> None:
+        self.progress = {"done": round(done, 3), "what": what}
+
+    def _teller(self) -> Callable[[Check, Callable[[], None]], None]:
+        """Return how work in the background has something done on this thread, while it counts."""
+        try:
+            loop = asyncio.get_running_loop()
+        except RuntimeError:
+            return lambda check, action: action()
+
+        def later(check: Check, action: Callable[[], None]) -> None:
+            def still() -> None:
+                try:
+                    check()
+                except Cancelled:
+                    return
+                action()
+
+            loop.call_soon_threadsafe(still)
+
+        return later
+
+    def _answer_compute_curves(self, payload: Any, buffers: Sequence[Any]) -> bool:
+        self.measure_curves(methods=(*_CURVES, "cla") if payload.get("cla") else _CURVES)
+        return True
+
+    def _answer_look(self, payload: Any, buffers: Sequence[Any]) -> bool:
+        if self._image is None:
+            raise VitlensError("Choose an image first.")
+        self._look()
+        return True

@@ -1,0 +1,198 @@
+// Which image, and which class of it is explained.
+
+/** @import { Model } from "../lib/types" */
+import { ask } from "../lib/ask.js";
+import { fill, h, percent } from "../lib/dom.js";
+import { drawGround, loadStrip } from "../lib/heat.js";
+import { listen, save } from "../lib/model.js";
+import { tell } from "../lib/notice.js";
+import { sendable } from "./upload.js";
+
+const SIZE = 44; // CSS pixels of a thumbnail
+const PREDICTED = "";
+
+/**
+ * Thumbnails of the samples, one of which is chosen; and ways to one's own image.
+ * @param {Model} model
+ * @param {HTMLElement} el the whole Explorer, on which a file may be dropped
+ * @param {AbortSignal} signal
+ */
+export function imageChoice(model, el, signal) {
+  const strip = h("div", { class: "vl-x-samples", role: "radiogroup", "aria-label": "Sample image" });
+  const file = h("input", { type: "file", accept: "image/*", class: "vl-hint", tabindex: -1 });
+  const upload = h(
+    "button",
+    { type: "button", class: "vl-button", title: "or drop an image anywhere here", onclick: () => file.click() },
+    "Upload…",
+  );
+  const path = h("input", {
+    class: "vl-input vl-x-path",
+    placeholder: "path of an image",
+    "aria-label": "Path of an image, where Python runs",
+  });
+  const form = h("form", { class: "vl-x-open" }, path, h("button", { class: "vl-button" }, "Open"));
+  const name = h("span", { class: "vl-muted vl-x-name" });
+
+  /** @type {HTMLButtonElement[]} */
+  let buttons = [];
+
+  async function drawSamples() {
+    const samples = model.get("samples") ?? [];
+    const pictures = await loadStrip(model.get("sample_strip")).catch(() => null);
+    if (signal.aborted) return;
+    buttons = samples.map((/** @type {{ name: string, label: string }} */ sample, /** @type {number} */ i) => {
+      const canvas = h("canvas", { width: 2 * SIZE, height: 2 * SIZE, "aria-hidden": "true" });
+      const g = canvas.getContext("2d");
+      if (g) drawGround(g, { strip: pictures, index: i, count: samples.length, pale: false });
+      const words = sample.label ? `${sample.name} (${sample.label})` : sample.name;
+      return h(
+        "button",
+        {
+          type: "button",
+          role: "radio",
+          class: "vl-x-sample",
+          title: words,
+          "aria-label": words,
+          "data-sample": i,
+          onclick: () => save(model, { image_choice: i }),
+        },
+        canvas,
+      );
+    });
+    fill(strip, buttons);
+    strip.hidden = !samples.length;
+    mark();
+  }
+
+  function mark() {
+    const chosen = model.get("image_choice");
+    for (const [i, button] of buttons.entries()) {
+      button.setAttribute("aria-checked", `${i === chosen}`);
+      button.tabIndex = i === (chosen ?? 0) ? 0 : -1;
+    }
+    name.textContent = chosen === null ? model.get("image_name") || "" : "";
+  }
+
+  strip.addEventListener("keydown", (event) => {
+    const at = buttons.findIndex((button) => button.contains(/** @type {Node} */ (event.target)));
+    /** @type {Record<string, number>} */
+    const next = { ArrowRight: at + 1, ArrowLeft: at - 1, Home: 0, End: buttons.length - 1 };
+    if (!(event.key in next)) return;
+    event.preventDefault();
+    event.stopPropagation();
+    // Enter chooses: each step would start a computation.
+    buttons[(next[event.key] + buttons.length) % buttons.length]?.focus();
+  }, { signal });
+
+  /** @param {File | undefined | null} chosen */
+  async function send(chosen) {
+    if (!chosen) return;
+    try {
+      await ask(model, "upload", { name: chosen.name }, [await sendable(chosen)]);
+    } catch (error) {
+      tell(model, error);
+    }
+  }
+
+  file.addEventListener("change", () => {
+    send(file.files?.[0]);
+    file.value = "";
+  }, { signal });
+  form.addEventListener("submit", (event) => {
+    event.preventDefault();
+    if (path.value.trim()) {
+      ask(model, "open_path", { path: path.value }).catch((error) => tell(model, error));
+    }
+  }, { signal });
+  /** @param {DragEvent} event */
+  const brings = (event) => [...(event.dataTransfer?.types ?? [])].includes("Files");
+  /** @param {DragEvent} event */
+  function over(event) {
+    if (!brings(event)) return;
+    event.preventDefault();
+    event.stopPropagation();
+    el.classList.add("vl-x-dropping");
+  }
+  el.addEventListener("dragenter", over, { signal });
+  el.addEventListener("dragover", over, { signal });
+  el.addEventListener("dragleave", (event) => {
+    if (!el.contains(/** @type {Node | null} */ (event.relatedTarget))) {
+      el.classList.remove("vl-x-dropping");
+    }
+  }, { signal });
+  el.addEventListener("drop", (event) => {
+    if (!brings(event)) return;
+    event.preventDefault();
+    event.stopPropagation();
+    el.classList.remove("vl-x-dropping");
+    send(event.dataTransfer?.files[0]);
+  }, { signal });
+
+  listen(model, ["samples", "sample_strip"], drawSamples, signal);
+  listen(model, ["image_choice", "image_name"], mark, signal);
+  drawSamples();
+  return h("div", { class: "vl-x-images" }, strip, upload, file, form, name);
+}
+
+/**
+ * The classes with their probabilities; one is explained.
+ * @param {Model} model
+ * @param {AbortSignal} signal
+ */
+export function targetChoice(model, signal) {
+  const select = h("select", {
+    class: "vl-select",
+    onchange: () =>
+      save(model, { target_choice: select.value === PREDICTED ? null : Number(select.value) }),
+  });
+  const element = h("label", { class: "vl-field vl-x-target" }, h("span", {}, "Explain"), select);
+
+  function draw() {
+    /** @type {string[]} */
+    const classes = model.get("classes") ?? [];
+    /** @type {number[]} */
+    const probabilities = model.get("probabilities") ?? [];
+    const { name, index, prediction } = model.get("explained") ?? {};
+    const order = classes.map((_, i) => i);
+    order.sort((a, b) => (probabilities[b] ?? 0) - (probabilities[a] ?? 0));
+    const chosen = model.get("target_choice");
+    const ownTarget = chosen === null && index === null ? `${name} (a function)` : null;
+    fill(
+      select,
+      h("option", { value: PREDICTED }, ownTarget ?? `the predicted class${prediction ? `: ${prediction[0]}` : ""}`),
+      order.map((i) => {
+        const p = probabilities[i];
+        return h("option", { value: i }, p === undefined ? classes[i] : `${classes[i]}  ${percent(p)}`);
+      }),
+    );
+    select.value = chosen === null ? PREDICTED : `${chosen}`;
+  }
+
+  listen(model, ["classes", "probabilities", "explained", "target_choice"], draw, signal);
+  draw();
+  return element;
+}
+
+/**
+ * What the model says, in a line.
+ * @param {Model} model
+ * @param {AbortSignal} signal
+ */
+export function predictionLine(model, signal) {
+  const element = h("p", { class: "vl-x-prediction", "aria-live": "polite" });
+  function draw() {
+    const { name, value, prediction } = model.get("explained") ?? {};
+    if (!prediction) return fill(element);
+    fill(
+      element,
+      "Predicted: ",
+      h("strong", {}, prediction[0]),
+      ` ${percent(prediction[1])}`,
+      h("span", { class: "vl-muted", title: "the class's logit minus the mean of all logits" },
+        `   explained: ${name} = ${value.toFixed(2).replace("-", "−")}`),
+    );
+  }
+  listen(model, ["explained"], draw, signal);
+  draw();
+  return element;
+}

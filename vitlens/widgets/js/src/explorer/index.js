@@ -1,0 +1,127 @@
+// The Explorer: every component on one model, in one layout that can be resized.
+
+/** @import { Model } from "../lib/types" */
+import { mount as mountAblation } from "../ablation/index.js";
+import { mount as mountBrowser } from "../browser/index.js";
+import { mount as mountCard } from "../card/index.js";
+import { mount as mountDiagram } from "../diagram/index.js";
+import { h } from "../lib/dom.js";
+import { listen } from "../lib/model.js";
+import { mountNotice } from "../lib/notice.js";
+import { imageChoice, predictionLine, targetChoice } from "./choices.js";
+import { healthLine, mountHealth } from "./health.js";
+import { mountHeatView } from "./heatview.js";
+import { kernelNote } from "./kernel.js";
+import { mountMeasured } from "./measure.js";
+import { split } from "./split.js";
+import "./style.css";
+import { tabbed } from "./tabs.js";
+
+const WIDE = 980; // pixels from which the card stands beside everything
+const STACKED = 640; // pixels below which all stands one above the other
+
+/**
+ * @param {Model} model
+ * @param {HTMLElement} el
+ * @param {AbortSignal} signal
+ */
+export function mount(model, el, signal) {
+  const heat = pane("vl-x-heat", "Heatmap");
+  const diagram = pane("vl-x-diagram", "Circuit");
+  const card = panel("vl-x-card");
+  const cardHome = pane("vl-x-card-home", "Feature");
+  const tabs = tabbed(
+    [
+      tab("card", "Feature", card, mountCard),
+      tab("browser", "All features", panel(), mountBrowser),
+      tab("ablation", "Ablate", panel(), mountAblation),
+      tab("curves", "Curves", panel(), mountMeasured),
+      tab("health", "Layer health", panel(), mountHealth),
+    ],
+    "More about this image",
+    signal,
+  );
+
+  const left = split("column", 58, "Heatmap and feature card", heat, cardHome, signal);
+  const right = split("column", 60, "Circuit and tabs", diagram, tabs.element, signal);
+  const main = split("row", 34, "Image and circuit", left.element, right.element, signal);
+  const notice = h("div", { class: "vl-x-notice" });
+  const choices = h(
+    "div",
+    { class: "vl-x-choices", "data-needs-python": true },
+    imageChoice(model, el, signal),
+    targetChoice(model, signal),
+  );
+  const facts = h(
+    "div",
+    { class: "vl-x-facts" },
+    predictionLine(model, signal),
+    healthLine(model, () => tabs.show("health"), signal),
+  );
+  el.append(choices, facts, notice, main.element);
+  notice.append(kernelNote(model, el, signal));
+  mountNotice(model, notice, signal);
+  main.element.classList.add("vl-x-main");
+
+  /** @param {number} width */
+  function arrange(width) {
+    const mode = width < STACKED ? "stacked" : width < WIDE ? "medium" : "wide";
+    if (el.dataset.layout === mode) return;
+    el.dataset.layout = mode;
+    left.element.classList.toggle("vl-x-one", mode !== "wide");
+    cardHome.hidden = mode !== "wide";
+    left.bar.hidden = mode !== "wide";
+    tabs.place("card", mode === "wide" ? cardHome : null);
+  }
+
+  const setHeight = () => el.style.setProperty("--vl-x-height", `${model.get("height")}px`);
+  listen(model, ["height"], setHeight, signal);
+  setHeight();
+  arrange(el.clientWidth || WIDE);
+  const observer = new ResizeObserver(() => el.clientWidth && arrange(el.clientWidth));
+  observer.observe(el);
+  signal.addEventListener("abort", () => observer.disconnect(), { once: true });
+
+  mountHeatView(model, heat, signal);
+  mountDiagram(model, diagram, signal);
+  waiting(model, diagram, signal);
+
+  /**
+   * @param {string} name
+   * @param {string} title
+   * @param {HTMLElement} element
+   * @param {import("../lib/types").Mount} build
+   */
+  function tab(name, title, element, build) {
+    return { name, title, panel: element, build: () => build(model, element, signal) };
+  }
+}
+
+/** @param {string} className @param {string} label */
+const pane = (className, label) =>
+  h("section", { class: `vl-x-pane ${className}`, "aria-label": label });
+
+/** @param {string} [className] */
+const panel = (className = "") => h("div", { class: `vl-x-panel ${className}` });
+
+/**
+ * What stands in the circuit's place until there is one.
+ * @param {Model} model
+ * @param {HTMLElement} el
+ * @param {AbortSignal} signal
+ */
+function waiting(model, el, signal) {
+  const words = h("p", { class: "vl-x-waiting vl-muted" });
+  el.append(words);
+  const update = () => {
+    const has = Boolean(model.get("graph")?.n_layers);
+    const busy = model.get("progress")?.done !== undefined;
+    el.classList.toggle("vl-x-empty", !has);
+    words.hidden = has;
+    words.textContent = busy
+      ? "The circuit is being computed…"
+      : "There is no circuit yet: choose an image.";
+  };
+  listen(model, ["graph", "progress"], update, signal);
+  update();
+}

@@ -1,0 +1,45 @@
+// Curves on demand: they take some seconds a method.
+
+/** @import { Model } from "../lib/types" */
+import { mount as mountCurves } from "../curves/index.js";
+import { ask } from "../lib/ask.js";
+import { field, h } from "../lib/dom.js";
+import { listen } from "../lib/model.js";
+import { tell } from "../lib/notice.js";
+
+/**
+ * @param {Model} model
+ * @param {HTMLElement} el
+ * @param {AbortSignal} signal
+ */
+export function mountMeasured(model, el, signal) {
+  const cla = h("input", { type: "checkbox" });
+  const button = h(
+    "button",
+    {
+      type: "button",
+      class: "vl-button",
+      onclick: () =>
+        ask(model, "compute_curves", { cla: cla.checked }).catch((error) => tell(model, error)),
+    },
+  );
+  const update = () => {
+    const measured = Boolean(model.get("curves")?.methods);
+    button.textContent = measured ? "Measure again" : "Measure on this image";
+  };
+  listen(model, ["curves"], update, signal);
+  update();
+  const plot = h("div");
+  el.append(
+    h(
+      "div",
+      { class: "vl-toolbar vl-x-measure", "data-needs-python": true },
+      button,
+      field("CLA, too (slower)", cla),
+      h("span", { class: "vl-muted" },
+        "How much of the answer do the top features carry? Some seconds a method; one image has no intervals."),
+    ),
+    plot,
+  );
+  mountCurves(model, plot, signal);
+}
