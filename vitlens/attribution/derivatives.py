@@ -1,9 +1,13 @@
 """Forward- and reverse-mode derivatives, typed: torch.func's own signatures promise too little."""
 
+import threading
 from collections.abc import Callable
 from typing import Any
 
 import torch
+
+# torch keeps the level of forward-mode derivatives in a global, which threads would share.
+_LEVEL = threading.RLock()
 
 
 def pullback(function: Callable[..., Any], *point: Any) -> Callable[[Any], Any]:
@@ -16,5 +20,6 @@ def pullback(function: Callable[..., Any], *point: Any) -> Callable[[Any], Any]:
 
 def pushforward(function: Callable[[Any], Any], point: Any, tangent: Any) -> Any:
     """Change of the output when the argument moves by `tangent`."""
-    pushed: Any = torch.func.jvp(function, (point,), (tangent,))
+    with _LEVEL:
+        pushed: Any = torch.func.jvp(function, (point,), (tangent,))
     return pushed[1]
