@@ -41,9 +41,10 @@ class CardPart(ImageTraits, ScenePart):
             self._ask_for_card()
 
     def update_card(self) -> None:
-        """Fill the card of the selected node now, without waiting for the background."""
-        if self._scene is not None and self.selected is not None:
-            self.background("card").cancel()
+        """Fill the card now, if it is still being made in the background."""
+        worker = self.background("card")
+        if worker.busy and self._scene is not None and self.selected is not None:
+            worker.cancel()
             self._fill_card(_card(self._scene, self.selected))
 
     @t.observe("selected")

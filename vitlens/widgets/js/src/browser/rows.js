@@ -11,7 +11,6 @@ const SPARE = 4; // rows beyond the edges, so that a slow frame shows no gap
  * @property {(count: number) => void} show shows other rows, from the top
  * @property {() => void} refresh fills the rows in sight anew
  * @property {(index: number) => void} reveal scrolls as little as needed to have a row in sight
- * @property {(index: number) => HTMLElement | undefined} at the element of a row in sight
  * @property {() => number} page rows that fit
  */
 
@@ -46,11 +45,11 @@ export function createRows(create, fill, signal) {
     if (!pool.length) return;
     const last = Math.max(0, count - pool.length);
     const first = Math.min(last, Math.max(0, Math.floor(viewport.scrollTop / ROW_HEIGHT) - SPARE));
-    for (let index = first; index < first + pool.length; index++) {
-      const slot = index % pool.length;
-      if (shown[slot] === index) continue;
-      shown[slot] = index;
-      const row = pool[slot];
+    // In the order of the rows, which is the order in which a screen reader reads them.
+    for (const [place, row] of pool.entries()) {
+      const index = first + place;
+      if (shown[place] === index) continue;
+      shown[place] = index;
       row.hidden = index >= count;
       if (row.hidden) continue;
       row.style.transform = `translateY(${index * ROW_HEIGHT}px)`;
@@ -92,7 +91,6 @@ export function createRows(create, fill, signal) {
       else if (viewport.scrollTop < bottom) viewport.scrollTop = bottom;
       place();
     },
-    at: (index) => (shown[index % pool.length] === index ? pool[index % pool.length] : undefined),
     page: () => Math.max(1, Math.floor(viewport.clientHeight / ROW_HEIGHT) - 1),
   };
 }

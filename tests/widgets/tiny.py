@@ -1,0 +1,40 @@
+"""A lens small enough for kernels in tests, with registers and names, and a picture for it."""
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from timm.models import VisionTransformer
+
+import vitlens
+from vitlens.images import Transform
+
+CLASSES = ("bird", "mammal", "fruit", "flower", "vehicle", "building", "insect", "tool")
+
+
+def tiny_lens(*, features: int = 60, depth: int = 4) -> vitlens.Lens:
+    torch.manual_seed(0)
+    torch.set_num_threads(1)
+    model = VisionTransformer(
+        img_size=48,
+        patch_size=8,
+        embed_dim=24,
+        depth=depth,
+        num_heads=3,
+        num_classes=len(CLASSES),
+        reg_tokens=2,
+    ).eval()
+    saes = []
+    for _ in range(depth - 1):
+        rows = F.normalize(torch.randn(features, 24), dim=1)
+        saes.append(
+            vitlens.TopKSAE.from_weights(W_enc=rows.T, W_dec=rows, b_dec=torch.zeros(24), k=4)
+        )
+    transform = Transform(size=(48, 48), mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
+    return vitlens.Lens(model, saes, class_names=CLASSES, transform=transform)
+
+
+def tiny_picture() -> Image.Image:
+    y, x = np.mgrid[:60, :60]
+    disc = 255 * ((x - 30) ** 2 + (y - 30) ** 2 < 400)
+    return Image.fromarray(np.stack([4 * x, 4 * y, disc], axis=-1).astype(np.uint8))
