@@ -1,14 +1,16 @@
-"""One heatmap on an image."""
+"""Heatmaps on images."""
 
 from collections.abc import Sequence
 
 import numpy as np
 import torch
 from jaxtyping import Float, UInt8
+from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
+from numpy.typing import NDArray
 from torch import Tensor
 
 from vitlens.errors import ImageError
@@ -59,43 +61,109 @@ def heatmap_figure(
         When the heat is no matrix, holds NaN or infinite values, or the numbers of prefix values
         and names differ.
     """
-    values = torch.as_tensor(heat).detach().cpu().double().numpy()
-    before = np.asarray([float(value) for value in prefix])
-    if values.ndim != 2 or not values.size:
-        raise ImageError(f"A heatmap is [rows, columns], not {list(values.shape)}.")
-    if not (np.isfinite(values).all() and np.isfinite(before).all()):
+    return heatmaps_figure(
+        [picture],
+        [heat],
+        prefix=[prefix],
+        prefix_names=prefix_names,
+        label=label,
+        title=title,
+        limit=limit,
+        width=width,
+    )
+
+
+def heatmaps_figure(
+    pictures: Sequence[UInt8[Tensor, "H W 3"] | None],
+    heats: Sequence[Float[Tensor, "rows columns"]] | Float[Tensor, "n rows columns"],
+    *,
+    prefix: Sequence[Sequence[float] | Float[Tensor, " P"]] | Float[Tensor, "n P"] = (),
+    prefix_names: Sequence[str] = (),
+    label: str = "importance",
+    title: str = "",
+    titles: Sequence[str] = (),
+    limit: float | None = None,
+    width: float = 4.6,
+) -> Figure:
+    """Draw several heatmaps side by side, on one scale.
+
+    Parameters
+    ----------
+    pictures, heats, prefix
+        As for `heatmap_figure`, one of each for every image.
+    title, titles
+        Above everything, and above every image.
+    prefix_names, label, limit, width
+        As for `heatmap_figure`; the width is that of one image.
+
+    Raises
+    ------
+    ImageError
+        As `heatmap_figure` does.
+    """
+    grids = [_matrix(heat) for heat in heats]
+    before = [
+        np.asarray([float(x) for x in values])
+        for values in (prefix if len(prefix) else [()] * len(grids))
+    ]
+    if len(grids) != len(pictures) or len(grids) != len(before) or not grids:
+        raise ImageError("Every image needs a heatmap and prefix values, and there must be one.")
+    if any(len(values) != len(prefix_names) for values in before):
+        raise ImageError(f"{len(before[0])} prefix values need as many names, not {prefix_names}.")
+    everything = np.concatenate([*(grid.ravel() for grid in grids), *before])
+    if not np.isfinite(everything).all():
         raise ImageError("A heatmap must be finite, and holds NaN or infinite values.")
-    if len(before) != len(prefix_names):
-        raise ImageError(f"{len(before)} prefix values need as many names, not {prefix_names}.")
-    everything = np.concatenate([values.ravel(), before])
     strongest = float(np.abs(everything).max()) if limit is None else limit
     scale = 1.0 / strongest if strongest > 0 else 0.0
     signed = bool((everything < 0).any())
 
-    rows, columns = values.shape if picture is None else picture.shape[:2]
-    longer = max(rows, columns)
-    size = (round(_PIXELS * rows / longer), round(_PIXELS * columns / longer))
-    pixels = None if picture is None else torch.as_tensor(picture).cpu().numpy()
+    rows, columns = grids[0].shape if pictures[0] is None else pictures[0].shape[:2]
     figure = Figure(
-        figsize=(width, width * (0.78 * rows / columns + 0.12)),
+        figsize=(width * len(grids), width * (0.78 * rows / columns + 0.12)),
         facecolor="white",
         layout="constrained",
     )
-    axes = figure.add_subplot()
-    axes.imshow(heat_on_picture(pixels, values * scale, size=size), interpolation="none")
-    axes.set_axis_off()
-    for number, (name, value) in enumerate(zip(prefix_names, before, strict=True)):
-        side = min(size) / 12
-        x, y = -1.6 * side, number * 2.1 * side
-        colour = colours()(0.5 + 0.5 * value * scale)
-        axes.add_patch(Rectangle((x, y), side, side, fc=colour, ec=QUIET, lw=0.6, clip_on=False))
-        axes.text(x + side / 2, y + 1.15 * side, name, fontsize=7, ha="center", va="top")
-    if title:
-        axes.set_title(title, fontsize=10)
+    every = figure.subplots(1, len(grids), squeeze=False)[0]
+    for axes, picture, grid, values in zip(every, pictures, grids, before, strict=True):
+        _draw(axes, picture, grid * scale, values * scale, prefix_names)
+    for axes, words in zip(every, titles, strict=False):
+        axes.set_title(words.replace("$", r"\$"), fontsize=9)
+    if title and len(grids) == 1 and not titles:
+        every[0].set_title(title.replace("$", r"\$"), fontsize=10)
+    elif title:
+        figure.suptitle(title.replace("$", r"\$"), fontsize=10)
     bounds = Normalize(-strongest if signed else 0, strongest) if strongest else Normalize(0, 1)
     ramp = ScalarMappable(bounds, colours(signed=signed))
-    bar = figure.colorbar(ramp, ax=axes, fraction=0.05, pad=0.03)
+    bar = figure.colorbar(ramp, ax=list(every), fraction=0.05 / len(grids), pad=0.03)
     bar.set_label(label, fontsize=9)
     bar.ax.tick_params(labelsize=8)
     bar.outline.set_visible(False)
     return figure
+
+
+def _matrix(heat: Float[Tensor, "rows columns"]) -> NDArray[np.float64]:
+    values = torch.as_tensor(heat).detach().cpu().double().numpy()
+    if values.ndim != 2 or not values.size:
+        raise ImageError(f"A heatmap is [rows, columns], not {list(values.shape)}.")
+    return values
+
+
+def _draw(
+    axes: Axes,
+    picture: UInt8[Tensor, "H W 3"] | None,
+    heat: NDArray[np.float64],
+    prefix: NDArray[np.float64],
+    prefix_names: Sequence[str],
+) -> None:
+    rows, columns = heat.shape if picture is None else picture.shape[:2]
+    longer = max(rows, columns)
+    size = (round(_PIXELS * rows / longer), round(_PIXELS * columns / longer))
+    pixels = None if picture is None else torch.as_tensor(picture).cpu().numpy()
+    axes.imshow(heat_on_picture(pixels, heat, size=size), interpolation="none")
+    axes.set_axis_off()
+    for number, (name, value) in enumerate(zip(prefix_names, prefix, strict=True)):
+        side = min(size) / 12
+        x, y = -1.6 * side, number * 2.1 * side
+        colour = colours()(0.5 + 0.5 * value)
+        axes.add_patch(Rectangle((x, y), side, side, fc=colour, ec=QUIET, lw=0.6, clip_on=False))
+        axes.text(x + side / 2, y + 1.15 * side, name, fontsize=7, ha="center", va="top")

@@ -79,6 +79,10 @@ class Widget(anywidget.AnyWidget):
         """Return what the widget shows as a figure for a page; see `vitlens.plots`."""
         raise NotImplementedError
 
+    def offline_answers(self) -> dict[str, list[tuple[Any, Any]]]:
+        """Return questions an exported page can answer: {what: [(payload, value), ...]}."""
+        return {}
+
     def to_png(self, path: str | Path, *, dpi: int = 160) -> None:
         """Write `figure` as PNG.
 
@@ -155,10 +159,10 @@ class Widget(anywidget.AnyWidget):
         except Exception as error:
             return self._refuse(number, error)
         if inspect.isawaitable(found):
-            return self._answer_later(number, found)
-        return self._answer(number, found)
+            return self._reply_later(number, found)
+        return self._reply(number, found)
 
-    def _answer_later(self, number: Any, found: Any) -> None:
+    def _reply_later(self, number: Any, found: Any) -> None:
         import asyncio
 
         async def wait() -> None:
@@ -167,14 +171,14 @@ class Widget(anywidget.AnyWidget):
             except Exception as error:
                 self._refuse(number, error)
             else:
-                self._answer(number, value)
+                self._reply(number, value)
 
         try:
             self._task = asyncio.get_running_loop().create_task(wait())
         except RuntimeError:
             asyncio.run(wait())
 
-    def _answer(self, number: Any, found: Any) -> None:
+    def _reply(self, number: Any, found: Any) -> None:
         value, buffers = found if isinstance(found, tuple) else (found, [])
         self.send({"vl": "answer", "id": number, "value": value}, list(buffers))
 

@@ -34,7 +34,14 @@ def write_page(widget: Widget, path: str | Path, *, title: str) -> None:
 def page(widget: Widget, *, title: str) -> str:
     """Return the page of `write_page` as text."""
     values, buffers = state(widget)
-    content = json.dumps({"values": values, "buffers": buffers, "module": str(widget._esm)})
+    content = json.dumps(
+        {
+            "values": values,
+            "buffers": buffers,
+            "answers": answers(widget),
+            "module": str(widget._esm),
+        }
+    )
     content = content.replace("<", "\\u003c")  # neither </script> nor <!-- can stand in it
     program = (STATIC / "page.js").read_text("utf-8")
     return f"""<!doctype html>
@@ -73,6 +80,17 @@ def state(widget: Widget) -> tuple[dict[str, Any], dict[str, str]]:
         else:
             values[name] = value
     return {**values, "notice": "", "progress": {}}, buffers
+
+
+def answers(widget: Widget) -> dict[str, dict[str, Any]]:
+    """Return the answers a page knows without Python: by question, then by payload as JSON."""
+    return {
+        what: {
+            json.dumps(payload, sort_keys=True, separators=(",", ":"), ensure_ascii=False): value
+            for payload, value in known
+        }
+        for what, known in widget.offline_answers().items()
+    }
 
 
 def _inside_element(code: str) -> str:

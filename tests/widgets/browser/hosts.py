@@ -188,7 +188,8 @@ class Host:
 
 _READY = """async () => {
   const app = window.jupyterapp; await app.restored;
-  const panel = app.shell.currentWidget; await panel.context.ready; await panel.sessionContext.ready;
+  const panel = app.shell.currentWidget;
+  await panel.context.ready; await panel.sessionContext.ready;
   await panel.sessionContext.session.kernel.info;
 }"""
 _ERRORS = """() => window.jupyterapp.shell.currentWidget.content.widgets.flatMap(cell =>

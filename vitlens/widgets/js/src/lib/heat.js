@@ -25,6 +25,7 @@ export async function loadStrip(view) {
  * @property {number} [offset] such as the number of prefix tokens
  * @property {[number, number]} grid rows and columns
  * @property {number} limit the value of the strongest colour
+ * @property {number} [low] the value of no colour, by default 0
  * @property {ScaleName} [scale]
  * @property {number} [opacity] of the strongest colour, 0 to 1
  * @property {boolean} [smooth]
@@ -79,7 +80,7 @@ export function drawGround(g, { strip, index = 0, count = 1, pale = true }) {
 }
 
 /** @param {Heat} heat */
-function heatImage({ values, offset = 0, grid: [rows, columns], limit, scale, smooth }) {
+function heatImage({ values, offset = 0, grid: [rows, columns], limit, low = 0, scale, smooth }) {
   const fine = smooth ? FINE : 1;
   const canvas = document.createElement("canvas");
   canvas.width = columns * fine;
@@ -87,7 +88,7 @@ function heatImage({ values, offset = 0, grid: [rows, columns], limit, scale, sm
   const g = context(canvas);
   const image = g.createImageData(canvas.width, canvas.height);
   const colours = table(scale);
-  const factor = limit > 0 ? 1 / limit : 0;
+  const factor = limit > low ? 1 / (limit - low) : 0;
   let out = 0;
   for (let y = 0; y < canvas.height; y++) {
     const [top, bottom, down] = between(y, fine, rows);
@@ -97,7 +98,7 @@ function heatImage({ values, offset = 0, grid: [rows, columns], limit, scale, sm
         values[offset + r * columns + c];
       const above = at(top, left) * (1 - across) + at(top, right) * across;
       const below = at(bottom, left) * (1 - across) + at(bottom, right) * across;
-      const i = place((above * (1 - down) + below * down) * factor);
+      const i = place((above * (1 - down) + below * down - low) * factor);
       image.data.set(colours.subarray(i, i + 4), out);
       out += 4;
     }
@@ -136,10 +137,10 @@ export function thumbnail(ground, heat, size = 48) {
 
 /**
  * The colour of one token's square, on a plain ground.
- * @param {number} value @param {Pick<Heat, "limit" | "scale">} heat
+ * @param {number} value @param {Pick<Heat, "limit" | "low" | "scale" | "opacity">} heat
  */
-export const tokenColour = (value, { limit, scale }) =>
-  css(limit > 0 ? value / limit : 0, { scale });
+export const tokenColour = (value, { limit, low = 0, scale, opacity }) =>
+  css(limit > low ? (value - low) / (limit - low) : 0, { scale, opacity });
 
 /** @param {HTMLCanvasElement} canvas */
 function context(canvas) {

@@ -9,6 +9,7 @@ const STEPS = 33;
 /**
  * @typedef {object} LegendState
  * @property {number} limit the value of the strongest colour
+ * @property {number} [low] the value of no colour, by default 0, for a bar without a sign
  * @property {boolean} signed whether the bar also has a side below 0
  * @property {string} label what the values are
  * @property {ScaleName} [scale]
@@ -22,14 +23,13 @@ const STEPS = 33;
 export function legend(state) {
   const element = h("div", { class: "vl-legend", role: "img" });
   /** @param {LegendState} state */
-  const update = ({ limit, signed, label, scale, opacity }) => {
-    const low = signed ? -limit : 0;
+  const update = ({ limit, low = 0, signed, label, scale, opacity }) => {
+    const ends = signed ? [-limit, 0, limit] : [low, limit];
     const stops = Array.from({ length: STEPS }, (_, i) => {
       const at = i / (STEPS - 1);
       return css(signed ? 2 * at - 1 : at, { scale, opacity });
     });
-    const ends = signed ? [low, 0, limit] : [0, limit];
-    element.setAttribute("aria-label", `Colours: ${label}, from ${show(low)} to ${show(limit)}`);
+    element.setAttribute("aria-label", `Colours: ${label}, from ${show(ends[0])} to ${show(limit)}`);
     fill(
       element,
       h("span", { class: "vl-legend-label" }, label),

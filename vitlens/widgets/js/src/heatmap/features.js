@@ -1,0 +1,83 @@
+// From a patch to its features: the active ones of every layer, most active first.
+
+/** @import { Model } from "../lib/types" */
+import { ask } from "../lib/ask.js";
+import { fill, h, show } from "../lib/dom.js";
+import { listen, same, save } from "../lib/model.js";
+
+/**
+ * @param {Model} model
+ * @param {AbortSignal} signal
+ */
+export function featureList(model, signal) {
+  const heading = h("div", { class: "vl-title" });
+  const body = h("div", { class: "vl-heat-layers" });
+  const element = h("div", { class: "vl-heat-features", hidden: true }, heading, body);
+  let wish = 0;
+
+  /**
+   * Shows the features of a token of an image; null hides the list.
+   * @param {{ token: number, image: number, name: string } | null} place
+   */
+  async function load(place) {
+    const mine = ++wish;
+    element.hidden = !place || !model.get("n_layers");
+    if (!place || element.hidden) return;
+    heading.textContent = `Features active at ${place.name}`;
+    try {
+      const { token, image } = place;
+      const { value } = await ask(model, "features_at", { image, token });
+      if (mine !== wish || signal.aborted) return;
+      const { layers, counts } = value;
+      fill(body, layers.map((/** @type {Ranked[]} */ found, /** @type {number} */ l) => column(l, found, counts[l])));
+      markSelected();
+    } catch (error) {
+      if (mine !== wish || signal.aborted) return;
+      fill(body, h("p", { class: "vl-muted" }, error instanceof Error ? error.message : String(error)));
+    }
+  }
+
+  /** @typedef {[number, number, string]} Ranked feature, activation, label */
+
+  /** @param {number} layer @param {Ranked[]} found @param {number} count */
+  function column(layer, found, count) {
+    const strongest = found[0]?.[1] || 1;
+    return h(
+      "div",
+      { class: "vl-heat-layer" },
+      h("div", { class: "vl-heat-layer-name" }, `Layer ${layer}`),
+      found.map(([feature, activation, label]) =>
+        h(
+          "button",
+          {
+            class: "vl-heat-feature",
+            dataset: { node: `${layer},${feature}` },
+            title: `Feature ${feature}${label ? ` (${label})` : ""}: activation ${show(activation)}`,
+            style: { "--vl-part": `${(100 * activation) / strongest}%` },
+            onclick: () => save(model, { selected: [layer, feature] }),
+          },
+          h("span", { class: "vl-heat-feature-name" }, label || feature),
+          h("span", { class: "vl-heat-number" }, figures(activation)),
+        ),
+      ),
+      count > found.length &&
+        h("div", { class: "vl-muted" }, `and ${count - found.length} more`),
+      count === 0 && h("div", { class: "vl-muted" }, "none"),
+    );
+  }
+
+  /** Three figures, zeros too, so that the numbers of a column align.
+   * @param {number} x
+   */
+  const figures = (x) => (x >= 0.01 && x < 1000 ? x.toPrecision(3) : show(x));
+
+  function markSelected() {
+    const selected = model.get("selected");
+    for (const button of body.querySelectorAll("button")) {
+      const node = button.dataset.node?.split(",").map(Number);
+      button.setAttribute("aria-pressed", String(same(node, selected)));
+    }
+  }
+  listen(model, ["selected"], markSelected, signal);
+  return { element, load };
+}
