@@ -1,0 +1,101 @@
+// Nodes switched off or set to a value, and what becomes of the output.
+
+/** @import { Model, Mount, NodeKey } from "../lib/types" */
+import { ask } from "../lib/ask.js";
+import { h, percent, show } from "../lib/dom.js";
+import { listen, same } from "../lib/model.js";
+import { bars } from "./bars.js";
+import { history } from "./history.js";
+import { lines, nameOf } from "./lines.js";
+import "./style.css";
+import { ablations, toggle, wish } from "./wish.js";
+
+const SHOWN = ["ablations", "outcome", "history", "selected", "labels", "graph", "can_ablate"];
+
+/** @type {Mount} */
+export function mount(model, el, signal) {
+  const off = h(
+    "button",
+    {
+      class: "vl-button",
+      onclick: () => {
+        const node = model.get("selected");
+        if (canAblate(model, node)) toggle(model, [node]);
+      },
+    },
+    "Switch off",
+  );
+  const reset = h("button", { class: "vl-button", onclick: () => wish(model, []) }, "Reset");
+  const cancel = h(
+    "button",
+    {
+      class: "vl-button",
+      onclick: () => {
+        ask(model, "cancel").catch(() => {});
+        wish(model, model.get("outcome")?.ablations ?? []);
+      },
+    },
+    "Cancel",
+  );
+  const state = h("span", { class: "vl-muted", role: "status", "aria-live": "polite" });
+  const empty = h(
+    "p",
+    { class: "vl-muted vl-ablation-empty" },
+    "Select a node and switch it off (x) to see what becomes of the output.",
+  );
+  const list = lines(model);
+  const result = bars();
+  const past = history(model);
+  const root = h(
+    "section",
+    { class: "vl-ablation", "aria-label": "Ablations" },
+    h("div", { class: "vl-toolbar" }, h("h3", { class: "vl-title" }, "Ablation"), off, reset, cancel, state),
+    empty,
+    list.element,
+    result.element,
+    past.element,
+  );
+  el.append(root);
+
+  function draw() {
+    root.hidden = !model.get("can_ablate");
+    if (root.hidden) return;
+    const wanted = ablations(model);
+    const outcome = model.get("outcome") ?? {};
+    const selected = model.get("selected");
+    const isOff = wanted.some(([l, f]) => same([l, f], selected));
+    const pending = wanted.length > 0 && !same(outcome.ablations, wanted);
+    off.disabled = !canAblate(model, selected);
+    off.textContent = canAblate(model, selected)
+      ? `Switch ${nameOf(model, selected)} ${isOff ? "on again" : "off"}`
+      : "Switch off";
+    reset.disabled = !wanted.length;
+    cancel.hidden = !pending;
+    empty.hidden = wanted.length > 0;
+    state.textContent = pending ? "computing …" : inWords(outcome);
+    root.classList.toggle("vl-pending", pending);
+    list.update(wanted);
+    result.update(wanted.length ? outcome : {});
+    past.update();
+  }
+
+  listen(model, SHOWN, draw, signal);
+  draw();
+}
+
+/** Whether a node can be switched off: all but the target.
+ * @param {Model} model @param {NodeKey | null} node
+ */
+const canAblate = (model, node) => Boolean(model.get("can_ablate") && node && node[1] >= -1);
+
+/** What changed, in a sentence. @param {any} outcome */
+function inWords({ before, after, classes, target }) {
+  if (!after) return "";
+  const best = (/** @type {number[]} */ values) => values.indexOf(Math.max(...values));
+  const [was, is] = [best(before.probabilities), best(after.probabilities)];
+  const words =
+    was === is
+      ? `still ${classes[is]}, ${percent(before.probabilities[is])} → ${percent(after.probabilities[is])}`
+      : `${classes[was]} → ${classes[is]} (${percent(after.probabilities[is])})`;
+  return target == null ? words : `${words}; target ${show(target)}`;
+}

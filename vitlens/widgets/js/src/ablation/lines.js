@@ -1,0 +1,124 @@
+// The nodes that are ablated, each with its value.
+
+/** @import { Model, NodeKey } from "../lib/types" */
+/** @import { Ablation } from "./wish.js" */
+import { fill, h, show } from "../lib/dom.js";
+import { halfs, ints, same } from "../lib/model.js";
+import { setTo, without, wish } from "./wish.js";
+
+const ERROR = -1;
+const WAIT = 120; // ms between wishes while a slider moves
+const BEYOND = 2; // the slider ends at twice the feature's largest activation
+
+/** @param {Model} model */
+export function lines(model) {
+  const element = h("ul", { class: "vl-ablation-list" });
+  /** @type {Map<string, ReturnType<typeof line>>} */
+  const known = new Map();
+  return {
+    element,
+    /** @param {Ablation[]} wanted */
+    update(wanted) {
+      const keys = wanted.map(([l, f]) => `${l}/${f}`);
+      for (const key of known.keys()) if (!keys.includes(key)) known.delete(key);
+      const rows = wanted.map(([l, f, value], i) => {
+        let row = known.get(keys[i]);
+        if (!row) known.set(keys[i], (row = line(model, [l, f])));
+        row.update(value);
+        return row.element;
+      });
+      // Rows that are there stay untouched: a slider in hand must not be taken away.
+      const there = [...element.children];
+      if (rows.length !== there.length || rows.some((row, i) => row !== there[i])) fill(element, rows);
+    },
+  };
+}
+
+/** @param {Model} model @param {NodeKey} key */
+function line(model, key) {
+  const most = largest(model, key);
+  /** @type {ReturnType<typeof setTimeout> | undefined} */
+  let timer;
+  let wanted = 0;
+  /** @param {number} value */
+  const soon = (value) => {
+    wanted = value;
+    timer ??= setTimeout(() => {
+      timer = undefined;
+      setTo(model, key, wanted);
+    }, WAIT);
+  };
+  const name = h("span", { class: "vl-ablation-name" });
+  const slider = h("input", {
+    type: "range",
+    min: 0,
+    max: BEYOND * (most || 1),
+    step: (most || 1) / 50,
+    oninput: () => soon(Number(slider.value)),
+  });
+  const number = h("input", {
+    class: "vl-input",
+    type: "number",
+    step: "any",
+    placeholder: "off",
+    onchange: () => {
+      if (number.value === "") setTo(model, key, null);
+      else if (Number.isFinite(Number(number.value))) setTo(model, key, Number(number.value));
+    },
+  });
+  const off = h(
+    "button",
+    { class: "vl-button", title: "at its baseline", onclick: () => setTo(model, key, null) },
+    "off",
+  );
+  const back = h("button", { class: "vl-button", onclick: () => wish(model, without(model, [key])) }, "restore");
+  const isError = key[1] === ERROR;
+  const element = h(
+    "li",
+    {},
+    name,
+    off,
+    !isError && h("span", { class: "vl-ablation-value" }, slider, number),
+    !isError && most > 0 && h("span", { class: "vl-muted" }, `at most ${show(most)} here`),
+    back,
+  );
+  return {
+    element,
+    /** @param {number | null} value */
+    update(value) {
+      const called = nameOf(model, key);
+      name.textContent = called;
+      off.setAttribute("aria-pressed", String(value === null));
+      off.setAttribute("aria-label", `Switch ${called} off`);
+      back.setAttribute("aria-label", `Restore ${called}`);
+      slider.setAttribute("aria-label", `Value of ${called}`);
+      number.setAttribute("aria-label", `Value of ${called}, as a number`);
+      if (timer === undefined) slider.value = String(value ?? 0);
+      if (number.value !== String(value ?? "")) number.value = value === null ? "" : String(Number(value.toPrecision(4)));
+    },
+  };
+}
+
+/** A node for people: its label, or layer and number.
+ * @param {Model} model @param {NodeKey} key
+ */
+export function nameOf(model, key) {
+  const label = (model.get("labels") ?? []).find((/** @type {any[]} */ [l, f]) => same([l, f], key))?.[2];
+  return label ?? `${key[0]}/${key[1] === ERROR ? "error" : key[1]}`;
+}
+
+/** A feature's largest activation on the image; 0 when it is not known.
+ * @param {Model} model @param {NodeKey} key
+ */
+function largest(model, [layer, feature]) {
+  const counts = model.get("graph")?.counts ?? [];
+  const features = ints(model, "node_features");
+  const activations = halfs(model, "node_activations");
+  let id = 0;
+  for (let l = 0; l < layer; l++) id += counts[l] ?? 0;
+  const end = id + (counts[layer] ?? 0);
+  while (id < end && features[id] !== feature) id++;
+  const tokens = activations.length / (features.length || 1);
+  if (id >= end || !tokens) return 0;
+  return activations.subarray(id * tokens, (id + 1) * tokens).reduce((a, b) => Math.max(a, b), 0);
+}

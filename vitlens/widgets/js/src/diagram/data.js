@@ -1,0 +1,116 @@
+// From the traits to a graph of candidates.
+
+/** @import { Model, NodeKey } from "../lib/types" */
+/** @import { Graph } from "./prune.js" */
+import { floats, halfs, ints } from "../lib/model.js";
+import { strongest } from "../lib/scale.js";
+import { shareOf } from "./prune.js";
+
+export const ERROR = -1;
+export const TARGET = -2;
+
+/**
+ * @typedef {object} Extra
+ * @property {number} total candidates; also the target's number
+ * @property {number} maxCount nodes a layer
+ * @property {Int32Array} layers by candidate
+ * @property {Float64Array} shares by candidate
+ * @property {Float32Array} heat [candidate, token]
+ * @property {Float32Array} activations [candidate, token], or empty
+ * @property {number} tokens
+ * @property {[number, number]} grid
+ * @property {string[]} prefixNames
+ * @property {{ name: string, index: number | null, value: number }} goal the target
+ * @property {[string, number]} prediction
+ * @property {Map<string, number>} ids by "layer/feature"
+ * @typedef {Graph & Extra} Data
+ */
+
+/**
+ * @param {Model} model
+ * @returns {Data | null} null when nothing is shown yet
+ */
+export function readData(model) {
+  const about = model.get("graph");
+  if (!about?.counts) return null;
+  const { counts, positive } = about;
+  const offsets = [0];
+  const blocks = [];
+  let block = 0;
+  for (let layer = 0; layer < counts.length; layer++) {
+    offsets.push(offsets[layer] + counts[layer]);
+    blocks.push(block);
+    block += counts[layer] * (counts[layer + 1] ?? 0);
+  }
+  const total = offsets[counts.length];
+  const features = ints(model, "node_features");
+  const importances = floats(model, "node_importances");
+  const weights = floats(model, "edge_weights");
+  // The traits of a change arrive one after the other: wait for the last of them.
+  if (features.length !== total || importances.length !== total || weights.length !== block) {
+    return null;
+  }
+  const layers = new Int32Array(total);
+  const shares = new Float64Array(total);
+  const ids = new Map();
+  for (let layer = 0; layer < counts.length; layer++) {
+    for (let id = offsets[layer]; id < offsets[layer + 1]; id++) {
+      layers[id] = layer;
+      shares[id] = shareOf(importances[id], positive[layer]);
+      ids.set(`${layer}/${features[id]}`, id);
+    }
+  }
+  ids.set(`${counts.length}/${TARGET}`, total);
+  const heat = halfs(model, "node_heat");
+  return {
+    counts,
+    offsets,
+    features,
+    importances,
+    weights,
+    blocks,
+    positive,
+    total,
+    maxCount: about.max_count,
+    layers,
+    shares,
+    heat,
+    activations: halfs(model, "node_activations"),
+    tokens: heat.length / total,
+    grid: model.get("grid"),
+    prefixNames: model.get("prefix_names") ?? [],
+    goal: about.target,
+    prediction: about.prediction,
+    ids,
+  };
+}
+
+/** @param {Data} data @param {NodeKey | null | undefined} key */
+export const idOf = (data, key) => (key ? data.ids.get(`${key[0]}/${key[1]}`) : undefined);
+
+/** @param {Data} data @param {number} id @returns {NodeKey} */
+export const keyOf = (data, id) =>
+  id === data.total ? [data.counts.length, TARGET] : [data.layers[id], data.features[id]];
+
+/** Importances of a candidate by token, the strongest being 1 or -1.
+ * @param {Data} data @param {number} id
+ */
+export function relativeHeat(data, id) {
+  const values = data.heat.subarray(id * data.tokens, (id + 1) * data.tokens);
+  const limit = strongest(values);
+  return { values, limit };
+}
+
+/** A share for people: whole per cent, one figure after the point below ten.
+ * @param {number} share
+ */
+export function shareWords(share) {
+  const size = Math.abs(100 * share);
+  const text = size >= 9.95 ? size.toFixed(0) : size >= 0.05 || !size ? size.toFixed(1) : "<0.1";
+  return `${share < 0 ? "−" : ""}${text}%`;
+}
+
+/** What a feature is called without a label.
+ * @param {number} feature
+ */
+export const featureName = (feature) => (feature === ERROR ? "error" : String(feature));

@@ -1,0 +1,364 @@
+// A circuit: pruned, walked through and marked in the browser.
+
+/** @import { Model, NodeKey } from "../lib/types" */
+/** @import { Data } from "./data.js" */
+/** @import { View } from "./edges.js" */
+/** @import { Kept } from "./prune.js" */
+/** @import { Item, Scene } from "./scene.js" */
+/** @import { Marked } from "./nodes.js" */
+import { h } from "../lib/dom.js";
+import { loadStrip } from "../lib/heat.js";
+import { listen, same, save, slowSave } from "../lib/model.js";
+import { createActions } from "./actions.js";
+import { createButtons, createSliders } from "./bar.js";
+import { idOf, keyOf, readData } from "./data.js";
+import { drawAll, drawLit } from "./edges.js";
+import { createLegend } from "./legend.js";
+import { createMarks } from "./marks.js";
+import { createNaming } from "./name.js";
+import { createNodes } from "./nodes.js";
+import { globalOrder, tidy } from "./order.js";
+import { lit } from "./paths.js";
+import { prune } from "./prune.js";
+import { buildScene, SIZE } from "./scene.js";
+import { createSide } from "./side.js";
+import { createThumbs } from "./thumbs.js";
+import { handleGestures, opening } from "./view.js";
+
+const RULES = ["nodes_per_layer", "node_share", "edge_share"];
+const ABOUT = ["graph", "node_features", "node_importances", "edge_weights", "node_heat", "grid"];
+const HEIGHT = [300, 560];
+const HELP =
+  "Arrow keys walk along edges and within a layer, Enter selects, P pins, Space chooses nodes for a " +
+  "group, G groups them, R renames, E opens or closes a supernode, Escape lets go.";
+
+export class Diagram {
+  /** @param {Model} model @param {HTMLElement} el @param {AbortSignal} signal */
+  constructor(model, el, signal) {
+    this.model = model;
+    this.signal = signal;
+    this.marks = createMarks(model);
+    this.saveSoon = slowSave(model);
+    /** @type {Data | null} */
+    this.data = null;
+    /** @type {ImageBitmap | null} */
+    this.strip = null;
+    /** @type {Float64Array} */
+    this.rank = new Float64Array(0);
+    /** @type {Kept | null} */
+    this.kept = null;
+    /** @type {Scene | null} */
+    this.scene = null;
+    /** @type {View} */
+    this.view = { scale: 1, x: 0, y: 0 };
+    this.untouched = true; // nobody zoomed or moved the view
+    /** @type {Set<number>} candidates chosen for a group */
+    this.chosen = new Set();
+    /** @type {Set<string>} names of supernodes whose members are shown */
+    this.opened = new Set();
+    /** @type {Set<string>} */
+    this.due = new Set();
+    this.frame = 0;
+    /** @type {string | null} */
+    this.pointed = null; // the item under the pointer
+
+    this.base = h("canvas", { class: "vl-edges", "aria-hidden": "true" });
+    this.over = h("canvas", { class: "vl-edges vl-edges-lit", "aria-hidden": "true" });
+    this.heads = h("div", { class: "vl-layer-heads", "aria-hidden": "true" });
+    this.world = h("div", { class: "vl-world" }, this.heads);
+    this.stage = h(
+      "div",
+      { class: "vl-stage", role: "group", "aria-roledescription": "circuit", "aria-label": HELP },
+      this.base,
+      this.over,
+      this.world,
+    );
+    this.live = h("div", { class: "vl-hint", role: "status", "aria-live": "polite" });
+    this.count = h("span", { class: "vl-muted vl-diagram-count" });
+    this.side = createSide();
+    this.legend = createLegend();
+    this.naming = createNaming(this.stage);
+    this.thumbs = createThumbs(
+      () => this.data,
+      () => this.strip,
+    );
+    this.nodes = createNodes(this.world, this.thumbs.ask);
+    this.sliders = createSliders((rule, value, done) => {
+      if (done) save(this.model, { [rule]: value });
+      else this.saveSoon({ [rule]: value });
+    });
+    this.actions = createActions(this);
+    this.buttons = createButtons(this.actions.buttons);
+    this.root = h(
+      "div",
+      { class: "vl-diagram" },
+      h("div", { class: "vl-diagram-bar" }, this.sliders.element, this.count),
+      h("div", { class: "vl-diagram-body" }, this.side.element, this.stage),
+      this.buttons.element,
+      this.legend.element,
+      this.live,
+    );
+    el.append(this.root);
+  }
+
+  start() {
+    const { model, signal, stage } = this;
+    listen(model, ABOUT, () => this.plan("data"), signal);
+    listen(model, ["picture"], () => this.loadPicture(), signal);
+    listen(model, [...RULES, "pinned"], () => this.plan("prune"), signal);
+    listen(model, ["groups", "labels", "ablations", "can_ablate"], () => this.plan("scene"), signal);
+    listen(model, ["selected"], () => this.plan("scene", "light"), signal);
+    listen(model, ["hovered"], () => this.plan("light"), signal);
+    const on = { signal };
+    stage.addEventListener("click", (event) => this.actions.clicked(event), on);
+    stage.addEventListener("keydown", (event) => this.actions.pressed(event), on);
+    stage.addEventListener("pointerover", (event) => this.point(this.itemAt(event)?.key ?? null), on);
+    stage.addEventListener("pointerleave", () => this.point(null), on);
+    stage.addEventListener("focusin", (event) => this.focused(event), on);
+    stage.addEventListener("focusout", () => this.plan("light"), on);
+    handleGestures(stage, signal, {
+      view: () => this.view,
+      move: (view) => this.move(view),
+      wheels: (event) =>
+        event.ctrlKey || event.metaKey || stage.matches(":focus-within") || this.actions.isFull(),
+    });
+    const sized = new ResizeObserver(() => this.plan("size"));
+    sized.observe(stage);
+    const root = this.root.closest(".vl-root") ?? this.root;
+    root.addEventListener("vl-theme", () => this.plan("edges", "light"), on);
+    signal.addEventListener("abort", () => {
+      sized.disconnect();
+      cancelAnimationFrame(this.frame);
+      this.thumbs.end();
+    });
+    this.loadPicture();
+    this.plan("data");
+  }
+
+  async loadPicture() {
+    this.strip = await loadStrip(this.model.get("picture")).catch(() => null);
+    if (this.signal.aborted) return;
+    this.thumbs.clear();
+    this.nodes.forget();
+    this.plan("scene", "light");
+  }
+
+  /** What the next frame has to do anew. @param {...string} what */
+  plan(...what) {
+    for (const one of what) this.due.add(one);
+    this.frame ||= requestAnimationFrame(() => {
+      this.frame = 0;
+      const due = this.due;
+      this.due = new Set();
+      if (!this.signal.aborted) this.draw(due);
+    });
+  }
+
+  /** @param {Set<string>} due */
+  draw(due) {
+    if (due.has("data")) this.readAll();
+    const { data } = this;
+    this.root.classList.toggle("vl-empty", !data);
+    if (!data) return;
+    const all = due.has("data");
+    if (all || due.has("prune")) this.prune(data);
+    if (all) tidy(this.rank, /** @type {Kept} */ (this.kept));
+    if (all || due.has("prune") || due.has("scene") || due.has("size")) this.arrange(data);
+    if (all || due.has("size")) this.resize(all);
+    const changed = ["data", "prune", "scene", "size"].some((what) => due.has(what));
+    if (changed || due.has("edges") || due.has("view")) this.drawEdges();
+    if (changed || due.has("light") || due.has("view")) this.light();
+  }
+
+  readAll() {
+    this.data = readData(this.model);
+    if (!this.data) return;
+    this.rank = globalOrder(this.data);
+    this.chosen.clear();
+    this.untouched = true;
+    this.thumbs.clear();
+    this.nodes.forget();
+  }
+
+  /** @param {Data} data */
+  prune(data) {
+    const pinned = this.marks.pinned().map((key) => idOf(data, key));
+    this.kept = prune(data, {
+      count: Math.min(this.model.get("nodes_per_layer"), data.maxCount),
+      nodeShare: this.model.get("node_share"),
+      edgeShare: this.model.get("edge_share"),
+      pinned: pinned.filter((id) => id !== undefined),
+    });
+  }
+
+  /** @param {Data} data */
+  arrange(data) {
+    const kept = /** @type {Kept} */ (this.kept);
+    const marked = this.marked(data);
+    const closed = new Map([...marked.groups].filter(([, name]) => !this.opened.has(name)));
+    const scene = buildScene(data, kept, this.rank, { groups: closed, room: this.stage.clientWidth - 20 });
+    this.scene = scene;
+    this.nodes.update(data, scene, marked);
+    this.drawHeads(scene);
+    const [count, nodeShare, edgeShare] = RULES.map((rule) => this.model.get(rule));
+    this.sliders.update({ nodes_per_layer: count, node_share: nodeShare, edge_share: edgeShare }, data.maxCount);
+    this.legend.update(scene, data.prefixNames);
+    const words = `${scene.nodes} nodes, ${scene.edges} edges`;
+    if (this.count.textContent !== words) this.count.textContent = words;
+    this.actions.update();
+  }
+
+  /** @param {Data} data @returns {Marked} */
+  marked(data) {
+    /** @param {NodeKey} key */
+    const id = (key) => idOf(data, key) ?? -1;
+    return {
+      pinned: new Set(this.marks.pinned().map(id)),
+      labels: new Map(this.marks.labels().map(([l, f, text]) => [id([l, f]), text])),
+      groups: new Map(this.marks.groups().flatMap(([name, keys]) => keys.map((key) => [id(key), name]))),
+      ablated: new Map(
+        (this.model.get("ablations") ?? []).map((/** @type {[number, number, number | null]} */ [l, f, value]) => [
+          id([l, f]),
+          value,
+        ]),
+      ),
+      chosen: this.chosen,
+      selected: idOf(data, this.model.get("selected")),
+    };
+  }
+
+  /** @param {Scene} scene */
+  drawHeads(scene) {
+    const top = -(scene.height - SIZE.head) / 2 - SIZE.head;
+    const names = scene.columns.map((_, layer) =>
+      layer === scene.columns.length - 1 ? "target" : `layer ${layer}`,
+    );
+    if (this.heads.childElementCount !== names.length) {
+      this.heads.replaceChildren(...names.map((name) => h("div", { class: "vl-layer-head" }, name)));
+    }
+    [...this.heads.children].forEach((head, layer) => {
+      const y = layer === names.length - 1 ? -SIZE.target[1] / 2 - 8 - SIZE.head : top;
+      /** @type {HTMLElement} */ (head).style.transform = `translate(${layer * scene.pitch}px,${y}px)`;
+    });
+  }
+
+  /** @param {boolean} first */
+  resize(first) {
+    const scene = /** @type {Scene} */ (this.scene);
+    if (first && !this.stage.style.height && !this.actions.isFull()) {
+      const wanted = scene.height * opening(scene, this.stage.clientWidth, HEIGHT[1]).scale + 24;
+      this.stage.style.height = `${Math.round(Math.min(HEIGHT[1], Math.max(HEIGHT[0], wanted)))}px`;
+    }
+    const { clientWidth, clientHeight } = this.stage;
+    const ratio = Math.min(2, globalThis.devicePixelRatio || 1);
+    for (const canvas of [this.base, this.over]) {
+      canvas.width = Math.round(clientWidth * ratio);
+      canvas.height = Math.round(clientHeight * ratio);
+    }
+    if (this.untouched) this.setView(opening(scene, clientWidth, clientHeight));
+  }
+
+  /** @param {View} view */
+  setView(view) {
+    this.view = view;
+    this.world.style.transform = `translate(${view.x}px,${view.y}px) scale(${view.scale})`;
+    this.world.classList.toggle("vl-far", view.scale < 0.45);
+  }
+
+  /** @param {View} view */
+  move(view) {
+    this.untouched = false;
+    this.setView(view);
+    this.plan("view");
+  }
+
+  colours() {
+    const style = getComputedStyle(this.root);
+    return {
+      positive: style.getPropertyValue("--vl-positive") || "#0072b2",
+      negative: style.getPropertyValue("--vl-negative") || "#d55e00",
+    };
+  }
+
+  drawEdges() {
+    if (this.scene) drawAll(this.base, this.scene, this.view, this.colours());
+  }
+
+  /** Lights up what the pointer, the focus or the selection is on. */
+  light() {
+    const { data, scene } = this;
+    if (!data || !scene) return;
+    const place = this.inHand(data, scene);
+    const found = place === undefined ? null : lit(scene, place);
+    drawLit(this.over, scene, this.view, this.colours(), found?.links ?? new Map());
+    this.stage.classList.toggle("vl-dimmed", found !== null);
+    this.nodes.light(new Set([...(found?.items ?? [])].map((i) => scene.items[i].key)));
+    const id = place === undefined ? idOf(data, this.model.get("selected")) : scene.items[place].ids[0];
+    this.side.update(data, this.strip, id, id === undefined ? undefined : this.marked(data).labels.get(id));
+  }
+
+  /** @param {Data} data @param {Scene} scene @returns {number | undefined} */
+  inHand(data, scene) {
+    if (this.pointed) return scene.places.get(this.pointed);
+    const active = this.active();
+    if (active?.matches(":focus-visible")) return scene.places.get(active.dataset.key ?? "");
+    for (const name of ["hovered", "selected"]) {
+      const id = idOf(data, this.model.get(name));
+      if (id !== undefined && scene.itemOf.has(id)) return scene.itemOf.get(id);
+    }
+    return undefined;
+  }
+
+  /** The focused node. */
+  active() {
+    const root = /** @type {Document | ShadowRoot} */ (this.root.getRootNode());
+    const element = /** @type {HTMLElement | null} */ (root.activeElement);
+    return element?.classList.contains("vl-node") && this.stage.contains(element) ? element : null;
+  }
+
+  /** @param {Event} event @returns {Item | undefined} */
+  itemAt(event) {
+    const node = /** @type {Element} */ (event.target).closest?.(".vl-node");
+    return this.item(/** @type {HTMLElement | null} */ (node)?.dataset.key);
+  }
+
+  /** @param {string | null | undefined} key @returns {Item | undefined} */
+  item(key) {
+    const place = key == null ? undefined : this.scene?.places.get(key);
+    return place === undefined ? undefined : this.scene?.items[place];
+  }
+
+  /** @param {Item} item @returns {NodeKey[]} */
+  keys(item) {
+    return item.ids.map((id) => this.keyOf(id));
+  }
+
+  /** @param {number} id @returns {NodeKey} */
+  keyOf(id) {
+    return keyOf(/** @type {Data} */ (this.data), id);
+  }
+
+  /** @param {string | null} key */
+  point(key) {
+    if (key === this.pointed || this.stage.classList.contains("vl-panning")) return;
+    this.pointed = key;
+    const item = this.item(key);
+    this.hover(item ? this.keys(item)[0] : null);
+    this.plan("light");
+  }
+
+  /** @param {NodeKey | null} node */
+  hover(node) {
+    if (!same(node, this.model.get("hovered"))) this.saveSoon({ hovered: node });
+  }
+
+  /** @param {FocusEvent} event */
+  focused(event) {
+    const item = this.itemAt(event);
+    if (!item) return;
+    this.nodes.makeCurrent(item.key);
+    if (/** @type {Element} */ (event.target).matches(":focus-visible")) this.actions.reveal(item);
+    this.plan("light");
+    this.actions.update();
+  }
+}

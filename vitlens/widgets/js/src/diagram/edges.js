@@ -1,0 +1,104 @@
+// Edges on a canvas.
+
+/** @import { Item, Scene } from "./scene.js" */
+import { SIZE } from "./scene.js";
+
+const THICKEST = 7;
+const THINNEST = 0.5;
+const LEVELS = 10; // widths are rounded to so many, and drawn a width at a time
+const DRAWN = 5000; // the strongest ones; more could not be told apart
+const DASHED = 0.9; // thinner lines show their sign by colour alone
+
+/**
+ * @typedef {object} Colours
+ * @property {string} positive
+ * @property {string} negative
+ *
+ * @typedef {object} View how the world lies on the screen
+ * @property {number} scale
+ * @property {number} x
+ * @property {number} y
+ */
+
+/** Width of an edge, in pixels of the world.
+ * @param {number} share @param {number} thickest
+ */
+export function widthOf(share, thickest) {
+  const part = thickest > 0 ? Math.min(1, Math.abs(share) / thickest) : 0;
+  return Math.max(THINNEST, THICKEST * Math.sqrt(part));
+}
+
+/** How many edges are drawn.
+ * @param {Scene} scene
+ */
+export const drawnLinks = (scene) => Math.min(DRAWN, scene.links.length);
+
+/**
+ * @param {HTMLCanvasElement} canvas @param {Scene} scene @param {View} view @param {Colours} colours
+ */
+export function drawAll(canvas, scene, view, colours) {
+  const g = begin(canvas, view);
+  const start = scene.links.length - drawnLinks(scene);
+  stroke(g, scene, range(start, scene.links.length), colours, () => 0.6);
+}
+
+/**
+ * @param {HTMLCanvasElement} canvas @param {Scene} scene @param {View} view @param {Colours} colours
+ * @param {Map<number, number>} links with their light, 0 to 1
+ */
+export function drawLit(canvas, scene, view, colours, links) {
+  const g = begin(canvas, view);
+  const order = [...links.keys()].sort((a, b) => a - b);
+  stroke(g, scene, order, colours, (i) => 0.3 + 0.7 * /** @type {number} */ (links.get(i)));
+}
+
+/** @param {HTMLCanvasElement} canvas @param {View} view */
+function begin(canvas, view) {
+  const g = /** @type {CanvasRenderingContext2D} */ (canvas.getContext("2d"));
+  const ratio = canvas.width / (canvas.clientWidth || canvas.width);
+  g.setTransform(1, 0, 0, 1, 0, 0);
+  g.clearRect(0, 0, canvas.width, canvas.height);
+  g.setTransform(ratio * view.scale, 0, 0, ratio * view.scale, ratio * view.x, ratio * view.y);
+  return g;
+}
+
+/**
+ * Strokes links together that look alike: a few long paths are quicker than many short ones.
+ * @param {CanvasRenderingContext2D} g @param {Scene} scene @param {number[]} links
+ * @param {Colours} colours @param {(link: number) => number} opacity
+ */
+function stroke(g, scene, links, colours, opacity) {
+  /** @type {Map<number, Path2D>} */
+  const paths = new Map();
+  for (const i of links) {
+    const link = scene.links[i];
+    const level = Math.round((LEVELS * (widthOf(link.share, scene.thickest) - THINNEST)) / THICKEST);
+    const light = Math.round(4 * opacity(i));
+    const kind = (level * 8 + light) * 2 + (link.weight < 0 ? 1 : 0);
+    let path = paths.get(kind);
+    if (!path) paths.set(kind, (path = new Path2D()));
+    trace(path, scene.items[link.from], scene.items[link.to]);
+  }
+  for (const kind of [...paths.keys()].sort((a, b) => a - b)) {
+    const negative = kind % 2 === 1;
+    const width = THINNEST + (THICKEST * Math.floor(kind / 16)) / LEVELS;
+    g.lineWidth = width;
+    g.globalAlpha = (Math.floor(kind / 2) % 8) / 4;
+    g.strokeStyle = negative ? colours.negative : colours.positive;
+    g.setLineDash(negative && width > DASHED ? [Math.max(5, 2 * width), Math.max(3, width)] : []);
+    g.stroke(/** @type {Path2D} */ (paths.get(kind)));
+  }
+}
+
+/** @param {Path2D} path @param {Item} from @param {Item} to */
+function trace(path, from, to) {
+  const x = from.x + SIZE.thumb + SIZE.token + 2;
+  const y = from.y + SIZE.thumb / 2;
+  const end = to.y + (to.key === "target" ? SIZE.target[1] : SIZE.thumb) / 2;
+  const bend = (to.x - x) / 2;
+  path.moveTo(x, y);
+  path.bezierCurveTo(x + bend, y, to.x - bend, end, to.x, end);
+}
+
+/** @param {number} from @param {number} to */
+const range = (from, to) => Array.from({ length: to - from }, (_, i) => from + i);

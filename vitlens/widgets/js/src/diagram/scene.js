@@ -1,0 +1,152 @@
+// What is to be drawn: kept nodes and supernodes in columns, and the edges between them.
+
+/** @import { Data } from "./data.js" */
+/** @import { Kept } from "./prune.js" */
+
+export const SIZE = {
+  thumb: 46,
+  token: 9, // a square for each prefix token, beside the thumbnail
+  width: 62, // of a node with its text
+  row: 74, // from one node of a column to the next
+  pitch: [86, 168], // from one layer to the next, at least and at most
+  target: [112, 74],
+  head: 26, // room for the name of a layer
+};
+
+/**
+ * A node, a supernode's members in one layer, or the target.
+ * @typedef {object} Item
+ * @property {string} key the same while it is there
+ * @property {number} layer
+ * @property {number[]} ids candidates; the strongest first
+ * @property {string} group the supernode's name when it is closed, else ""
+ * @property {number} x
+ * @property {number} y from the middle of the columns: rows stay while columns grow
+ * @property {number} share
+ *
+ * @typedef {object} Link
+ * @property {number} from place in `items`
+ * @property {number} to
+ * @property {number} weight
+ * @property {number} share
+ *
+ * @typedef {object} Scene
+ * @property {Item[]} items
+ * @property {Link[]} links weakest first
+ * @property {number[][]} out links that leave an item, by item
+ * @property {number[][]} into links that lead to it
+ * @property {Map<string, number>} places of items by key
+ * @property {Map<number, number>} itemOf candidates' items
+ * @property {number[][]} columns items by layer from above; the target is one layer after the last
+ * @property {number} pitch
+ * @property {number} width
+ * @property {number} height
+ * @property {number} thickest the largest share of a link, of either sign
+ * @property {number} nodes kept nodes
+ * @property {number} edges kept edges
+ */
+
+/**
+ * @param {Data} data @param {Kept} kept @param {Float64Array} rank
+ * @param {{ groups: Map<number, string>, room: number }} options `groups`: closed supernodes by
+ * candidate; `room`: pixels that the columns may take
+ * @returns {Scene}
+ */
+export function buildScene(data, kept, rank, { groups, room }) {
+  /** @type {Item[]} */
+  const items = [];
+  const itemOf = new Map();
+  const pitch = Math.min(
+    SIZE.pitch[1],
+    Math.max(SIZE.pitch[0], (room - SIZE.target[0]) / data.counts.length),
+  );
+  const rows = kept.nodes.map((ids) => columnOf(data, ids, rank, groups));
+  const tallest = Math.max(2, ...rows.map((row) => row.length));
+  const height = SIZE.head + tallest * SIZE.row;
+  const columns = rows.map((row, layer) =>
+    row.map((item, place) => {
+      item.x = layer * pitch;
+      item.y = (place - row.length / 2) * SIZE.row;
+      for (const id of item.ids) itemOf.set(id, items.length);
+      return items.push(item) - 1;
+    }),
+  );
+  itemOf.set(data.total, items.length);
+  columns.push([items.length]);
+  const x = data.counts.length * pitch;
+  items.push({
+    key: "target",
+    layer: data.counts.length,
+    ids: [data.total],
+    group: "",
+    x,
+    y: -SIZE.target[1] / 2 - 8,
+    share: 1,
+  });
+  const links = linksOf(kept, itemOf, items.length);
+  /** @type {number[][]} */
+  const out = items.map(() => []);
+  /** @type {number[][]} */
+  const into = items.map(() => []);
+  links.forEach((link, i) => {
+    out[link.from].push(i);
+    into[link.to].push(i);
+  });
+  return {
+    items,
+    links,
+    out,
+    into,
+    places: new Map(items.map((item, i) => [item.key, i])),
+    itemOf,
+    columns,
+    pitch,
+    width: x + SIZE.target[0],
+    height,
+    thickest: links.length ? Math.abs(links[links.length - 1].share) : 0,
+    nodes: kept.nodes.reduce((sum, ids) => sum + ids.length, 0),
+    edges: kept.source.length,
+  };
+}
+
+/** @param {Data} data @param {number[]} ids @param {Float64Array} rank @param {Map<number, string>} groups */
+function columnOf(data, ids, rank, groups) {
+  /** @type {Map<string, { item: Item, rank: number }>} */
+  const made = new Map();
+  for (const id of ids) {
+    const group = groups.get(id) ?? "";
+    const key = group ? `group ${data.layers[id]} ${group}` : String(id);
+    const known = made.get(key);
+    if (!known) {
+      const item = { key, layer: data.layers[id], ids: [id], group, x: 0, y: 0, share: data.shares[id] };
+      made.set(key, { item, rank: rank[id] });
+      continue;
+    }
+    const { item } = known;
+    item.share += data.shares[id];
+    known.rank += (rank[id] - known.rank) / (item.ids.length + 1);
+    item.ids.push(id);
+    item.ids.sort((a, b) => data.importances[b] - data.importances[a]);
+  }
+  return [...made.values()].sort((a, b) => a.rank - b.rank).map(({ item }) => item);
+}
+
+/** Edges between items; those of a supernode's members are added up.
+ * @param {Kept} kept @param {Map<number, number>} itemOf @param {number} n
+ */
+function linksOf(kept, itemOf, n) {
+  /** @type {Map<number, Link>} */
+  const links = new Map();
+  for (let i = 0; i < kept.source.length; i++) {
+    const from = /** @type {number} */ (itemOf.get(kept.source[i]));
+    const to = /** @type {number} */ (itemOf.get(kept.target[i]));
+    const link = links.get(from * n + to);
+    if (link) {
+      link.weight += kept.weight[i];
+      link.share += kept.share[i];
+    } else {
+      links.set(from * n + to, { from, to, weight: kept.weight[i], share: kept.share[i] });
+    }
+  }
+  return [...links.values()].sort((a, b) => Math.abs(a.share) - Math.abs(b.share));
+}

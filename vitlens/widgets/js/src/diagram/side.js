@@ -1,0 +1,66 @@
+// The picture, with the heat of the node in hand.
+
+/** @import { Data } from "./data.js" */
+import { fill, h, percent, show } from "../lib/dom.js";
+import { drawHeat } from "../lib/heat.js";
+import { ERROR, featureName, relativeHeat, shareWords } from "./data.js";
+
+const SIDE = 264; // pixels of the canvas' longer side
+
+export function createSide() {
+  const canvas = h("canvas", { class: "vl-side-picture", role: "img" });
+  const words = h("div", { class: "vl-side-words" });
+  return {
+    element: h("div", { class: "vl-diagram-side" }, canvas, words),
+    /**
+     * @param {Data} data @param {ImageBitmap | null} strip
+     * @param {number | undefined} id a candidate, or the target, or none
+     * @param {string | undefined} label
+     */
+    update(data, strip, id, label) {
+      const [rows, columns] = data.grid;
+      const longer = Math.max(rows, columns);
+      const width = Math.round((SIDE * columns) / longer);
+      const height = Math.round((SIDE * rows) / longer);
+      if (canvas.width !== width) canvas.width = width;
+      if (canvas.height !== height) canvas.height = height;
+      const node = id !== undefined && id < data.total;
+      const [predicted, probability] = data.prediction;
+      if (!node) {
+        drawHeat(canvas, { strip, pale: false }, null);
+        canvas.setAttribute("aria-label", "The image");
+        fill(
+          words,
+          h("div", { class: "vl-side-name" }, "Image"),
+          h("div", {}, `predicted: ${predicted} (${percent(probability)})`),
+        );
+        return;
+      }
+      const { values, limit } = relativeHeat(data, id);
+      const prefix = data.prefixNames.length;
+      drawHeat(canvas, { strip }, { values, offset: prefix, grid: data.grid, limit });
+      const name = data.features[id] === ERROR ? "error node" : `feature ${featureName(data.features[id])}`;
+      canvas.setAttribute("aria-label", `Importance of this ${name} on the image`);
+      fill(
+        words,
+        h("div", { class: "vl-side-name" }, label ?? `Layer ${data.layers[id]}, ${name}`),
+        label && h("div", {}, `layer ${data.layers[id]}, ${name}`),
+        h("div", {}, `importance ${show(data.importances[id])}`),
+        h("div", {}, `${shareWords(data.shares[id])} of its layer`),
+        prefix > 0 && h("div", {}, prefixWords(data, values)),
+      );
+    },
+  };
+}
+
+/** How much of a node's importance lies on the prefix tokens.
+ * @param {Data} data @param {Float32Array} values
+ */
+function prefixWords({ prefixNames }, values) {
+  let total = 0;
+  for (const value of values) total += Math.abs(value);
+  let before = 0;
+  for (let i = 0; i < prefixNames.length; i++) before += Math.abs(values[i]);
+  const names = prefixNames.length > 1 ? `${prefixNames[0]} and registers` : prefixNames[0];
+  return `${shareWords(total > 0 ? before / total : 0)} on ${names}`;
+}
