@@ -250,7 +250,7 @@ class Jupyter(Host):
     def dark(self) -> None:
         """Change to the dark theme."""
         self.command("apputils:change-theme", theme="JupyterLab Dark")
-        self.page.wait_for_selector("body[data-jp-theme-light=false]")
+        self.page.wait_for_selector("body[data-jp-theme-light=false]", state="attached")
 
     def close(self) -> None:
         """End the kernels: each holds a copy of PyTorch."""
@@ -290,7 +290,7 @@ mo.Html(f"<pre data-testid='answer' data-question='{question.value.partition(':'
 
 @dataclass
 class Marimo(Host):
-    """A marimo app; its last cells evaluate what is typed into a field."""
+    """A marimo app; its last cells evaluate what is typed into a field, which takes the focus."""
 
     stack: list[object] = field(default_factory=list)
     asked: int = 0
@@ -306,6 +306,8 @@ class Marimo(Host):
         app.write_text(
             "import marimo\napp = marimo.App()\n\n" + "\n".join(map(_CELL.format, lines))
         )
+        (root / "marimo").mkdir()
+        (root / "marimo" / "marimo.toml").write_text('[display]\ntheme = "system"\n')
         port = free_port()
         arguments = ["marimo", "-q", "run", "--headless", "--no-token", f"--port={port}", str(app)]
         serving = served(

@@ -37,6 +37,12 @@ def pixel(page: Page, row: int, column: int) -> list[int]:
     return page.locator(".vl-heat-canvas").first.evaluate(script, [row, column])
 
 
+def press(page: Page, *keys: str) -> None:
+    page.locator(".vl-heat-stage").focus()
+    for key in keys:
+        page.keyboard.press(key)
+
+
 def test_it_works_in_a_notebook(host: Host) -> None:
     page = host.drive(CELLS)
     picture = page.locator(".vl-heat-picture")
@@ -62,15 +68,12 @@ def test_it_works_in_a_notebook(host: Host) -> None:
     expect(page.locator(".vl-title").first).to_have_text(f"Layer 0, feature {active[0][0][0]}")
 
     picture.hover(position=at(picture, 0, 0))
-    page.locator(".vl-heat-stage").focus()
-    for key in ("ArrowRight", "ArrowDown", "Enter"):
-        page.keyboard.press(key)
+    press(page, "ArrowRight", "ArrowDown", "Enter")
     host.wait("heatmap.patches == ((1, 1),)")
-    for key in ("Home", "ArrowLeft", " "):
-        page.keyboard.press(key)
+    press(page, "Home", "ArrowLeft", " ")
     host.wait("heatmap.patches == ((-1, 0),)")
     expect(readout).to_contain_text("CLS: ")
-    page.keyboard.press("Escape")
+    press(page, "Escape")
     host.wait("heatmap.patches == ()")
     expect(page.locator(".vl-heat-features")).to_be_hidden()
 
