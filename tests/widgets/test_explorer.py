@@ -1,0 +1,295 @@
+"""The Explorer without a browser: what it tells the view, in which order, and what it refuses."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import traitlets
+from PIL import Image
+
+import vitlens
+from tests.tiny import CLASSES, tiny_lens
+from vitlens.about import About, Sample
+from vitlens.errors import ImageError, TargetError, VitlensError
+from vitlens.widgets import Explorer
+
+
+def picture(seed: int) -> Image.Image:
+    pixels = np.random.default_rng(seed).integers(0, 256, (40, 48, 3), dtype=np.uint8)
+    return Image.fromarray(pixels)
+
+
+@pytest.fixture
+def lens(tmp_path: Path) -> vitlens.Lens:
+    """A tiny lens with two sample images."""
+    lens = tiny_lens()
+    samples = []
+    for i, label in enumerate(("bird", "")):
+        picture(i).save(tmp_path / f"{i}.png")
+        samples.append(Sample(tmp_path / f"{i}.png", label, "noise"))
+    lens.about = About(name="tiny", samples=tuple(samples))
+    return lens
+
+
+def says(explorer: Explorer, lens: vitlens.Lens, image: Any) -> bool:
+    """Whether the Explorer shows what the lens says of an image."""
+    expected = lens.trace(image).logits.softmax(-1)
+    return torch.allclose(torch.tensor(explorer.probabilities), expected, atol=1e-6)
+
+
+def test_it_opens_on_the_first_sample(lens: vitlens.Lens) -> None:
+    explorer = lens.explore()
+    assert isinstance(explorer, Explorer)
+    assert explorer.image_choice == 0
+    assert explorer.image_name == "0.png"
+    assert [sample["label"] for sample in explorer.samples] == ["bird", ""]
+    assert explorer.classes == CLASSES
+    assert says(explorer, lens, lens.samples[0].path)
+    assert explorer.progress == {}
+    assert explorer.notice == ""
+    expected = lens.circuit(lens.samples[0].path, nodes_per_layer=8)
+    assert explorer.circuit.nodes == expected.nodes
+    assert explorer.selected == explorer.scene.most_important(2)
+    assert explorer.card["node"] == list(explorer.selected)
+    json.dumps([explorer.health, explorer.explained, explorer.graph], allow_nan=False)
+
+
+def test_without_samples_it_waits_for_an_image() -> None:
+    explorer = tiny_lens().explore()
+    assert explorer.explained == {}
+    assert explorer.graph == {}
+    with pytest.raises(VitlensError, match="image"):
+        explorer.measure_curves()
+    explorer.target_choice = 1  # nothing to look at yet
+    assert explorer.explained == {}
+
+
+def test_image_and_target_from_python(lens: vitlens.Lens) -> None:
+    explorer = lens.explore(picture(7), target="fruit")
+    assert (explorer.image_choice, explorer.target_choice) == (None, 2)
+    assert explorer.explained["name"] == "fruit"
+    assert says(explorer, lens, picture(7))
+    explorer.target_choice = 4
+    assert explorer.explained["name"] == "vehicle"
+    assert says(explorer, lens, picture(7))
+    explorer.image_choice = 1
+    assert explorer.target_choice is None
+    assert explorer.explained["name"] == lens.predict(lens.samples[1].path)[0][0]
+    explorer.load(picture(8), target=lambda logits: logits[0] - logits[1])
+    assert explorer.explained["index"] is None
+    assert explorer.explained["value"] == pytest.approx(explorer.graph["target"]["value"])
+
+
+def test_bad_images_and_targets_are_refused_and_nothing_moves(
+    lens: vitlens.Lens, tmp_path: Path
+) -> None:
+    explorer = lens.explore()
+    before = explorer.probabilities
+    with pytest.raises(ImageError, match="There is no image"):
+        explorer.load(tmp_path / "none.png")
+    with pytest.raises(TargetError, match="Did you mean 'fruit'"):
+        explorer.load(picture(3), target="friut")
+    with pytest.raises(TargetError):
+        explorer.load(picture(3), target=99)
+    for name, value in (("image_choice", 2), ("target_choice", -1), ("height", 10)):
+        with pytest.raises(traitlets.TraitError):
+            setattr(explorer, name, value)
+    with pytest.raises(traitlets.TraitError, match="no trait"):
+        lens.explore(colour="red")
+    assert explorer.probabilities == before
+
+
+def ask(explorer: Explorer, what: str, payload: Any, *buffers: bytes) -> dict[str, Any]:
+    """Ask as the browser does, and return the answer."""
+    answers: list[dict[str, Any]] = []
+    explorer.send = lambda content, buffers=None: answers.append(content)  # type: ignore[method-assign]
+    explorer._receive(None, {"vl": "ask", "id": 1, "what": what, "payload": payload}, buffers)
+    (answer,) = answers
+    return answer
+
+
+def test_upload_and_path(lens: vitlens.Lens, tmp_path: Path) -> None:
+    explorer = lens.explore()
+    file = io.BytesIO()
+    picture(5).save(file, "PNG")
+    assert ask(explorer, "upload", {"name": "mine.png"}, file.getvalue())["value"] is True
+    assert (explorer.image_choice, explorer.image_name) == (None, "mine.png")
+    assert says(explorer, lens, picture(5))
+
+    picture(6).save(tmp_path / "there.png")
+    assert ask(explorer, "open_path", {"path": f" {tmp_path}/there.png "})["value"] is True
+    assert says(explorer, lens, picture(6))
+
+
+@pytest.mark.parametrize(
+    ("what", "payload", "buffers", "words"),
+    [
+        ("upload", {"name": "mine.png"}, [b"no image"], "mine.png is not an image"),
+        ("open_path", {"path": "/nowhere/x.png"}, [], "There is no image"),
+        ("dance", {}, [], "no answer to 'dance'"),
+    ],
+)
+def test_a_wish_that_fails_is_told_in_words(
+    lens: vitlens.Lens, what: str, payload: Any, buffers: list[bytes], words: str
+) -> None:
+    explorer = lens.explore()
+    before = explorer.probabilities
+    answer = ask(explorer, what, payload, *buffers)
+    assert words in answer["error"]
+    assert words in explorer.notice
+    assert explorer.probabilities == before
+
+
+def test_curves_on_demand_go_with_their_image(lens: vitlens.Lens) -> None:
+    explorer = lens.explore()
+    assert ask(explorer, "compute_curves", {})["value"] is True
+    assert explorer.curves["methods"] == ["rrm", "node", "random"]
+    expected = lens.faithfulness(
+        [lens.samples[0].path],
+        methods=("rrm", "node", "random"),
+        q=explorer.curves["q"],
+        progress=False,
+    )
+    band = [expected.band("deletion", m).mean for m in expected.methods]
+    sent = np.frombuffer(explorer.curve_data, np.float32).reshape(2, 3, 3, -1)
+    np.testing.assert_allclose(sent[1, :, 0], np.stack(band), rtol=1e-5)
+    explorer.target_choice = 1
+    assert explorer.curves == {}
+
+
+def test_health_says_what_is_missing(lens: vitlens.Lens) -> None:
+    explorer = lens.explore()
+    assert "accuracy with all SAEs" in explorer.health["missing"]
+    residuals = [layer["residual"] for layer in explorer.health["layers"]]
+    relative = lens.conservation(lens.samples[0].path)["libragrad"]
+    assert residuals == pytest.approx(relative.tolist(), rel=1e-4)
+
+
+def test_health_of_the_bundle() -> None:
+    lens = vitlens.load("everyday")
+    from vitlens.widgets.health import health
+
+    found = health(lens, None)
+    assert found["missing"] == []
+    assert len(found["layers"]) == 11
+    assert found["layers"][3]["residual"] is None
+    assert found["accuracy_all"] == lens.about.figures["saes"]["accuracy_all"]
+
+
+def test_first_the_picture_then_the_circuit(lens: vitlens.Lens) -> None:
+    async def story() -> None:
+        explorer = lens.explore()
+        assert explorer.explained == {}
+        assert explorer.progress["what"]
+        states: list[tuple[bool, bool]] = []
+
+        def note(change: Any) -> None:
+            states.append((bool(explorer.explained), bool(explorer.graph)))
+
+        explorer.observe(note, ["explained", "graph", "progress"])
+        await explorer.ready()
+        assert (True, False) in states
+        assert states[-1] == (True, True)
+        assert explorer.progress == {}
+
+    asyncio.run(story())
+
+
+def test_the_last_wish_wins(lens: vitlens.Lens) -> None:
+    async def story() -> None:
+        explorer = lens.explore()
+        explorer.image_choice = 1
+        explorer.target_choice = 3
+        seen: list[str] = []
+        explorer.observe(lambda change: seen.append(change.new.get("name", "")), "explained")
+        await explorer.ready()
+        assert says(explorer, lens, lens.samples[1].path)
+        assert set(seen) == {CLASSES[3]}
+        assert explorer.circuit.target == CLASSES[3]
+
+    asyncio.run(story())
+
+
+def test_cancel_stops_and_look_goes_on(lens: vitlens.Lens) -> None:
+    async def story() -> None:
+        explorer = lens.explore()
+        ask(explorer, "cancel", {})
+        await explorer.ready()
+        assert explorer.progress == {}
+        assert explorer.graph == {}
+        ask(explorer, "look", {})
+        await explorer.ready()
+        assert explorer.graph["n_layers"] == 3
+
+    asyncio.run(story())
+
+
+def test_a_failure_in_the_background_reaches_the_user(
+    lens: vitlens.Lens, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*_: Any, **__: Any) -> None:
+        raise MemoryError("no room for the edges")
+
+    async def story() -> None:
+        monkeypatch.setattr(lens, "candidates", fails)
+        explorer = lens.explore()
+        await explorer.ready()
+        assert explorer.notice == "MemoryError: no room for the edges"
+        assert explorer.progress == {}
+        assert explorer.explained["prediction"]
+
+    asyncio.run(story())
+
+
+def test_all_parts_share_their_traits(lens: vitlens.Lens) -> None:
+    explorer = lens.explore()
+    explorer.selected = (1, 4)
+    assert explorer.layer == 1
+    assert explorer.card["node"] == [1, 4]
+    assert explorer.title == "Layer 1, feature 4"
+    explorer.labels = {(1, 4): "ears"}
+    explorer.ablations = [(1, 4, None)]
+    assert explorer.outcome["ablations"] == [[1, 4, None]]
+    explorer.image_choice = 1
+    assert explorer.selected == (1, 4)
+    assert explorer.labels == {(1, 4): "ears"}
+    assert explorer.ablations == ()
+    assert explorer.outcome == {}
+
+
+def test_files_and_picture(lens: vitlens.Lens, tmp_path: Path) -> None:
+    explorer = lens.explore()
+    explorer.to_png(tmp_path / "x.png")
+    explorer.to_html(tmp_path / "x.html")
+    page = (tmp_path / "x.html").read_text()
+    assert "https://" not in page
+    assert str(tmp_path) not in page
+    data, _ = explorer._repr_mimebundle_()
+    assert data["image/png"]
+    waiting = tiny_lens().explore()
+    data, _ = waiting._repr_mimebundle_()
+    assert data["image/png"]
+    assert waiting.notice == ""
+
+
+def test_opening_on_everyday_sends_less_than_three_megabytes() -> None:
+    explorer = vitlens.load("everyday").explore()
+    state = explorer.get_state()
+    sizes = {
+        name: len(value)
+        if isinstance(value, bytes | bytearray | memoryview)
+        else len(json.dumps(value))
+        for name, value in state.items()
+    }
+    total = sum(sizes.values())
+    largest = sorted(sizes, key=lambda name: -sizes[name])[:5]
+    what = f"the Explorer on everyday sends {total / 1e6:.2f} MB, most of it {largest}"
+    print(what)  # noqa: T201
+    assert total < 3e6
