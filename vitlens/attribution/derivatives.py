@@ -1,7 +1,9 @@
 """Forward- and reverse-mode derivatives, typed: torch.func's own signatures promise too little."""
 
 import threading
+import warnings
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import torch
@@ -21,5 +23,14 @@ def pullback(function: Callable[..., Any], *point: Any) -> Callable[[Any], Any]:
 def pushforward(function: Callable[[Any], Any], point: Any, tangent: Any) -> Any:
     """Change of the output when the argument moves by `tangent`."""
     with _LEVEL:
+        _prepare()
         pushed: Any = torch.func.jvp(function, (point,), (tangent,))
     return pushed[1]
+
+
+@cache
+def _prepare() -> None:
+    """Use forward mode once: torch then loads scripts of its own, and warns about how it does."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        torch.func.jvp(torch.sin, (torch.zeros(1),), (torch.ones(1),))
