@@ -26,7 +26,8 @@ export function createHeat(words) {
     "figure",
     { class: "vl-card-heat" },
     h("figcaption", {}, words),
-    h("div", { class: "vl-card-picture" }, prefix, canvas),
+    canvas,
+    prefix,
     bar.element,
   );
 

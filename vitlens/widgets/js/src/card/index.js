@@ -15,6 +15,8 @@ import { createName, labelOf, nodeName } from "./name.js";
 import "./style.css";
 import { topImages } from "./top.js";
 
+const LENS = "Change of each logit if what it adds here went straight to the read-out.";
+
 /**
  * @param {Model} model
  * @param {HTMLElement} el
@@ -32,7 +34,7 @@ export function mount(model, el, signal) {
   const top = h("div");
   const sections = {
     hist: section("Activation on this image", hist),
-    logits: section("Classes it pushes by itself (logit lens)", logits),
+    logits: section("Classes it pushes by itself (logit lens)", logits, LENS),
     edges: section("Strongest edges", edges),
     top: section("Top images", top),
   };
@@ -175,9 +177,15 @@ export function mount(model, el, signal) {
   void loadTop();
 }
 
-/** @param {string} words @param {HTMLElement} content */
-const section = (words, content) =>
-  h("section", { class: "vl-card-section" }, h("h3", {}, words), content);
+/** @param {string} words @param {HTMLElement} content @param {string} [hint] */
+const section = (words, content, hint) =>
+  h(
+    "section",
+    { class: "vl-card-section" },
+    h("h3", {}, words),
+    hint && h("p", { class: "vl-card-hint vl-muted" }, hint),
+    content,
+  );
 
 /** @param {string} value @param {string} words */
 const fact = (value, words) =>
