@@ -8,7 +8,7 @@ from recipes.everyday import backbone, card, evaluate, fetch, head, saes, store
 
 # A step is skipped while its file is there and no earlier step has run.
 STEPS: dict[str, tuple[Callable[[], None], Path]] = {
-    "fetch": (fetch.fetch, fetch.ONNX),
+    "fetch": (fetch.fetch, fetch.WORK / fetch.PACKAGES[-1]),
     "backbone": (backbone.build_backbone, backbone.BACKBONE),
     "head": (head.train_head, head.CLASSIFIER),
     "store": (store.store, store.AGREEMENT),

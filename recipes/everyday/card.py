@@ -126,6 +126,7 @@ def card(figures: dict[str, Any]) -> str:
         sae_all=f"{saes['accuracy_all']:.1%}",
         sae_tokens=f"{training['n_tokens']:,}",
         backgrounds=_background_lines(),
+        n_albums=len(sources.albums()),
         samples_right=_samples_right(),
         left_out=", ".join(sources.NOT_PHOTOS),
     )

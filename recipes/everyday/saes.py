@@ -72,7 +72,8 @@ class TrainingPictures(Dataset):
         self.n = n
         self.cutouts = sources.of("train")
         self.photographs = sources.backgrounds()["train"]
-        self.scenes = self.photographs + tuple(
+        self.albums = sources.albums()
+        self.scenes = self.albums + tuple(
             sources.wallpaper(name) for name in (*sources.UNLABELLED, *sources.PAINTED)
         )
 
@@ -83,7 +84,7 @@ class TrainingPictures(Dataset):
         if not 0 <= index < self.n:
             raise IndexError(index)
         rng = np.random.default_rng([99, index])
-        kind = rng.choice(4, p=(0.25, 0.6, 0.1, 0.05))
+        kind = rng.choice(4, p=(0.25, 0.5, 0.2, 0.05))
         if kind == 0:
             pixels = images.composite(self._cutout(rng), "train", rng).pixels
         elif kind == 3:
@@ -111,7 +112,7 @@ class TrainingPictures(Dataset):
 
     def _scene(self, rng: np.random.Generator) -> Image.Image:
         """A crop of a photograph or wallpaper, perhaps turned, recoloured, blended with another."""
-        known = self.photographs if rng.random() < 0.5 else self.scenes
+        known = (self.photographs, self.albums, self.scenes)[rng.choice(3, p=(0.3, 0.5, 0.2))]
         scene = images.background_crop(known[rng.integers(len(known))], rng)
         if rng.random() < 0.3:
             other = self.scenes[rng.integers(len(self.scenes))]

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from recipes.everyday.fetch import BACKGROUNDS, CLIP_ART, STAMPS
+from recipes.everyday.fetch import ALBUMS, BACKGROUNDS, CLIP_ART, OPENCV, STAMPS
 
 CLASSES = ("bird", "coin", "flower", "fruit", "mammal", "vehicle")
 SPLITS = {"train": 0.60, "val": 0.15, "test": 0.25}
@@ -79,6 +79,29 @@ PAINTED = (
     "Elephants", "adwaita-l", "grid-l", "licorice-l", "truchet-l", "wood-l", "Stripes",
     "Ubuntu-Mate-Cold-no-logo", "Ubuntu-Mate-Warm-no-logo",
 )  # fmt: skip
+# Pictures of opencv-doc that show ordinary scenes, without drawn-in results.
+OPENCV_PICTURES = {
+    "examples/alphamat/input_images": ("plant",),
+    "examples/data": (
+        "aero1", "aloeL", "apple", "baboon", "basketball1", "board", "box_in_scene", "building",
+        "butterfly", "fruits", "graf1", "home", "left", "leuvenA", "licenseplate_motion", "messi5",
+        "orange", "rubberwhale1", "squirrel_cls", "starry_night", "stuff",
+    ),
+    "examples/hfs/data": ("000", "002"),
+    "examples/text": (
+        "scenetext01", "scenetext02", "scenetext03", "scenetext04", "scenetext06",
+        "scenetext_segmented_word01",
+    ),
+    "opencv4/html": (
+        "227943776_1", "230501201_1", "4_barcodes", "Histogram_Calculation_Original_Image",
+        "Laplace_Operator_Tutorial_Original_Image", "Remap_Tutorial_Original_Image",
+        "Template_Matching_Image_Result", "ambush_5_left", "astra_color", "bicubicOutput",
+        "bus_det", "cat_det", "coins", "detect_test1", "detect_test2", "facereg",
+        "feature_building", "fusion_mertens", "handDst", "histogram_sample",
+        "julia_facedetect_sample", "motion_original", "opencv_bus_res", "person_multi_det",
+        "retina_TreeHdr_retina", "space_shuttle", "yolo",
+    ),
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -149,6 +172,21 @@ def wallpaper(name: str) -> Path:
         and (path.stem == name or name in path.relative_to(folder).parts[:1])
     }
     return max(found, key=lambda path: (path.stat().st_size, path.name))
+
+
+@cache
+def albums() -> tuple[Path, ...]:
+    """Photographs of no split and no class that only SAEs are trained on, in a fixed order."""
+    found = [path for folder in ALBUMS for path in sorted(folder.iterdir())]
+    for folder, names in OPENCV_PICTURES.items():
+        found += [next((OPENCV / folder).glob(f"{name}.[jp][pn]g")) for name in names]
+    pictures = (path for path in found if path.suffix in (".jpg", ".png") and path.is_file())
+    return tuple(path for path in pictures if not path.is_symlink() and _side(path) >= 150)
+
+
+def _side(path: Path) -> int:
+    with Image.open(path) as image:
+        return min(image.size)
 
 
 def wallpaper_name(path: Path) -> str:

@@ -31,6 +31,8 @@ Metric: TypeAlias = Literal["target", "logit", "probability", "top1"]
 #: What is recorded of every run, in the order of the last axis of stored arrays.
 METRICS: tuple[Metric, ...] = get_args(Metric)
 
+_SHOWN_SHARES = (0.02, 0.1)
+
 _FORMAT = "vitlens.curves"
 _VERSION = 1
 
@@ -185,21 +187,20 @@ class Curves:
     def table(self, *, metric: Metric = "target", axis: Axis = "linear") -> str:
         """Return a markdown table of the areas of every method.
 
-        Columns are the areas, how much is kept with 2 % of the features where that is one of
-        the steps, and the insertion area as a multiple of CLA's where that was measured.
+        Columns are the areas, how much is kept with 2 % and 10 % of the features where those are
+        among the steps, and the insertion area as a multiple of CLA's where that was measured.
         """
-        show_share = 0.02 in self.q
+        shares = [q for q in _SHOWN_SHARES if q in self.q]
         show_ratio = "cla" in self.methods
-        head = ["method", "insertion ↑", "deletion ↓"]
-        head += ["kept with 2 %"] * show_share + ["insertion / CLA's"] * show_ratio
+        head = ["method", "insertion ↑", "deletion ↓", *(f"kept with {100 * q:.0f} %" for q in shares)]
+        head += ["insertion / CLA's"] * show_ratio
         lines = [head, ["---", *["---:"] * (len(head) - 1)]]
         for method in self.methods:
             cells = [method]
             for direction in get_args(Direction):
                 cells.append(str(self.area(direction, method, metric=metric, axis=axis)))
-            if show_share:
-                at = self.q.index(0.02)
-                band = self.band("insertion", method, metric)
+            band = self.band("insertion", method, metric)
+            for at in map(self.q.index, shares):
                 cells.append(str(Estimate(band.mean[at], band.low[at], band.high[at])))
             if show_ratio:
                 other = method != "cla"

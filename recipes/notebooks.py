@@ -1,0 +1,84 @@
+"""Run the notebooks and store them with pictures of their widgets: ``python -m recipes.notebooks``.
+
+A stored widget would show nothing on a page without a kernel, and weigh a megabyte; a picture of how
+it looked at the end reads well everywhere.
+"""
+
+import base64
+import io
+import json
+import os
+import sys
+from pathlib import Path
+
+import nbformat
+from nbclient import NotebookClient
+from PIL import Image
+
+NOTEBOOKS = Path(__file__).parent.parent / "notebooks"
+WIDTH = 1100  # pixels of a picture, at most
+VIEW = "application/vnd.jupyter.widget-view+json"
+_PICTURE = """
+import base64 as _b, ipywidgets.widgets.widget as _w
+print(_b.b64encode(_w._instances[{model_id!r}]._picture()).decode())
+"""
+
+
+def execute(path: Path, *, seconds: int = 600) -> nbformat.NotebookNode:
+    """Return the notebook, run in a fresh kernel; widgets become pictures."""
+    notebook = nbformat.read(path, as_version=4)
+    client = NotebookClient(
+        notebook,
+        timeout=seconds,
+        resources={"metadata": {"path": str(path.parent)}},
+        store_widget_state=False,
+    )
+    with client.setup_kernel(env={**os.environ, "HF_HUB_OFFLINE": "1"}):
+        for number, cell in enumerate(notebook.cells):
+            client.execute_cell(cell, number)
+        for output in _outputs(notebook):
+            if VIEW in output.get("data", {}):
+                model_id = output["data"].pop(VIEW)["model_id"]
+                output["data"]["image/png"] = _picture(client, model_id)
+    _forget_the_run(notebook)
+    return notebook
+
+
+def _picture(client: NotebookClient, model_id: str) -> str:
+    """Return a widget's picture as it is now, in base64; small enough to be kept in git."""
+    cells = client.nb.cells
+    cells.append(nbformat.v4.new_code_cell(_PICTURE.format(model_id=model_id)))
+    try:
+        cell = client.execute_cell(cells[-1], len(cells) - 1, store_history=False)
+    finally:
+        cells.pop()
+    text = "".join(output["text"] for output in cell.outputs if output.get("name") == "stdout")
+    with Image.open(io.BytesIO(base64.b64decode(text))) as picture:
+        picture.thumbnail((WIDTH, picture.height), Image.Resampling.LANCZOS)
+        file = io.BytesIO()
+        picture.convert("RGB").quantize(256).save(file, "PNG", optimize=True)
+    return base64.b64encode(file.getvalue()).decode()
+
+
+def _outputs(notebook: nbformat.NotebookNode) -> list[nbformat.NotebookNode]:
+    return [output for cell in notebook.cells for output in cell.get("outputs", ())]
+
+
+def _forget_the_run(notebook: nbformat.NotebookNode) -> None:
+    """Leave out what would differ at every run, and what the kernel says about itself."""
+    notebook.metadata = {"kernelspec": notebook.metadata["kernelspec"]}
+    for cell in notebook.cells:
+        cell.metadata = {}
+        if cell.cell_type == "code":
+            cell.outputs = [o for o in cell.outputs if o.get("name") != "stderr"]
+
+
+def main() -> None:
+    for path in sorted(NOTEBOOKS.glob("*.ipynb")):
+        notebook = execute(path)
+        path.write_text(json.dumps(notebook, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        print(f"{path.name}: {path.stat().st_size / 1e6:.2f} MB")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
