@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,8 @@ from tests.widgets.tiny import tiny_lens, tiny_picture
 from vitlens.widgets import FeatureBrowser, FeatureCard
 from vitlens.widgets.browser import order
 from vitlens.widgets.buffers import encode_strip, to_bytes
+from vitlens.widgets.diagram import DiagramPart
+from vitlens.widgets.feature import CardPart
 from vitlens.widgets.scene import Scene
 
 CELLS = (
@@ -132,6 +135,36 @@ def test_a_card_as_a_page(static_page: Callable[[Path], Page], tmp_path: Path) -
     name.press("Enter")
     page.locator(".vl-card-link").first.click()
     expect(page.locator(".vl-card-empty")).to_have_text("This needs a running kernel.")
+
+
+class _Both(DiagramPart, CardPart, bundle="card"):
+    """A card beside a diagram, as in the Explorer."""
+
+
+def test_without_a_kernel_a_card_says_what_the_diagram_knows(
+    static_page: Callable[[Path], Page], tmp_path: Path
+) -> None:
+    found = scene()
+    both = _Both()
+    candidates = found.lens.candidates(tiny_picture(), at_most=64)
+    both.look_at(replace(found, candidates=candidates))
+    both.selected = found.most_important(2)
+    both.update_card()
+    both.to_html(tmp_path / "card.html")
+    page = static_page(tmp_path / "card.html")
+    page.locator(".vl-card-link").first.click()  # from layer 2 back to layer 1
+    expect(page.locator(".vl-card")).to_have_attribute("aria-busy", "false")
+    link = found.strongest_in(both.selected, 1)[0]
+    expect(page.locator(".vl-card-id")).to_have_text("/".join(map(str, link.node)))
+    expect(page.locator(".vl-card-facts")).to_contain_text(f"{100 * found.share(link.node):.1f}%")
+    for words, links in (
+        ("in", found.strongest_in(link.node, 6)),
+        ("out", found.strongest_out(link.node, 6)),
+    ):
+        shown = page.locator(f".vl-card ul[aria-label='{words}'] .vl-card-link")
+        nodes = [shown.nth(i).get_attribute("data-node") for i in range(shown.count())]
+        assert nodes == [f"{layer}/{feature}" for (layer, feature), *_ in links]
+    expect(page.locator(".vl-card")).to_contain_text("This needs a running kernel.")
 
 
 def test_a_browser_as_a_page(static_page: Callable[[Path], Page], tmp_path: Path) -> None:
