@@ -29,6 +29,7 @@ export function createRows(create, fill, signal) {
   let shown = new Int32Array(0); // which row each element of the pool holds
   let count = 0;
   let waiting = false;
+  let hiddenWish = -1; // the row to reveal once there is room: a hidden element cannot scroll
 
   function resize() {
     const needed = Math.ceil(viewport.clientHeight / ROW_HEIGHT) + 2 * SPARE + 1;
@@ -68,9 +69,20 @@ export function createRows(create, fill, signal) {
   }
 
   viewport.addEventListener("scroll", soon, { signal, passive: true });
+  /** @param {number} index */
+  function reveal(index) {
+    hiddenWish = viewport.clientHeight ? -1 : index;
+    const top = index * ROW_HEIGHT;
+    const bottom = top + ROW_HEIGHT - viewport.clientHeight;
+    if (viewport.scrollTop > top) viewport.scrollTop = top;
+    else if (viewport.scrollTop < bottom) viewport.scrollTop = bottom;
+    place();
+  }
+
   const watcher = new ResizeObserver(() => {
     resize();
-    place();
+    if (hiddenWish >= 0 && viewport.clientHeight) reveal(hiddenWish);
+    else place();
   });
   watcher.observe(viewport);
   signal.addEventListener("abort", () => watcher.disconnect(), { once: true });
@@ -84,13 +96,7 @@ export function createRows(create, fill, signal) {
       refresh();
     },
     refresh,
-    reveal(index) {
-      const top = index * ROW_HEIGHT;
-      const bottom = top + ROW_HEIGHT - viewport.clientHeight;
-      if (viewport.scrollTop > top) viewport.scrollTop = top;
-      else if (viewport.scrollTop < bottom) viewport.scrollTop = bottom;
-      place();
-    },
+    reveal,
     page: () => Math.max(1, Math.floor(viewport.clientHeight / ROW_HEIGHT) - 1),
   };
 }

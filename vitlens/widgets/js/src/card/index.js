@@ -108,13 +108,12 @@ export function mount(model, el, signal) {
     if (target) return;
     fill(hist, histogram(card.histogram, { active: card.active, tokens: card.n_tokens }));
     const needs = h("p", { class: "vl-muted" }, "This needs a running kernel.");
-    fill(logits, card.up ? logitBars(card.up, card.down) : needs);
-    fill(
-      top,
-      card.needs_kernel
-        ? needs.cloneNode(true)
-        : topImages(card.top_images, topStrip, halfs(model, "top_heats"), model.get("grid")),
-    );
+    fill(logits, card.up ? logitBars(card.up, card.down) : needs.cloneNode(true));
+    // Why there are no top images does not depend on the feature.
+    const found = card.top_images ?? model.get("card")?.top_images;
+    const mine = card.top_images || found?.available === false;
+    const heatsOfTop = halfs(model, "top_heats");
+    fill(top, mine ? topImages(found, topStrip, heatsOfTop, model.get("grid")) : needs);
   }
 
   /** @param {boolean} target */

@@ -6,6 +6,6 @@
 export function tenths(x) {
   if (!Number.isFinite(x)) return "–";
   const size = Math.abs(100 * x);
-  if (size > 0 && size < 0.05) return `${x < 0 ? "−" : ""}<0.1%`;
+  if (size > 0 && size < 0.05) return x < 0 ? ">−0.1%" : "<0.1%";
   return `${(100 * x).toFixed(1)}%`.replace("-", "−");
 }
