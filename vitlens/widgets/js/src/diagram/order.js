@@ -102,36 +102,43 @@ export function tidy(rank, kept) {
   }
 }
 
-const MOST = 400; // edges between two layers that are looked at: the strongest ones
-
 /**
- * The weight of crossings: for each, the product of both edges' weights.
- * @param {Map<number, number>} place @param {Kept} kept
+ * The weight of crossings: for each, the product of both edges' weights. Edges are gone through by
+ * their beginning, and a tree of partial sums over their ends (Fenwick, 1994) holds those before.
+ * @param {Map<number, number>} place by node, counted from the middle of its layer
+ * @param {Kept} kept
  */
 function crossings(place, kept) {
-  /** @type {Map<number, number[]>} */
-  const layers = new Map();
-  const layerOf = new Map(kept.nodes.flatMap((ids, layer) => ids.map((id) => [id, layer])));
+  const layer = new Map(kept.nodes.flatMap((ids, l) => ids.map((id) => [id, l])));
+  /** @type {{ from: number, to: number, weight: number }[][]} */
+  const pairs = kept.nodes.map(() => []);
   kept.source.forEach((source, i) => {
-    if (place.has(kept.target[i])) push(layers, layerOf.get(source), i);
+    const [from, to] = [place.get(source), place.get(kept.target[i])];
+    if (from === undefined || to === undefined) return; // to the target
+    pairs[/** @type {number} */ (layer.get(source))].push({ from, to, weight: Math.abs(kept.weight[i]) });
   });
   let total = 0;
-  for (const all of layers.values()) {
-    const strong = all.sort((a, b) => Math.abs(kept.weight[b]) - Math.abs(kept.weight[a]));
-    const edges = strong.slice(0, MOST).map((i) => ({
-      from: /** @type {number} */ (place.get(kept.source[i])),
-      to: /** @type {number} */ (place.get(kept.target[i])),
-      weight: Math.abs(kept.weight[i]),
-    }));
-    for (let i = 0; i < edges.length; i++) {
-      for (let j = 0; j < i; j++) {
-        const [a, b] = [edges[i], edges[j]];
-        if ((a.from - b.from) * (a.to - b.to) < 0) total += a.weight * b.weight;
+  pairs.forEach((edges, l) => {
+    if (!edges.length) return;
+    const n = kept.nodes[l + 1].length;
+    const sums = new Float64Array(n + 1);
+    let all = 0;
+    edges.sort((a, b) => a.from - b.from);
+    for (let i = 0, j = 0; i < edges.length; i++) {
+      for (; edges[j].from < edges[i].from; j++) {
+        all += edges[j].weight;
+        for (let k = rowOf(edges[j].to, n); k <= n; k += k & -k) sums[k] += edges[j].weight;
       }
+      let above = 0;
+      for (let k = rowOf(edges[i].to, n); k > 0; k -= k & -k) above += sums[k];
+      total += edges[i].weight * (all - above);
     }
-  }
+  });
   return total;
 }
+
+/** From a place counted from the middle to a row from 1 on. @param {number} place @param {number} n */
+const rowOf = (place, n) => Math.round(place + (n - 1) / 2) + 1;
 
 /** @param {number} from @param {number} to */
 const range = (from, to) => Array.from({ length: to - from }, (_, i) => from + i);
