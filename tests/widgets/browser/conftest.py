@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import importlib.util
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
 
-NEEDED = ("playwright", "jupyterlab", "notebook", "marimo", "nbformat")
+NEEDED = ("playwright", "jupyterlab", "notebook", "marimo", "nbclient")
 FLAGS = (
     "--no-sandbox",
     "--disable-gpu",
@@ -28,6 +28,9 @@ FLAGS = (
 
 missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
 if not missing:
+    import nbclient
+    import nbformat
+    from nbformat.sign import NotebookNotary
     from playwright.sync_api import Browser, Page, sync_playwright
 
     from tests.widgets.browser import hosts
@@ -92,6 +95,24 @@ def marimo(page: Page, tmp_path: Path) -> Iterator[hosts.Host]:
     host = hosts.Marimo(page, hosts.Server("", "", tmp_path), "marimo")
     yield host
     host.close()
+
+
+@pytest.fixture
+def notebook_with_state(jupyter_server: hosts.Server) -> Callable[[Sequence[str]], str]:
+    """Write a notebook as it is stored: run, and with the widgets' state; gives its name."""
+
+    def write(cells: Sequence[str]) -> str:
+        notebook = hosts.notebook_of(cells)
+        client = nbclient.NotebookClient(
+            notebook, store_widget_state=True, resources={"metadata": {"path": hosts.REPOSITORY}}
+        )
+        client.execute()
+        # Without a signature Jupyter shows the picture only.
+        NotebookNotary(data_dir=str(jupyter_server.root / ".data")).sign(notebook)
+        nbformat.write(notebook, jupyter_server.root / "stored.ipynb")
+        return "stored.ipynb"
+
+    return write
 
 
 @pytest.fixture(params=["lab", "notebook7"])

@@ -87,6 +87,7 @@ def jupyter(root: Path) -> Iterator[Server]:
     token, port = secrets.token_hex(8), free_port()
     folders = {
         "JUPYTER_CONFIG_DIR": ".cfg",
+        "JUPYTER_DATA_DIR": ".data",
         "JUPYTERLAB_SETTINGS_DIR": ".lab",
         "JUPYTERLAB_WORKSPACES_DIR": ".ws",
         "IPYTHONDIR": ".ipy",
@@ -145,6 +146,14 @@ def wait_for(url: str, log: Path) -> None:
         except OSError:
             time.sleep(0.3)
     raise RuntimeError(f"no server at {url}:\n{log.read_text()}")
+
+
+def notebook_of(cells: Sequence[str]) -> nbformat.NotebookNode:
+    """Return a notebook of these cells."""
+    return nbformat.v4.new_notebook(
+        cells=[nbformat.v4.new_code_cell(cell) for cell in cells],
+        metadata={"kernelspec": {"name": "python3", "display_name": "Python 3"}},
+    )
 
 
 def free_port() -> int:
@@ -213,11 +222,7 @@ class Jupyter(Host):
     def drive(self, cells: Sequence[str]) -> Page:
         """Open a new notebook of these cells and run them all."""
         name = f"{self.name}-{secrets.token_hex(4)}.ipynb"
-        notebook = nbformat.v4.new_notebook(
-            cells=[nbformat.v4.new_code_cell(cell) for cell in cells],
-            metadata={"kernelspec": {"name": "python3", "display_name": "Python 3"}},
-        )
-        nbformat.write(notebook, self.server.root / name)
+        nbformat.write(notebook_of(cells), self.server.root / name)
         self.open(name)
         self.command("notebook:run-all-cells")
         self.ask("None")

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
 from playwright.sync_api import Locator, Page, expect
 
 from tests.tiny import tiny_image, tiny_lens
-from tests.widgets.browser.hosts import Host
+from tests.widgets.browser.hosts import Host, Jupyter
 from vitlens.widgets import PatchHeatmap
 
 CELLS = (
@@ -93,6 +93,39 @@ def test_it_works_in_a_notebook(host: Host) -> None:
     expect(page.locator(".vl-heatmap")).to_have_class("vl-root vl-heatmap vl-dark")
 
 
+def test_a_saved_notebook_without_its_kernel(
+    lab: Jupyter, notebook_with_state: Callable[[Sequence[str]], str]
+) -> None:
+    lab.open(notebook_with_state(CELLS))
+    page = lab.page
+    picture = page.locator(".vl-heat-picture")
+    picture.hover(position=at(picture, 1, 2))
+    expect(page.locator(".vl-heat-readout")).to_contain_text("row 2, column 3: ")
+    expect(page.locator(".vl-no-kernel")).to_contain_text("no kernel runs", timeout=20_000)
+
+
+def test_heatmaps_are_linked_through_their_traits(lab: Host) -> None:
+    page = lab.drive(
+        [
+            *CELLS,
+            """
+import traitlets
+other = PatchHeatmap.of(lens, tiny_image(1), layer=0, feature=2)
+link = traitlets.link((heatmap, "patches"), (other, "patches"))
+link_2 = traitlets.link((heatmap, "selected"), (other, "selected"))
+other
+""",
+        ]
+    )
+    second = page.locator(".vl-heatmap").nth(1)
+    expect(second.locator(".vl-title").first).to_have_text("Layer 1, feature 3")
+    picture = page.locator(".vl-heat-picture").first
+    picture.click(position=at(picture, 0, 2))
+    expect(second.locator(".vl-heat-chosen.vl-heat-light")).to_have_attribute("x", "2")
+    lab.run("other.selected = (2, 7)")
+    expect(page.locator(".vl-title").first).to_have_text("Layer 2, feature 7")
+
+
 def test_an_error_in_python_is_told_in_words(lab: Host) -> None:
     page = lab.drive(CELLS)
     page.locator(".vl-heat-picture").wait_for()
@@ -125,6 +158,8 @@ def test_a_page_needs_no_python_and_no_network(
     top = heatmap.features_at(2, image=1)["layers"][0][0]
     expect(page.locator(".vl-heat-feature").first).to_contain_text(str(top[0]))
     page.get_by_label("Smooth").check()
+    expect(page.get_by_label("Show")).to_be_hidden()
+    expect(page.locator(".vl-no-kernel")).to_contain_text("A saved view")
 
 
 def test_colours_are_those_of_the_figures(

@@ -12,6 +12,7 @@ export function toolbar(model, signal) {
   const slow = slowSave(model);
   const show = choice(model, "show", { importance: "Importance", activation: "Activation" });
   const showField = field("Show", show);
+  showField.classList.add("vl-needs-kernel");
   const opacity = h("input", {
     type: "range",
     min: 0,

@@ -54,9 +54,9 @@ export function ask(model, what, payload = {}, buffers = [], { wait = WAIT } = {
       const sent = /** @type {any} */ (
         model.send({ vl: "ask", id, what, payload }, undefined, buffers)
       );
-      sent?.catch?.((/** @type {unknown} */ error) => done(() => reject(error)));
-    } catch (error) {
-      done(() => reject(error));
+      sent?.catch?.(() => done(() => reject(new Error(NO_KERNEL))));
+    } catch {
+      done(() => reject(new Error(NO_KERNEL)));
     }
   });
 }

@@ -3,6 +3,7 @@
 /** @import { Model, Mount } from "./types" */
 import "./style.css";
 import { h } from "./dom.js";
+import { watchKernel } from "./kernel.js";
 import { mountNotice } from "./notice.js";
 import { themed } from "./theme.js";
 
@@ -19,6 +20,7 @@ export function widget(mount, name) {
     themed(root, ending.signal);
     mountNotice(model, root, ending.signal);
     mount(model, root, ending.signal);
+    watchKernel(model, root, ending.signal);
     return () => {
       ending.abort();
       root.remove();
