@@ -4,9 +4,10 @@ PYTHON ?= $(shell for candidate in python3 python3.11 python3.12 python3.13 pyth
 	$$candidate -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null \
 	&& echo $$candidate && break; done)
 BIN := .venv/bin
+JS := vitlens/widgets/js
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format types bench everyday clean
+.PHONY: help demo test chromium lint format types widgets widgets-check bench everyday clean
 
 help:  ## Show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' Makefile
@@ -14,8 +15,16 @@ help:  ## Show this list
 demo: .venv/ready  ## Explain a sample photograph, offline: pictures and numbers in out/demo
 	$(BIN)/vitlens demo --out out/demo
 
-test: .venv/ready  ## Run the tests
+test: .venv/ready chromium  ## Run the tests
 	$(BIN)/python -m pytest
+
+# Widgets are tested in Chromium. Where it cannot be had those tests are skipped, and say so.
+chromium:
+	@test -n "$$CHROMIUM" \
+	|| { command -v chromium || command -v chromium-browser || command -v google-chrome; } >/dev/null \
+	|| { test "$$(id -u)" = 0 && apt-get update -qq \
+	&& apt-get install -y -qq --no-install-recommends chromium fonts-dejavu-core; } \
+	|| echo "There is no Chromium: the widgets will not be tested in a browser."
 
 lint: .venv/ready  ## Check the style
 	$(BIN)/ruff check .
@@ -28,6 +37,12 @@ format: .venv/ready  ## Mend the style
 types: .venv/ready  ## Check the types
 	$(BIN)/mypy
 
+widgets: $(JS)/node_modules/ready  ## Build the widgets' browser code (needs Node.js)
+	cd $(JS) && npm run --silent types && npm run --silent build
+
+widgets-check: $(JS)/node_modules/ready
+	cd $(JS) && npm run --silent types && npm run --silent check
+
 bench: .venv/ready  ## Time the engines against each other
 	$(BIN)/python -m tests.benchmarks.engines
 
@@ -35,7 +50,7 @@ everyday: .venv/ready-recipe  ## Build the bundled model anew, from public data 
 	$(BIN)/python -m recipes.everyday
 
 clean:  ## Remove the environment, caches and outputs
-	rm -rf .venv build dist out .pytest_cache .mypy_cache .ruff_cache
+	rm -rf .venv build dist out .pytest_cache .mypy_cache .ruff_cache $(JS)/node_modules
 	find vitlens recipes tests -name __pycache__ -prune -exec rm -rf {} +
 
 # Stamps: set-up runs again only when the requirements change.
@@ -45,6 +60,10 @@ clean:  ## Remove the environment, caches and outputs
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --editable '.[dev]'
+	@touch $@
+
+$(JS)/node_modules/ready: $(JS)/package-lock.json
+	cd $(JS) && npm ci --silent
 	@touch $@
 
 .venv/ready-recipe: .venv/ready

@@ -5,6 +5,7 @@ import zipfile
 from pathlib import Path
 
 LIMIT_MB = 45
+SOURCES = "vitlens/widgets/js/"  # what the widgets' built code is made of; needs Node.js
 
 
 def main() -> None:
@@ -15,8 +16,10 @@ def main() -> None:
         for path in package.rglob("*")
         if path.is_file() and "__pycache__" not in path.parts
     }
+    expected = {name for name in expected if not name.startswith(SOURCES)}
     with zipfile.ZipFile(wheel) as archive:
         found = {name for name in archive.namelist() if not name.endswith("/")}
+    built = {name for name in found if name.startswith("vitlens/widgets/static/")}
     foreign = {name for name in found if not name.startswith(("vitlens/", "vitlens-"))}
     size = wheel.stat().st_size / 1e6
 
@@ -25,6 +28,10 @@ def main() -> None:
         problems.append(f"missing from the wheel: {sorted(expected - found)}")
     if foreign:
         problems.append(f"foreign files in the wheel: {sorted(foreign)}")
+    if sources := [name for name in found if name.startswith(SOURCES)]:
+        problems.append(f"sources of the widgets' built code: {sorted(sources)}")
+    if not {"vitlens/widgets/static/heatmap.js", "vitlens/widgets/static/page.js"} <= built:
+        problems.append("the widgets' built code is missing")
     for suffix in (".safetensors", ".json", ".md"):
         if not any(n.startswith("vitlens/bundles/everyday/") and n.endswith(suffix) for n in found):
             problems.append(f"the bundled model has no {suffix} file")
