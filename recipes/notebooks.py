@@ -1,7 +1,7 @@
 """Run the notebooks and store them with pictures of their widgets: ``python -m recipes.notebooks``.
 
-A stored widget would show nothing on a page without a kernel, and weigh a megabyte; a picture of how
-it looked at the end reads well everywhere.
+A stored widget would show nothing on a page without a kernel, and weigh a megabyte; a picture of
+how it looked at the end reads well everywhere.
 """
 
 import base64
@@ -56,7 +56,7 @@ def _picture(client: NotebookClient, model_id: str) -> str:
     with Image.open(io.BytesIO(base64.b64decode(text))) as picture:
         picture.thumbnail((WIDTH, picture.height), Image.Resampling.LANCZOS)
         file = io.BytesIO()
-        picture.convert("RGB").quantize(256).save(file, "PNG", optimize=True)
+        picture.convert("RGB").save(file, "PNG", optimize=True)
     return base64.b64encode(file.getvalue()).decode()
 
 

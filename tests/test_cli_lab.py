@@ -1,0 +1,98 @@
+"""``vitlens lab``: notebooks are copied once, and JupyterLab is started on the first."""
+
+from __future__ import annotations
+
+import importlib.util
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from vitlens.cli import lab, main
+
+FIRST = "01-ten-minutes.ipynb"
+
+
+class Started:
+    """Stands in for a process, and notes what was started."""
+
+    calls: list[list[str]]
+    code = 0
+
+    def __init__(self, command: list[str]) -> None:
+        Started.calls.append(command)
+        self.interrupts = 1
+
+    def wait(self) -> int:
+        if self.interrupts:
+            self.interrupts -= 1
+            raise KeyboardInterrupt
+        return Started.code
+
+
+@pytest.fixture
+def started(monkeypatch: pytest.MonkeyPatch) -> type[Started]:
+    Started.calls, Started.code = [], 0
+    monkeypatch.setattr(subprocess, "Popen", Started)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
+    return Started
+
+
+def test_lab_opens_on_a_copy(
+    started: type[Started], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "my notebooks"
+    assert main(["lab", str(folder), "--no-browser"]) == 0
+    assert (folder / FIRST).read_bytes() == lab.notebooks()[0].read_bytes()
+    ((program, *arguments),) = started.calls
+    assert program == sys.executable
+    assert arguments[:3] == ["-m", "jupyterlab", str(folder / FIRST)]
+    assert "--no-browser" in arguments
+    assert any("NeverCheckForUpdate" in argument for argument in arguments)
+    assert str(folder) in capsys.readouterr().out
+
+
+def test_work_in_a_copy_is_kept(started: type[Started], tmp_path: Path) -> None:
+    (tmp_path / FIRST).write_text("mine")
+    assert main(["lab", str(tmp_path)]) == 0
+    assert (tmp_path / FIRST).read_text() == "mine"
+
+
+def fails(arguments: list[Any], capsys: pytest.CaptureFixture[str]) -> str:
+    assert main([str(argument) for argument in arguments]) == 2
+    return capsys.readouterr().err
+
+
+def test_without_jupyterlab_it_says_what_to_install(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    assert "vitlens[lab]" in fails(["lab", tmp_path / "new"], capsys)
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_file_in_the_place_of_the_folder(
+    started: type[Started], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "notes").write_text("x")
+    assert "is a file" in fails(["lab", tmp_path / "notes"], capsys)
+    assert started.calls == []
+
+
+def test_lab_that_fails_is_told(
+    started: type[Started], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    started.code = 1
+    assert "ended with an error (1)" in fails(["lab", tmp_path], capsys)
+
+
+def test_notebooks_missing_from_the_installation(
+    started: type[Started],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(lab, "__file__", str(tmp_path / "vitlens" / "cli" / "lab.py"))
+    assert "Install vitlens anew" in fails(["lab", tmp_path / "new"], capsys)

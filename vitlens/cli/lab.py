@@ -1,0 +1,99 @@
+"""``vitlens lab``: the tutorials in JupyterLab."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import subprocess
+import sys
+from pathlib import Path
+
+from vitlens.cli.options import Commands, add_command
+from vitlens.errors import VitlensError
+
+_TEXT = """\
+Open JupyterLab on a copy of the tutorial notebooks; no network is needed.
+
+Notebooks that are in the folder already are left as they are.
+"""
+_EXAMPLES = """\
+  vitlens lab
+  vitlens lab somewhere/else
+  vitlens lab --no-browser
+"""
+#: Lab would ask the web for news and new versions.
+_QUIET = (
+    "--LabApp.news_url=",
+    "--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate",
+)
+
+
+def add_to(commands: Commands) -> None:
+    """Add the command."""
+    command = add_command(commands, "lab", "open the tutorials in JupyterLab", _TEXT, _EXAMPLES)
+    command.add_argument(
+        "folder",
+        nargs="?",
+        type=Path,
+        default=Path("vitlens-lab"),
+        metavar="FOLDER",
+        help="for the notebooks (default: vitlens-lab)",
+    )
+    command.add_argument(
+        "--no-browser", action="store_true", help="print the address instead of opening a browser"
+    )
+    command.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Run the command."""
+    if importlib.util.find_spec("jupyterlab") is None:
+        raise VitlensError(
+            "JupyterLab is not installed here: python -m pip install 'vitlens[lab]', in a checkout "
+            "python -m pip install '.[lab]'."
+        )
+    first = copy_notebooks(arguments.folder)[0]
+    print(f"Notebooks are in {arguments.folder}; stop JupyterLab with Ctrl-C.")
+    options = [*_QUIET, *(["--no-browser"] if arguments.no_browser else [])]
+    process = subprocess.Popen([sys.executable, "-m", "jupyterlab", str(first), *options])
+    while True:
+        try:
+            code = process.wait()
+            break
+        except KeyboardInterrupt:
+            continue  # Lab gets it too, and asks whether to stop
+    if code:
+        raise VitlensError(f"JupyterLab ended with an error ({code}); its words are above.")
+
+
+def copy_notebooks(folder: Path) -> list[Path]:
+    """Copy the notebooks that a folder does not have yet, and return all of them, in order.
+
+    Raises
+    ------
+    VitlensError
+        When the folder cannot be written.
+    """
+    from vitlens.files import atomic_path
+
+    if folder.exists() and not folder.is_dir():
+        raise VitlensError(f"{folder} is a file; notebooks need a folder.")
+    copies = []
+    for notebook in notebooks():
+        copy = folder / notebook.name
+        if not copy.exists():
+            with atomic_path(copy) as temporary:
+                temporary.write_bytes(notebook.read_bytes())
+        copies.append(copy)
+    return copies
+
+
+def notebooks() -> list[Path]:
+    """Return the notebooks that come with the package, in order."""
+    package = Path(__file__).parents[1]
+    # A wheel holds them inside the package, a checkout beside it.
+    for folder in (package / "notebooks", package.parent / "notebooks"):
+        found = sorted(folder.glob("*.ipynb"))
+        if found:
+            return found
+    raise VitlensError("The notebooks are missing. Install vitlens anew.")
