@@ -73,6 +73,7 @@ class Widget(anywidget.AnyWidget):
         try:
             super().set_state(sync_data)
         except t.TraitError as error:
+            self.send_state([name for name in sync_data if self.has_trait(name)])
             self.tell(error)
 
     def figure(self) -> Figure:

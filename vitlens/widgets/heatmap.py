@@ -20,14 +20,13 @@ from vitlens.widgets.base import Widget
 from vitlens.widgets.buffers import decode_strip, encode_strip, from_bytes, to_bytes
 from vitlens.widgets.part import ScenePart, scene_of
 from vitlens.widgets.scene import Scene
+from vitlens.widgets.token_features import token_features
 from vitlens.widgets.traits import ImageTraits
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 Show = Literal["activation", "importance"]
-
-_RANKED = 12  # features a layer which a click on a patch brings
 
 
 class HeatmapPart(ImageTraits, ScenePart):
@@ -203,7 +202,7 @@ class HeatmapPart(ImageTraits, ScenePart):
         return self.features_at(payload["token"], image=payload["image"])
 
     def features_at(self, token: int, *, image: int = 0) -> dict[str, Any]:
-        """Return the features active at a token, by layer, most active first.
+        """Return the features active at a token; see `vitlens.widgets.token_features`.
 
         Parameters
         ----------
@@ -211,12 +210,6 @@ class HeatmapPart(ImageTraits, ScenePart):
             Those before the patches come first, then the patches row by row.
         image
             Which of the images.
-
-        Returns
-        -------
-        dict
-            "layers": for each layer a list of [feature, activation, label]; "counts": how many
-            features are active there, of which the list holds the first.
 
         Raises
         ------
@@ -229,23 +222,10 @@ class HeatmapPart(ImageTraits, ScenePart):
             )
         if not 0 <= image < len(self._scenes):
             raise FeatureError(f"There is no image {image}; there are {len(self._scenes)}.")
-        features = self._scenes[image].trace.features
-        if not 0 <= token < len(features[0]):
-            raise FeatureError(f"There is no token {token}; there are {len(features[0])}.")
-        active = [z[token] for z in features]
-        ranked = [z.topk(min(_RANKED, int((z > 0).sum()))) for z in active]
-        return {
-            "layers": [
-                [
-                    [feature, activation, self.labels.get((layer, feature), "")]
-                    for feature, activation in zip(
-                        top.indices.tolist(), top.values.tolist(), strict=True
-                    )
-                ]
-                for layer, top in enumerate(ranked)
-            ],
-            "counts": [int((z > 0).sum()) for z in active],
-        }
+        trace = self._scenes[image].trace
+        if not 0 <= token < len(trace.features[0]):
+            raise FeatureError(f"There is no token {token}; there are {len(trace.features[0])}.")
+        return token_features(trace, token, self.labels)
 
 
 class PatchHeatmap(HeatmapPart, Widget, bundle="heatmap"):

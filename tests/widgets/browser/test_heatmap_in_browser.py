@@ -37,6 +37,11 @@ def pixel(page: Page, row: int, column: int) -> list[int]:
     return page.locator(".vl-heat-canvas").first.evaluate(script, [row, column])
 
 
+def colours(page: Page) -> list[list[int]]:
+    """Colours in the middle of all patches."""
+    return [pixel(page, row, column) for row in range(3) for column in range(3)]
+
+
 def press(page: Page, *keys: str) -> None:
     page.locator(".vl-heat-stage").focus()
     for key in keys:
@@ -85,9 +90,11 @@ def test_it_works_in_a_notebook(host: Host) -> None:
     page.locator(".vl-heatmap").get_by_label("Patch grid").check()
     host.wait("heatmap.show_grid")
     expect(page.locator(".vl-heat-lines")).to_have_count(2)
+    before = colours(page)
     page.locator(".vl-heatmap .vl-select").first.select_option("activation")
     host.wait("heatmap.value_name == 'activation'")
     expect(page.locator(".vl-legend-label")).to_have_text("activation")
+    assert colours(page) != before
 
     host.dark()
     expect(page.locator(".vl-heatmap")).to_have_class("vl-root vl-heatmap vl-dark")
