@@ -48,6 +48,9 @@ if missing and REQUIRED:
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     here = Path(__file__).parent
+    # Playwright's loop runs until the session ends, and where one runs widgets compute in the
+    # background: tests that do not wait for it come first.
+    items.sort(key=lambda item: here in item.path.parents)
     for item in items:
         if missing and here in item.path.parents:
             item.add_marker(pytest.mark.skip(reason=REASON))
