@@ -93,7 +93,7 @@ class Explorer(
     """
 
     health = t.Dict().tag(sync=True)
-    height = t.Int(860, min=400).tag(sync=True)
+    height = t.Int(900, min=400).tag(sync=True)
 
     def __init__(
         self,

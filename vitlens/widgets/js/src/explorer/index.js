@@ -6,18 +6,18 @@ import { mount as mountBrowser } from "../browser/index.js";
 import { mount as mountCard } from "../card/index.js";
 import { mount as mountDiagram } from "../diagram/index.js";
 import { h } from "../lib/dom.js";
+import { watchKernel } from "../lib/kernel.js";
 import { listen } from "../lib/model.js";
 import { mountNotice } from "../lib/notice.js";
 import { imageChoice, predictionLine, targetChoice } from "./choices.js";
 import { healthLine, mountHealth } from "./health.js";
 import { mountHeatView } from "./heatview.js";
-import { kernelNote } from "./kernel.js";
 import { mountMeasured } from "./measure.js";
 import { split } from "./split.js";
 import "./style.css";
 import { tabbed } from "./tabs.js";
 
-const WIDE = 980; // pixels from which the card stands beside everything
+const WIDE = 740; // pixels from which the card stands beside everything
 const STACKED = 640; // pixels below which all stands one above the other
 
 /**
@@ -43,12 +43,12 @@ export function mount(model, el, signal) {
   );
 
   const left = split("column", 58, "Heatmap and feature card", heat, cardHome, signal);
-  const right = split("column", 60, "Circuit and tabs", diagram, tabs.element, signal);
+  const right = split("column", 66, "Circuit and tabs", diagram, tabs.element, signal);
   const main = split("row", 34, "Image and circuit", left.element, right.element, signal);
   const notice = h("div", { class: "vl-x-notice" });
   const choices = h(
     "div",
-    { class: "vl-x-choices", "data-needs-python": true },
+    { class: "vl-x-choices vl-needs-kernel" },
     imageChoice(model, el, signal),
     targetChoice(model, signal),
   );
@@ -59,7 +59,6 @@ export function mount(model, el, signal) {
     healthLine(model, () => tabs.show("health"), signal),
   );
   el.append(choices, facts, notice, main.element);
-  notice.append(kernelNote(model, el, signal));
   mountNotice(model, notice, signal);
   main.element.classList.add("vl-x-main");
 
@@ -85,6 +84,7 @@ export function mount(model, el, signal) {
   mountHeatView(model, heat, signal);
   mountDiagram(model, diagram, signal);
   waiting(model, diagram, signal);
+  watchKernel(model, el, signal);
 
   /**
    * @param {string} name

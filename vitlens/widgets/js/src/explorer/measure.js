@@ -33,7 +33,7 @@ export function mountMeasured(model, el, signal) {
   el.append(
     h(
       "div",
-      { class: "vl-toolbar vl-x-measure", "data-needs-python": true },
+      { class: "vl-toolbar vl-x-measure vl-needs-kernel" },
       button,
       field("CLA, too (slower)", cla),
       h("span", { class: "vl-muted" },
