@@ -63,11 +63,11 @@ export function mount(model, el, signal) {
     const wanted = ablations(model);
     const outcome = model.get("outcome") ?? {};
     const selected = model.get("selected");
-    const isOff = wanted.some(([l, f]) => same([l, f], selected));
+    const isAblated = wanted.some(([l, f]) => same([l, f], selected));
     const pending = wanted.length > 0 && !same(outcome.ablations, wanted);
     off.disabled = !canAblate(model, selected);
     off.textContent = canAblate(model, selected)
-      ? `Switch ${nameOf(model, selected)} ${isOff ? "on again" : "off"}`
+      ? `${isAblated ? "Restore" : "Switch off"} ${nameOf(model, selected)}`
       : "Switch off";
     reset.disabled = !wanted.length;
     cancel.hidden = !pending;

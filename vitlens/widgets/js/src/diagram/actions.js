@@ -11,7 +11,7 @@ import { neighbour } from "./paths.js";
 import { SIZE } from "./scene.js";
 import { fitted, zoomed } from "./view.js";
 
-const EDGE = 30; // pixels that a node in hand keeps from the stage's edge
+const EDGE = 6; // pixels that a node in hand keeps from the stage's edge
 
 /** @param {Diagram} diagram */
 export function createActions(diagram) {
@@ -264,7 +264,8 @@ export function createActions(diagram) {
     },
     /** @param {KeyboardEvent} event */
     pressed(event) {
-      if (!diagram.active() || !handleKey(event, commands)) return;
+      const undoing = (event.ctrlKey || event.metaKey) && event.key === "z";
+      if (!(diagram.active() || undoing) || !handleKey(event, commands)) return;
       event.preventDefault();
       event.stopPropagation();
     },

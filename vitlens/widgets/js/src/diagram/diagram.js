@@ -111,7 +111,7 @@ export class Diagram {
     listen(model, ["hovered"], () => this.plan("light"), signal);
     const on = { signal };
     stage.addEventListener("click", (event) => this.actions.clicked(event), on);
-    stage.addEventListener("keydown", (event) => this.actions.pressed(event), on);
+    this.root.addEventListener("keydown", (event) => this.actions.pressed(event), on);
     stage.addEventListener("pointerover", (event) => this.point(this.itemAt(event)?.key ?? null), on);
     stage.addEventListener("pointerleave", () => this.point(null), on);
     stage.addEventListener("focusin", (event) => this.focused(event), on);
@@ -229,6 +229,7 @@ export class Diagram {
 
   /** @param {Scene} scene */
   drawHeads(scene) {
+    this.world.style.setProperty("--vl-pitch", `${scene.pitch}px`);
     const top = -(scene.height - SIZE.head) / 2 - SIZE.head;
     const names = scene.columns.map((_, layer) =>
       layer === scene.columns.length - 1 ? "target" : `layer ${layer}`,

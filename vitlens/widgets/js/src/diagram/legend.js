@@ -20,10 +20,16 @@ export function createLegend() {
         element,
         entry(line("var(--vl-positive)", 3, false), "adds to the target"),
         entry(line("var(--vl-negative)", 3, true), "takes away"),
-        samples(scene.thickest).map((share) =>
-          entry(line("currentColor", widthOf(share, scene.thickest), false), percent(share)),
-        ),
-        h("span", { class: "vl-legend-entry" }, "of its layer’s importance"),
+        scene.thickest > 0 &&
+          h(
+            "span",
+            { class: "vl-legend-entry" },
+            samples(scene.thickest).flatMap((share) => [
+              line("currentColor", widthOf(share, scene.thickest), false),
+              h("span", {}, percent(share)),
+            ]),
+            h("span", {}, "of its layer’s importance"),
+          ),
         entry(
           h("span", {
             class: "vl-legend-heat",

@@ -23,9 +23,11 @@ export function createNaming(stage) {
       input,
       h("button", { class: "vl-button", type: "submit" }, "OK"),
     );
+    let ended = false; // taking the form away takes its focus, which ends it too
     /** @param {string | null} name */
     const end = (name) => {
-      if (!form.isConnected) return;
+      if (ended) return;
+      ended = true;
       close = null;
       form.remove();
       done(name);

@@ -62,8 +62,11 @@ export function createNodes(world, askThumb) {
      * @param {Data} data @param {Scene} scene @param {Marked} marked
      */
     update(data, scene, marked) {
+      /** @type {number | undefined} */
+      let lost; // a candidate whose button had the focus
       for (const [key, button] of buttons) {
         if (scene.places.has(key)) continue;
+        if (button.element.matches(":focus")) lost = button.drawn;
         button.element.remove();
         buttons.delete(key);
       }
@@ -88,7 +91,9 @@ export function createNodes(world, askThumb) {
         const pressed = String(item.ids.includes(marked.selected ?? -1));
         put(button, "pressed", pressed, (text) => element.setAttribute("aria-pressed", text));
       });
-      if (!buttons.has(current)) this.makeCurrent("target");
+      const heir = lost === undefined ? undefined : scene.itemOf.get(lost);
+      if (heir !== undefined) this.focus(scene.items[heir].key);
+      else if (!buttons.has(current)) this.makeCurrent("target");
     },
     /** The one that Tab leads to. @param {string} key */
     makeCurrent(key) {
@@ -162,7 +167,8 @@ function classes(data, { key, ids, group }, { pinned, labels, groups, ablated, c
     "vl-node-named": Boolean(group) || labels.has(id),
     "vl-pinned": ids.every((one) => pinned.has(one)),
     "vl-chosen": ids.some((one) => chosen.has(one)),
-    "vl-off": ids.some((one) => ablated.has(one)),
+    "vl-off": ids.some((one) => ablated.get(one) === null),
+    "vl-set": ids.some((one) => ablated.get(one) != null),
     "vl-selected": selected !== undefined && ids.includes(selected),
   };
   return Object.keys(names)

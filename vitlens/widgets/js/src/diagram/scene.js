@@ -9,7 +9,7 @@ export const SIZE = {
   width: 62, // of a node with its text
   row: 74, // from one node of a column to the next
   pitch: [86, 168], // from one layer to the next, at least and at most
-  target: [112, 74],
+  target: [124, 70],
   head: 26, // room for the name of a layer
 };
 
