@@ -125,6 +125,13 @@ def test_several_images_of_a_lens(lens: Lens) -> None:
     heatmap = PatchHeatmap.of(lens, images, 0, 2, show="activation")
     wanted = torch.stack([lens.trace(image).features[0][:, 2] for image in images])
     assert heatmap.array == pytest.approx(wanted.numpy())
+    assert heatmap.image_titles == tuple(lens.predict(image)[0][0] for image in images)
+    heatmap.show = "importance"
+    assert heatmap.value_name == (
+        "importance for its target"
+        if len(set(heatmap.image_titles)) > 1
+        else f"importance for {heatmap.image_titles[0]}"
+    )
 
 
 def test_features_at_a_token(lens: Lens) -> None:

@@ -170,8 +170,8 @@ class HeatmapPart(ImageTraits, ScenePart):
             values, unit = [scene.activation(node) for scene in self._scenes], "activation"
         else:
             values = [scene.token_importance(node) for scene in self._scenes]
-            targets = sorted({scene.importances.target for scene in self._scenes})
-            unit = f"importance for {', '.join(targets)}"
+            targets = {scene.importances.target for scene in self._scenes}
+            unit = f"importance for {targets.pop() if len(targets) == 1 else 'its target'}"
         self.set_values(
             torch.stack(values).detach().cpu(),
             name=unit,
@@ -330,6 +330,8 @@ class PatchHeatmap(HeatmapPart, Widget, bundle="heatmap"):
         """
         scenes = [scene_of(lens, image, target) for image in _listed(images)]
         scenes[0].check((layer, feature))
+        if len(scenes) > 1:  # each may have its own target
+            traits.setdefault("image_titles", [scene.importances.target for scene in scenes])
         heatmap = cls(selected=(layer, feature), show=show, **traits)
         heatmap._scene = scenes[0]
         heatmap.look_at_all(scenes)

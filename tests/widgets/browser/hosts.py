@@ -216,8 +216,11 @@ _EXECUTE = """async ([code, expression]) => {
 }"""
 
 
+@dataclass
 class Jupyter(Host):
     """JupyterLab or Notebook 7."""
+
+    darkened: bool = False
 
     def drive(self, cells: Sequence[str]) -> Page:
         """Open a new notebook of these cells and run them all."""
@@ -254,11 +257,15 @@ class Jupyter(Host):
 
     def dark(self) -> None:
         """Change to the dark theme."""
+        self.darkened = True
         self.command("apputils:change-theme", theme="JupyterLab Dark")
         self.page.wait_for_selector("body[data-jp-theme-light=false]", state="attached")
 
     def close(self) -> None:
-        """End the kernels: each holds a copy of PyTorch."""
+        """End the kernels, each of which holds a copy of PyTorch, and let the server be light."""
+        if self.darkened:
+            self.command("apputils:change-theme", theme="JupyterLab Light")
+            self.page.wait_for_selector("body[data-jp-theme-light=true]", state="attached")
         url = f"{self.server.base}/api/sessions"
         header = {"Authorization": f"token {self.server.token}"}
         with urllib.request.urlopen(urllib.request.Request(url, headers=header)) as answer:

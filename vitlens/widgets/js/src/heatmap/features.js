@@ -31,6 +31,10 @@ export function featureList(model, signal) {
       const { layers, counts } = value;
       fill(body, layers.map((/** @type {Ranked[]} */ found, /** @type {number} */ l) => column(l, found, counts[l])));
       markSelected();
+      const layer = body.children[model.get("selected")?.[0] ?? layers.length - 1];
+      if (layer instanceof HTMLElement) {
+        body.scrollLeft = layer.offsetLeft + layer.offsetWidth / 2 - body.clientWidth / 2;
+      }
     } catch (error) {
       if (mine !== wish || signal.aborted) return;
       fill(body, h("p", { class: "vl-muted" }, error instanceof Error ? error.message : String(error)));
