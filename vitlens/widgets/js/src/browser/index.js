@@ -152,7 +152,8 @@ export function mount(model, el, signal) {
 
   /** @param {KeyboardEvent} event */
   function onKey(event) {
-    if (event.target !== grid || event.ctrlKey || event.metaKey || event.altKey) return;
+    const ours = event.target === grid || event.target === rows.viewport;
+    if (!ours || event.ctrlKey || event.metaKey || event.altKey) return;
     /** @type {Record<string, () => void>} */
     const actions = {
       ArrowDown: () => walkTo(active + 1),

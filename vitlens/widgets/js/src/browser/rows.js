@@ -22,7 +22,12 @@ const SPARE = 4; // rows beyond the edges, so that a slow frame shows no gap
  */
 export function createRows(create, fill, signal) {
   const space = h("div", { class: "vl-browser-space", role: "presentation" });
-  const viewport = h("div", { class: "vl-browser-viewport", role: "rowgroup" }, space);
+  // Chromium makes what scrolls a tab stop; here the grid around it is the one.
+  const viewport = h(
+    "div",
+    { class: "vl-browser-viewport", role: "rowgroup", tabindex: -1 },
+    space,
+  );
   /** @type {HTMLElement[]} */
   let pool = [];
   /** @type {Int32Array} */

@@ -61,7 +61,7 @@ export function mount(model, el, signal) {
 
   const hoverSoon = slowSave(model, 120);
   const to = {
-    name: (/** @type {NodeKey} */ node) => [nodeName(model, node), labelOf(model, node)].join(" "),
+    name: (/** @type {NodeKey} */ node) => `${nodeName(model, node)} ${labelOf(model, node)}`.trim(),
     follow: (/** @type {NodeKey} */ node) => save(model, { selected: node }),
     hover: (/** @type {NodeKey | null} */ node) => hoverSoon({ hovered: node }),
   };
