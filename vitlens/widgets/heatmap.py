@@ -227,6 +227,21 @@ class HeatmapPart(ImageTraits, ScenePart):
             raise FeatureError(f"There is no token {token}; there are {len(trace.features[0])}.")
         return token_features(trace, token, self.labels)
 
+    def offline_answers(self) -> dict[str, list[tuple[Any, Any]]]:
+        """Return the features at every token, for an exported page."""
+        tokens = len(self.prefix_names) + self.grid[0] * self.grid[1]
+        known = []
+        for image in range(len(self._scenes)):
+            for token in range(tokens):
+                answer = self.features_at(token, image=image)
+                answer["layers"] = [
+                    # four figures are all a page shows, and halve it
+                    [[feature, float(f"{x:.4g}"), label] for feature, x, label in ranked]
+                    for ranked in answer["layers"]
+                ]
+                known.append(({"image": image, "token": token}, answer))
+        return {**super().offline_answers(), "features_at": known}
+
 
 class PatchHeatmap(HeatmapPart, Widget, bundle="heatmap"):
     """Images with values over their patches.
@@ -340,21 +355,6 @@ class PatchHeatmap(HeatmapPart, Widget, bundle="heatmap"):
     def figure(self) -> Figure:
         """Return the images and their heat, for a page."""
         return self.heatmap_figure()
-
-    def offline_answers(self) -> dict[str, list[tuple[Any, Any]]]:
-        """Return the features at every token, for an exported page."""
-        tokens = len(self.prefix_names) + self.grid[0] * self.grid[1]
-        known = []
-        for image in range(len(self._scenes)):
-            for token in range(tokens):
-                answer = self.features_at(token, image=image)
-                answer["layers"] = [
-                    # four figures are all a page shows, and halve it
-                    [[feature, float(f"{x:.4g}"), label] for feature, x, label in ranked]
-                    for ranked in answer["layers"]
-                ]
-                known.append(({"image": image, "token": token}, answer))
-        return {"features_at": known}
 
 
 def _listed(images: Any) -> list[Any]:
