@@ -43,6 +43,13 @@ def test_values_of_ones_own() -> None:
         heatmap.features_at(0)
 
 
+def test_patches_from_the_start(lens: Lens) -> None:
+    assert PatchHeatmap(None, [[1.0, 2]], patches=[(0, 1)]).patches == ((0, 1),)
+    assert PatchHeatmap.of(lens, tiny_image(), 0, 2, patches=[(2, 2)]).patches == ((2, 2),)
+    with pytest.raises(t.TraitError, match="no patch"):
+        PatchHeatmap(None, [[1.0, 2]], patches=[(1, 1)])
+
+
 def test_several_images_on_one_scale() -> None:
     heatmap = PatchHeatmap([None, None], torch.tensor([[[1.0]], [[-3.0]]]), signed=True)
     assert heatmap.n_images == 2

@@ -282,6 +282,7 @@ class PatchHeatmap(HeatmapPart, Widget, bundle="heatmap"):
         value_name: str = "value",
         **traits: Any,
     ) -> None:
+        patches = traits.pop("patches", ())  # can only be checked once there is a grid
         super().__init__(**traits)
         if values is None:
             return
@@ -306,6 +307,7 @@ class PatchHeatmap(HeatmapPart, Widget, bundle="heatmap"):
                 signed=traits.get("signed"),
                 title=self.title,
             )
+            self.patches = patches
 
     @classmethod
     def of(
@@ -347,9 +349,11 @@ class PatchHeatmap(HeatmapPart, Widget, bundle="heatmap"):
         scenes[0].check((layer, feature))
         if len(scenes) > 1:  # each may have its own target
             traits.setdefault("image_titles", [scene.importances.target for scene in scenes])
+        patches = traits.pop("patches", ())
         heatmap = cls(selected=(layer, feature), show=show, **traits)
         heatmap._scene = scenes[0]
         heatmap.look_at_all(scenes)
+        heatmap.patches = patches
         return heatmap
 
     def figure(self) -> Figure:
