@@ -117,7 +117,7 @@ export function mount(model, el, signal) {
 
   function followSelected() {
     const selected = model.get("selected");
-    const place = selected?.[0] === about().layer ? features.indexOf(selected[1]) : -1;
+    const place = selected && selected[0] === about().layer ? features.indexOf(selected[1]) : -1;
     if (place >= 0) walkTo(place);
     else rows.refresh();
   }
