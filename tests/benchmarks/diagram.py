@@ -36,7 +36,7 @@ LAYOUT = """async (data) => {
     const rank = globalOrder(data);
     const kept = prune(data, { count: data.count });
     tidy(rank, kept);
-    const scene = buildScene(data, kept, rank, { groups: new Map(), room: 1200 });
+    const scene = buildScene(data, kept, rank, { groups: new Map(), pitch: 100 });
     times.push(performance.now() - start);
     if (!turn) console.log(`${scene.nodes} nodes, ${scene.edges} edges`);
   }

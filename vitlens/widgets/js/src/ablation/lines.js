@@ -40,6 +40,8 @@ function line(model, key) {
   /** @type {ReturnType<typeof setTimeout> | undefined} */
   let timer;
   let wanted = 0;
+  /** @type {number | null | undefined} */
+  let last;
   /** @param {number} value */
   const soon = (value) => {
     wanted = value;
@@ -94,7 +96,9 @@ function line(model, key) {
       slider.setAttribute("aria-label", `Value of ${called}`);
       number.setAttribute("aria-label", `Value of ${called}, as a number`);
       if (timer === undefined) slider.value = String(value ?? 0);
-      if (number.value !== String(value ?? "")) number.value = value === null ? "" : String(Number(value.toPrecision(4)));
+      // What is being typed stays until the value itself changes.
+      if (value !== last) number.value = value === null ? "" : String(Number(value.toPrecision(4)));
+      last = value;
     },
   };
 }

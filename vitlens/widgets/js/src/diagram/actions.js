@@ -9,7 +9,7 @@ import { handleKey } from "./keys.js";
 import { tidy } from "./order.js";
 import { neighbour } from "./paths.js";
 import { SIZE } from "./scene.js";
-import { fitted, zoomed } from "./view.js";
+import { zoomed } from "./view.js";
 
 const EDGE = 6; // pixels that a node in hand keeps from the stage's edge
 
@@ -160,11 +160,6 @@ export function createActions(diagram) {
   const zoom = (factor) =>
     diagram.move(zoomed(diagram.view, factor, stage.clientWidth / 2, stage.clientHeight / 2));
 
-  function fit() {
-    const { scene } = diagram;
-    if (scene) diagram.move(fitted(scene, stage.clientWidth, stage.clientHeight));
-  }
-
   function undo() {
     announce(marks.undo() ? "Undone" : "Nothing to undo");
     update();
@@ -243,7 +238,7 @@ export function createActions(diagram) {
     ablate: onNode(ablate),
     undo,
     zoom,
-    fit,
+    fit: () => diagram.fit(),
   };
 
   return {
@@ -287,7 +282,7 @@ export function createActions(diagram) {
       },
       out: { text: "−", hint: "Zoom out", press: () => zoom(0.8) },
       in: { text: "+", hint: "Zoom in", press: () => zoom(1.25) },
-      fit: { text: "Fit", hint: "0", press: fit },
+      fit: { text: "Fit", hint: "0", press: commands.fit },
       full: { text: "Full screen", hint: "", press: fullScreen },
     },
   };

@@ -13,6 +13,7 @@ import { createActions } from "./actions.js";
 import { createButtons, createSliders } from "./bar.js";
 import { idOf, keyOf, readData } from "./data.js";
 import { drawAll, drawLit } from "./edges.js";
+import { createHelp, HELP } from "./help.js";
 import { createLegend } from "./legend.js";
 import { createMarks } from "./marks.js";
 import { createNaming } from "./name.js";
@@ -20,18 +21,14 @@ import { createNodes } from "./nodes.js";
 import { globalOrder, tidy } from "./order.js";
 import { lit } from "./paths.js";
 import { prune } from "./prune.js";
-import { buildScene, SIZE } from "./scene.js";
+import { buildScene, heightOf, pitchFor, SIZE } from "./scene.js";
 import { createSide } from "./side.js";
 import { createThumbs } from "./thumbs.js";
-import { handleGestures, opening } from "./view.js";
+import { fitted, handleGestures, MARGIN, opening, scaleFor } from "./view.js";
 
 const RULES = ["nodes_per_layer", "node_share", "edge_share"];
 const ABOUT = ["graph", "node_features", "node_importances", "edge_weights", "node_heat", "grid"];
-const HEIGHT = [300, 560];
-const HELP =
-  "Arrow keys walk along edges and within a layer, Enter selects, P pins, Space chooses nodes for a " +
-  "group, G groups them, R renames, E opens or closes a supernode, Escape lets go.";
-
+const HEIGHT = [300, 600];
 export class Diagram {
   /** @param {Model} model @param {HTMLElement} el @param {AbortSignal} signal */
   constructor(model, el, signal) {
@@ -51,7 +48,9 @@ export class Diagram {
     this.scene = null;
     /** @type {View} */
     this.view = { scale: 1, x: 0, y: 0 };
-    this.untouched = true; // nobody zoomed or moved the view
+    /** @type {"opening" | "fitted" | "own"} */
+    this.framing = "opening"; // "own": somebody zoomed or moved the view
+    this.pitch = SIZE.pitch[0];
     /** @type {Set<number>} candidates chosen for a group */
     this.chosen = new Set();
     /** @type {Set<string>} names of supernodes whose members are shown */
@@ -68,24 +67,31 @@ export class Diagram {
     this.world = h("div", { class: "vl-world" }, this.heads);
     this.stage = h(
       "div",
-      { class: "vl-stage", role: "group", "aria-roledescription": "circuit", "aria-label": HELP },
+      {
+        class: "vl-stage",
+        role: "group",
+        "aria-roledescription": "circuit",
+        "aria-label": "Circuit in layers, from the image to the target",
+        "aria-description": HELP.join(" "),
+      },
       this.base,
       this.over,
       this.world,
     );
     this.live = h("div", { class: "vl-hint", role: "status", "aria-live": "polite" });
-    this.count = h("span", { class: "vl-muted vl-diagram-count" });
+    this.count = h("span", { class: "vl-muted vl-diagram-count", role: "status" });
     this.side = createSide();
     this.legend = createLegend();
     this.naming = createNaming(this.stage);
     this.thumbs = createThumbs(
       () => this.data,
-      () => this.strip,
+      () => this.ground(),
     );
     this.nodes = createNodes(this.world, this.thumbs.ask);
     this.sliders = createSliders((rule, value, done) => {
       if (done) save(this.model, { [rule]: value });
       else this.saveSoon({ [rule]: value });
+      if (done) this.plan("size"); // rows keep their places while the slider moves
     });
     this.actions = createActions(this);
     this.buttons = createButtons(this.actions.buttons);
@@ -96,6 +102,7 @@ export class Diagram {
       h("div", { class: "vl-diagram-body" }, this.side.element, this.stage),
       this.buttons.element,
       this.legend.element,
+      createHelp(),
       this.live,
     );
     el.append(this.root);
@@ -143,6 +150,11 @@ export class Diagram {
     this.plan("scene", "light");
   }
 
+  /** The picture, for drawing. */
+  ground() {
+    return { strip: this.strip, count: this.model.get("n_images") ?? 1 };
+  }
+
   /** What the next frame has to do anew. @param {...string} what */
   plan(...what) {
     for (const one of what) this.due.add(one);
@@ -162,9 +174,10 @@ export class Diagram {
     if (!data) return;
     const all = due.has("data");
     if (all || due.has("prune")) this.prune(data);
+    if (all || due.has("size")) this.pace(data);
     if (all) tidy(this.rank, /** @type {Kept} */ (this.kept));
     if (all || due.has("prune") || due.has("scene") || due.has("size")) this.arrange(data);
-    if (all || due.has("size")) this.resize(all);
+    if (all || due.has("size")) this.resize();
     const changed = ["data", "prune", "scene", "size"].some((what) => due.has(what));
     if (changed || due.has("edges") || due.has("view")) this.drawEdges();
     if (changed || due.has("light") || due.has("view")) this.light();
@@ -175,7 +188,7 @@ export class Diagram {
     if (!this.data) return;
     this.rank = globalOrder(this.data);
     this.chosen.clear();
-    this.untouched = true;
+    this.framing = "opening";
     this.thumbs.clear();
     this.nodes.forget();
   }
@@ -191,12 +204,22 @@ export class Diagram {
     });
   }
 
+  /** Spreads the columns over the stage. @param {Data} data */
+  pace(data) {
+    const { clientWidth, clientHeight } = this.stage;
+    if (!clientWidth || this.framing === "own") return;
+    const rows = Math.max(.../** @type {Kept} */ (this.kept).nodes.map((ids) => ids.length));
+    const height = this.stage.style.height ? clientHeight : HEIGHT[1];
+    const scale = scaleFor(heightOf(rows), height, this.framing === "opening");
+    this.pitch = pitchFor(data.counts.length, clientWidth - 2 * MARGIN, Math.min(1, scale));
+  }
+
   /** @param {Data} data */
   arrange(data) {
     const kept = /** @type {Kept} */ (this.kept);
     const marked = this.marked(data);
     const closed = new Map([...marked.groups].filter(([, name]) => !this.opened.has(name)));
-    const scene = buildScene(data, kept, this.rank, { groups: closed, room: this.stage.clientWidth - 20 });
+    const scene = buildScene(data, kept, this.rank, { groups: closed, pitch: this.pitch });
     this.scene = scene;
     this.nodes.update(data, scene, marked);
     this.drawHeads(scene);
@@ -243,10 +266,10 @@ export class Diagram {
     });
   }
 
-  /** @param {boolean} first */
-  resize(first) {
+  resize() {
     const scene = /** @type {Scene} */ (this.scene);
-    if (first && !this.stage.style.height && !this.actions.isFull()) {
+    if (!this.stage.clientWidth) return; // not shown yet
+    if (!this.stage.style.height && !this.actions.isFull()) {
       const wanted = scene.height * opening(scene, this.stage.clientWidth, HEIGHT[1]).scale + 24;
       this.stage.style.height = `${Math.round(Math.min(HEIGHT[1], Math.max(HEIGHT[0], wanted)))}px`;
     }
@@ -256,7 +279,8 @@ export class Diagram {
       canvas.width = Math.round(clientWidth * ratio);
       canvas.height = Math.round(clientHeight * ratio);
     }
-    if (this.untouched) this.setView(opening(scene, clientWidth, clientHeight));
+    if (this.framing === "opening") this.setView(opening(scene, clientWidth, clientHeight));
+    if (this.framing === "fitted") this.setView(fitted(scene, clientWidth, clientHeight));
   }
 
   /** @param {View} view */
@@ -268,9 +292,14 @@ export class Diagram {
 
   /** @param {View} view */
   move(view) {
-    this.untouched = false;
+    this.framing = "own";
     this.setView(view);
     this.plan("view");
+  }
+
+  fit() {
+    this.framing = "fitted";
+    this.plan("size");
   }
 
   colours() {
@@ -294,8 +323,10 @@ export class Diagram {
     drawLit(this.over, scene, this.view, this.colours(), found?.links ?? new Map());
     this.stage.classList.toggle("vl-dimmed", found !== null);
     this.nodes.light(new Set([...(found?.items ?? [])].map((i) => scene.items[i].key)));
-    const id = place === undefined ? idOf(data, this.model.get("selected")) : scene.items[place].ids[0];
-    this.side.update(data, this.strip, id, id === undefined ? undefined : this.marked(data).labels.get(id));
+    const item = place === undefined ? undefined : scene.items[place];
+    const id = item ? item.ids[0] : idOf(data, this.model.get("selected"));
+    const label = item?.group || (id === undefined ? undefined : this.marked(data).labels.get(id));
+    this.side.update(data, this.ground(), id, label);
   }
 
   /** @param {Data} data @param {Scene} scene @returns {number | undefined} */

@@ -7,6 +7,7 @@ const THICKEST = 7;
 const THINNEST = 0.5;
 const LEVELS = 10; // widths are rounded to so many, and drawn a width at a time
 const DRAWN = 5000; // the strongest ones; more could not be told apart
+const FAR = 0.5; // from this scale on lines get no thinner
 const DASHED = 0.9; // thinner lines show their sign by colour alone
 
 /**
@@ -39,7 +40,7 @@ export const drawnLinks = (scene) => Math.min(DRAWN, scene.links.length);
 export function drawAll(canvas, scene, view, colours) {
   const g = begin(canvas, view);
   const start = scene.links.length - drawnLinks(scene);
-  stroke(g, scene, range(start, scene.links.length), colours, () => 0.6);
+  stroke(g, scene, view, range(start, scene.links.length), colours, () => 0.6);
 }
 
 /**
@@ -49,7 +50,7 @@ export function drawAll(canvas, scene, view, colours) {
 export function drawLit(canvas, scene, view, colours, links) {
   const g = begin(canvas, view);
   const order = [...links.keys()].sort((a, b) => a - b);
-  stroke(g, scene, order, colours, (i) => 0.3 + 0.7 * /** @type {number} */ (links.get(i)));
+  stroke(g, scene, view, order, colours, (i) => 0.3 + 0.7 * /** @type {number} */ (links.get(i)));
 }
 
 /** @param {HTMLCanvasElement} canvas @param {View} view */
@@ -64,10 +65,11 @@ function begin(canvas, view) {
 
 /**
  * Strokes links together that look alike: a few long paths are quicker than many short ones.
- * @param {CanvasRenderingContext2D} g @param {Scene} scene @param {number[]} links
- * @param {Colours} colours @param {(link: number) => number} opacity
+ * @param {CanvasRenderingContext2D} g @param {Scene} scene @param {View} view
+ * @param {number[]} links @param {Colours} colours @param {(link: number) => number} opacity
  */
-function stroke(g, scene, links, colours, opacity) {
+function stroke(g, scene, view, links, colours, opacity) {
+  const grown = Math.max(1, FAR / view.scale);
   /** @type {Map<number, Path2D>} */
   const paths = new Map();
   for (const i of links) {
@@ -82,7 +84,7 @@ function stroke(g, scene, links, colours, opacity) {
   for (const kind of [...paths.keys()].sort((a, b) => a - b)) {
     const negative = kind % 2 === 1;
     const width = THINNEST + (THICKEST * Math.floor(kind / 16)) / LEVELS;
-    g.lineWidth = width;
+    g.lineWidth = grown * width;
     g.globalAlpha = (Math.floor(kind / 2) % 8) / 4;
     g.strokeStyle = negative ? colours.negative : colours.positive;
     g.setLineDash(negative && width > DASHED ? [Math.max(5, 2 * width), Math.max(3, width)] : []);

@@ -8,7 +8,7 @@ export const SIZE = {
   token: 9, // a square for each prefix token, beside the thumbnail
   width: 62, // of a node with its text
   row: 74, // from one node of a column to the next
-  pitch: [86, 168], // from one layer to the next, at least and at most
+  pitch: [86, 168], // from one layer to the next, at least; and at most, on the screen
   target: [124, 70],
   head: 26, // room for the name of a layer
 };
@@ -48,21 +48,16 @@ export const SIZE = {
 
 /**
  * @param {Data} data @param {Kept} kept @param {Float64Array} rank
- * @param {{ groups: Map<number, string>, room: number }} options `groups`: closed supernodes by
- * candidate; `room`: pixels that the columns may take
+ * @param {{ groups: Map<number, string>, pitch: number }} options `groups`: closed supernodes by
+ * candidate; `pitch`: from one layer to the next
  * @returns {Scene}
  */
-export function buildScene(data, kept, rank, { groups, room }) {
+export function buildScene(data, kept, rank, { groups, pitch }) {
   /** @type {Item[]} */
   const items = [];
   const itemOf = new Map();
-  const pitch = Math.min(
-    SIZE.pitch[1],
-    Math.max(SIZE.pitch[0], (room - SIZE.target[0]) / data.counts.length),
-  );
   const rows = kept.nodes.map((ids) => columnOf(data, ids, rank, groups));
-  const tallest = Math.max(2, ...rows.map((row) => row.length));
-  const height = SIZE.head + tallest * SIZE.row;
+  const height = heightOf(Math.max(...rows.map((row) => row.length)));
   const columns = rows.map((row, layer) =>
     row.map((item, place) => {
       item.x = layer * pitch;
@@ -107,6 +102,18 @@ export function buildScene(data, kept, rank, { groups, room }) {
     nodes: kept.nodes.reduce((sum, ids) => sum + ids.length, 0),
     edges: kept.source.length,
   };
+}
+
+/** Height of columns with so many rows. @param {number} rows */
+export const heightOf = (rows) => SIZE.head + Math.max(2, rows) * SIZE.row;
+
+/**
+ * From one layer to the next, so that columns take the stage's width at a scale.
+ * @param {number} layers @param {number} width of the stage @param {number} scale
+ */
+export function pitchFor(layers, width, scale) {
+  const wide = (width / scale - SIZE.target[0]) / layers;
+  return Math.max(SIZE.pitch[0], Math.min(wide, SIZE.pitch[1] / Math.min(1, scale)));
 }
 
 /** @param {Data} data @param {number[]} ids @param {Float64Array} rank @param {Map<number, string>} groups */

@@ -1,5 +1,6 @@
 // The picture, with the heat of the node in hand.
 
+/** @import { Ground } from "../lib/heat.js" */
 /** @import { Data } from "./data.js" */
 import { fill, h, percent, show } from "../lib/dom.js";
 import { drawHeat } from "../lib/heat.js";
@@ -13,11 +14,11 @@ export function createSide() {
   return {
     element: h("div", { class: "vl-diagram-side" }, canvas, words),
     /**
-     * @param {Data} data @param {ImageBitmap | null} strip
+     * @param {Data} data @param {Ground} ground
      * @param {number | undefined} id a candidate, or the target, or none
      * @param {string | undefined} label
      */
-    update(data, strip, id, label) {
+    update(data, ground, id, label) {
       const [rows, columns] = data.grid;
       const longer = Math.max(rows, columns);
       const width = Math.round((SIDE * columns) / longer);
@@ -27,7 +28,7 @@ export function createSide() {
       const node = id !== undefined && id < data.total;
       const [predicted, probability] = data.prediction;
       if (!node) {
-        drawHeat(canvas, { strip, pale: false }, null);
+        drawHeat(canvas, { ...ground, pale: false }, null);
         canvas.setAttribute("aria-label", "The image");
         fill(
           words,
@@ -38,7 +39,7 @@ export function createSide() {
       }
       const { values, limit } = relativeHeat(data, id);
       const prefix = data.prefixNames.length;
-      drawHeat(canvas, { strip }, { values, offset: prefix, grid: data.grid, limit });
+      drawHeat(canvas, ground, { values, offset: prefix, grid: data.grid, limit });
       const name = data.features[id] === ERROR ? "error node" : `feature ${featureName(data.features[id])}`;
       canvas.setAttribute("aria-label", `Importance of this ${name} on the image`);
       fill(

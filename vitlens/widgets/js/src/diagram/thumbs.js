@@ -1,5 +1,6 @@
 // Thumbnails: a node's importance by patch on the picture, drawn once a node, a few a frame.
 
+/** @import { Ground } from "../lib/heat.js" */
 /** @import { Data } from "./data.js" */
 import { drawGround, tokenColour } from "../lib/heat.js";
 import { place, table } from "../lib/scale.js";
@@ -7,14 +8,14 @@ import { relativeHeat } from "./data.js";
 import { SIZE } from "./scene.js";
 
 const FINE = 2; // pixels of the canvas a pixel of the world: still sharp when zoomed in
-const BUDGET = 5; // ms a frame
+const BUDGET = 4; // ms a frame
 const COVER = 0.8; // opacity of the strongest heat
 
 /**
  * @param {() => Data | null} data
- * @param {() => ImageBitmap | null} strip
+ * @param {() => Ground} picture
  */
-export function createThumbs(data, strip) {
+export function createThumbs(data, picture) {
   /** @type {HTMLCanvasElement | null} */
   let ground = null;
   /** @type {Map<HTMLCanvasElement, number>} */
@@ -36,7 +37,7 @@ export function createThumbs(data, strip) {
   function draw(canvas, id) {
     const about = data();
     if (!about || id >= about.total) return;
-    ground ??= paleGround(about, strip());
+    ground ??= paleGround(about, picture());
     const prefix = about.prefixNames.length;
     const [width, height] = [ground.width, ground.height];
     canvas.width = FINE * (SIZE.thumb + (prefix ? SIZE.token : 0));
@@ -75,13 +76,13 @@ export function createThumbs(data, strip) {
   };
 }
 
-/** @param {Data} data @param {ImageBitmap | null} strip */
-function paleGround({ grid: [rows, columns] }, strip) {
+/** @param {Data} data @param {Ground} picture */
+function paleGround({ grid: [rows, columns] }, picture) {
   const longer = Math.max(rows, columns);
   const canvas = document.createElement("canvas");
   canvas.width = Math.round((FINE * SIZE.thumb * columns) / longer);
   canvas.height = Math.round((FINE * SIZE.thumb * rows) / longer);
-  drawGround(/** @type {CanvasRenderingContext2D} */ (canvas.getContext("2d")), { strip });
+  drawGround(/** @type {CanvasRenderingContext2D} */ (canvas.getContext("2d")), picture);
   return canvas;
 }
 

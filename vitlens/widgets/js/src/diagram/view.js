@@ -4,35 +4,40 @@
 /** @import { View } from "./edges.js" */
 import { SIZE } from "./scene.js";
 
-const LEAST = 0.12;
+const LEAST = 0.08;
 const MOST = 4;
-const READABLE = 0.72; // smaller text is not shown at first: the rest is a drag away
-const MARGIN = 10;
+const READABLE = 0.72; // columns are not made smaller at first: the rest is a drag away
+const LOW = 0.55; // nor are rows smaller than this
+export const MARGIN = 10;
 const DRAG = 4; // pixels: less is a click
+
+/**
+ * The scale at which columns of a height fit.
+ * @param {number} columns their height @param {number} height of the stage
+ * @param {boolean} readable no smaller than can be read
+ */
+export const scaleFor = (columns, height, readable) =>
+  Math.min(1.25, Math.max(readable ? LOW : LEAST, (height - 2 * MARGIN) / columns));
 
 /** How the whole fits into a stage.
  * @param {Scene} scene @param {number} width @param {number} height @returns {View}
  */
 export function fitted(scene, width, height) {
-  const scale = Math.min(
-    1.25,
-    (width - 2 * MARGIN) / scene.width,
-    (height - 2 * MARGIN) / scene.height,
-  );
+  const scale = Math.min(scaleFor(scene.height, height, false), (width - 2 * MARGIN) / scene.width);
   return centred(scene, width, height, Math.max(LEAST, scale));
 }
 
-/** Where a diagram opens: all of it, or, where that would be too small to read, the target's end.
+/**
+ * Where a diagram opens: all of it; but where that would be too small to read, the target's end,
+ * or the middle rows.
  * @param {Scene} scene @param {number} width @param {number} height @returns {View}
  */
 export function opening(scene, width, height) {
-  const view = fitted(scene, width, height);
-  if (view.scale >= READABLE) return view;
-  const readable = centred(scene, width, height, READABLE);
-  if (scene.width * READABLE > width - 2 * MARGIN) {
-    readable.x = width - MARGIN - scene.width * READABLE;
-  }
-  return readable;
+  const across = (width - 2 * MARGIN) / scene.width;
+  const down = scaleFor(scene.height, height, true);
+  const view = centred(scene, width, height, Math.min(down, Math.max(across, READABLE)));
+  if (across < view.scale) view.x = width - MARGIN - scene.width * view.scale;
+  return view;
 }
 
 /** @param {Scene} scene @param {number} width @param {number} height @param {number} scale */
@@ -96,6 +101,8 @@ export function handleGestures(stage, signal, { view, move, wheels }) {
     stage.classList.remove("vl-panning");
   };
   for (const name of ["pointerup", "pointercancel"]) stage.addEventListener(name, end, { signal });
+  // Browsers scroll a focused node into view; the view is moved instead.
+  stage.addEventListener("scroll", () => stage.scrollTo(0, 0), { signal });
   stage.addEventListener(
     "wheel",
     (event) => {
