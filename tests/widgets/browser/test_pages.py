@@ -1,0 +1,126 @@
+"""What every widget owes its readers, looked at in a saved page: contrast, keys, small screens."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import Page, expect
+
+from tests.tiny import tiny_image, tiny_lens
+from vitlens.widgets import CircuitDiagram, FeatureBrowser, FeatureCard, PatchHeatmap
+from vitlens.widgets.base import Widget
+
+Show = Callable[[Path], Page]
+
+MADE: dict[str, Callable[[], Widget]] = {
+    "heatmap": lambda: PatchHeatmap.of(tiny_lens(), tiny_image(), 1, 3, patches=[(1, 1)]),
+    "card": lambda: FeatureCard(tiny_lens(), tiny_image()),
+    "browser": lambda: FeatureBrowser(tiny_lens(), tiny_image()),
+    "diagram": lambda: CircuitDiagram.of(tiny_lens(), tiny_image()),
+    "explorer": lambda: tiny_lens().explore(tiny_image()),
+}
+
+# Of every piece of text that is seen: the contrast with the plain colour it stands on, as WCAG
+# counts. Text on gradients and pictures is left out.
+CONTRAST = """() => {
+  const parse = (css) => {
+    const n = css.match(/[\\d.]+(e-?\\d+)?/g).map(Number);
+    const unit = css.startsWith("color(") ? 255 : 1;
+    return { rgb: n.slice(0, 3).map((x) => x * unit), a: n[3] ?? 1 };
+  };
+  const over = (top, under) => ({
+    rgb: top.rgb.map((x, i) => x * top.a + under.rgb[i] * (1 - top.a)), a: 1 });
+  const light = ({ rgb }) => {
+    const [r, g, b] = rgb.map((x) => x / 255).map((x) => x <= 0.04045 ? x / 12.92
+      : ((x + 0.055) / 1.055) ** 2.4);
+    return 0.2126 * r + 0.7152 * g + 0.0722 * b;
+  };
+  const ground = (element) => {
+    if (!element) return { rgb: [255, 255, 255], a: 1 };
+    const style = getComputedStyle(element);
+    if (style.backgroundImage !== "none") return null;
+    const own = parse(style.backgroundColor);
+    if (own.a === 1) return own;
+    const under = ground(element.parentElement);
+    return under && over(own, under);
+  };
+  const low = [];
+  const walk = document.createTreeWalker(document.querySelector(".vl-root"), NodeFilter.SHOW_TEXT);
+  while (walk.nextNode()) {
+    const element = walk.currentNode.parentElement;
+    const words = walk.currentNode.textContent.trim();
+    if (!words || element.closest("option, [disabled], [aria-hidden=true], .vl-hint")) continue;
+    if (!element.checkVisibility({ checkOpacity: true, checkVisibilityCSS: true })) continue;
+    const under = ground(element);
+    if (!under) continue;
+    const style = getComputedStyle(element);
+    const svg = element instanceof SVGElement;
+    const ink = over(parse(svg ? style.fill : style.color), under);
+    const [a, b] = [light(ink), light(under)].sort((x, y) => y - x);
+    const contrast = (a + 0.05) / (b + 0.05);
+    if (contrast < 4.5) low.push(`${words.slice(0, 30)}: ${contrast.toFixed(2)}`);
+  }
+  return low;
+}"""
+
+UNMARKED = """() => [...document.querySelectorAll(
+  ".vl-root :is(button, input, select, textarea, a, summary, [tabindex])")]
+  .filter((x) => x.dataset.lmSuppressShortcuts !== "true").map((x) => x.outerHTML.slice(0, 80))"""
+
+
+@pytest.fixture(scope="module", params=list(MADE))
+def page_file(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("pages") / f"{request.param}.html"
+    MADE[request.param]().to_html(path)
+    return path
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_text_is_readable_and_fits_a_narrow_screen(
+    static_page: Show, page_file: Path, scheme: str
+) -> None:
+    page = static_page(page_file)
+    page.emulate_media(color_scheme=scheme)
+    page.set_viewport_size({"width": 600, "height": 900})
+    expect(page.locator(f".vl-root.vl-{scheme}")).to_be_visible()
+    expect(page.locator(".vl-no-kernel")).to_contain_text("A saved view")
+    assert page.evaluate(CONTRAST) == []
+    assert page.evaluate("document.documentElement.scrollWidth") <= 600
+
+
+def test_keys_reach_everything_and_the_focus_is_seen(static_page: Show, page_file: Path) -> None:
+    page = static_page(page_file)
+    page.locator(".vl-root").wait_for()
+    assert page.evaluate(UNMARKED) == []
+    for _ in range(3):
+        page.keyboard.press("Tab")
+        style = page.evaluate(
+            "(({ outlineStyle, outlineWidth }) => [outlineStyle, parseFloat(outlineWidth)])"
+            "(getComputedStyle(document.activeElement))"
+        )
+        assert style[0] != "none"
+        assert style[1] >= 1
+
+
+@pytest.mark.parametrize(
+    ("mark", "theme"),
+    [
+        ("document.body.dataset.jpThemeLight = 'false'", "dark"),
+        ("document.body.dataset.vscodeThemeKind = 'vscode-dark'", "dark"),
+        ("document.body.dataset.vscodeThemeKind = 'vscode-high-contrast'", "dark"),
+        ("document.body.dataset.vscodeThemeKind = 'vscode-high-contrast-light'", "light"),
+        ("document.documentElement.setAttribute('theme', 'dark')", "dark"),
+        ("document.body.classList.add('dark')", "dark"),
+    ],
+)
+def test_the_host_says_which_theme_it_is(
+    static_page: Show, tmp_path: Path, mark: str, theme: str
+) -> None:
+    PatchHeatmap(None, [[1.0]]).to_html(tmp_path / "page.html")
+    page = static_page(tmp_path / "page.html")
+    page.emulate_media(color_scheme="light" if theme == "dark" else "dark")
+    page.locator(".vl-root").wait_for()
+    page.evaluate(mark)
+    expect(page.locator(f".vl-root.vl-{theme}")).to_be_visible()
