@@ -26,16 +26,20 @@ def picture(seed: int) -> Image.Image:
     return Image.fromarray(pixels)
 
 
-@pytest.fixture
-def lens(tmp_path: Path) -> vitlens.Lens:
+def lens_with_samples(folder: Path) -> vitlens.Lens:
     """A tiny lens with two sample images."""
     lens = tiny_lens()
     samples = []
     for i, label in enumerate(("bird", "")):
-        picture(i).save(tmp_path / f"{i}.png")
-        samples.append(Sample(tmp_path / f"{i}.png", label, "noise"))
+        picture(i).save(folder / f"{i}.png")
+        samples.append(Sample(folder / f"{i}.png", label, "noise"))
     lens.about = About(name="tiny", samples=tuple(samples))
     return lens
+
+
+@pytest.fixture
+def lens(tmp_path: Path) -> vitlens.Lens:
+    return lens_with_samples(tmp_path)
 
 
 def says(explorer: Explorer, lens: vitlens.Lens, image: Any) -> bool:

@@ -5,10 +5,11 @@ import { mount as mountAblation } from "../ablation/index.js";
 import { mount as mountBrowser } from "../browser/index.js";
 import { mount as mountCard } from "../card/index.js";
 import { mount as mountDiagram } from "../diagram/index.js";
+import { ask } from "../lib/ask.js";
 import { h } from "../lib/dom.js";
 import { watchKernel } from "../lib/kernel.js";
 import { listen } from "../lib/model.js";
-import { mountNotice } from "../lib/notice.js";
+import { mountNotice, tell } from "../lib/notice.js";
 import { imageChoice, predictionLine, targetChoice } from "./choices.js";
 import { healthLine, mountHealth } from "./health.js";
 import { mountHeatView } from "./heatview.js";
@@ -111,17 +112,28 @@ const panel = (className = "") => h("div", { class: `vl-x-panel ${className}` })
  * @param {AbortSignal} signal
  */
 function waiting(model, el, signal) {
-  const words = h("p", { class: "vl-x-waiting vl-muted" });
-  el.append(words);
+  const words = h("p", { class: "vl-muted" });
+  const again = h(
+    "button",
+    {
+      type: "button",
+      class: "vl-button vl-needs-kernel",
+      onclick: () => ask(model, "look").catch((error) => tell(model, error)),
+    },
+    "Compute it",
+  );
+  const place = h("div", { class: "vl-x-waiting" }, words, again);
+  el.append(place);
   const update = () => {
     const has = Boolean(model.get("graph")?.n_layers);
     const busy = model.get("progress")?.done !== undefined;
     el.classList.toggle("vl-x-empty", !has);
-    words.hidden = has;
-    words.textContent = busy
-      ? "The circuit is being computed…"
-      : "There is no circuit yet: choose an image.";
+    const known = Boolean(model.get("explained")?.name);
+    place.hidden = has;
+    again.hidden = busy || !known;
+    if (busy) words.textContent = "The circuit is being computed…";
+    else words.textContent = known ? "There is no circuit yet." : "Choose an image.";
   };
-  listen(model, ["graph", "progress"], update, signal);
+  listen(model, ["graph", "progress", "explained"], update, signal);
   update();
 }
