@@ -98,12 +98,16 @@ export function imageChoice(model, el, signal) {
     send(file.files?.[0]);
     file.value = "";
   }, { signal });
-  form.addEventListener("submit", (event) => {
+  /** @param {Event} event */
+  function open(event) {
     event.preventDefault();
-    if (path.value.trim()) {
-      ask(model, "open_path", { path: path.value }).catch((error) => tell(model, error));
-    }
-  }, { signal });
+    event.stopPropagation();
+    if (!path.value.trim()) return;
+    ask(model, "open_path", { path: path.value }).catch((error) => tell(model, error));
+  }
+  form.addEventListener("submit", open, { signal });
+  // JupyterLab keeps Enter from submitting a form.
+  path.addEventListener("keydown", (event) => event.key === "Enter" && open(event), { signal });
   /** @param {DragEvent} event */
   const brings = (event) => [...(event.dataTransfer?.types ?? [])].includes("Files");
   /** @param {DragEvent} event */
