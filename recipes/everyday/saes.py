@@ -21,10 +21,10 @@ from vitlens.saes import TopKSAE, TrainConfig, load_saes, save_saes, train_saes
 FOLDER = BUNDLE / "saes"
 BASELINES = BUNDLE / "baselines.safetensors"
 TRAINED = WORK / "saes"
-N_IMAGES = 9000  # 2.3 million tokens
+N_IMAGES = 14_000  # 3.6 million tokens
 CONFIG = TrainConfig(
     sizes=(256, 512, 768, 768, 768, 768, 768, 768, 768, 768, 768),
-    k=(40, 48, 48, 48, 48, 48, 48, 48, 48, 48, 48),
+    k=(32, 40, 40, 40, 40, 40, 40, 40, 40, 40, 40),
     batch_tokens=1024,
     forward_images=16,
     learning_rate=3e-3,
