@@ -192,8 +192,8 @@ class Curves:
         """
         shares = [q for q in _SHOWN_SHARES if q in self.q]
         show_ratio = "cla" in self.methods
-        head = ["method", "insertion ↑", "deletion ↓", *(f"kept with {100 * q:.0f} %" for q in shares)]
-        head += ["insertion / CLA's"] * show_ratio
+        head = ["method", "insertion ↑", "deletion ↓"]
+        head += [f"kept with {100 * q:.0f} %" for q in shares] + ["insertion / CLA's"] * show_ratio
         lines = [head, ["---", *["---:"] * (len(head) - 1)]]
         for method in self.methods:
             cells = [method]
