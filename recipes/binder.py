@@ -1,0 +1,68 @@
+"""Make an environment of binder/'s files alone, run the notebook in it, and tell its memory.
+
+``python -m recipes.binder`` takes some minutes: all packages are installed anew. Elsewhere than on
+Binder pip may not reach PyTorch's CPU index; it then takes the default index's build, which needs
+more room.
+"""
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+REPOSITORY = Path(__file__).parent.parent
+LIMIT = 2048  # MiB: what Binder gives
+_MEASURE = """
+import json, resource, sys, time
+import nbformat
+from nbclient import NotebookClient
+start = time.monotonic()
+notebook = nbformat.read(sys.argv[1], as_version=4)
+NotebookClient(notebook, timeout=600, kernel_name="python3").execute()
+seconds = time.monotonic() - start
+peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024
+print(json.dumps({"seconds": round(seconds), "peak_mib": round(peak)}))
+"""
+
+
+def main() -> None:
+    with tempfile.TemporaryDirectory(prefix="vitlens-binder-") as name:
+        folder = Path(name)
+        checkout, home = folder / "checkout", folder / "home"
+        shutil.copytree(REPOSITORY, checkout, ignore=_not_in_git())
+        home.mkdir()
+        subprocess.run([sys.executable, "-m", "venv", folder / "env"], check=True)
+        environment = {
+            **os.environ,
+            "HOME": str(home),
+            "PATH": f"{folder / 'env' / 'bin'}:{os.environ['PATH']}",
+        }
+        environment.pop("PYTHONPATH", None)
+
+        def run(*command: str) -> None:
+            subprocess.run(command, cwd=checkout, env=environment, check=True)
+
+        run("python", "-m", "pip", "install", "--quiet", "-r", "binder/requirements.txt")
+        run("binder/postBuild")
+        run("python", "-m", "pip", "check")
+        # From another folder, so that the installed package is the one that is tried.
+        notebook = shutil.copy(checkout / "notebooks" / "01-ten-minutes.ipynb", home)
+        measured = subprocess.run(
+            ["python", "-c", _MEASURE, notebook],
+            cwd=home,
+            env=environment,
+            check=True,
+            capture_output=True,
+            text=True,
+        )
+        print(f"{measured.stdout.strip()} ({LIMIT} MiB allowed)")
+
+
+def _not_in_git():
+    return shutil.ignore_patterns(".git", ".venv", "node_modules", "__pycache__", "out", "dist")
+
+
+if __name__ == "__main__":
+    main()
