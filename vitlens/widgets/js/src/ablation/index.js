@@ -55,6 +55,8 @@ export function mount(model, el, signal) {
     result.element,
     past.element,
   );
+  // JupyterLab would take Enter from a field, which then never tells its new value.
+  root.addEventListener("keydown", (event) => event.stopPropagation(), { signal });
   el.append(root);
 
   function draw() {

@@ -47,8 +47,8 @@ export function createActions(diagram) {
 
   /** @param {string} key */
   function focusAgain(key) {
-    // The items of the next frame: a group that was made now has another element.
-    requestAnimationFrame(() => requestAnimationFrame(() => diagram.nodes.element(key)?.focus({ preventScroll: true })));
+    diagram.heir = key;
+    diagram.plan("scene");
   }
 
   /** @param {Item} item */

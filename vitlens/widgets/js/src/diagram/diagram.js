@@ -60,6 +60,8 @@ export class Diagram {
     this.frame = 0;
     /** @type {string | null} */
     this.pointed = null; // the item under the pointer
+    /** @type {string | null} */
+    this.heir = null; // the item that gets the focus once it is there
 
     this.base = h("canvas", { class: "vl-edges", "aria-hidden": "true" });
     this.over = h("canvas", { class: "vl-edges vl-edges-lit", "aria-hidden": "true" });
@@ -222,6 +224,8 @@ export class Diagram {
     const scene = buildScene(data, kept, this.rank, { groups: closed, pitch: this.pitch });
     this.scene = scene;
     this.nodes.update(data, scene, marked);
+    if (this.heir && scene.places.has(this.heir)) this.nodes.focus(this.heir);
+    this.heir = null;
     this.drawHeads(scene);
     const [count, nodeShare, edgeShare] = RULES.map((rule) => this.model.get(rule));
     this.sliders.update({ nodes_per_layer: count, node_share: nodeShare, edge_share: edgeShare }, data.maxCount);

@@ -31,6 +31,10 @@ import { ERROR, featureName, shareWords } from "./data.js";
 export function createNodes(world, askThumb) {
   /** @type {Map<string, Button>} */
   const buttons = new Map();
+  /** Buttons of nodes that are pruned now: they come back with their thumbnails.
+   * @type {Map<string, Button>}
+   */
+  const spare = new Map();
   /** @type {string} */
   let current = "";
 
@@ -46,7 +50,6 @@ export function createNodes(world, askThumb) {
       canvas,
       h("span", { class: "vl-node-words" }, name, share),
     );
-    world.append(element);
     return { element, canvas, name, share, drawn: -1, last: {} };
   }
 
@@ -68,11 +71,18 @@ export function createNodes(world, askThumb) {
         if (scene.places.has(key)) continue;
         if (button.element.matches(":focus")) lost = button.drawn;
         button.element.remove();
+        button.element.tabIndex = -1;
         buttons.delete(key);
+        spare.set(key, button);
       }
       scene.items.forEach((item, place) => {
         let button = buttons.get(item.key);
-        if (!button) buttons.set(item.key, (button = make(item)));
+        if (!button) {
+          button = spare.get(item.key) ?? make(item);
+          spare.delete(item.key);
+          buttons.set(item.key, button);
+          world.append(button.element);
+        }
         const { element, canvas, name, share } = button;
         if (canvas && button.drawn !== item.ids[0]) {
           button.drawn = item.ids[0];
@@ -116,6 +126,7 @@ export function createNodes(world, askThumb) {
     forget() {
       for (const { element } of buttons.values()) element.remove();
       buttons.clear();
+      spare.clear();
     },
   };
 }

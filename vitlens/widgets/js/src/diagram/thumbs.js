@@ -27,7 +27,7 @@ export function createThumbs(data, picture) {
     const until = performance.now() + BUDGET;
     for (const [canvas, id] of waiting) {
       waiting.delete(canvas);
-      if (canvas.isConnected) draw(canvas, id);
+      draw(canvas, id);
       if (performance.now() > until) break;
     }
     if (waiting.size) frame = requestAnimationFrame(work);
