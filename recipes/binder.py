@@ -1,4 +1,4 @@
-"""Make an environment of binder/'s files alone, run the notebook in it, and tell its memory.
+"""Make an environment of the last commit's binder/ alone, run the notebook in it, tell its memory.
 
 ``python -m recipes.binder`` takes some minutes: all packages are installed anew. Elsewhere than on
 Binder pip may not reach PyTorch's CPU index; it then takes the default index's build, which needs
@@ -31,7 +31,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="vitlens-binder-") as name:
         folder = Path(name)
         checkout, home = folder / "checkout", folder / "home"
-        shutil.copytree(REPOSITORY, checkout, ignore=_not_in_git())
+        subprocess.run(
+            ["git", "clone", "--quiet", "--depth=1", REPOSITORY.as_uri(), checkout], check=True
+        )
         home.mkdir()
         subprocess.run([sys.executable, "-m", "venv", folder / "env"], check=True)
         environment = {
@@ -58,10 +60,6 @@ def main() -> None:
             text=True,
         )
         print(f"{measured.stdout.strip()} ({LIMIT} MiB allowed)")
-
-
-def _not_in_git():
-    return shutil.ignore_patterns(".git", ".venv", "node_modules", "__pycache__", "out", "dist")
 
 
 if __name__ == "__main__":

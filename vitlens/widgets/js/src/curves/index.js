@@ -16,6 +16,7 @@ import "./style.css";
 /** @typedef {ReturnType<typeof createPanel>} Panel */
 
 const WATCHED = ["curves", "curve_data", "axis", "direction", "hidden_methods"];
+const TALLEST = 300; // pixels of a plot
 const STACKED_BELOW = 620; // pixels: two panels side by side need more
 
 /**
@@ -53,6 +54,9 @@ export function mount(model, el, signal) {
   let state = null;
 
   const shown = () => (state ? state.directions.map((direction) => panels[direction]) : []);
+  /** A narrow host may want the plots lower. */
+  const tallest = () =>
+    parseFloat(getComputedStyle(root).getPropertyValue("--vl-curves-most")) || TALLEST;
   const size = () => state?.data.about.dictionary_size ?? 1;
   /** The diagram, where there is one, cannot show more. */
   const most = () => Math.min(size(), model.get("graph")?.max_count ?? Infinity);
@@ -77,7 +81,7 @@ export function mount(model, el, signal) {
       styles: lineStyles(data.about.methods),
       isShown: (method) => !hidden.has(method),
       width,
-      height: Math.round(Math.min(Math.max(width * 0.62, 190), 300)),
+      height: Math.round(Math.min(Math.max(width * 0.62, 190), tallest())),
     };
     axisChoice.update();
     directionChoice.update();

@@ -21,6 +21,7 @@ import { shareTicks, valueAt, valueTicks } from "./scale.js";
  * @property {number} height
  */
 
+const ROOMY = 230; // pixels of height for all words beside the axis
 const MARGIN = { left: 46, right: 22, top: 24, bottom: 40 };
 
 /** @type {Record<Direction, string>} */
@@ -110,7 +111,8 @@ export function createPanel(direction) {
     }
     const middle = (MARGIN.left + right) / 2;
     const name = METRICS[about.metric] ?? about.metric;
-    const what = about.is_share ? `${name} (empty model 0, full model 1)` : `${name}, as measured`;
+    const ends = s.height < ROOMY ? "0 to 1" : "empty model 0, full model 1";
+    const what = about.is_share ? `${name} (${ends})` : `${name}, as measured`;
     const label = text(what, 0, 0, "vl-curves-label", "middle");
     label.setAttribute("transform", `translate(11 ${(MARGIN.top + bottom()) / 2}) rotate(-90)`);
     parts.push(

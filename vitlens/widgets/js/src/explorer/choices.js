@@ -187,14 +187,12 @@ export function predictionLine(model, signal) {
   function draw() {
     const { name, value, prediction } = model.get("explained") ?? {};
     if (!prediction) return fill(element);
-    fill(
-      element,
-      "Predicted: ",
-      h("strong", {}, prediction[0]),
-      ` ${percent(prediction[1])}`,
-      h("span", { class: "vl-muted", title: "the class's logit minus the mean of all logits" },
-        `   explained: ${name} = ${value.toFixed(2).replace("-", "−")}`),
+    const other = name !== prediction[0] && h(
+      "span",
+      { class: "vl-muted" },
+      `explained: ${name} = ${value.toFixed(2).replace("-", "−")}`,
     );
+    fill(element, "Predicted: ", h("strong", {}, prediction[0]), ` ${percent(prediction[1])}`, other);
   }
   listen(model, ["explained"], draw, signal);
   draw();

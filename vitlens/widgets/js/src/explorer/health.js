@@ -40,7 +40,9 @@ export function healthLine(model, open, signal) {
   const element = h("button", {
     type: "button",
     class: "vl-button vl-quiet vl-x-health-line",
-    title: "What is known of the SAEs, and of how importances add up on this image",
+    title:
+      "Variance of the stream that the SAEs explain; accuracy of the model, and with all SAEs in its "
+      + "stream; how far importances are from adding up to the target. Click for every layer.",
     onclick: open,
   });
   function draw() {
@@ -81,19 +83,19 @@ function summary({ layers, accuracy, accuracy_all }) {
   return [
     variance.length
       ? {
-          words: `explained variance ${range(variance)}`,
+          words: `SAEs explain ${range(variance)}`,
           bad: Math.min(...variance) < LOW_VARIANCE,
         }
       : { words: "explained variance not measured", bad: true, unknown: true },
     accuracy_all === null || accuracy === null
       ? { words: "accuracy with all SAEs not measured", bad: true, unknown: true }
       : {
-          words: `accuracy ${percent(accuracy)}, with all SAEs ${percent(accuracy_all)}`,
+          words: `accuracy ${percent(accuracy)} → ${percent(accuracy_all)}`,
           bad: accuracy_all < accuracy - LOST_ACCURACY,
         },
     residuals.length
-      ? { words: `conservation residual up to ${percent(worst)}`, bad: worst > RESIDUAL }
-      : { words: "conservation residual not known yet", bad: false, unknown: true },
+      ? { words: `residual up to ${percent(worst)}`, bad: worst > RESIDUAL }
+      : { words: "residual not known yet", bad: false, unknown: true },
   ];
 }
 

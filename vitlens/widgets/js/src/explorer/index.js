@@ -46,21 +46,16 @@ export function mount(model, el, signal) {
   const left = split("column", 58, "Heatmap and feature card", heat, cardHome, signal);
   const right = split("column", 66, "Circuit and tabs", diagram, tabs.element, signal);
   const main = split("row", 34, "Image and circuit", left.element, right.element, signal);
-  const notice = h("div", { class: "vl-x-notice" });
   const choices = h(
     "div",
     { class: "vl-x-choices vl-needs-kernel" },
     imageChoice(model, el, signal),
     targetChoice(model, signal),
   );
-  const facts = h(
-    "div",
-    { class: "vl-x-facts" },
-    predictionLine(model, signal),
-    healthLine(model, () => tabs.show("health"), signal),
-  );
-  el.append(choices, facts, notice, main.element);
-  mountNotice(model, notice, signal);
+  const facts = h("div", { class: "vl-x-facts" }, predictionLine(model, signal));
+  mountNotice(model, facts, signal);
+  facts.append(healthLine(model, () => tabs.show("health"), signal));
+  el.append(choices, facts, main.element);
   main.element.classList.add("vl-x-main");
 
   /** @param {number} width */

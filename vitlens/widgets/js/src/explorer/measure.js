@@ -7,6 +7,9 @@ import { field, h } from "../lib/dom.js";
 import { listen } from "../lib/model.js";
 import { tell } from "../lib/notice.js";
 
+const HINT =
+  "How much of the answer do the top features carry? Some seconds a method; one image has no intervals.";
+
 /**
  * @param {Model} model
  * @param {HTMLElement} el
@@ -23,8 +26,10 @@ export function mountMeasured(model, el, signal) {
         ask(model, "compute_curves", { cla: cla.checked }).catch((error) => tell(model, error)),
     },
   );
+  const hint = h("span", { class: "vl-muted" }, HINT);
   const update = () => {
     const measured = Boolean(model.get("curves")?.methods);
+    hint.hidden = measured;
     button.textContent = measured ? "Measure again" : "Measure on this image";
   };
   listen(model, ["curves"], update, signal);
@@ -36,8 +41,7 @@ export function mountMeasured(model, el, signal) {
       { class: "vl-toolbar vl-x-measure vl-needs-kernel" },
       button,
       field("CLA, too (slower)", cla),
-      h("span", { class: "vl-muted" },
-        "How much of the answer do the top features carry? Some seconds a method; one image has no intervals."),
+      hint,
     ),
     plot,
   );
