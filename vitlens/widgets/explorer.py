@@ -123,8 +123,13 @@ class Explorer(
 
     async def ready(self) -> Explorer:
         """Wait until nothing is computed any more: ``await explorer.ready()``."""
+        waited = False
         while any(worker.busy for worker in self._background.values()):
             await asyncio.sleep(0.02)
+            waited = True
+        if waited:
+            # nbclient keeps only what a cell sends while it runs itself, and this came from others.
+            self.send_state()
         return self
 
     def measure_curves(self, *, methods: Sequence[str] = _CURVES) -> None:

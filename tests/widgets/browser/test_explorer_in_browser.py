@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TypeVar
@@ -10,7 +10,7 @@ from typing import TypeVar
 import pytest
 from playwright.sync_api import Locator, Page, expect
 
-from tests.widgets.browser.hosts import Host
+from tests.widgets.browser.hosts import Host, Jupyter
 from tests.widgets.test_explorer import lens_with_samples, picture
 from vitlens.widgets import Explorer
 
@@ -188,6 +188,21 @@ def test_layout(lab: Host) -> None:
     open_tab(page, "Curves")
     page.keyboard.press("ArrowRight")
     expect(page.get_by_role("tab", name="Layer health")).to_have_attribute("aria-selected", "true")
+
+
+def test_a_stored_notebook_without_its_kernel(
+    lab: Jupyter, notebook_with_state: Callable[[Sequence[str]], str], twin: Explorer
+) -> None:
+    lab.open(notebook_with_state((*CELLS, "await explorer.ready(); None")))
+    page = lab.page
+    expect(page.locator(".vl-node")).to_have_count(len(twin.circuit.nodes) + 1)
+    expect(page.locator(".vl-no-kernel")).to_contain_text("no kernel runs", timeout=20_000)
+    one = twin.circuit.nodes[0].key
+    node(page, twin, one).hover()
+    expect(heat_title(page)).to_contain_text(f"Layer {one[0]}")
+    page.locator("input[data-rule=nodes_per_layer]").fill("2")
+    twin.nodes_per_layer = 2
+    expect(page.locator(".vl-diagram-count")).to_contain_text(f"{len(twin.circuit.nodes)} nodes")
 
 
 def test_saved_page(static_page: Callable[[Path], Page], tmp_path: Path, twin: Explorer) -> None:
