@@ -249,7 +249,7 @@ export function createActions(diagram) {
     clicked(event) {
       const item = diagram.itemAt(event);
       if (!item) {
-        if (event.target === stage || /** @type {Element} */ (event.target).matches?.(".vl-world")) letGo();
+        if (/** @type {Element} */ (event.target).matches?.(".vl-stage, .vl-clip, .vl-world")) letGo();
         return;
       }
       diagram.nodes.makeCurrent(item.key);

@@ -48,10 +48,11 @@ function slider(rule, name, changed) {
     /** @param {number} x @param {number} maxCount */
     update(x, maxCount) {
       const count = rule === "nodes_per_layer";
-      if (count) input.max = String(maxCount);
+      if (count && input.max !== String(maxCount)) input.max = String(maxCount);
       const at = String(count ? Math.min(x, maxCount) : placeOf(x, MOST[rule]));
       if (input.value !== at) input.value = at;
       const text = count ? String(Math.min(x, maxCount)) : percent(x);
+      if (value.textContent === text) return;
       value.textContent = text;
       input.setAttribute("aria-valuetext", text);
     },
@@ -68,7 +69,7 @@ export const placeOf = (share, most) =>
   Math.round(STEPS * (Math.min(share, most) / most) ** (1 / BEND));
 
 /**
- * A row of buttons; `update` says which can be pressed and which are.
+ * A row of buttons; `update` says which can be pressed, and which are there.
  * @template {string} Name
  * @param {Record<Name, { text: string, hint: string, press: () => void }>} actions
  */
@@ -84,14 +85,13 @@ export function createButtons(actions) {
   });
   return {
     element: h("div", { class: "vl-diagram-buttons", role: "toolbar", "aria-label": "Diagram" }, ...buttons),
-    /** @param {Partial<Record<Name, { off?: boolean, pressed?: boolean, hidden?: boolean }>>} states */
+    /** @param {Partial<Record<Name, { off?: boolean, hidden?: boolean }>>} states */
     update(states) {
       for (const button of buttons) {
         const state = states[/** @type {Name} */ (button.dataset.action)];
         if (!state) continue;
-        button.disabled = Boolean(state.off);
-        button.hidden = Boolean(state.hidden);
-        if (state.pressed !== undefined) button.setAttribute("aria-pressed", String(state.pressed));
+        if (button.disabled !== Boolean(state.off)) button.disabled = Boolean(state.off);
+        if (button.hidden !== Boolean(state.hidden)) button.hidden = Boolean(state.hidden);
       }
     },
   };

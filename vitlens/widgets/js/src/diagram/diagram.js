@@ -58,10 +58,11 @@ export class Diagram {
     /** @type {Set<string>} */
     this.due = new Set();
     this.frame = 0;
-    /** @type {string | null} */
-    this.pointed = null; // the item under the pointer
-    /** @type {string | null} */
-    this.heir = null; // the item that gets the focus once it is there
+    /** @type {string | null} the item under the pointer */
+    this.pointed = null;
+    this.colours = { positive: "", negative: "" };
+    /** @type {string | null} the item that gets the focus once it is there */
+    this.heir = null;
 
     this.base = h("canvas", { class: "vl-edges", "aria-hidden": "true" });
     this.over = h("canvas", { class: "vl-edges vl-edges-lit", "aria-hidden": "true" });
@@ -76,19 +77,15 @@ export class Diagram {
         "aria-label": "Circuit in layers, from the image to the target",
         "aria-description": HELP.join(" "),
       },
-      this.base,
-      this.over,
-      this.world,
+      h("div", { class: "vl-clip" }, this.base, this.over, this.world),
     );
     this.live = h("div", { class: "vl-hint", role: "status", "aria-live": "polite" });
     this.count = h("span", { class: "vl-muted vl-diagram-count", role: "status" });
     this.side = createSide();
     this.legend = createLegend();
     this.naming = createNaming(this.stage);
-    this.thumbs = createThumbs(
-      () => this.data,
-      () => this.ground(),
-    );
+    const picture = () => this.ground();
+    this.thumbs = createThumbs(() => this.data, picture);
     this.nodes = createNodes(this.world, this.thumbs.ask);
     this.sliders = createSliders((rule, value, done) => {
       if (done) save(this.model, { [rule]: value });
@@ -134,7 +131,7 @@ export class Diagram {
     const sized = new ResizeObserver(() => this.plan("size"));
     sized.observe(stage);
     const root = this.root.closest(".vl-root") ?? this.root;
-    root.addEventListener("vl-theme", () => this.plan("edges", "light"), on);
+    root.addEventListener("vl-theme", () => this.plan("theme", "edges", "light"), on);
     signal.addEventListener("abort", () => {
       sized.disconnect();
       cancelAnimationFrame(this.frame);
@@ -170,19 +167,20 @@ export class Diagram {
 
   /** @param {Set<string>} due */
   draw(due) {
-    if (due.has("data")) this.readAll();
+    const all = due.has("data");
+    if (all) this.readAll();
     const { data } = this;
     this.root.classList.toggle("vl-empty", !data);
     if (!data) return;
-    const all = due.has("data");
-    if (all || due.has("prune")) this.prune(data);
-    if (all || due.has("size")) this.pace(data);
+    const has = (/** @type {string[]} */ ...what) => all || what.some((one) => due.has(one));
+    if (has("theme")) this.readColours();
+    if (has("prune")) this.prune(data);
+    if (has("size")) this.pace(data);
     if (all) tidy(this.rank, /** @type {Kept} */ (this.kept));
-    if (all || due.has("prune") || due.has("scene") || due.has("size")) this.arrange(data);
-    if (all || due.has("size")) this.resize();
-    const changed = ["data", "prune", "scene", "size"].some((what) => due.has(what));
-    if (changed || due.has("edges") || due.has("view")) this.drawEdges();
-    if (changed || due.has("light") || due.has("view")) this.light();
+    if (has("prune", "scene", "size")) this.arrange(data);
+    if (has("size")) this.resize();
+    if (has("prune", "scene", "size", "edges", "view")) this.drawEdges();
+    this.light();
   }
 
   readAll() {
@@ -280,6 +278,7 @@ export class Diagram {
     const { clientWidth, clientHeight } = this.stage;
     const ratio = Math.min(2, globalThis.devicePixelRatio || 1);
     for (const canvas of [this.base, this.over]) {
+      canvas.dataset.ratio = String(ratio);
       canvas.width = Math.round(clientWidth * ratio);
       canvas.height = Math.round(clientHeight * ratio);
     }
@@ -306,16 +305,16 @@ export class Diagram {
     this.plan("size");
   }
 
-  colours() {
+  readColours() {
     const style = getComputedStyle(this.root);
-    return {
+    this.colours = {
       positive: style.getPropertyValue("--vl-positive") || "#0072b2",
       negative: style.getPropertyValue("--vl-negative") || "#d55e00",
     };
   }
 
   drawEdges() {
-    if (this.scene) drawAll(this.base, this.scene, this.view, this.colours());
+    if (this.scene) drawAll(this.base, this.scene, this.view, this.colours);
   }
 
   /** Lights up what the pointer, the focus or the selection is on. */
@@ -324,7 +323,7 @@ export class Diagram {
     if (!data || !scene) return;
     const place = this.inHand(data, scene);
     const found = place === undefined ? null : lit(scene, place);
-    drawLit(this.over, scene, this.view, this.colours(), found?.links ?? new Map());
+    drawLit(this.over, scene, this.view, this.colours, found?.links ?? new Map());
     this.stage.classList.toggle("vl-dimmed", found !== null);
     this.nodes.light(new Set([...(found?.items ?? [])].map((i) => scene.items[i].key)));
     const item = place === undefined ? undefined : scene.items[place];

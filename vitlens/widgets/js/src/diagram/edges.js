@@ -57,7 +57,7 @@ export function drawLit(canvas, scene, view, colours, links) {
 /** @param {HTMLCanvasElement} canvas @param {View} view */
 function begin(canvas, view) {
   const g = /** @type {CanvasRenderingContext2D} */ (canvas.getContext("2d"));
-  const ratio = canvas.width / (canvas.clientWidth || canvas.width);
+  const ratio = Number(canvas.dataset.ratio); // asking for its size would lay out the page
   g.setTransform(1, 0, 0, 1, 0, 0);
   g.clearRect(0, 0, canvas.width, canvas.height);
   g.setTransform(ratio * view.scale, 0, 0, ratio * view.scale, ratio * view.x, ratio * view.y);

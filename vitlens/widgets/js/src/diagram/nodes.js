@@ -4,6 +4,9 @@
 /** @import { Item, Scene } from "./scene.js" */
 import { h, show } from "../lib/dom.js";
 import { ERROR, featureName, shareWords } from "./data.js";
+import { emptyThumb } from "./thumbs.js";
+
+const PAUSE = 150; // ms
 
 /**
  * What people did to the nodes.
@@ -31,17 +34,18 @@ import { ERROR, featureName, shareWords } from "./data.js";
 export function createNodes(world, askThumb) {
   /** @type {Map<string, Button>} */
   const buttons = new Map();
-  /** Buttons of nodes that are pruned now: they come back with their thumbnails.
+  /** Nodes that are pruned now: only hidden, for nothing is laid out anew when they come back.
    * @type {Map<string, Button>}
    */
   const spare = new Map();
-  /** @type {string} */
   let current = "";
+  /** @type {ReturnType<typeof setTimeout> | undefined} */
+  let timer;
 
   /** @param {Item} item @returns {Button} */
   function make(item) {
     const target = item.key === "target";
-    const canvas = target ? null : h("canvas", { class: "vl-node-thumb", "aria-hidden": "true" });
+    const canvas = target ? null : emptyThumb();
     const name = h("span", { class: "vl-node-name" });
     const share = h("span", { class: "vl-node-share" });
     const element = h(
@@ -50,7 +54,28 @@ export function createNodes(world, askThumb) {
       canvas,
       h("span", { class: "vl-node-words" }, name, share),
     );
+    world.append(element);
     return { element, canvas, name, share, drawn: -1, last: {} };
+  }
+
+  /** Takes a button out of use. @param {string} key @param {Button} button */
+  function putAway(key, button) {
+    buttons.delete(key);
+    if (key.startsWith("group")) return button.element.remove();
+    spare.set(key, button);
+    button.element.className = button.last.class = "vl-gone";
+    button.element.tabIndex = -1;
+  }
+
+  /** What a screen reader says. @param {Data} data @param {Scene} scene @param {Marked} marked @param {string} key */
+  function describe(data, scene, marked, key) {
+    const button = buttons.get(key);
+    const place = scene.places.get(key);
+    if (!button || place === undefined) return;
+    const ends = `${scene.into[place].length} edges in, ${scene.out[place].length} out`;
+    put(button, "label", `${spoken(data, scene.items[place], marked)}; ${ends}`, (text) =>
+      button.element.setAttribute("aria-label", text),
+    );
   }
 
   /** @param {Button} button @param {string} what @param {string} value @param {(value: string) => void} set */
@@ -70,37 +95,33 @@ export function createNodes(world, askThumb) {
       for (const [key, button] of buttons) {
         if (scene.places.has(key)) continue;
         if (button.element.matches(":focus")) lost = button.drawn;
-        button.element.remove();
-        button.element.tabIndex = -1;
-        buttons.delete(key);
-        spare.set(key, button);
+        putAway(key, button);
       }
-      scene.items.forEach((item, place) => {
+      for (const item of scene.items) {
         let button = buttons.get(item.key);
         if (!button) {
           button = spare.get(item.key) ?? make(item);
           spare.delete(item.key);
           buttons.set(item.key, button);
-          world.append(button.element);
         }
         const { element, canvas, name, share } = button;
         if (canvas && button.drawn !== item.ids[0]) {
           button.drawn = item.ids[0];
           askThumb(canvas, item.ids[0]);
         }
-        const said = words(data, item, marked);
+        const [called, number] = words(data, item, marked);
         put(button, "at", `translate(${item.x}px,${item.y}px)`, (at) => (element.style.transform = at));
-        put(button, "name", said.name, (text) => (name.textContent = text));
-        put(button, "share", said.share, (text) => (share.textContent = text));
-        put(button, "title", said.name, (text) => (element.title = text));
+        put(button, "name", called, (text) => (name.textContent = element.title = text));
+        put(button, "share", number, (text) => (share.textContent = text));
         put(button, "class", classes(data, item, marked), (text) => (element.className = text));
-        const ends = `${scene.into[place].length} edges in, ${scene.out[place].length} out`;
-        put(button, "label", `${said.spoken}; ${ends}`, (text) =>
-          element.setAttribute("aria-label", text),
-        );
         const pressed = String(item.ids.includes(marked.selected ?? -1));
         put(button, "pressed", pressed, (text) => element.setAttribute("aria-pressed", text));
-      });
+      }
+      describe(data, scene, marked, current);
+      clearTimeout(timer); // what is said of the others can wait until a slider rests
+      timer = setTimeout(() => {
+        for (const key of buttons.keys()) describe(data, scene, marked, key);
+      }, PAUSE);
       const heir = lost === undefined ? undefined : scene.itemOf.get(lost);
       if (heir !== undefined) this.focus(scene.items[heir].key);
       else if (!buttons.has(current)) this.makeCurrent("target");
@@ -124,46 +145,41 @@ export function createNodes(world, askThumb) {
       for (const [key, { element }] of buttons) element.classList.toggle("vl-lit", keys.has(key));
     },
     forget() {
-      for (const { element } of buttons.values()) element.remove();
+      for (const { element } of [...buttons.values(), ...spare.values()]) element.remove();
       buttons.clear();
       spare.clear();
     },
   };
 }
 
+/** A node's two words: what it is called, and its share.
+ * @param {Data} data @param {Item} item @param {Marked} marked
+ */
+function words(data, { key, ids, group, share }, { labels }) {
+  if (key === "target") return [data.goal.name, `${whatOf(data)}\n${show(data.goal.value)}`];
+  return [group || labels.get(ids[0]) || featureName(data.features[ids[0]]), shareWords(share)];
+}
+
+/** @param {Data} data */
+const whatOf = (data) => (data.goal.index == null ? "target" : "logit − mean logit");
+
 /** @param {Data} data @param {Item} item @param {Marked} marked */
-function words(data, item, { pinned, labels, groups, ablated }) {
-  if (item.key === "target") {
-    const value = show(data.goal.value);
-    const what = data.goal.index == null ? "target" : "logit − mean logit";
-    return {
-      name: data.goal.name,
-      share: `${what}\n${value}`,
-      spoken: `Target ${data.goal.name}, ${what} ${value}`,
-    };
-  }
-  const [id] = item.ids;
-  const share = shareWords(item.share);
-  const where = `Layer ${item.layer}`;
-  if (item.group) {
-    const n = item.ids.length;
-    return {
-      name: item.group,
-      share,
-      spoken: `${where}, supernode ${item.group} of ${n} node${n > 1 ? "s" : ""}, share ${share}`,
-    };
-  }
-  const number = featureName(data.features[id]);
-  const label = labels.get(id);
+function spoken(data, { key, ids, group, layer, share }, { pinned, labels, groups, ablated }) {
+  if (key === "target") return `Target ${data.goal.name}, ${whatOf(data)} ${show(data.goal.value)}`;
+  const [id] = ids;
+  const part = `share ${shareWords(share)}`;
+  if (group) return `Layer ${layer}, supernode ${group} of ${ids.length}, ${part}`;
+  const feature = data.features[id];
+  const value = ablated.get(id);
   const said = [
-    `${where}, ${data.features[id] === ERROR ? "error node" : `feature ${number}`}`,
-    label && `“${label}”`,
-    `share ${share}`,
+    `Layer ${layer}, ${feature === ERROR ? "error node" : `feature ${feature}`}`,
+    labels.has(id) && `“${labels.get(id)}”`,
+    part,
     groups.has(id) && `in supernode ${groups.get(id)}`,
     pinned.has(id) && "pinned",
-    ablated.has(id) && (ablated.get(id) == null ? "switched off" : `set to ${ablated.get(id)}`),
+    ablated.has(id) && (value == null ? "switched off" : `set to ${value}`),
   ];
-  return { name: label ?? number, share, spoken: said.filter(Boolean).join(", ") };
+  return said.filter(Boolean).join(", ");
 }
 
 /** @param {Data} data @param {Item} item @param {Marked} marked */

@@ -78,7 +78,7 @@ export function buildScene(data, kept, rank, { groups, pitch }) {
     y: -SIZE.target[1] / 2 - 8,
     share: 1,
   });
-  const links = linksOf(kept, itemOf, items.length);
+  const links = linksOf(kept, itemOf, groups.size > 0);
   /** @type {number[][]} */
   const out = items.map(() => []);
   /** @type {number[][]} */
@@ -139,21 +139,29 @@ function columnOf(data, ids, rank, groups) {
 }
 
 /** Edges between items; those of a supernode's members are added up.
- * @param {Kept} kept @param {Map<number, number>} itemOf @param {number} n
+ * @param {Kept} kept @param {Map<number, number>} itemOf @param {boolean} grouped whether there are
+ * supernodes @returns {Link[]}
  */
-function linksOf(kept, itemOf, n) {
+function linksOf(kept, itemOf, grouped) {
   /** @type {Map<number, Link>} */
-  const links = new Map();
+  const known = new Map();
+  /** @type {Link[]} */
+  const links = [];
   for (let i = 0; i < kept.source.length; i++) {
     const from = /** @type {number} */ (itemOf.get(kept.source[i]));
     const to = /** @type {number} */ (itemOf.get(kept.target[i]));
-    const link = links.get(from * n + to);
-    if (link) {
-      link.weight += kept.weight[i];
-      link.share += kept.share[i];
-    } else {
-      links.set(from * n + to, { from, to, weight: kept.weight[i], share: kept.share[i] });
+    const link = { from, to, weight: kept.weight[i], share: kept.share[i] };
+    if (grouped) {
+      const number = from * itemOf.size + to;
+      const sum = known.get(number);
+      if (sum) {
+        sum.weight += link.weight;
+        sum.share += link.share;
+        continue;
+      }
+      known.set(number, link);
     }
+    links.push(link);
   }
-  return [...links.values()].sort((a, b) => Math.abs(a.share) - Math.abs(b.share));
+  return links.sort((a, b) => Math.abs(a.share) - Math.abs(b.share));
 }

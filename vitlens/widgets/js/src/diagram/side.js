@@ -11,6 +11,8 @@ const SIDE = 264; // pixels of the canvas' longer side
 export function createSide() {
   const canvas = h("canvas", { class: "vl-side-picture", role: "img" });
   const words = h("div", { class: "vl-side-words" });
+  /** @type {unknown[]} */
+  let last = [];
   return {
     element: h("div", { class: "vl-diagram-side" }, canvas, words),
     /**
@@ -19,6 +21,9 @@ export function createSide() {
      * @param {string | undefined} label
      */
     update(data, ground, id, label) {
+      const state = [data, ground.strip, ground.count, id, label];
+      if (state.every((one, i) => one === last[i])) return;
+      last = state;
       const [rows, columns] = data.grid;
       const longer = Math.max(rows, columns);
       const width = Math.round((SIDE * columns) / longer);

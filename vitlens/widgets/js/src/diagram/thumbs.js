@@ -2,6 +2,7 @@
 
 /** @import { Ground } from "../lib/heat.js" */
 /** @import { Data } from "./data.js" */
+import { h } from "../lib/dom.js";
 import { drawGround, tokenColour } from "../lib/heat.js";
 import { place, table } from "../lib/scale.js";
 import { relativeHeat } from "./data.js";
@@ -10,6 +11,15 @@ import { SIZE } from "./scene.js";
 const FINE = 2; // pixels of the canvas a pixel of the world: still sharp when zoomed in
 const BUDGET = 4; // ms a frame
 const COVER = 0.8; // opacity of the strongest heat
+
+/** An empty thumbnail, with room for prefix tokens. */
+export const emptyThumb = () =>
+  h("canvas", {
+    class: "vl-node-thumb",
+    "aria-hidden": "true",
+    width: FINE * (SIZE.thumb + SIZE.token),
+    height: FINE * SIZE.thumb,
+  });
 
 /**
  * @param {() => Data | null} data
@@ -40,12 +50,12 @@ export function createThumbs(data, picture) {
     ground ??= paleGround(about, picture());
     const prefix = about.prefixNames.length;
     const [width, height] = [ground.width, ground.height];
-    canvas.width = FINE * (SIZE.thumb + (prefix ? SIZE.token : 0));
-    canvas.height = FINE * SIZE.thumb;
     const g = /** @type {CanvasRenderingContext2D} */ (canvas.getContext("2d"));
+    g.clearRect(0, 0, canvas.width, canvas.height);
     const { values, limit } = relativeHeat(about, id);
     const x = (FINE * SIZE.thumb - width) / 2;
     const y = (FINE * SIZE.thumb - height) / 2;
+    g.globalAlpha = 1;
     g.drawImage(ground, x, y);
     g.imageSmoothingEnabled = false;
     g.globalAlpha = COVER;

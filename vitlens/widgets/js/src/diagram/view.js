@@ -101,8 +101,6 @@ export function handleGestures(stage, signal, { view, move, wheels }) {
     stage.classList.remove("vl-panning");
   };
   for (const name of ["pointerup", "pointercancel"]) stage.addEventListener(name, end, { signal });
-  // Browsers scroll a focused node into view; the view is moved instead.
-  stage.addEventListener("scroll", () => stage.scrollTo(0, 0), { signal });
   stage.addEventListener(
     "wheel",
     (event) => {
