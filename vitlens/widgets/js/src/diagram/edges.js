@@ -7,7 +7,7 @@ const THICKEST = 7;
 const THINNEST = 0.5;
 const LEVELS = 10; // widths are rounded to so many, and drawn a width at a time
 const AT_ONCE = 8;
-const DRAWN = 5000; // the strongest ones; more could not be told apart
+const DRAWN = 3200; // the strongest ones; more could not be told apart, nor drawn in a frame
 const FAR = 0.5; // from this scale on lines get no thinner
 const DASHED = 0.9; // thinner lines show their sign by colour alone
 
