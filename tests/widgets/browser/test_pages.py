@@ -9,7 +9,8 @@ import pytest
 from playwright.sync_api import Page, expect
 
 from tests.tiny import tiny_image, tiny_lens
-from vitlens.widgets import CircuitDiagram, FeatureBrowser, FeatureCard, PatchHeatmap
+from tests.widgets.test_curve_plot import make_curves
+from vitlens.widgets import CircuitDiagram, CurvePlot, FeatureBrowser, FeatureCard, PatchHeatmap
 from vitlens.widgets.base import Widget
 
 Show = Callable[[Path], Page]
@@ -19,6 +20,7 @@ MADE: dict[str, Callable[[], Widget]] = {
     "card": lambda: FeatureCard(tiny_lens(), tiny_image()),
     "browser": lambda: FeatureBrowser(tiny_lens(), tiny_image()),
     "diagram": lambda: CircuitDiagram.of(tiny_lens(), tiny_image()),
+    "curves": lambda: CurvePlot(make_curves()),
     "explorer": lambda: tiny_lens().explore(tiny_image()),
 }
 
