@@ -48,7 +48,8 @@ def test_lab_opens_on_a_copy(
     assert (folder / FIRST).read_bytes() == lab.notebooks()[0].read_bytes()
     ((program, *arguments),) = started.calls
     assert program == sys.executable
-    assert arguments[:3] == ["-m", "jupyterlab", str(folder / FIRST)]
+    assert arguments[:3] == ["-m", "jupyterlab", str(folder)]
+    assert f"--LabApp.default_url=/lab/tree/{FIRST}" in arguments
     assert "--no-browser" in arguments
     assert any("NeverCheckForUpdate" in argument for argument in arguments)
     assert str(folder) in capsys.readouterr().out

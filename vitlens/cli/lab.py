@@ -54,8 +54,12 @@ def run(arguments: argparse.Namespace) -> None:
         )
     first = copy_notebooks(arguments.folder)[0]
     print(f"Notebooks are in {arguments.folder}; stop JupyterLab with Ctrl-C.")
-    options = [*_QUIET, *(["--no-browser"] if arguments.no_browser else [])]
-    process = subprocess.Popen([sys.executable, "-m", "jupyterlab", str(first), *options])
+    options = [f"--LabApp.default_url=/lab/tree/{first.name}", *_QUIET]
+    if arguments.no_browser:
+        options.append("--no-browser")
+    process = subprocess.Popen(
+        [sys.executable, "-m", "jupyterlab", str(arguments.folder), *options]
+    )
     while True:
         try:
             code = process.wait()
