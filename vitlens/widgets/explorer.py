@@ -159,7 +159,7 @@ class Explorer(
 
         def then(curves: Any) -> None:
             self.show_curves(curves)
-            self.progress = {}
+            self._rest(but_for="look")
 
         self._show_progress(0.0, "curves")
         self.background("curves").run(work, then)
@@ -214,10 +214,15 @@ class Explorer(
         self._scene = scene
         with self.hold_sync():
             self.show_candidates(scene.candidates)
-            self.progress = {}
+            self._rest(but_for="curves")
 
     def _show_progress(self, done: float, what: str) -> None:
         self.progress = {"done": round(done, 3), "what": what}
+
+    def _rest(self, *, but_for: str) -> None:
+        """Show no progress any more, unless the other worker still has some."""
+        if not self.background(but_for).busy:
+            self.progress = {}
 
     def _teller(self) -> Callable[[Check, Callable[[], None]], None]:
         """Return how work in the background has something done on this thread, while it counts."""
