@@ -26,12 +26,13 @@ export function legendButtons(data, styles, directions, axis, isShown, toggle) {
       return typeof area === "number" ? `${ARROWS[direction]} ${area.toFixed(3)}` : [];
     });
     const meaning = MEANINGS[method] ?? method;
+    const share = axis === "log" ? "logarithmic" : "linear";
     const button = h("button", {
       type: "button",
       class: "vl-button vl-curves-key",
       "aria-pressed": `${isShown(method)}`,
       "data-method": method,
-      title: `${meaning}; areas under the curves, share ${axis === "log" ? "logarithmic" : "linear"}`,
+      title: `${meaning}; areas under the curves, share ${share}`,
     });
     button.append(
       sample(styles.get(method)),

@@ -177,7 +177,8 @@ export function createPanel(direction) {
           s.data.about.q, s.data.curve(direction, method).mean, share, s.scale,
         );
         return svg("circle", {
-          class: `vl-curves-dot vl-curve-${styleName(s, method)}`, cx: x(share), cy: y(value), r: 4.5,
+          class: `vl-curves-dot vl-curve-${styleName(s, method)}`,
+          cx: x(share), cy: y(value), r: 4.5,
         });
       }),
     );

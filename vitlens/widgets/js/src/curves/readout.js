@@ -47,7 +47,8 @@ export function valueTable(state, share, directions) {
  */
 export function placeInWords(state, count) {
   const share = count / state.data.about.dictionary_size;
-  return `${count} node${count === 1 ? "" : "s"} a layer, ${percent(share)} of the largest dictionary`;
+  const nodes = count === 1 ? "node" : "nodes";
+  return `${count} ${nodes} a layer, ${percent(share)} of the largest dictionary`;
 }
 
 /**

@@ -90,6 +90,7 @@ export function valueTicks(low, high) {
   const power = 10 ** Math.floor(Math.log10(rough));
   const step = [1, 2, 2.5, 5, 10].map((m) => m * power).find((s) => s >= rough * 0.999) ?? rough;
   const ticks = [];
-  for (let i = Math.ceil(low / step - 1e-9); i * step <= high + 1e-9 * step; i++) ticks.push(i * step);
+  const first = Math.ceil(low / step - 1e-9);
+  for (let i = first; i * step <= high + 1e-9 * step; i++) ticks.push(i * step);
   return ticks;
 }

@@ -8,6 +8,14 @@ const LOW_VARIANCE = 0.8;
 const LOST_ACCURACY = 0.1;
 const RESIDUAL = 0.1;
 
+const MEANING =
+  "Explained variance: of the residual stream, by the SAE. Accuracy kept: with this SAE alone in "
+  + "place of the stream. Conservation residual: what the importances of a layer's nodes lack of "
+  + "the target's value on this image, as a part of it; 0 would be perfect. Importances count from "
+  + "the baselines, so what the baselines and biases themselves give is in it, too. Marked with ⚠: "
+  + `variance below ${percent(LOW_VARIANCE)}, accuracy more than ${100 * LOST_ACCURACY} points `
+  + `below the model's, a residual beyond ±${percent(RESIDUAL)}.`;
+
 /**
  * @typedef {object} LayerHealth
  * @property {number} layer
@@ -41,8 +49,8 @@ export function healthLine(model, open, signal) {
     type: "button",
     class: "vl-button vl-quiet vl-x-health-line",
     title:
-      "Variance of the stream that the SAEs explain; accuracy of the model, and with all SAEs in its "
-      + "stream; how far importances are from adding up to the target. Click for every layer.",
+      "Variance of the stream that the SAEs explain; accuracy of the model, and with all SAEs in "
+      + "its stream; how far importances are from adding up to the target. Click for every layer.",
     onclick: open,
   });
   function draw() {
@@ -117,13 +125,7 @@ function words({ accuracy, accuracy_all, n_images, labelled, missing }) {
     );
   }
   parts.push(
-    h("p", { class: "vl-muted" },
-      "Explained variance: of the residual stream, by the SAE. Accuracy kept: with this SAE alone "
-      + "in place of the stream. Conservation residual: what the importances of a layer's nodes "
-      + "lack of the target's value on this image, as a part of it; 0 would be perfect. Importances "
-      + "count from the baselines, so what the baselines and biases themselves give is in it, too. "
-      + `Marked with ⚠: variance below ${percent(LOW_VARIANCE)}, accuracy more than `
-      + `${100 * LOST_ACCURACY} points below the model's, a residual beyond ±${percent(RESIDUAL)}.`),
+    h("p", { class: "vl-muted" }, MEANING),
   );
   return parts;
 }
@@ -170,8 +172,8 @@ function cell(value, isBad) {
 
 /** @param {Fact} fact */
 function worded({ words: text, bad, unknown }) {
-  const sign = bad ? h("span", { class: "vl-x-bad", role: "img", "aria-label": "warning: " }, "⚠ ") : "";
-  return h("span", { class: unknown ? "vl-muted" : "" }, sign, text);
+  const sign = h("span", { class: "vl-x-bad", role: "img", "aria-label": "warning: " }, "⚠ ");
+  return h("span", { class: unknown ? "vl-muted" : "" }, bad && sign, text);
 }
 
 /** @param {LayerHealth[]} layers @param {"explained_variance" | "residual"} name */

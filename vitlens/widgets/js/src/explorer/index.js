@@ -10,13 +10,14 @@ import { h } from "../lib/dom.js";
 import { watchKernel } from "../lib/kernel.js";
 import { listen } from "../lib/model.js";
 import { mountNotice, tell } from "../lib/notice.js";
-import { imageChoice, predictionLine, targetChoice } from "./choices.js";
 import { healthLine, mountHealth } from "./health.js";
 import { mountHeatView } from "./heatview.js";
+import { imageChoice } from "./images.js";
 import { mountMeasured } from "./measure.js";
 import { split } from "./split.js";
 import "./style.css";
 import { tabbed } from "./tabs.js";
+import { predictionLine, targetChoice } from "./target.js";
 
 const WIDE = 740; // pixels from which the card stands beside everything
 const STACKED = 640; // pixels below which all stands one above the other

@@ -8,7 +8,8 @@ import { listen } from "../lib/model.js";
 import { tell } from "../lib/notice.js";
 
 const HINT =
-  "How much of the answer do the top features carry? Some seconds a method; one image has no intervals.";
+  "How much of the answer do the top features carry? Some seconds a method; " +
+  "one image has no intervals.";
 
 /**
  * @param {Model} model

@@ -1,15 +1,16 @@
-// Which image, and which class of it is explained.
+// Which image is looked at: a sample, an upload, a path, or a file that is dropped.
 
 /** @import { Model } from "../lib/types" */
 import { ask } from "../lib/ask.js";
-import { fill, h, percent } from "../lib/dom.js";
+import { fill, h } from "../lib/dom.js";
 import { drawGround, loadStrip } from "../lib/heat.js";
 import { listen, save } from "../lib/model.js";
 import { tell } from "../lib/notice.js";
 import { sendable } from "./upload.js";
 
 const SIZE = 44; // CSS pixels of a thumbnail
-const PREDICTED = "";
+
+/** @typedef {{ name: string, label: string }} Sample */
 
 /**
  * Thumbnails of the samples, one of which is chosen; and ways to one's own image.
@@ -18,11 +19,20 @@ const PREDICTED = "";
  * @param {AbortSignal} signal
  */
 export function imageChoice(model, el, signal) {
-  const strip = h("div", { class: "vl-x-samples", role: "radiogroup", "aria-label": "Sample image" });
+  const strip = h("div", {
+    class: "vl-x-samples",
+    role: "radiogroup",
+    "aria-label": "Sample image",
+  });
   const file = h("input", { type: "file", accept: "image/*", class: "vl-hint", tabindex: -1 });
   const upload = h(
     "button",
-    { type: "button", class: "vl-button", title: "or drop an image anywhere here", onclick: () => file.click() },
+    {
+      type: "button",
+      class: "vl-button",
+      title: "or drop an image anywhere here",
+      onclick: () => file.click(),
+    },
     "Upload…",
   );
   const path = h("input", {
@@ -37,10 +47,11 @@ export function imageChoice(model, el, signal) {
   let buttons = [];
 
   async function drawSamples() {
+    /** @type {Sample[]} */
     const samples = model.get("samples") ?? [];
     const pictures = await loadStrip(model.get("sample_strip")).catch(() => null);
     if (signal.aborted) return;
-    buttons = samples.map((/** @type {{ name: string, label: string }} */ sample, /** @type {number} */ i) => {
+    buttons = samples.map((sample, i) => {
       const canvas = h("canvas", { width: 2 * SIZE, height: 2 * SIZE, "aria-hidden": "true" });
       const g = canvas.getContext("2d");
       if (g) drawGround(g, { strip: pictures, index: i, count: samples.length, pale: false });
@@ -136,65 +147,4 @@ export function imageChoice(model, el, signal) {
   listen(model, ["image_choice", "image_name"], mark, signal);
   drawSamples();
   return h("div", { class: "vl-x-images" }, strip, upload, file, form, name);
-}
-
-/**
- * The classes with their probabilities; one is explained.
- * @param {Model} model
- * @param {AbortSignal} signal
- */
-export function targetChoice(model, signal) {
-  const select = h("select", {
-    class: "vl-select",
-    onchange: () =>
-      save(model, { target_choice: select.value === PREDICTED ? null : Number(select.value) }),
-  });
-  const element = h("label", { class: "vl-field vl-x-target" }, h("span", {}, "Explain"), select);
-
-  function draw() {
-    /** @type {string[]} */
-    const classes = model.get("classes") ?? [];
-    /** @type {number[]} */
-    const probabilities = model.get("probabilities") ?? [];
-    const { name, index, prediction } = model.get("explained") ?? {};
-    const order = classes.map((_, i) => i);
-    order.sort((a, b) => (probabilities[b] ?? 0) - (probabilities[a] ?? 0));
-    const chosen = model.get("target_choice");
-    const ownTarget = chosen === null && index === null ? `${name} (a function)` : null;
-    fill(
-      select,
-      h("option", { value: PREDICTED }, ownTarget ?? `the predicted class${prediction ? `: ${prediction[0]}` : ""}`),
-      order.map((i) => {
-        const p = probabilities[i];
-        return h("option", { value: i }, p === undefined ? classes[i] : `${classes[i]}  ${percent(p)}`);
-      }),
-    );
-    select.value = chosen === null ? PREDICTED : `${chosen}`;
-  }
-
-  listen(model, ["classes", "probabilities", "explained", "target_choice"], draw, signal);
-  draw();
-  return element;
-}
-
-/**
- * What the model says, in a line.
- * @param {Model} model
- * @param {AbortSignal} signal
- */
-export function predictionLine(model, signal) {
-  const element = h("p", { class: "vl-x-prediction", "aria-live": "polite" });
-  function draw() {
-    const { name, value, prediction } = model.get("explained") ?? {};
-    if (!prediction) return fill(element);
-    const other = name !== prediction[0] && h(
-      "span",
-      { class: "vl-muted" },
-      `explained: ${name} = ${value.toFixed(2).replace("-", "−")}`,
-    );
-    fill(element, "Predicted: ", h("strong", {}, prediction[0]), ` ${percent(prediction[1])}`, other);
-  }
-  listen(model, ["explained"], draw, signal);
-  draw();
-  return element;
 }
