@@ -138,7 +138,9 @@ def test_full_disk_told_only_when_flushing(tmp_path, monkeypatch):
 
 def test_interrupt_from_the_keyboard(tmp_path):
     program = (
-        "import sys, time; from vitlens.files import atomic_path\n"
+        "import signal, sys, time; from vitlens.files import atomic_path\n"
+        # A shell's background job, as these tests may be, has its children ignore Ctrl-C.
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "with atomic_path(sys.argv[1]) as temporary:\n"
         "    temporary.write_text('half'); print('ready', flush=True); time.sleep(60)\n"
     )
