@@ -50,6 +50,14 @@ def expect_circuit(page: Page, known: Candidates, circuit: Circuit) -> None:
     assert shown(page, known) == {n.key for n in circuit.nodes}
 
 
+def wait(page: Page, reached: Callable[[], bool], *, seconds: float = 10) -> None:
+    for _ in range(round(seconds / 0.05)):
+        if reached():
+            return
+        page.wait_for_timeout(50)
+    raise AssertionError("what was waited for did not come")
+
+
 def slide(page: Page, rule: str, at: int) -> None:
     page.locator(f"input[data-rule={rule}]").fill(str(at))
 
@@ -247,15 +255,14 @@ def test_zoom_and_drag(lab: Host) -> None:
     before = place()
     page.mouse.move(*corner)
     page.mouse.wheel(0, -200)
-    page.wait_for_timeout(200)
-    assert place()[0] > 1.2 * before[0]
+    wait(page, lambda: place()[0] > 1.2 * before[0])
     scale, x, y = place()
     page.mouse.down()
     page.mouse.move(corner[0] + 50, corner[1] - 30, steps=3)
     page.mouse.up()
     assert place() == (scale, pytest.approx(x + 50), pytest.approx(y - 30))
     page.locator("[data-action=fit]").click()
-    assert place()[0] < scale
+    wait(page, lambda: place()[0] < scale)  # with the next frame
     page.locator("[data-action=full]").click()
     page.wait_for_function("() => document.fullscreenElement?.classList.contains('vl-diagram')")
     page.locator("[data-action=full]").click()
