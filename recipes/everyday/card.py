@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from recipes.everyday import images, sources
+from recipes.everyday import credits, images, sources
 from recipes.everyday.evaluate import write_figures
 from recipes.everyday.fetch import STAMPS
 from recipes.everyday.sources import CLASSES, Cutout
@@ -35,14 +35,6 @@ NATURAL = (
     ("FreshFlower", 0.2, 0.0, 1.0),
     ("Garden", 0.55, 0.0, 1.0),
 )
-AUTHORS = {
-    "Aqua": "Charles Barbin",
-    "Garden": "Charles Barbin",
-    "YellowFlower": "Charles Barbin",
-    "FreshFlower": "Jens Ansorg",
-    "RainDrops": "blackcombwhistler07",
-}
-LICENCE = "GPL-2.0-or-later"
 
 
 def write_card() -> None:
@@ -65,11 +57,7 @@ def write_samples() -> None:
         made = images.composite(cutout, "test", rng, background=sources.wallpaper(background))
         name = f"{number:02d}-{CLASSES[cutout.label]}.jpg"
         _save(Image.fromarray(made.pixels), name)
-        credit = (
-            f"Cut-out: {cutout.source}, copyright 2002-2022 Bill Kendrick and the Tux Paint "
-            f"contributors, GPL-2.0. Background: {_photograph(background)}. "
-            "Composite: GPL-2.0."
-        )
+        credit = credits.composite(cutout, background)
         entries.append({"file": name, "label": CLASSES[cutout.label], "credit": credit})
     for number, (name, left, top, side) in enumerate(NATURAL, start=len(COMPOSED) + 1):
         with Image.open(sources.wallpaper(name)) as photograph:
@@ -81,7 +69,7 @@ def write_samples() -> None:
             )
         file = f"{number:02d}-flower-natural.jpg"
         _save(crop.resize((448, 448), Image.Resampling.LANCZOS), file)
-        credit = f"Crop of {_photograph(name)}."
+        credit = f"Crop of {credits.photograph(name)}."
         entries.append({"file": file, "label": "flower", "credit": credit})
     write_json(SAMPLES / "samples.json", entries)
 
@@ -138,10 +126,6 @@ def _cutout(path: Path) -> Cutout:
 
 def _save(picture: Image.Image, name: str) -> None:
     picture.save(SAMPLES / name, quality=92)
-
-
-def _photograph(name: str) -> str:
-    return f"mate-backgrounds: nature/{name}.jpg, copyright {AUTHORS[name]}, {LICENCE}"
 
 
 def _share(figure: dict[str, Any]) -> str:

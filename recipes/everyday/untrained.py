@@ -1,0 +1,46 @@
+"""Step 11: the control of the atlas, an untrained ViT with SAEs trained the same way."""
+
+import torch
+from torch.utils.data import DataLoader
+
+from recipes.everyday.fetch import WORK
+from recipes.everyday.saes import CONFIG, TrainingPictures
+from recipes.everyday.store import BUNDLE
+from vitlens.bundle import build_model
+from vitlens.files import read_json
+from vitlens.images import Transform
+from vitlens.lens import Lens
+from vitlens.models.adapter import ViT
+from vitlens.models.cls_mean import ClsMeanViT
+from vitlens.saes import load_saes, train_saes
+
+FOLDER = WORK / "untrained"
+N_IMAGES = 4_000  # of the 14,000: its streams are much simpler, and two cores are slow
+
+
+def train() -> None:
+    """Train SAEs on the untrained model's streams, as step 6 does on the trained one's."""
+    pictures = DataLoader(TrainingPictures(N_IMAGES), batch_size=16, num_workers=0)
+    print(train_saes(ViT(untrained_model()), pictures, CONFIG, out=FOLDER / "saes"))
+
+
+def untrained_model() -> ClsMeanViT:
+    """The architecture of `everyday` as timm initialises it, its LayerScale at 1.
+
+    With the published start of 1e-5 the blocks would do nothing, and all layers be the same.
+    """
+    torch.manual_seed(0)
+    config = read_json(BUNDLE / "bundle.json")
+    config["kwargs"] = {**config["kwargs"], "init_values": 1.0}
+    return build_model(config)
+
+
+def untrained_lens() -> Lens:
+    """The control as a lens; its classes mean nothing."""
+    config = read_json(BUNDLE / "bundle.json")
+    return Lens(
+        untrained_model(),
+        load_saes(FOLDER / "saes"),
+        class_names=config["class_names"],
+        transform=Transform.from_dict(config["transform"]),
+    )
