@@ -28,6 +28,10 @@ class FeatureError(VitlensError, IndexError):
     """Features out of range, or a selection of them of the wrong shape."""
 
 
+class GroupError(VitlensError, ValueError):
+    """Groups of images that are empty, incomplete or cannot be told apart."""
+
+
 class NetworkError(VitlensError, OSError):
     """A download that failed, or was needed while offline."""
 
