@@ -1,0 +1,115 @@
+"""Activation bins, fixed-point units, and the hashes that stand for images."""
+
+from __future__ import annotations
+
+import hashlib
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+#: Bins of every histogram of activations; a quarter of an octave each.
+N_BINS = 48
+#: Activations and means of them are summed as integers of this unit.
+UNIT = 2.0**-20
+#: Unit of sums of squared activations.
+SQUARE_UNIT = 2.0**-24
+#: Unit of sums of squared image means, which are small.
+IMAGE_SQUARE_UNIT = 2.0**-30
+
+_LOWEST = 2.0**-6
+_LARGEST_FIXED = 2.0**31
+_ID_BITS = 63
+
+
+def bin_edges() -> Float[Tensor, " edges"]:
+    """Edges of the bins, [N_BINS + 1]: from 1/64 to 64, each 2^(1/4) times the one before.
+
+    Activations below the first edge are counted in the first bin, those from the last edge on in
+    the last one. A bin holds its lower edge.
+    """
+    steps = torch.arange(N_BINS + 1, dtype=torch.float64) / 4
+    return (_LOWEST * torch.exp2(steps)).float()
+
+
+def bin_index(activations: Float[Tensor, "*any"]) -> Int[Tensor, "*any"]:
+    """Bin of each activation, 0 to N_BINS - 1."""
+    inner = bin_edges()[1:-1].to(activations.device)
+    return torch.bucketize(activations, inner, right=True)
+
+
+def to_fixed(values: Float[Tensor, "*any"]) -> Int[Tensor, "*any"]:
+    """Round to whole numbers of `UNIT`, at most 2048 in size, as int64.
+
+    Sums of these are exact in any order. There is room for 2^32 values of 2048.
+    """
+    fixed = (values.float() / UNIT).round()
+    return fixed.clamp(-_LARGEST_FIXED, _LARGEST_FIXED).to(torch.int64)
+
+
+def squares(fixed: Int[Tensor, "*any"]) -> Int[Tensor, "*any"]:
+    """Squares of fixed-point numbers, in whole numbers of `SQUARE_UNIT`, rounded down."""
+    return (fixed * fixed) >> 16
+
+
+def image_squares(fixed: Int[Tensor, "*any"]) -> Int[Tensor, "*any"]:
+    """Squares of fixed-point numbers, in whole numbers of `IMAGE_SQUARE_UNIT`, rounded down."""
+    return (fixed * fixed) >> 10
+
+
+def hash_text(text: str, *, what: str = "image") -> int:
+    """63 bits that stand for a key: the same on every machine.
+
+    Parameters
+    ----------
+    text
+        For instance an image's key.
+    what
+        Texts of another kind get other hashes.
+    """
+    digest = hashlib.blake2b(text.encode(), digest_size=8, person=what.encode()).digest()
+    return int.from_bytes(digest, "big") >> 1
+
+
+def mix(ids: Int[Tensor, "*any"], salt: int) -> Int[Tensor, "*any"]:
+    """Scramble ids to 63-bit pseudo-random numbers (SplitMix64: Steele et al., OOPSLA 2014).
+
+    Parameters
+    ----------
+    ids
+        Any int64 numbers.
+    salt
+        Another salt gives numbers that have nothing to do with the first.
+    """
+    mixed = ids + _signed(0x9E3779B97F4A7C15 * (salt + 1))
+    mixed = (mixed ^ _shifted(mixed, 30)) * _signed(0xBF58476D1CE4E5B9)
+    mixed = (mixed ^ _shifted(mixed, 27)) * _signed(0x94D049BB133111EB)
+    return (mixed ^ _shifted(mixed, 31)) & ((1 << _ID_BITS) - 1)
+
+
+def shuffled_tokens(ids: Int[Tensor, " n"], n_prefix: int, n_tokens: int) -> Int[Tensor, "n T"]:
+    """Where each token of an image goes when its patches are shuffled, by the image's id.
+
+    Prefix tokens stay. The permutation is the same for all layers and features.
+    """
+    n_patches = n_tokens - n_prefix
+    patches = torch.arange(n_patches, device=ids.device)
+    order = mix(mix(ids, 1)[:, None] + patches, 2).argsort(dim=1, stable=True)
+    prefix = torch.arange(n_prefix, device=ids.device).expand(len(ids), -1)
+    return torch.cat([prefix, order + n_prefix], dim=1)
+
+
+def shuffled_labels(ids: Int[Tensor, " n"], n_classes: int) -> Int[Tensor, " n"]:
+    """A class drawn for each image by its id, all classes alike."""
+    return mix(ids, 3) % n_classes
+
+
+def _signed(number: int) -> int:
+    """The 64 lower bits as a signed number, as torch has no unsigned arithmetic."""
+    number &= (1 << 64) - 1
+    return number - (1 << 64) if number >> 63 else number
+
+
+def _shifted(numbers: Int[Tensor, "*any"], bits: int) -> Int[Tensor, "*any"]:
+    """Shift right and fill with zeros; torch's own shift keeps the sign."""
+    return (numbers >> bits) & ((1 << (64 - bits)) - 1)

@@ -1,0 +1,355 @@
+"""All that a pass over images has gathered, so far: merged, saved and loaded without a loss."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float16, Int
+from torch import Tensor
+
+from vitlens.atlas.pools import EMPTY, Pool
+from vitlens.atlas.sums import LayerSums
+from vitlens.errors import CheckpointError
+from vitlens.files import read_result, write_tensors
+
+_FORMAT = "vitlens.atlas.state"
+_VERSION = 1
+
+
+@dataclass(frozen=True)
+class ImageRecord:
+    """An image that some pool holds.
+
+    Attributes
+    ----------
+    key
+        Its name: the path within the folder, or a number.
+    path
+        The absolute path of the file; "" where there is none.
+    label
+        Its class, or -1 without one.
+    group
+        Number of its group; images of one group count as one.
+    width, height
+        Of the original, in pixels.
+    embedding
+        The model's pooled output, or where this is not of the model's width the mean of the
+        patch tokens of the last stream after the final norm; float16 [D].
+    picture
+        The picture as the model sees it, encoded as WebP; None when pictures are not kept.
+    credit
+        Who made it, if that must be said.
+    """
+
+    key: str
+    path: str
+    label: int
+    group: int
+    width: int
+    height: int
+    embedding: Float16[Tensor, " D"]
+    picture: bytes | None = None
+    credit: str = ""
+
+
+@dataclass
+class LayerState:
+    """Sums and pools of a layer.
+
+    Attributes
+    ----------
+    sums
+        Counts and sums over all images.
+    top
+        For every feature, the images it is most active in.
+    sampled
+        For every feature, a uniform sample of the images it is active in.
+    """
+
+    sums: LayerSums
+    top: Pool
+    sampled: Pool
+
+    def merge(self, other: LayerState) -> LayerState:
+        """Of the images of both."""
+        return LayerState(
+            self.sums.merge(other.sums),
+            self.top.merge(other.top),
+            self.sampled.merge(other.sampled),
+        )
+
+
+@dataclass
+class AtlasState:
+    """All layers, the images they refer to, and what was asked for.
+
+    Merging is associative and commutative, and exact: `save` writes the same bytes whichever way
+    the parts of a data set were put together.
+
+    Attributes
+    ----------
+    model
+        Fingerprint of the lens.
+    n_prefix, grid
+        Prefix tokens, and rows and columns of the patches.
+    class_names
+        Names of the C classes.
+    labels_from
+        "data", or "predictions" of the model itself.
+    settings
+        How the pass was made, as JSON can hold it; only states with the same can be merged.
+    layers
+        One a SAE.
+    n_images
+        Images counted.
+    per_class, per_class_shuffled
+        Images of each class, and of each random class, int64 [C].
+    final_stream
+        The stream after the last block, summed over images, whole numbers of `bins.UNIT`,
+        int64 [T, D].
+    images
+        By id (`bins.hash_text` of the key), those that a pool holds.
+    skipped
+        Keys of the images that could not be read, and why, in the order of the keys.
+    """
+
+    model: str
+    n_prefix: int
+    grid: tuple[int, int]
+    class_names: tuple[str, ...]
+    labels_from: str
+    settings: dict[str, Any]
+    layers: tuple[LayerState, ...]
+    n_images: int
+    per_class: Int[Tensor, " C"]
+    per_class_shuffled: Int[Tensor, " C"]
+    final_stream: Int[Tensor, "T D"]
+    images: dict[int, ImageRecord] = field(default_factory=dict)
+    skipped: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """Features of each layer."""
+        return tuple(layer.sums.n_features for layer in self.layers)
+
+    @property
+    def n_tokens(self) -> int:
+        """Prefix tokens and patches, T."""
+        return len(self.final_stream)
+
+    def merge(self, other: AtlasState) -> AtlasState:
+        """The state of all images of both; neither is changed.
+
+        Raises
+        ------
+        CheckpointError
+            If they are of other models or settings, or hold the same images.
+        """
+        _check_alike(self, other)
+        merged = replace(
+            self,
+            layers=tuple(
+                mine.merge(others) for mine, others in zip(self.layers, other.layers, strict=True)
+            ),
+            n_images=self.n_images + other.n_images,
+            per_class=self.per_class + other.per_class,
+            per_class_shuffled=self.per_class_shuffled + other.per_class_shuffled,
+            final_stream=self.final_stream + other.final_stream,
+            images=self.images | other.images,
+            skipped=tuple(sorted({*self.skipped, *other.skipped})),
+        )
+        merged.drop_unused_images()
+        return merged
+
+    def drop_unused_images(self) -> None:
+        """Forget images that no pool holds any more."""
+        used = self.used_ids()
+        self.images = {key: self.images[key] for key in sorted(used)}
+
+    def used_ids(self) -> set[int]:
+        """Ids of the images in any pool."""
+        pools = [pool for layer in self.layers for pool in (layer.top, layer.sampled)]
+        used = torch.cat([pool.id.unique() for pool in pools]).unique() if pools else torch.empty(0)
+        return set(used.tolist()) - {EMPTY}
+
+    def save(self, path: str | Path, *, progress: Mapping[str, Any] | None = None) -> None:
+        """Write one safetensors file, atomically.
+
+        Parameters
+        ----------
+        path
+            The file.
+        progress
+            Where an unfinished pass is to go on; see `load_with_progress`.
+
+        Raises
+        ------
+        VitlensError
+            If the file cannot be written.
+        """
+        self.drop_unused_images()
+        write_tensors(path, self._tensors(), self._metadata() | {"progress": progress})
+
+    @classmethod
+    def load(cls, path: str | Path) -> AtlasState:
+        """Read what `save` wrote.
+
+        Raises
+        ------
+        CheckpointError
+            If the file is missing, damaged, or holds something else.
+        """
+        return cls.load_with_progress(path)[0]
+
+    @classmethod
+    def load_with_progress(cls, path: str | Path) -> tuple[AtlasState, dict[str, Any] | None]:
+        """Read what `save` wrote, and where the pass is to go on; None when it was finished."""
+        tensors, about = read_result(
+            path, what="the state of an atlas", format=_FORMAT, version=_VERSION
+        )
+        try:
+            state = cls(
+                model=about["model"],
+                n_prefix=about["n_prefix"],
+                grid=(about["grid"][0], about["grid"][1]),
+                class_names=tuple(about["class_names"]),
+                labels_from=about["labels_from"],
+                settings=about["settings"],
+                layers=tuple(_layer(tensors, layer) for layer in range(about["n_layers"])),
+                n_images=about["n_images"],
+                per_class=tensors["per_class"],
+                per_class_shuffled=tensors["per_class_shuffled"],
+                final_stream=tensors["final_stream"],
+                images=_read_images(tensors, about["images"]),
+                skipped=tuple((key, why) for key, why in about["skipped"]),
+            )
+        except (KeyError, IndexError, TypeError, ValueError) as error:
+            raise CheckpointError(f"{path} is not a complete state: {error!r}.") from error
+        return state, about["progress"]
+
+    def _tensors(self) -> dict[str, Tensor]:
+        tensors = {
+            "per_class": self.per_class,
+            "per_class_shuffled": self.per_class_shuffled,
+            "final_stream": self.final_stream,
+        }
+        for layer, state in enumerate(self.layers):
+            for name in ("sums", "top", "sampled"):
+                part = getattr(state, name).tensors()
+                tensors |= {f"{layer:02}.{name}.{key}": value for key, value in part.items()}
+        return tensors | _image_tensors(list(self.images.items()))
+
+    def _metadata(self) -> dict[str, Any]:
+        return {
+            "format": _FORMAT,
+            "version": _VERSION,
+            "model": self.model,
+            "n_prefix": self.n_prefix,
+            "grid": list(self.grid),
+            "class_names": list(self.class_names),
+            "labels_from": self.labels_from,
+            "settings": self.settings,
+            "n_layers": len(self.layers),
+            "n_images": self.n_images,
+            "images": [[r.key, r.path, r.credit] for r in self.images.values()],
+            "skipped": [list(entry) for entry in self.skipped],
+        }
+
+
+def merge_states(states: Sequence[AtlasState]) -> AtlasState:
+    """Merge one or more states, in any order.
+
+    Raises
+    ------
+    CheckpointError
+        If there is none, or two do not go together.
+    """
+    if not states:
+        raise CheckpointError("There is nothing to merge.")
+    merged = states[0]
+    for state in states[1:]:
+        merged = merged.merge(state)
+    return merged
+
+
+def _check_alike(one: AtlasState, other: AtlasState) -> None:
+    if one.model != other.model:
+        raise CheckpointError(
+            f"These are of two models or sets of SAEs ({one.model} and {other.model}), and cannot "
+            "be merged."
+        )
+    for name in ("labels_from", "class_names", "settings"):
+        mine, others = (json.dumps(getattr(state, name)) for state in (one, other))
+        if mine != others:
+            raise CheckpointError(
+                f"These were made with different {name.replace('_', ' ')} ({mine} and {others}), "
+                "and cannot be merged."
+            )
+    both = one.images.keys() & other.images.keys()
+    if both:
+        key = one.images[min(both)].key
+        raise CheckpointError(
+            f"Both hold the image {key!r}. An image counts once: merge parts of a data set that do "
+            "not overlap, and whose images have different names."
+        )
+
+
+def _layer(tensors: Mapping[str, Tensor], layer: int) -> LayerState:
+    def part(name: str) -> dict[str, Tensor]:
+        start = f"{layer:02}.{name}."
+        return {k.removeprefix(start): v for k, v in tensors.items() if k.startswith(start)}
+
+    return LayerState(
+        LayerSums.from_tensors(part("sums")),
+        Pool.from_tensors("top", part("top")),
+        Pool.from_tensors("sampled", part("sampled")),
+    )
+
+
+def _image_tensors(images: Sequence[tuple[int, ImageRecord]]) -> dict[str, Tensor]:
+    """Numbers of the image table; pictures are put end to end."""
+    records = [record for _, record in images]
+    numbers = [[i, r.label, r.group, r.width, r.height] for i, r in images]
+    pictures = [r.picture or b"" for r in records]
+    ends = torch.tensor([0, *map(len, pictures)]).cumsum(0)
+    joined = bytearray(b"".join(pictures))
+    return {
+        "images.numbers": torch.tensor(numbers, dtype=torch.int64).reshape(-1, 5),
+        "images.embeddings": torch.stack([r.embedding.cpu() for r in records])
+        if records
+        else torch.zeros(0, 0, dtype=torch.float16),
+        "images.picture_ends": ends,
+        "images.pictures": torch.frombuffer(joined, dtype=torch.uint8)
+        if joined
+        else torch.zeros(0, dtype=torch.uint8),
+    }
+
+
+def _read_images(
+    tensors: Mapping[str, Tensor], texts: Sequence[Sequence[str]]
+) -> dict[int, ImageRecord]:
+    numbers = tensors["images.numbers"].tolist()
+    ends = tensors["images.picture_ends"].tolist()
+    pictures = tensors["images.pictures"].numpy()
+    found = {}
+    for place, ((key, path, credit), (image, label, group, width, height)) in enumerate(
+        zip(texts, numbers, strict=True)
+    ):
+        picture = pictures[ends[place] : ends[place + 1]].tobytes()
+        found[image] = ImageRecord(
+            key=key,
+            path=path,
+            label=label,
+            group=group,
+            width=width,
+            height=height,
+            embedding=tensors["images.embeddings"][place].clone(),
+            picture=picture or None,
+            credit=credit,
+        )
+    return found

@@ -1,0 +1,121 @@
+"""What is counted and summed of every feature of a layer: exact, and the same in any order."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from vitlens.atlas.bins import N_BINS
+
+
+@dataclass
+class LayerSums:
+    """Counts and sums over all images of a layer's features; everything is int64.
+
+    Sums of activations are whole numbers of `bins.UNIT`, those of squares of
+    `bins.SQUARE_UNIT` and `bins.IMAGE_SQUARE_UNIT`. Multiply by the unit to get numbers.
+
+    Attributes
+    ----------
+    n_active
+        Tokens on which the feature is active, [F].
+    prefix_active
+        The same for each prefix token (CLS, registers), [n_prefix, F].
+    n_images
+        Images in which it is active anywhere, [F].
+    histogram, peak_histogram
+        Active tokens, and images it is active in, by activation and by peak, [F, N_BINS].
+    position
+        Activation by token, summed over images, [T, F].
+    position_shuffled
+        The same with the patches of each image shuffled (`bins.shuffled_tokens`), [T, F].
+    squares
+        Squared activations, summed over patch tokens and images, [F].
+    class_mean
+        Mean activation over all tokens of an image, summed over the images of a class, [C, F].
+    class_active
+        Images of a class in which the feature is active, [C, F].
+    class_mean_shuffled, class_active_shuffled
+        The same with a random class for each image (`bins.shuffled_labels`), [C, F].
+    image_mean
+        Mean activation over all tokens, summed over all images, with or without a class, [F].
+    image_squares
+        Its square, summed over images, [F].
+    stds
+        Standard deviation of the stream at each token, summed over images, [T].
+    """
+
+    n_active: Int[Tensor, " F"]
+    prefix_active: Int[Tensor, "prefix F"]
+    n_images: Int[Tensor, " F"]
+    histogram: Int[Tensor, "F bins"]
+    peak_histogram: Int[Tensor, "F bins"]
+    position: Int[Tensor, "T F"]
+    position_shuffled: Int[Tensor, "T F"]
+    squares: Int[Tensor, " F"]
+    class_mean: Int[Tensor, "C F"]
+    class_active: Int[Tensor, "C F"]
+    class_mean_shuffled: Int[Tensor, "C F"]
+    class_active_shuffled: Int[Tensor, "C F"]
+    image_mean: Int[Tensor, " F"]
+    image_squares: Int[Tensor, " F"]
+    stds: Int[Tensor, " T"]
+
+    @classmethod
+    def zeros(
+        cls,
+        *,
+        n_tokens: int,
+        n_prefix: int,
+        n_features: int,
+        n_classes: int,
+        device: torch.device | str | None = None,
+    ) -> LayerSums:
+        """Sums over no images."""
+        T, F, C = n_tokens, n_features, n_classes
+        shapes: dict[str, tuple[int, ...]] = {
+            "n_active": (F,),
+            "prefix_active": (n_prefix, F),
+            "n_images": (F,),
+            "histogram": (F, N_BINS),
+            "peak_histogram": (F, N_BINS),
+            "position": (T, F),
+            "position_shuffled": (T, F),
+            "squares": (F,),
+            "class_mean": (C, F),
+            "class_active": (C, F),
+            "class_mean_shuffled": (C, F),
+            "class_active_shuffled": (C, F),
+            "image_mean": (F,),
+            "image_squares": (F,),
+            "stds": (T,),
+        }
+        return cls(
+            **{
+                name: torch.zeros(shape, dtype=torch.int64, device=device)
+                for name, shape in shapes.items()
+            }
+        )
+
+    @property
+    def n_features(self) -> int:
+        """F."""
+        return len(self.n_active)
+
+    def merge(self, other: LayerSums) -> LayerSums:
+        """Sums over the images of both."""
+        mine, others = self.tensors(), other.tensors()
+        return LayerSums(**{name: mine[name] + others[name] for name in mine})
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The tensors by name."""
+        return {field.name: getattr(self, field.name) for field in fields(self)}
+
+    @classmethod
+    def from_tensors(cls, tensors: Mapping[str, Tensor]) -> LayerSums:
+        """The sums that `tensors` was taken of."""
+        return cls(**{field.name: tensors[field.name] for field in fields(cls)})
