@@ -5,7 +5,7 @@ import json
 import os
 import secrets
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -52,7 +52,7 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
 
 
 @contextmanager
-def atomic_folder(path: str | Path) -> Iterator[Path]:
+def atomic_folder(path: str | Path, *, replaces: Collection[str] = ()) -> Iterator[Path]:
     """Yield a new temporary folder beside `path`; swap it in when the block succeeds.
 
     Parameters
@@ -60,6 +60,8 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
     path
         The folder to write. A folder already there is replaced as a whole, provided that it
         holds nothing but files which the new one has too.
+    replaces
+        Names of files which may be there and which the new folder need not have.
 
     Raises
     ------
@@ -72,7 +74,7 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
         with _naming(path):
             temporary.mkdir(parents=True)
             yield temporary
-            _refuse_to_lose_files(final, temporary, path)
+            _refuse_to_lose_files(final, temporary, path, replaces)
             for file in temporary.rglob("*"):
                 if file.is_file():
                     _flush(file)
@@ -242,14 +244,16 @@ def _flush(file: Path) -> None:
     file.chmod(0o666 & ~_UMASK)
 
 
-def _refuse_to_lose_files(final: Path, temporary: Path, path: str | Path) -> None:
+def _refuse_to_lose_files(
+    final: Path, temporary: Path, path: str | Path, replaces: Collection[str]
+) -> None:
     if not final.exists():
         return
     if not final.is_dir():
         raise VitlensError(f"{path} is a file, and a folder is to be written there.")
     for old in final.rglob("*"):
         name = old.relative_to(final)
-        if not (temporary / name).exists():
+        if not (temporary / name).exists() and str(name) not in replaces:
             raise VitlensError(
                 f"{path} already holds other files, for instance {name}. "
                 "Choose a folder that is empty or does not exist yet."

@@ -1,0 +1,302 @@
+"""An atlas as a folder: written whole or not at all, opened without reading it all.
+
+::
+
+    atlas.json             what it is of, how it was made, and its image table
+    layer_00.safetensors   ... one a layer: what profiles are made of
+    pictures.safetensors   pictures as the model sees them, if they were kept
+    layout.safetensors     the map of all features
+    evolution.json         measures by layer, with controls
+    words.json             proposals from a word list
+    state.safetensors      exact sums, for merging
+    names.jsonl            people's names; all that changes after the build
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from vitlens.atlas.packing import Packed, unpack, unpack_bytes
+from vitlens.atlas.table import LayerTable, ShownTable
+from vitlens.errors import CheckpointError
+from vitlens.files import read_json, read_result, write_json, write_tensors
+
+HEADER = "atlas.json"
+NAMES = "names.jsonl"
+PICTURES = "pictures.safetensors"
+LAYOUT = "layout.safetensors"
+EVOLUTION = "evolution.json"
+WORDS = "words.json"
+STATE = "state.safetensors"
+
+_FORMAT = "vitlens.atlas"
+_VERSION = 1
+_MAP_LEVELS = 15
+_CURVE_LEVELS = 255
+_COUNTS = ("n_active", "n_images", "prefix_active", "histogram", "peak_histogram")
+
+
+@dataclass(frozen=True)
+class ImageRow:
+    """An image of the image table.
+
+    Attributes
+    ----------
+    key
+        How its source named it: the path within the folder, or a number.
+    path
+        Where the file was, "" where there is none.
+    label
+        Its class, -1 without one.
+    credit
+        Who made it, if that must be said.
+    """
+
+    key: str
+    path: str
+    label: int
+    credit: str
+
+
+@dataclass(frozen=True)
+class Header:
+    """What ``atlas.json`` holds, beside the list of files.
+
+    Attributes
+    ----------
+    model, network, saes
+        Fingerprints: of the lens, and of its parts; see `vitlens.atlas.identity`.
+    sizes
+        Features of each layer.
+    grid, prefix_names
+        Rows and columns of patches, and the names of the tokens before them.
+    class_names, labels_from
+        Names of the classes, and whether labels are from "data" or "predictions".
+    n_images, per_class
+        Images looked at, of all and of each class.
+    n_top
+        Pictures kept of a feature.
+    random_similarity
+        Mean cosine of the embeddings of two images.
+    health
+        By layer, the share of variance the SAE explains; None where it is not known.
+    settings
+        How the pass was made.
+    skipped
+        Images that could not be read, and why.
+    images
+        The image table.
+    """
+
+    model: str
+    network: str
+    saes: tuple[str, ...]
+    sizes: tuple[int, ...]
+    grid: tuple[int, int]
+    prefix_names: tuple[str, ...]
+    class_names: tuple[str, ...]
+    labels_from: str
+    n_images: int
+    per_class: tuple[int, ...]
+    n_top: int
+    random_similarity: float | None
+    health: tuple[float | None, ...]
+    settings: Mapping[str, Any]
+    skipped: tuple[tuple[str, str], ...]
+    images: tuple[ImageRow, ...]
+
+    @property
+    def n_tokens(self) -> int:
+        """Prefix tokens and patches, T."""
+        return len(self.prefix_names) + self.grid[0] * self.grid[1]
+
+
+def write_header(folder: Path, header: Header) -> None:
+    """Write ``atlas.json``, with the sizes of all files that are in the folder by now."""
+    files = {
+        file.name: file.stat().st_size for file in sorted(folder.iterdir()) if file.name != NAMES
+    }
+    plain = {field.name: getattr(header, field.name) for field in fields(header)}
+    plain["images"] = [list(asdict(row).values()) for row in header.images]
+    write_json(folder / HEADER, {"format": _FORMAT, "version": _VERSION, **plain, "files": files})
+
+
+def read_header(folder: Path) -> Header:
+    """Read ``atlas.json``, and check that all files are there in full.
+
+    Raises
+    ------
+    CheckpointError
+        If there is no atlas, it is of another version, or it is not whole.
+    """
+    if not folder.is_dir():
+        raise CheckpointError(f"There is no atlas {folder}.")
+    if not (folder / HEADER).is_file():
+        raise CheckpointError(
+            f"{folder} holds no atlas: it has no {HEADER}. An unfinished build can be taken up "
+            "again: give Atlas.build the same folder."
+        )
+    found = read_json(folder / HEADER)
+    if not isinstance(found, dict) or found.pop("format", None) != _FORMAT:
+        raise CheckpointError(f"{folder / HEADER} is not that of an atlas saved by vitlens.")
+    if (version := found.pop("version", None)) != _VERSION:
+        raise CheckpointError(
+            f"{folder} is an atlas of format {version}; this version of vitlens reads format "
+            f"{_VERSION}."
+        )
+    try:
+        _check_files(folder, found.pop("files"))
+        found["images"] = tuple(ImageRow(*row) for row in found["images"])
+        found["skipped"] = tuple((key, why) for key, why in found["skipped"])
+        lists = {name: tuple(x) if isinstance(x, list) else x for name, x in found.items()}
+        return Header(**lists)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{folder / HEADER} is damaged: {error!r}.") from error
+
+
+def is_atlas(folder: Path) -> bool:
+    """Whether a folder holds an atlas, of whatever version, whole or not."""
+    try:
+        return read_json(folder / HEADER).get("format") == _FORMAT
+    except (CheckpointError, AttributeError):
+        return False
+
+
+def files_of(folder: Path) -> set[str]:
+    """Names of the files that belong to an atlas and may be replaced along with it."""
+    if not is_atlas(folder):
+        return set()
+    return {*read_json(folder / HEADER).get("files", {}), HEADER, NAMES}
+
+
+def write_layer(folder: Path, layer: int, table: LayerTable, *, precise: bool) -> None:
+    """Write what profiles of a layer need.
+
+    Position maps keep 4 bits below a feature's largest value, tuning curves 8 bits; means,
+    effects and scores are float16. Counts are exact, and so are the peaks of pictures if
+    `precise`; else they are float16 too.
+    """
+    packed = Packed()
+    for name in _COUNTS:
+        packed.exact(name, getattr(table, name))
+    packed.levels("mean_map", table.mean_map.T, _MAP_LEVELS)
+    for name in ("class_mean", "class_share", "effects"):
+        packed.half(name, getattr(table, name))
+    packed.exact("effect_classes", table.effect_classes)
+    for name, values in table.scores.items():
+        packed.half(f"score.{name}", values)
+    if table.curves is not None:
+        packed.levels("curves", table.curves, _CURVE_LEVELS)
+    for kind in ("top", "sampled"):
+        shown: ShownTable = getattr(table, kind)
+        packed.exact(f"{kind}.row", shown.row)
+        (packed.exact if precise else packed.half)(f"{kind}.peak", shown.peak)
+        packed.exact(f"{kind}.token", shown.token)
+        if shown.heat is not None:
+            packed.exact(f"{kind}.heat", shown.heat)
+    write_tensors(
+        layer_path(folder, layer),
+        packed.tensors,
+        {
+            "format": f"{_FORMAT}.layer",
+            "version": _VERSION,
+            "how": packed.how,
+            "chance": {name: _plain(value) for name, value in table.chance.items()},
+        },
+    )
+
+
+def read_layer(folder: Path, layer: int, size: int) -> LayerTable:
+    """Read what `write_layer` wrote.
+
+    Raises
+    ------
+    CheckpointError
+        If the file is missing, damaged, or of another number of features.
+    """
+    path = layer_path(folder, layer)
+    tensors, about = read_result(
+        path, what="a layer of an atlas", format=f"{_FORMAT}.layer", version=_VERSION
+    )
+    try:
+        table = _table(tensors, about["how"], about["chance"])
+    except (CheckpointError, AttributeError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{path} is damaged: {error}") from error
+    if table.size != size:
+        raise CheckpointError(f"{path} holds {table.size} features instead of {size}.")
+    return table
+
+
+def layer_path(folder: Path, layer: int) -> Path:
+    """The file of a layer."""
+    return folder / f"layer_{layer:02}.safetensors"
+
+
+def write_layout(folder: Path, places: Tensor) -> None:
+    """Write the map of all features, [N, 2]."""
+    packed = Packed()
+    packed.half("layout", places)
+    about = {"format": f"{_FORMAT}.layout", "version": _VERSION, "how": packed.how}
+    write_tensors(folder / LAYOUT, packed.tensors, about)
+
+
+def read_layout(folder: Path) -> Tensor | None:
+    """Read what `write_layout` wrote, None if there is none."""
+    if not (folder / LAYOUT).is_file():
+        return None
+    tensors, about = read_result(
+        folder / LAYOUT, what="the map of an atlas", format=f"{_FORMAT}.layout", version=_VERSION
+    )
+    return unpack(tensors, about.get("how", {}), "layout")
+
+
+def without_paths(header: Header) -> Header:
+    """The header without saying where the originals were."""
+    return replace(header, images=tuple(replace(row, path="") for row in header.images))
+
+
+def _table(
+    tensors: Mapping[str, Tensor], how: Mapping[str, Any], chance: Mapping[str, float | None]
+) -> LayerTable:
+    def shown(kind: str) -> ShownTable:
+        heat = f"{kind}.heat"
+        return ShownTable(
+            row=unpack(tensors, how, f"{kind}.row"),
+            peak=unpack(tensors, how, f"{kind}.peak"),
+            token=unpack(tensors, how, f"{kind}.token"),
+            heat=unpack_bytes(tensors, how, heat) if heat in how else None,
+        )
+
+    plain = (*_COUNTS, "class_mean", "class_share", "effects", "effect_classes")
+    scores = [name.removeprefix("score.") for name in how if name.startswith("score.")]
+    return LayerTable(
+        **{name: unpack(tensors, how, name) for name in plain},
+        mean_map=unpack(tensors, how, "mean_map").T,
+        scores={name: unpack(tensors, how, f"score.{name}") for name in scores},
+        chance={name: float("nan") if x is None else x for name, x in chance.items()},
+        curves=unpack(tensors, how, "curves") if "curves" in how else None,
+        top=shown("top"),
+        sampled=shown("sampled"),
+    )
+
+
+def _check_files(folder: Path, files: Mapping[str, int]) -> None:
+    for name, size in files.items():
+        path = folder / name
+        if not path.is_file():
+            raise CheckpointError(f"The atlas {folder} is not whole: {name} is missing.")
+        if path.stat().st_size != size:
+            raise CheckpointError(
+                f"The atlas {folder} is not whole: {name} has {path.stat().st_size} of "
+                f"{size} bytes."
+            )
+
+
+def _plain(value: float) -> float | None:
+    """JSON has no NaN."""
+    return None if value != value else value
