@@ -1,0 +1,325 @@
+"""Tuning of features to orientation, curvature, hue and texture, from their responses to stimuli.
+
+Two things keep chance finds low. Every index is a product over the two halves of the stimuli, so
+that only what both say counts; and it is shrunk by 1 - 1/n, n being the effective number of
+pictures that carry the response, (sum r)^2 / sum r^2: one picture alone gives 0. What chance
+still gives is measured on responses whose labels are permuted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from vitlens.atlas import stimuli
+from vitlens.errors import FeatureError
+
+#: The indices of a feature, all 0 for one that does not respond.
+INDICES = ("orientation", "curvature", "direction", "hue", "texture")
+
+_STRAIGHT = len(stimuli.RADII) - 1
+#: Shape of each part of `curves`, in order.
+CURVES = {
+    "orientation": (1 + len(stimuli.PERIODS), len(stimuli.ORIENTATIONS)),
+    "direction": (len(stimuli.RADII), len(stimuli.DIRECTIONS)),
+    "hue": (len(stimuli.CHROMAS), len(stimuli.HUES)),
+    "grey": (len(stimuli.GREYS),),
+    "texture": (len(stimuli.TEXTURES),),
+    "blank": (),
+}
+#: Numbers a feature in `curves`.
+N_CURVES = sum(int(np.prod(shape)) for shape in CURVES.values())
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """A feature's mean responses to the stimuli, in units of its activation.
+
+    Attributes
+    ----------
+    orientation
+        [4, 12]: to edges, and to gratings of each period in `stimuli.PERIODS`, by
+        `stimuli.ORIENTATIONS`.
+    direction
+        [5, 8]: to arcs of each radius in `stimuli.RADII` (the last is a straight line), by
+        `stimuli.DIRECTIONS`, in which they bulge.
+    hue
+        [2, 12]: to colours of each chroma in `stimuli.CHROMAS`, by `stimuli.HUES`.
+    grey
+        [4]: to fields of each lightness in `stimuli.GREYS`.
+    texture
+        [10]: to each of `stimuli.TEXTURES`.
+    blank
+        To a plain grey picture.
+    indices
+        By name, see `indices`; empty if they are not known.
+    """
+
+    orientation: Float[Tensor, "4 12"]
+    direction: Float[Tensor, "5 8"]
+    hue: Float[Tensor, "2 12"]
+    grey: Float[Tensor, " 4"]
+    texture: Float[Tensor, " 10"]
+    blank: float
+    indices: Mapping[str, float]
+
+    @classmethod
+    def of(cls, row: Float[Tensor, " K"], indices: Mapping[str, float] | None = None) -> Tuning:
+        """Tuning of one feature from its row of `curves`.
+
+        Raises
+        ------
+        FeatureError
+            If the row has another length.
+        """
+        if row.shape != (N_CURVES,):
+            raise FeatureError(f"A feature's curves are {N_CURVES} numbers, not {list(row.shape)}.")
+        sizes = [int(np.prod(shape)) for shape in CURVES.values()]
+        parts = {
+            name: part.reshape(shape)
+            for (name, shape), part in zip(CURVES.items(), row.float().split(sizes), strict=True)
+        }
+        blank = float(parts.pop("blank"))
+        return cls(**parts, blank=blank, indices=dict(indices or {}))
+
+    @property
+    def preferred(self) -> Preferred:
+        """The stimuli that the feature responds to most, by their means."""
+        direction = int(self.direction[:_STRAIGHT].max(0).values.argmax())
+        return Preferred(
+            orientation=_circular_mean(self.orientation.mean(0), stimuli.ORIENTATIONS, turn=180),
+            radius=stimuli.RADII[int(self.direction.mean(1).argmax())],
+            direction=stimuli.DIRECTIONS[direction],
+            hue=_circular_mean(self.hue.mean(0), stimuli.HUES, turn=360),
+            texture=stimuli.TEXTURES[int(self.texture.argmax())],
+        )
+
+
+class Preferred(NamedTuple):
+    """What a feature responds to most.
+
+    Attributes
+    ----------
+    orientation, hue
+        Mean angle of the curve, in degrees.
+    radius, direction
+        Of the arcs, in patches and degrees.
+    texture
+        Name of a texture.
+    """
+
+    orientation: float
+    radius: float
+    direction: float
+    hue: float
+    texture: str
+
+
+def curves(responses: Float[Tensor, "F N"]) -> Float[Tensor, "F K"]:
+    """Mean responses over the repeats of each condition: all that `Tuning` needs.
+
+    Parameters
+    ----------
+    responses
+        Of one layer, see `responses.respond`.
+
+    Returns
+    -------
+    Tensor
+        [F, N_CURVES], the parts of `CURVES` one after the other.
+    """
+    by = _Conditions.of(responses)
+    grey, blank = _block(responses, "grey"), _block(responses, "blank")[:, :, None]
+    parts = (by.orientation, by.arc, by.hue, grey, by.texture.mean(2), blank)
+    return torch.cat([part.mean(1).flatten(1).float() for part in parts], dim=1)
+
+
+def indices(responses: Float[Tensor, "F N"]) -> dict[str, Float[Tensor, " F"]]:
+    """How sharply each feature is tuned; each index as described in this module, by name.
+
+    Parameters
+    ----------
+    responses
+        Of one layer, see `responses.respond`.
+
+    Returns
+    -------
+    dict
+        For each of `INDICES` [F]: ``orientation``, 1 minus the circular variance over
+        orientations of edges and gratings (the mean over both signs and all periods), 0 to 1;
+        ``direction``, the same over the directions of arcs of the radius with the strongest
+        response, 0 to 1; ``curvature``, (arcs - lines) / (arcs + lines) of the mean response to
+        arcs, of the radius that the *other* half prefers, and to straight lines, -1 to 1;
+        ``hue``, 1 minus the circular variance over hues, 0 to 1; ``texture``,
+        (best - mean) / (best + mean), the best texture being that of the other half, -1 to 1.
+
+    Notes
+    -----
+    Circular variance as in Swindale, Biological Cybernetics 78, 1998; Ringach et al., J.
+    Neuroscience 22, 2002. With both halves' resultants A and B, of total responses a and b, the
+    length is sqrt(max(0, Re(A conj(B))) / (a b)).
+    """
+    return _indices(_Conditions.of(responses))
+
+
+def shuffled_indices(
+    responses: Float[Tensor, "F N"], *, repeats: int = 8, seed: int = 0
+) -> dict[str, Float[Tensor, " n"]]:
+    """The same indices with the stimuli's labels permuted, for the level that chance reaches.
+
+    Parameters
+    ----------
+    responses
+        Of one layer.
+    repeats
+        Permutations a feature.
+    seed
+        Of the permutations.
+
+    Returns
+    -------
+    dict
+        For each of `INDICES` [repeats x F]. Each feature has permutations of its own: of
+        orientations within edges and within each period, of directions within each radius, of
+        radii and directions together for the curvature, of hues within each chroma. The two
+        halves of a condition stay together, so that a feature with reliable but unordered
+        preferences counts as chance. Only textures, which have no order, are permuted by half.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    by = _Conditions.of(responses)
+    drawn = []
+    for _ in range(repeats):
+        texture = by.texture.transpose(2, 3)  # feature, half, texture, instance
+        drawn.append(
+            _indices(
+                _Conditions(
+                    orientation=_permuted(by.orientation, generator),
+                    arc=_permuted(by.arc, generator),
+                    any_arc=_permuted(by.arc.flatten(2)[:, :, None], generator).reshape(
+                        by.arc.shape
+                    ),
+                    hue=_permuted(by.hue, generator),
+                    texture=_permuted_halves(texture, generator).transpose(2, 3),
+                    evidence=by.evidence,
+                )
+            )
+        )
+    return {name: torch.cat([one[name] for one in drawn]) for name in INDICES}
+
+
+class _Conditions(NamedTuple):
+    """Responses by condition, the feature and the half first."""
+
+    orientation: Float[Tensor, "F 2 4 12"]  # mean over the sides of an edge
+    arc: Float[Tensor, "F 2 5 8"]  # mean over light and dark
+    any_arc: Float[Tensor, "F 2 5 8"]  # the same, for the curvature
+    hue: Float[Tensor, "F 2 2 12"]
+    texture: Float[Tensor, "F 2 2 10"]
+    evidence: Mapping[str, Float[Tensor, " F"]]  # 1 - 1/n, by block of stimuli
+
+    @classmethod
+    def of(cls, responses: Float[Tensor, "F N"]) -> _Conditions:
+        if responses.ndim != 2 or responses.shape[1] != stimuli.N_STIMULI:
+            raise FeatureError(
+                f"Responses are [F, {stimuli.N_STIMULI}], not {list(responses.shape)}."
+            )
+        responses = responses.double()
+        edge, grating = _block(responses, "edge"), _block(responses, "grating")
+        arc, hue = _block(responses, "arc"), _block(responses, "hue")
+        texture = _block(responses, "texture")
+        lines = torch.cat([edge.flatten(1), grating.flatten(1)], dim=1)
+        return cls(
+            orientation=torch.cat([edge.mean(2, keepdim=True), grating], dim=2),
+            arc=arc.mean(2),
+            any_arc=arc.mean(2),
+            hue=hue,
+            texture=texture,
+            evidence={
+                "line": _evidence(lines),
+                "arc": _evidence(arc.flatten(1)),
+                "hue": _evidence(hue.flatten(1)),
+                "texture": _evidence(texture.flatten(1)),
+            },
+        )
+
+
+def _block(responses: Float[Tensor, "F N"], name: str) -> Float[Tensor, "F ..."]:
+    return responses[:, stimuli.indices(name).to(responses.device)]
+
+
+def _indices(by: _Conditions) -> dict[str, Float[Tensor, " F"]]:
+    strongest = by.arc[:, :, :_STRAIGHT].mean((1, 3)).argmax(1)
+    best_arcs = by.arc[torch.arange(len(by.arc)), :, strongest]
+    return {
+        "orientation": _resultant(by.orientation.mean(2)) * by.evidence["line"],
+        "curvature": _curvature(by.any_arc) * by.evidence["arc"],
+        "direction": _resultant(best_arcs) * by.evidence["arc"],
+        "hue": _resultant(by.hue.mean(2)) * by.evidence["hue"],
+        "texture": _best_over_mean(by.texture.mean(2)) * by.evidence["texture"],
+    }
+
+
+def _evidence(responses: Float[Tensor, "F n"]) -> Float[Tensor, " F"]:
+    """1 - 1/n, with n the effective number of pictures behind the responses; 0 without any."""
+    return _ratio(responses.sum(1) ** 2 - (responses**2).sum(1), responses.sum(1) ** 2)
+
+
+def _resultant(curve: Float[Tensor, "F 2 K"]) -> Float[Tensor, " F"]:
+    """Length of the mean vector that both halves of a circular curve agree on, 0 to 1.
+
+    The K points are spread evenly over the whole turn: 180 degrees for orientations, else 360.
+    """
+    n = curve.shape[-1]
+    angle = 2 * torch.pi * torch.arange(n, dtype=curve.dtype, device=curve.device) / n
+    x, y = curve @ angle.cos(), curve @ angle.sin()
+    agreed = (x.prod(1) + y.prod(1)).clamp(min=0)
+    return _ratio(agreed, curve.sum(2).prod(1)).sqrt()
+
+
+def _curvature(arc: Float[Tensor, "F 2 R D"]) -> Float[Tensor, " F"]:
+    by_radius = arc.mean(3)
+    straight = by_radius[:, :, _STRAIGHT]
+    preferred = by_radius[:, :, :_STRAIGHT].argmax(2).flip(1)  # of the other half
+    curved = by_radius.gather(2, preferred[..., None])[..., 0]
+    return _ratio((curved - straight).sum(1), (curved + straight).sum(1))
+
+
+def _best_over_mean(response: Float[Tensor, "F 2 K"]) -> Float[Tensor, " F"]:
+    preferred = response.argmax(2).flip(1)
+    best = response.gather(2, preferred[..., None])[..., 0].mean(1)
+    mean = response.mean((1, 2))
+    return _ratio(best - mean, best + mean)
+
+
+def _ratio(part: Float[Tensor, " F"], whole: Float[Tensor, " F"]) -> Float[Tensor, " F"]:
+    return torch.where(whole > 0, part / whole.clamp(min=1e-300), 0.0)
+
+
+def _permuted(
+    values: Float[Tensor, "F half G K"], generator: torch.Generator
+) -> Float[Tensor, "F half G K"]:
+    """Permute the last axis, for each feature and group anew, alike in both halves."""
+    features, halves, groups, n = values.shape
+    order = torch.rand(features, 1, groups, n, generator=generator).argsort(-1)
+    return values.gather(3, order.to(values.device).expand(-1, halves, -1, -1))
+
+
+def _permuted_halves(
+    values: Float[Tensor, "F half K I"], generator: torch.Generator
+) -> Float[Tensor, "F half K I"]:
+    """Permute the third axis, for each feature and half anew."""
+    order = torch.rand(values.shape[:3], generator=generator).argsort(-1)
+    return values.gather(2, order.to(values.device)[..., None].expand_as(values))
+
+
+def _circular_mean(curve: Float[Tensor, " K"], angles: tuple[float, ...], *, turn: float) -> float:
+    """Mean angle in degrees, 0 to `turn`."""
+    radians = torch.tensor(angles, dtype=torch.float64) * (2 * torch.pi / turn)
+    x, y = (curve.double() * radians.cos()).sum(), (curve.double() * radians.sin()).sum()
+    return float(torch.atan2(y, x)) * turn / (2 * np.pi) % turn
