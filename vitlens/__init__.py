@@ -9,11 +9,17 @@ from typing import TYPE_CHECKING
 __version__ = "0.1.0"
 
 _MODULE_OF = {
+    "Ablate": "vitlens.interventions.kinds",
     "Baselines": "vitlens.replacement",
     "Circuit": "vitlens.circuits.circuit",
     "Curves": "vitlens.circuits.curves",
     "Importances": "vitlens.attribution.importances",
     "Lens": "vitlens.lens",
+    "Outcome": "vitlens.interventions.outcome",
+    "Scale": "vitlens.interventions.kinds",
+    "SetTo": "vitlens.interventions.kinds",
+    "Steer": "vitlens.interventions.kinds",
+    "Swap": "vitlens.interventions.kinds",
     "TopKSAE": "vitlens.saes.topk",
     "Trace": "vitlens.replacement",
     "ViT": "vitlens.models.adapter",
@@ -29,6 +35,8 @@ if TYPE_CHECKING:
     from vitlens.circuits.circuit import Circuit
     from vitlens.circuits.curves import Curves
     from vitlens.errors import VitlensError
+    from vitlens.interventions.kinds import Ablate, Scale, SetTo, Steer, Swap
+    from vitlens.interventions.outcome import Outcome
     from vitlens.lens import Lens
     from vitlens.models.adapter import ViT
     from vitlens.models.libragrad import libragrad
@@ -37,11 +45,17 @@ if TYPE_CHECKING:
     from vitlens.saes.train import train_saes
 
 __all__ = [
+    "Ablate",
     "Baselines",
     "Circuit",
     "Curves",
     "Importances",
     "Lens",
+    "Outcome",
+    "Scale",
+    "SetTo",
+    "Steer",
+    "Swap",
     "TopKSAE",
     "Trace",
     "ViT",

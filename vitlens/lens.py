@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
 from jaxtyping import Float
 from torch import Tensor
 
-from vitlens import replacement
 from vitlens.attribution.edges import Engine
 from vitlens.attribution.gradients import ErrorPaths, Gradient
 from vitlens.attribution.importances import Importances, importances
@@ -22,16 +21,15 @@ from vitlens.circuits.curves import DEFAULT_Q, faithfulness
 from vitlens.circuits.methods import Method
 from vitlens.circuits.results import Curves
 from vitlens.images import ImageLike
-from vitlens.lens_base import LensBase
+from vitlens.lens_changes import ChangingLens
 from vitlens.progress import Progress
 from vitlens.replacement import ErrorNodes, Trace
-from vitlens.selections import keep_masks, values_by_layer
 
 if TYPE_CHECKING:
     from vitlens.widgets import Explorer
 
 
-class Lens(LensBase):
+class Lens(ChangingLens):
     """Look inside one Vision Transformer.
 
     Parameters
@@ -163,47 +161,6 @@ class Lens(LensBase):
             )
             relative[gradient] = found.residual / found.target_value
         return relative
-
-    def run_with(
-        self,
-        image: ImageLike,
-        keep: Sequence[Iterable[int] | Tensor] | None = None,
-        *,
-        values: Mapping[tuple[int, int], float] | None = None,
-        errors: ErrorNodes | Sequence[ErrorNodes] = "clean",
-    ) -> Float[Tensor, " C"]:
-        """Logits of the model run on a circuit: all but the kept features at their baselines.
-
-        Parameters
-        ----------
-        keep
-            Indices of the features to keep, or a boolean mask [F_l], for each layer; by default
-            all are kept.
-        values
-            Values to set features to, by (layer, feature): at every token where the feature is
-            active on the untouched image. Elsewhere, and without a value, `keep` holds.
-        errors
-            What error nodes hold: "clean", "free" or "baseline"; for all layers, or for each.
-
-        Raises
-        ------
-        FeatureError
-            If a feature does not exist, layers are missing, or a value is not finite.
-        """
-        masks = keep_masks(self.saes, keep, self.vit.device)
-        by_layer = values_by_layer(self.saes, values or {})
-        trace = self.trace(image)
-        return replacement.run_with(
-            self.vit,
-            self.saes,
-            trace.image[None],
-            masks,
-            self.baselines,
-            errors=errors,
-            clean_errors=trace.errors,
-            values=by_layer,
-            clean_features=trace.features,
-        )[0]
 
     def circuit(
         self,

@@ -6,7 +6,7 @@ l = 0 ... B-2; T tokens, D channels, F_l features.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
@@ -255,8 +255,6 @@ def run_with(
     *,
     errors: ErrorNodes | Sequence[ErrorNodes] = "clean",
     clean_errors: Sequence[Float[Tensor, "*n T D"]] | None = None,
-    values: Sequence[Mapping[int, float]] | None = None,
-    clean_features: Sequence[Float[Tensor, "*n T F"]] | None = None,
 ) -> Float[Tensor, "n C"]:
     """Logits of the replacement model with all but the kept features at their baselines.
 
@@ -274,22 +272,15 @@ def run_with(
         `clean_errors`; "free", what the running stream gives; "baseline", the baseline's.
     clean_errors
         Error nodes of the original images, [T, D] or [n, T, D] a layer; needed for "clean".
-    values
-        For each layer, features and the value each is set to, at every token where it is active
-        on the original image; elsewhere it is as without a value.
-    clean_features
-        Features of the original images, [T, F_l] or [n, T, F_l] a layer; needed for `values`.
 
     Raises
     ------
     FeatureError
-        If `errors` is unknown, or what "clean" or `values` need is missing.
+        If `errors` is unknown, or what "clean" needs is missing.
     """
-    held = _error_nodes(errors, len(saes))
+    held = error_nodes(errors, len(saes))
     if "clean" in held and clean_errors is None:
         raise FeatureError('errors="clean" needs the error nodes of the original image.')
-    if values is not None and clean_features is None:
-        raise FeatureError("Values to set need the features of the original image.")
     with torch.no_grad():
         stem = vit.embed(images)
         stream = stem.tokens
@@ -305,27 +296,12 @@ def run_with(
                 error = clean_errors[layer]
             mask = keep[layer].unsqueeze(-2)
             features = torch.where(mask, features, baselines.features[layer])
-            if values is not None and clean_features is not None:
-                features = _set_active(features, values[layer], clean_features[layer])
             stream = sae.decode(features, mean, std) + error
         return vit.readout(stem.blocks[-1](stream))
 
 
-def _set_active(
-    features: Float[Tensor, "n T F"],
-    values: Mapping[int, float],
-    clean: Float[Tensor, "*n T F"],
-) -> Float[Tensor, "n T F"]:
-    """Set features to values where they are active on the original image."""
-    features = features.clone()
-    for feature, value in values.items():
-        column = features[..., feature]
-        features[..., feature] = torch.where(clean[..., feature] > 0, value, column)
-    return features
-
-
-def _error_nodes(errors: ErrorNodes | Sequence[ErrorNodes], n_layers: int) -> list[ErrorNodes]:
-    """Return what the error node of each layer holds."""
+def error_nodes(errors: ErrorNodes | Sequence[ErrorNodes], n_layers: int) -> list[ErrorNodes]:
+    """Return what the error node of each layer holds; raises `FeatureError` if it is unknown."""
     held = [errors] * n_layers if isinstance(errors, str) else list(errors)
     if len(held) != n_layers:
         raise FeatureError(f"errors must be given for all {n_layers} layers, not {len(held)}.")

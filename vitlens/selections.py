@@ -1,9 +1,8 @@
-"""What callers name features by: those to keep, and values to set."""
+"""What callers name features by: those to keep."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from jaxtyping import Bool
@@ -61,32 +60,3 @@ def keep_masks(
         mask[chosen] = True
         masks.append(mask)
     return masks
-
-
-def values_by_layer(
-    saes: Sequence[TopKSAE], values: Mapping[tuple[int, int], float]
-) -> list[dict[int, float]]:
-    """Sort values that features are to be set to by layer.
-
-    Parameters
-    ----------
-    values
-        A value for each (layer, feature).
-
-    Raises
-    ------
-    FeatureError
-        If a feature does not exist, or a value is not finite.
-    """
-    by_layer: list[dict[int, float]] = [{} for _ in saes]
-    for (layer, feature), value in values.items():
-        if not 0 <= layer < len(saes):
-            raise FeatureError(f"There are layers 0 to {len(saes) - 1}; {layer} does not exist.")
-        if not 0 <= feature < saes[layer].size:
-            raise FeatureError(
-                f"Layer {layer} has features 0 to {saes[layer].size - 1}; {feature} does not exist."
-            )
-        if not math.isfinite(value):
-            raise FeatureError(f"Feature {layer}/{feature} cannot be set to {value}.")
-        by_layer[layer][feature] = float(value)
-    return by_layer

@@ -11,6 +11,7 @@ import pytest
 import torch
 import traitlets
 
+import vitlens
 from tests.tiny import tiny_image, tiny_lens
 from vitlens.lens import Lens
 from vitlens.widgets import CircuitDiagram, ablation
@@ -53,7 +54,7 @@ def assert_told(outcome: dict[str, Any], logits: torch.Tensor, lens: Lens) -> No
 def test_features_off(lens: Lens, diagram: CircuitDiagram) -> None:
     off = {0: [active(lens, 0), active(lens, 0, 1)], 2: [active(lens, 2)]}
     diagram.ablations = [(layer, f, None) for layer, fs in off.items() for f in fs]
-    logits = lens.run_with(tiny_image(3), keep_all_but(lens, off))
+    logits = lens.run_with(tiny_image(3), keep=keep_all_but(lens, off))
     assert_told(diagram.outcome, logits, lens)
     clean = lens.trace(tiny_image(3)).logits
     assert not torch.allclose(logits, clean, atol=1e-3)
@@ -65,12 +66,8 @@ def test_features_off(lens: Lens, diagram: CircuitDiagram) -> None:
 def test_values_and_an_error_node(lens: Lens, diagram: CircuitDiagram) -> None:
     set_to, off = active(lens, 1), active(lens, 0)
     diagram.ablations = [(1, set_to, 2.5), (0, off, None), (2, -1, None)]
-    logits = lens.run_with(
-        tiny_image(3),
-        keep_all_but(lens, {0: [off]}),
-        values={(1, set_to): 2.5},
-        errors=["clean", "clean", "baseline"],
-    )
+    changes = vitlens.Ablate((0, off)) + vitlens.SetTo((1, set_to), 2.5)
+    logits = lens.run_with(tiny_image(3), changes, errors=["clean", "clean", "baseline"]).after
     assert_told(diagram.outcome, logits, lens)
     json.dumps(diagram.outcome, allow_nan=False)
 
@@ -104,6 +101,7 @@ def test_history_and_reset(lens: Lens, diagram: CircuitDiagram) -> None:
         ([(9, 1, None)], "layers|Layers"),
         ([(0, 30, None)], "features 0 to 29"),
         ([(0, -1, 2.0)], "switched off, but not set"),
+        ([(0, 1, None), (0, 1, 2.0)], "contradict"),
     ],
 )
 def test_nonsense_is_refused(diagram: CircuitDiagram, wanted: Any, words: str) -> None:

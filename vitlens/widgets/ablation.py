@@ -11,11 +11,10 @@ import traitlets as t
 from jaxtyping import Float
 from torch import Tensor
 
-from vitlens import replacement
 from vitlens.circuits.circuit import ERROR, TARGET
 from vitlens.errors import FeatureError
+from vitlens.interventions.kinds import Ablate, Interventions, SetTo, interventions
 from vitlens.replacement import ErrorNodes
-from vitlens.selections import keep_masks, values_by_layer
 from vitlens.widgets.part import ScenePart
 from vitlens.widgets.scene import Scene
 from vitlens.widgets.tasks import Check
@@ -64,7 +63,8 @@ class AblationPart(ScenePart):
     def logits_with(self, ablations: Iterable[Ablation]) -> Float[Tensor, " C"]:
         """Return the logits of the model with these ablations.
 
-        They are those of ``lens.run_with`` with all other features kept and error nodes clean.
+        They are those of ``lens.run_with`` with `Ablate` and `SetTo`, and error nodes clean but for
+        those that are switched off.
 
         Raises
         ------
@@ -91,6 +91,10 @@ class AblationPart(ScenePart):
                 raise t.TraitError(f"{type(self).__name__}.ablations: {error}") from error
             if feature == ERROR and value is not None:
                 raise t.TraitError("An error node can be switched off, but not set to a value.")
+        try:
+            _interventions(wanted)
+        except FeatureError as error:
+            raise t.TraitError(f"{type(self).__name__}.ablations: {error}") from error
         return wanted
 
     @t.observe("ablations")
@@ -132,27 +136,20 @@ def _ablation(item: Any) -> Ablation:
     return int(layer), int(feature), None if value is None else float(value)
 
 
+def _interventions(ablations: tuple[Ablation, ...]) -> Interventions:
+    return interventions(
+        Ablate((layer, feature)) if value is None else SetTo((layer, feature), value)
+        for layer, feature, value in dict.fromkeys(ablations)
+        if feature != ERROR
+    )
+
+
 def _logits(scene: Scene, ablations: tuple[Ablation, ...]) -> Float[Tensor, " C"]:
-    lens, trace = scene.lens, scene.trace
-    keep = keep_masks(lens.saes, None, lens.vit.device)
-    errors: list[ErrorNodes] = ["clean"] * len(lens.saes)
-    for layer, feature, value in ablations:
+    errors: list[ErrorNodes] = ["clean"] * len(scene.lens.saes)
+    for layer, feature, _ in ablations:
         if feature == ERROR:
             errors[layer] = "baseline"
-        elif value is None:
-            keep[layer][feature] = False
-    set_to = {(layer, f): value for layer, f, value in ablations if value is not None}
-    return replacement.run_with(
-        lens.vit,
-        lens.saes,
-        trace.image[None],
-        keep,
-        lens.baselines,
-        errors=errors,
-        clean_errors=trace.errors,
-        values=values_by_layer(lens.saes, set_to),
-        clean_features=trace.features,
-    )[0]
+    return scene.lens.plan(_interventions(ablations), errors=errors).logits_of(scene.trace)
 
 
 def _outcome(scene: Scene, ablations: tuple[Ablation, ...]) -> dict[str, Any]:

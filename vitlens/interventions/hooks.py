@@ -1,0 +1,120 @@
+"""The user's own model with interventions, inside a `with` block."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+from weakref import WeakKeyDictionary
+
+from torch import Tensor, nn
+
+from vitlens.errors import FeatureError
+from vitlens.interventions.run import Pass, Plan
+from vitlens.saes.topk import TopKSAE
+
+
+@dataclass(eq=False)
+class _Active:
+    """What is done to one model in one thread."""
+
+    plans: list[Plan]
+    paused: bool = False
+    passing: Pass | None = None
+    due: int = 0
+    handles: list[Any] = field(default_factory=list)
+
+    def after_block(
+        self,
+        layer: int,
+        thread: int,
+        block: nn.Module,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        stream: Tensor,
+    ) -> Tensor:
+        if self.paused or threading.get_ident() != thread:
+            return stream
+        # A pass that starts anew or was cut off: nothing of the one before may be used.
+        if self.passing is None or layer != self.due or layer == 0:
+            self.passing = Pass(self.plans[-1], self.plans[-1].last_clean)
+        self.due = layer + 1
+        # `forward` itself, so that hooks see only the changed stream.
+        again = partial(_again, block, args[1:], kwargs)
+        return self.passing.after_block(layer, stream, again)
+
+
+_active: WeakKeyDictionary[nn.Module, dict[int, _Active]] = WeakKeyDictionary()
+
+
+def outer_plan(model: nn.Module, saes: Sequence[TopKSAE]) -> Plan | None:
+    """What is done to a model in this thread at present.
+
+    Raises
+    ------
+    FeatureError
+        If it is done by features of other SAEs.
+    """
+    active = _in_this_thread(model)
+    if active is None:
+        return None
+    if active.plans[-1].saes is not saes:
+        raise FeatureError("Another lens is intervening on this model; its features are others.")
+    return active.plans[-1]
+
+
+@contextmanager
+def untouched(model: nn.Module) -> Iterator[None]:
+    """Run the untouched model, although a `Lens.intervene` block is open around."""
+    active = _in_this_thread(model)
+    if active is None or active.paused:
+        yield
+        return
+    active.paused = True
+    try:
+        yield
+    finally:
+        active.paused = False
+
+
+@contextmanager
+def intervening(plan: Plan) -> Iterator[None]:
+    """Run the model's own forward pass by a plan; see `Lens.intervene`.
+
+    Parameters
+    ----------
+    plan
+        All that is to be done, what `outer_plan` does included.
+    """
+    model, thread = plan.vit.model, threading.get_ident()
+    by_thread = _active.setdefault(model, {})
+    active = by_thread.get(thread)
+    if active is None:
+        active = by_thread[thread] = _Active([])
+        hook = active.after_block
+        active.handles = [
+            block.register_forward_hook(partial(hook, layer, thread), with_kwargs=True)
+            for layer, block in enumerate(plan.vit.blocks)
+        ]
+    active.plans.append(plan)
+    active.passing = None
+    try:
+        yield
+    finally:
+        active.plans.pop()
+        active.passing = None
+        if not active.plans:
+            for handle in active.handles:
+                handle.remove()
+            del by_thread[thread]
+
+
+def _in_this_thread(model: nn.Module) -> _Active | None:
+    return _active.get(model, {}).get(threading.get_ident())
+
+
+def _again(block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], x: Tensor) -> Tensor:
+    return block.forward(x, *args, **kwargs)

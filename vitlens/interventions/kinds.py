@@ -1,0 +1,408 @@
+"""What a change is: values that name features, tokens, and what becomes of the activations.
+
+A feature is (layer, feature), a token (row, column) from 0, or (-1, i) for prefix token i (CLS and
+registers). Let z be a feature's activation on a token of the *running* stream, which interventions
+on earlier layers have changed already and which is encoded anew at every layer. Interventions on
+one layer are done one after the other, in the order given; each sees the z that those before it
+left. Whatever z becomes, it is decoded as it is: top-k is not applied again.
+"""
+
+from __future__ import annotations
+
+import math
+import operator
+from collections.abc import Iterable, Iterator
+from dataclasses import KW_ONLY, dataclass, fields
+from typing import Any, ClassVar, Literal, TypeAlias, get_args
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from vitlens.errors import FeatureError, near_matches
+from vitlens.images import ImageLike
+
+#: (layer, feature).
+Key: TypeAlias = tuple[int, int]
+#: (row, column), or (-1, i) for prefix token i.
+Patch: TypeAlias = tuple[int, int]
+To: TypeAlias = Literal["baseline", "zero", "mean"]
+
+_SHOWN = 4
+
+
+class Intervention:
+    """A change of one feature or several; see `Ablate`, `Scale`, `SetTo`, `Steer`, `Swap`.
+
+    ``a + b`` does a, then b.
+    """
+
+    features: tuple[Key, ...]
+    patches: tuple[Patch, ...] | None
+
+    #: Whether z is replaced, whatever it was.
+    sets: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "features", _keys(self.features))
+        object.__setattr__(self, "patches", _patches(self.patches))
+
+    @property
+    def only_active(self) -> bool:
+        """Whether it acts only where the feature is active on the untouched model."""
+        return False
+
+    @property
+    def images(self) -> tuple[ImageLike, ...]:
+        """Images whose activations are needed; their mean is the `reference`."""
+        return ()
+
+    def changed(
+        self, now: Float[Tensor, "n T k"], reference: Float[Tensor, "T k"] | None
+    ) -> Float[Tensor, "n T k"]:
+        """Activations of the features, as if every token were meant.
+
+        Parameters
+        ----------
+        now
+            What they are in the running stream.
+        reference
+            What `Ablate` and `Swap` replace them with.
+        """
+        raise NotImplementedError
+
+    def __add__(self, other: InterventionsLike) -> Interventions:
+        return interventions(self, other)
+
+    def __eq__(self, other: object) -> bool:
+        if type(other) is not type(self):
+            return NotImplemented
+        return all(
+            _same(getattr(self, f.name), getattr(other, f.name))
+            for f in fields(self)  # type: ignore[arg-type]
+        )
+
+    def __hash__(self) -> int:
+        return hash((type(self), self.features, self.patches))
+
+    def __repr__(self) -> str:
+        named = ", ".join(f"{layer}/{feature}" for layer, feature in self.features[:_SHOWN])
+        if len(self.features) > _SHOWN:
+            named += f", … ({len(self.features)} features)"
+        parts = [named]
+        for field in fields(self)[1:]:  # type: ignore[arg-type]
+            value = getattr(self, field.name)
+            if field.name == "patches" and value is not None:
+                parts.append(f"patches={_few(value)}")
+            elif field.name in ("image", "over") and value not in (None, ()):
+                parts.append(f"{field.name}=…")
+            elif field.name not in ("patches", "image", "over"):
+                parts.append(f"{field.name}={value!r}")
+        return f"{type(self).__name__}({', '.join(parts)})"
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Ablate(Intervention):
+    """Take features away: z becomes what it usually is, zero, or a mean.
+
+    Parameters
+    ----------
+    features
+        (layer, feature), or several; nodes of a circuit will do.
+    to
+        "baseline": the lens' baseline at each position, also where the feature is not active (RRM
+        paper, section 3); "zero"; "mean": the mean over the images `over` at each position.
+    patches
+        Tokens; None for every token.
+    over
+        A sample of images, for "mean".
+
+    Raises
+    ------
+    FeatureError
+        If there are no features or no tokens, `to` is unknown, or `over` and "mean" do not come
+        together.
+    """
+
+    features: Any
+    to: To = "baseline"
+    _: KW_ONLY
+    patches: Any = None
+    over: Any = ()
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.to not in get_args(To):
+            raise FeatureError(
+                f"Ablate takes features to one of {', '.join(get_args(To))}, not {self.to!r}."
+                f"{near_matches(str(self.to), get_args(To))}"
+            )
+        object.__setattr__(self, "over", tuple(self.over))
+        if (self.to == "mean") != bool(self.over):
+            raise FeatureError(f'{self!r}: to="mean" and the images `over` belong together.')
+
+    @property
+    def images(self) -> tuple[ImageLike, ...]:
+        """The images to take the mean over."""
+        return self.over
+
+    def changed(self, now: Tensor, reference: Tensor | None) -> Tensor:
+        """The reference; without one, zero."""
+        return torch.zeros_like(now) if reference is None else reference.expand_as(now)
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Scale(Intervention):
+    """Multiply: z becomes factor · z, so that 0 stays 0 where the feature is not active.
+
+    Parameters
+    ----------
+    features, patches
+        As for `Ablate`.
+    factor
+        Any finite number.
+    """
+
+    features: Any
+    factor: float
+    _: KW_ONLY
+    patches: Any = None
+
+    sets = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check_finite(self, "factor")
+
+    def changed(self, now: Tensor, reference: Tensor | None) -> Tensor:
+        """Factor times what they are."""
+        return now * self.factor
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class SetTo(Intervention):
+    """Set: z becomes a value.
+
+    Parameters
+    ----------
+    features
+        As for `Ablate`.
+    value
+        Any finite number, in units of the SAE's activations.
+    patches
+        Tokens, whether the feature is active there or not; None for every token where it is active
+        on the untouched model.
+    """
+
+    features: Any
+    value: float
+    _: KW_ONLY
+    patches: Any = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check_finite(self, "value")
+
+    @property
+    def only_active(self) -> bool:
+        """Without patches, yes."""
+        return self.patches is None
+
+    def changed(self, now: Tensor, reference: Tensor | None) -> Tensor:
+        """The value."""
+        return torch.full_like(now, self.value)
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Steer(Intervention):
+    """Push the stream along the feature's direction, whether it is active or not.
+
+    The stream gets strength · sd · W_dec[f] more, with sd the token's standard deviation in the
+    running stream: z becomes z + strength.
+
+    Parameters
+    ----------
+    features, patches
+        As for `Ablate`.
+    strength
+        Any finite number, in units of the SAE's activations.
+    """
+
+    features: Any
+    strength: float
+    _: KW_ONLY
+    patches: Any = None
+
+    sets = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check_finite(self, "strength")
+
+    def changed(self, now: Tensor, reference: Tensor | None) -> Tensor:
+        """The strength more than they are."""
+        return now + self.strength
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Swap(Intervention):
+    """Patch in: z becomes the feature's activation on another image, at the same position.
+
+    Parameters
+    ----------
+    features, patches
+        As for `Ablate`.
+    image
+        The other image; the untouched model runs on it.
+    """
+
+    features: Any
+    image: ImageLike
+    _: KW_ONLY
+    patches: Any = None
+
+    @property
+    def images(self) -> tuple[ImageLike, ...]:
+        """The other image."""
+        return (self.image,)
+
+    def changed(self, now: Tensor, reference: Tensor | None) -> Tensor:
+        """What they are on the other image."""
+        assert reference is not None
+        return reference.expand_as(now)
+
+
+@dataclass(frozen=True)
+class Interventions:
+    """Several interventions, in order; ``a + b`` makes one."""
+
+    items: tuple[Intervention, ...] = ()
+
+    def __iter__(self) -> Iterator[Intervention]:
+        return iter(self.items)
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __add__(self, other: InterventionsLike) -> Interventions:
+        return interventions(self, other)
+
+    def __str__(self) -> str:
+        return " + ".join(map(repr, self.items)) or "no intervention"
+
+
+InterventionsLike: TypeAlias = Intervention | Interventions | Iterable[Intervention]
+
+
+def interventions(*parts: InterventionsLike) -> Interventions:
+    """Join interventions, in order.
+
+    Raises
+    ------
+    FeatureError
+        If something else is given, or two contradict each other: when one sets (`Ablate`, `SetTo`,
+        `Swap`) a feature on a token on which an earlier one has set or changed it already.
+    """
+    items: list[Any] = []
+    for part in parts:
+        items.extend([part] if isinstance(part, Intervention) else _listed(part))
+    for item in items:
+        if not isinstance(item, Intervention):
+            raise FeatureError(
+                f"An intervention is Ablate, Scale, SetTo, Steer or Swap, not {item!r}."
+            )
+    _check_contradictions(items)
+    return Interventions(tuple(items))
+
+
+def _check_contradictions(items: list[Intervention]) -> None:
+    earlier: dict[Key, list[Intervention]] = {}
+    for item in items:
+        for key in item.features:
+            known = earlier.setdefault(key, [])
+            for other in known if item.sets else ():
+                if _overlap(other.patches, item.patches):
+                    name = f"feature {key[0]}/{key[1]}"
+                    raise FeatureError(
+                        f"{other!r} and {item!r} contradict each other: both set {name} on the "
+                        "same tokens."
+                        if other.sets
+                        else f"{other!r} and {item!r} contradict each other: the second sets "
+                        f"{name} on the same tokens, and nothing of the first is left."
+                    )
+            known.append(item)
+
+
+def _overlap(a: tuple[Patch, ...] | None, b: tuple[Patch, ...] | None) -> bool:
+    return a is None or b is None or not set(a).isdisjoint(b)
+
+
+def _keys(features: Any) -> tuple[Key, ...]:
+    one = _pair(getattr(features, "key", features))
+    named = [features] if one else _listed(features)
+    keys = []
+    for item in named:
+        key = _pair(getattr(item, "key", item))
+        if key is None or key[0] < 0 or key[1] < -1:
+            raise FeatureError(f"A feature is named (layer, feature), not {item!r}.")
+        if key[1] == -1:
+            raise FeatureError(
+                f"({key[0]}, -1) is an error node. What error nodes hold is said by `errors`."
+            )
+        keys.append(key)
+    if not keys:
+        raise FeatureError("An intervention needs at least one feature.")
+    return tuple(dict.fromkeys(keys))
+
+
+def _patches(patches: Any) -> tuple[Patch, ...] | None:
+    if patches is None:
+        return None
+    named = [patches] if _pair(patches) else _listed(patches)
+    pairs = []
+    for item in named:
+        pair = _pair(item)
+        if pair is None or pair[0] < -1 or pair[1] < 0:
+            raise FeatureError(
+                f"A patch is (row, column), a prefix token (-1, number), not {item!r}."
+            )
+        pairs.append(pair)
+    if not pairs:
+        raise FeatureError("An intervention on no patch does nothing; None means every token.")
+    return tuple(dict.fromkeys(pairs))
+
+
+def _listed(value: Any) -> list[Any]:
+    try:
+        return list(value)
+    except TypeError:
+        return [value]
+
+
+def _pair(item: Any) -> tuple[int, int] | None:
+    """Return two whole numbers as such, anything else as None."""
+    try:
+        first, second = item
+        if isinstance(first, bool) or isinstance(second, bool):
+            return None
+        return operator.index(first), operator.index(second)
+    except (TypeError, ValueError):
+        return None
+
+
+def _check_finite(item: Intervention, name: str) -> None:
+    value = getattr(item, name)
+    if not isinstance(value, int | float) or isinstance(value, bool) or not math.isfinite(value):
+        raise FeatureError(f"{item!r}: the {name} must be a finite number.")
+
+
+def _few(patches: tuple[Patch, ...]) -> str:
+    shown = ", ".join(map(str, patches[:_SHOWN]))
+    return f"[{shown}{', …' if len(patches) > _SHOWN else ''}]"
+
+
+def _same(a: Any, b: Any) -> bool:
+    """Compare fields; images are the same when they are one object, or paths that are equal."""
+    if isinstance(a, tuple) and isinstance(b, tuple):
+        return len(a) == len(b) and all(map(_same, a, b))
+    return a is b or (type(a) is type(b) and not hasattr(a, "shape") and bool(a == b))

@@ -1,0 +1,172 @@
+"""A lens that changes features, and sees what follows."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, overload
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from vitlens import replacement
+from vitlens.errors import FeatureError
+from vitlens.images import ImageLike
+from vitlens.interventions.hooks import intervening, outer_plan, untouched
+from vitlens.interventions.kinds import InterventionsLike, interventions
+from vitlens.interventions.outcome import BatchOutcome, Outcome
+from vitlens.interventions.run import Plan, make_plan
+from vitlens.lens_base import LensBase
+from vitlens.replacement import ErrorNodes
+from vitlens.saes.stream import batched
+from vitlens.selections import keep_masks
+
+Keep = Sequence[Iterable[int] | Tensor]
+Errors = ErrorNodes | Sequence[ErrorNodes]
+
+
+class ChangingLens(LensBase):
+    """Interventions, and what follows from them; see `Lens`."""
+
+    @overload
+    def run_with(
+        self, image: ImageLike, wanted: InterventionsLike = (), *, errors: Errors = "clean"
+    ) -> Outcome: ...
+
+    @overload
+    def run_with(
+        self,
+        image: list[Any] | tuple[Any, ...],
+        wanted: InterventionsLike = (),
+        *,
+        errors: Errors = "clean",
+        batch_size: int = 16,
+    ) -> BatchOutcome: ...
+
+    @overload
+    def run_with(
+        self, image: ImageLike, *, keep: Keep, errors: Errors = "clean"
+    ) -> Float[Tensor, " C"]: ...
+
+    def run_with(
+        self,
+        image: ImageLike | list[Any] | tuple[Any, ...],
+        wanted: InterventionsLike = (),
+        *,
+        keep: Keep | None = None,
+        errors: Errors = "clean",
+        batch_size: int = 16,
+    ) -> Outcome | BatchOutcome | Float[Tensor, " C"]:
+        """Run the model with interventions; or on a circuit, with only some features kept.
+
+        Parameters
+        ----------
+        image
+            An image, or a list of them.
+        wanted
+            One of `vitlens.Ablate`, `Scale`, `SetTo`, `Steer` and `Swap`, or several: ``a + b`` or
+            a list, done in this order. At every layer the running stream is encoded anew, so that
+            later interventions see what earlier ones did. Without any, the model's own output.
+        keep
+            Instead of interventions, for each layer the indices of the features to keep, or a
+            boolean mask [F_l]; all others are at their baselines.
+        errors
+            What error nodes hold, for all layers or for each: "clean", what they hold on the
+            untouched model (METHOD's default); "free", what the running stream gives; "baseline".
+        batch_size
+            How many of the images run at once.
+
+        Returns
+        -------
+        Outcome, BatchOutcome or Tensor
+            Before and after, for one image or for several; with `keep` the logits, [C].
+
+        Raises
+        ------
+        FeatureError
+            If a feature or patch does not exist, layers are missing, or interventions contradict
+            each other; the message names both.
+        ImageError
+            If an image cannot be read.
+        """
+        if keep is not None:
+            if interventions(wanted) or isinstance(image, list | tuple):
+                raise FeatureError("`keep` is for one image, and without interventions.")
+            return self._run_on(image, keep, errors)
+        plan = self.plan(wanted, errors=errors)
+        several = isinstance(image, list | tuple)
+        images: Iterable[ImageLike] = image if isinstance(image, list | tuple) else [image]
+        tensors = batched(map(self.tensor, images), batch_size, self.vit.image_size)
+        with untouched(self.vit.model):
+            runs = [plan.before_and_after(batch) for batch in tensors]
+        if not runs:
+            raise FeatureError("There is no image to run.")
+        before, after = (torch.cat(part) for part in zip(*runs, strict=True))
+        names = self.class_names or tuple(f"class {i}" for i in range(before.shape[-1]))
+        facts = (names, plan.interventions, plan.errors)
+        if several:
+            return BatchOutcome(before, after, *facts)
+        return Outcome(before[0], after[0], *facts)
+
+    @contextmanager
+    def intervene(
+        self, wanted: InterventionsLike, *, errors: Errors | None = None
+    ) -> Iterator[None]:
+        """Make the user's own model run with interventions, inside a `with` block.
+
+        Every forward pass of the model gives what `run_with` calls "after", for any batch; so
+        `predict` and `trace` change, too. Gradients pass through, with the SAEs' sd and choice of
+        features as constants. The weights are never touched: hooks on the blocks do it, and are
+        removed when the block ends, also by an exception. Blocks nest: inside, the inner
+        interventions come after the outer ones. Only passes in the thread that opened the block
+        change; with several GPUs or compiled models, none do.
+
+        Parameters
+        ----------
+        wanted
+            As for `run_with`.
+        errors
+            As for `run_with`; by default "clean", or what a block around this one says. "free"
+            is the quickest: the untouched model need not run along.
+
+        Raises
+        ------
+        FeatureError
+            As for `run_with`, or if another lens has a block open on the same model.
+
+        Examples
+        --------
+        >>> with lens.intervene(vitlens.Ablate((5, 213)), errors="free"):
+        ...     logits = model(batch)
+        """
+        outer = outer_plan(self.vit.model, self.saes)
+        around = outer.interventions if outer else ()
+        held = errors or (outer.errors if outer else "clean")
+        with intervening(self.plan(interventions(around, wanted), errors=held)):
+            yield
+
+    def plan(self, wanted: InterventionsLike, *, errors: Errors = "clean") -> Plan:
+        """Check interventions against this lens, to run them on batches of tensors again and again.
+
+        `Plan.logits` takes the model's input, [n, 3, H, W]. The other parameters and what is raised
+        are as for `run_with`.
+        """
+        with untouched(self.vit.model):
+            return make_plan(
+                self.vit, self.saes, self.baselines, wanted, errors=errors, tensor=self.tensor
+            )
+
+    def _run_on(self, image: ImageLike, keep: Keep, errors: Errors) -> Float[Tensor, " C"]:
+        masks = keep_masks(self.saes, keep, self.vit.device)
+        with untouched(self.vit.model):
+            trace = self.trace(image)
+            return replacement.run_with(
+                self.vit,
+                self.saes,
+                trace.image[None],
+                masks,
+                self.baselines,
+                errors=errors,
+                clean_errors=trace.errors,
+            )[0]
