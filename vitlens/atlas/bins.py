@@ -7,6 +7,7 @@ import hashlib
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+from torch.nn.functional import adaptive_avg_pool2d
 
 #: Bins of every histogram of activations; a quarter of an octave each.
 N_BINS = 48
@@ -18,7 +19,7 @@ SQUARE_UNIT = 2.0**-24
 IMAGE_SQUARE_UNIT = 2.0**-30
 
 _LOWEST = 2.0**-6
-_LARGEST_FIXED = 2.0**31
+_LARGEST_ACTIVATION = 2048.0
 _ID_BITS = 63
 
 
@@ -39,12 +40,16 @@ def bin_index(activations: Float[Tensor, "*any"]) -> Int[Tensor, "*any"]:
 
 
 def to_fixed(values: Float[Tensor, "*any"]) -> Int[Tensor, "*any"]:
-    """Round to whole numbers of `UNIT`, at most 2048 in size, as int64.
+    """Round to whole numbers of `UNIT`, as int64, whose sums are exact in any order.
 
-    Sums of these are exact in any order. There is room for 2^32 values of 2048.
+    There is room for the sum of 2^32 values of 2048 each.
     """
-    fixed = (values.float() / UNIT).round()
-    return fixed.clamp(-_LARGEST_FIXED, _LARGEST_FIXED).to(torch.int64)
+    return (values.float() / UNIT).round().to(torch.int64)
+
+
+def activations_to_fixed(values: Float[Tensor, "*any"]) -> Int[Tensor, "*any"]:
+    """The same for activations, at most 2048, so that their squares fit as well."""
+    return to_fixed(values.clamp(max=_LARGEST_ACTIVATION))
 
 
 def squares(fixed: Int[Tensor, "*any"]) -> Int[Tensor, "*any"]:
@@ -69,6 +74,17 @@ def hash_text(text: str, *, what: str = "image") -> int:
     """
     digest = hashlib.blake2b(text.encode(), digest_size=8, person=what.encode()).digest()
     return int.from_bytes(digest, "big") >> 1
+
+
+def difference_hash(images: Float[Tensor, "n 3 H W"]) -> Int[Tensor, " n"]:
+    """63 bits of each image that resizing and recompressing hardly change.
+
+    Each bit says whether the picture, shrunk to 7 x 10 grey pixels, gets brighter from one pixel
+    to the next on the right ("dHash", N. Krawetz, hackerfactor.com, 2013).
+    """
+    small = adaptive_avg_pool2d(images.float().mean(dim=1), (7, 10))
+    brighter = (small.diff(dim=2) > 0).flatten(1).to(torch.int64)
+    return (brighter << torch.arange(_ID_BITS, device=images.device)).sum(dim=1)
 
 
 def mix(ids: Int[Tensor, "*any"], salt: int) -> Int[Tensor, "*any"]:

@@ -85,15 +85,58 @@ class Pool:
             for name, tensor in self.tensors().items()
         }
         order, filled = self.choose(both["peak"], both["id"], both["group"])
-        heat = both["heat"].gather(1, order[..., None].expand(-1, -1, both["heat"].shape[2]))
         return Pool(
             self.kind,
             peak=both["peak"].gather(1, order).where(filled, 0),
             id=both["id"].gather(1, order).where(filled, EMPTY),
             group=both["group"].gather(1, order).where(filled, EMPTY),
             token=both["token"].gather(1, order).where(filled, EMPTY),
-            heat=heat * filled[..., None],
+            heat=_at(both["heat"], order) * filled[..., None],
         )
+
+    def add(
+        self,
+        activations: Float[Tensor, "n F T"],
+        peak: Float[Tensor, "n F"],
+        ids: Int[Tensor, " n"],
+        groups: Int[Tensor, " n"],
+    ) -> Bool[Tensor, " n"]:
+        """Take in the images that are better than what the pool holds; say which were."""
+        rows = self._improved(peak, ids).nonzero().squeeze(1)
+        new = torch.zeros_like(ids, dtype=torch.bool)
+        if not len(rows):
+            return new
+        shape = (len(rows), len(ids))
+        image = torch.cat([self.id[rows], ids.expand(shape)], dim=1)
+        group = torch.cat([self.group[rows], groups.expand(shape)], dim=1)
+        peaks = torch.cat([self.peak[rows], peak[:, rows].T], dim=1)
+        order, filled = self.choose(peaks, image, group)
+        self.peak[rows] = peaks.gather(1, order).where(filled, 0)
+        self.id[rows] = image.gather(1, order).where(filled, EMPTY)
+        self.group[rows] = group.gather(1, order).where(filled, EMPTY)
+        # What was there moves first, then the new ones get what is theirs.
+        stayed = order.clamp(max=self.n_places - 1)
+        self.token[rows] = self.token[rows].gather(1, stayed).where(filled, EMPTY)
+        self.heat[rows] = _at(self.heat[rows], stayed) * filled[..., None]
+        row, place = (filled & (order >= self.n_places)).nonzero(as_tuple=True)
+        feature, which = rows[row], order[row, place] - self.n_places
+        tokens = activations[which, feature]
+        self.token[feature, place] = tokens.argmax(dim=1).to(torch.int32)
+        if self.heat.shape[2]:
+            shares = tokens / self.peak[feature, place][:, None]
+            self.heat[feature, place] = (255 * shares).round().to(torch.uint8)
+        new[which] = True
+        return new
+
+    def _improved(self, peak: Float[Tensor, "n F"], ids: Int[Tensor, " n"]) -> Bool[Tensor, " F"]:
+        """Features for which an image goes before the last one of the pool."""
+        last_id, last_peak = self.id[:, -1], self.peak[:, -1]
+        earlier = ids[:, None] < last_id
+        if self.kind == "top":
+            better = (peak > last_peak) | ((peak == last_peak) & earlier)
+        else:
+            better = earlier | (last_id == EMPTY)
+        return (better & (peak > 0)).any(dim=0)
 
     def choose(
         self,
@@ -127,6 +170,10 @@ class Pool:
     def from_tensors(cls, kind: PoolKind, tensors: Mapping[str, Tensor]) -> Pool:
         """The pool that `tensors` was taken of."""
         return cls(kind, **{f.name: tensors[f.name] for f in fields(cls) if f.name != "kind"})
+
+
+def _at(heat: UInt8[Tensor, "F m T"], places: Int[Tensor, "F n"]) -> UInt8[Tensor, "F n T"]:
+    return heat.gather(1, places[..., None].expand(-1, -1, heat.shape[2]))
 
 
 def _seen_before(group: Int[Tensor, "F m"]) -> Tensor:

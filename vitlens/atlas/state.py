@@ -83,6 +83,10 @@ class LayerState:
             self.sampled.merge(other.sampled),
         )
 
+    def to(self, device: torch.device | str) -> LayerState:
+        """Move to a device."""
+        return LayerState(self.sums.to(device), self.top.to(device), self.sampled.to(device))
+
 
 @dataclass
 class AtlasState:
@@ -141,6 +145,16 @@ class AtlasState:
     def n_tokens(self) -> int:
         """Prefix tokens and patches, T."""
         return len(self.final_stream)
+
+    def to(self, device: torch.device | str) -> AtlasState:
+        """Move sums and pools to a device."""
+        return replace(
+            self,
+            layers=tuple(layer.to(device) for layer in self.layers),
+            per_class=self.per_class.to(device),
+            per_class_shuffled=self.per_class_shuffled.to(device),
+            final_stream=self.final_stream.to(device),
+        )
 
     def merge(self, other: AtlasState) -> AtlasState:
         """The state of all images of both; neither is changed.

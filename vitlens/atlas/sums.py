@@ -6,10 +6,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from vitlens.atlas import bins
 from vitlens.atlas.bins import N_BINS
+from vitlens.atlas.codes import Codes, ImageMarks
 
 
 @dataclass
@@ -106,6 +108,60 @@ class LayerSums:
         """F."""
         return len(self.n_active)
 
+    def add(self, codes: Codes, marks: ImageMarks, stds: Float[Tensor, "n T"]) -> None:
+        """Count some images.
+
+        Parameters
+        ----------
+        codes
+            Their activations at this layer.
+        marks
+            Their classes, and how they are shuffled.
+        stds
+            Standard deviation of the stream at each token.
+        """
+        T, F = self.position.shape
+        n_prefix = len(self.prefix_active)
+        token, feature = codes.token, codes.feature
+        fixed = bins.activations_to_fixed(codes.value)
+
+        _add_at(self.n_active, feature, torch.ones_like(feature))
+        on_prefix = token < n_prefix
+        _add_at(self.prefix_active, (token * F + feature)[on_prefix], on_prefix[on_prefix].long())
+        _add_at(
+            self.histogram, feature * N_BINS + bins.bin_index(codes.value), torch.ones_like(feature)
+        )
+        _add_at(self.position, token * F + feature, fixed)
+        moved = marks.shuffled_tokens[codes.image, token]
+        _add_at(self.position_shuffled, moved * F + feature, fixed)
+        _add_at(self.squares, feature, bins.squares(fixed) * ~on_prefix)
+        self.stds += bins.to_fixed(stds).sum(dim=0)
+
+        total = torch.zeros(codes.n_images, F, dtype=torch.int64, device=fixed.device)
+        _add_at(total, codes.image * F + feature, fixed)
+        active = codes.peak > 0
+        self._add_images(active, (total + T // 2) // T, marks)
+        image, feature = active.nonzero(as_tuple=True)
+        peak_bin = bins.bin_index(codes.peak[image, feature])
+        _add_at(self.peak_histogram, feature * N_BINS + peak_bin, torch.ones_like(feature))
+
+    def _add_images(
+        self, active: Bool[Tensor, "n F"], mean: Int[Tensor, "n F"], marks: ImageMarks
+    ) -> None:
+        """Count what has one number an image: whether a feature is active, and its mean."""
+        self.n_images += active.sum(dim=0)
+        self.image_mean += mean.sum(dim=0)
+        self.image_squares += bins.image_squares(mean).sum(dim=0)
+        known = marks.label >= 0
+        self.class_mean.index_add_(0, marks.label[known], mean[known])
+        self.class_active.index_add_(0, marks.label[known], active[known].long())
+        self.class_mean_shuffled.index_add_(0, marks.shuffled_label[known], mean[known])
+        self.class_active_shuffled.index_add_(0, marks.shuffled_label[known], active[known].long())
+
+    def to(self, device: torch.device | str) -> LayerSums:
+        """Move to a device."""
+        return LayerSums(**{name: tensor.to(device) for name, tensor in self.tensors().items()})
+
     def merge(self, other: LayerSums) -> LayerSums:
         """Sums over the images of both."""
         mine, others = self.tensors(), other.tensors()
@@ -119,3 +175,8 @@ class LayerSums:
     def from_tensors(cls, tensors: Mapping[str, Tensor]) -> LayerSums:
         """The sums that `tensors` was taken of."""
         return cls(**{field.name: tensors[field.name] for field in fields(cls)})
+
+
+def _add_at(sums: Int[Tensor, "*any"], where: Int[Tensor, " m"], what: Int[Tensor, " m"]) -> None:
+    """Add numbers at flat indices; an index may come more than once."""
+    sums.view(-1).index_add_(0, where, what)

@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 import itertools
-import signal
-import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import torch
@@ -18,6 +14,7 @@ from tqdm.auto import tqdm
 
 from vitlens.errors import CheckpointError, ImageError
 from vitlens.files import fingerprint, read_tensors, write_tensors
+from vitlens.interrupts import interrupts_held
 from vitlens.models.adapter import ViT
 from vitlens.saes.config import TrainConfig
 from vitlens.saes.files import MANIFEST, load_saes, read_manifest, save_saes
@@ -202,7 +199,7 @@ class _Run:
                     for batch in buffer.batches(
                         config.batch_tokens, generator, start=self.progress.batch
                     ):
-                        with _interrupts_held():
+                        with interrupts_held():
                             self._step(batch)
                         self._show(bar)
                         if time.monotonic() - last_save > config.checkpoint_seconds:
@@ -291,7 +288,7 @@ class _Run:
             "step": self.learner.step_count,
             "progress": asdict(self.progress),
         }
-        with _interrupts_held():
+        with interrupts_held():
             write_tensors(self.out / CHECKPOINT, tensors, metadata)
 
     def _load(self) -> None:
@@ -362,24 +359,3 @@ class _Run:
             explained_variance=tuple(figures["explained_variance"]),
             dead_fraction=tuple(figures["dead_fraction"]),
         )
-
-
-@contextmanager
-def _interrupts_held() -> Iterator[None]:
-    """Let Ctrl-C wait until the block is done, so that it never cuts a step in two."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    pressed = False
-
-    def note(signum: int, frame: FrameType | None) -> None:
-        nonlocal pressed
-        pressed = True
-
-    previous = signal.signal(signal.SIGINT, note)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, previous)
-    if pressed:
-        raise KeyboardInterrupt

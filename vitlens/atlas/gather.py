@@ -1,0 +1,257 @@
+"""Taking batches of images into an atlas's state."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from vitlens.atlas import bins
+from vitlens.atlas.codes import Codes, ImageMarks, strongest_features
+from vitlens.atlas.labels import Labels, Lookup
+from vitlens.atlas.pools import Pool
+from vitlens.atlas.reading import Reader, Ready, Unreadable, stack
+from vitlens.atlas.state import AtlasState, ImageRecord, LayerState
+from vitlens.atlas.sums import LayerSums
+from vitlens.interrupts import interrupts_held
+from vitlens.lens_base import LensBase
+from vitlens.models.adapter import ViT
+
+_FEW_IMAGES = 1000
+
+
+class _LayerRun(NamedTuple):
+    """What one layer gives for a batch; see `strongest_features`."""
+
+    values: Float[Tensor, "n T k"]
+    features: Int[Tensor, "n T k"]
+    stds: Float[Tensor, "n T"]
+
+
+class _Run(NamedTuple):
+    """What one forward pass gives."""
+
+    layers: list[_LayerRun]
+    stream: Float[Tensor, "n T D"]
+    logits: Float[Tensor, "n C"]
+    embeddings: Float[Tensor, "n D"]
+
+
+def new_state(lens: LensBase, labels: Labels, settings: dict[str, Any]) -> AtlasState:
+    """A state without images, on the device of the model."""
+    vit, device = lens.vit, lens.vit.device
+    n_tokens, n_classes = vit.n_tokens, len(labels.class_names)
+    heat_tokens = n_tokens if settings["heats"] else 0
+    layers = [
+        LayerState(
+            LayerSums.zeros(
+                n_tokens=n_tokens,
+                n_prefix=vit.n_prefix,
+                n_features=sae.size,
+                n_classes=n_classes,
+                device=device,
+            ),
+            Pool.empty("top", sae.size, settings["n_top"], heat_tokens, device),
+            Pool.empty("sampled", sae.size, settings["n_sampled"], heat_tokens, device),
+        )
+        for sae in lens.saes
+    ]
+    return AtlasState(
+        model=lens.fingerprint,
+        n_prefix=vit.n_prefix,
+        grid=vit.grid,
+        class_names=labels.class_names,
+        labels_from=labels.origin,
+        settings=settings,
+        layers=tuple(layers),
+        n_images=0,
+        per_class=torch.zeros(n_classes, dtype=torch.int64, device=device),
+        per_class_shuffled=torch.zeros(n_classes, dtype=torch.int64, device=device),
+        final_stream=torch.zeros(n_tokens, vit.width, dtype=torch.int64, device=device),
+    )
+
+
+class Gatherer:
+    """Runs batches through the model and adds them to a state.
+
+    Parameters
+    ----------
+    lens, reader, labels
+        The model, how images are read, and what class they are of.
+    state
+        What to add to; it is changed.
+    groups, credits
+        What the caller says of each image; without groups, those of the same difference hash
+        are one.
+
+    Attributes
+    ----------
+    consistent
+        The state holds whole batches only. False when adding one failed half way.
+    """
+
+    def __init__(
+        self,
+        lens: LensBase,
+        state: AtlasState,
+        reader: Reader,
+        labels: Labels,
+        groups: Lookup | None = None,
+        credits: Lookup | None = None,
+    ):
+        self.lens, self.state, self.reader, self.labels = lens, state, reader, labels
+        self.groups, self.credits = groups, credits
+        self.consistent = True
+        self._many_images = _FEW_IMAGES
+
+    def take(self, batch: Sequence[Ready | Unreadable]) -> None:
+        """Run a batch and add it; Ctrl-C leaves the state with or without all of it."""
+        vit = self.lens.vit
+        failed = [(e.item.key, e.why) for e in batch if isinstance(e, Unreadable)]
+        ready = [(place, e) for place, e in enumerate(batch) if isinstance(e, Ready)]
+        if not ready:
+            self._skip(failed)
+            return
+        images = stack(
+            batch,
+            self.state.settings["batch_size"],
+            vit.image_size,
+            dtype=vit.dtype,
+            device=vit.device,
+        )
+        with torch.no_grad():
+            run = _forward(self.lens, images)
+            finite = run.stream.isfinite().flatten(1).all(dim=1).tolist()
+            failed += [(e.item.key, _NOT_FINITE) for place, e in ready if not finite[place]]
+            ready = [(place, e) for place, e in ready if finite[place]]
+            marks = self._marks(images, run.logits, ready)
+            with interrupts_held():
+                self.consistent = False
+                self._skip(failed)
+                if ready:
+                    self._add(run, marks, ready)
+                self.consistent = True
+
+    def _marks(
+        self,
+        images: Float[Tensor, "n 3 H W"],
+        logits: Float[Tensor, "n C"],
+        ready: Sequence[tuple[int, Ready]],
+    ) -> ImageMarks:
+        places = torch.tensor([place for place, _ in ready], device=images.device)
+        entries = [entry for _, entry in ready]
+        ids = [bins.hash_text(entry.item.key) for entry in entries]
+        if self.groups is None:
+            groups = bins.difference_hash(images[places])
+        else:
+            names = [str(self.groups(e.position, e.item)) for e in entries]
+            groups = self._numbers([bins.hash_text(name, what="group") for name in names])
+        if self.labels.origin == "predictions":
+            labels = logits[places].argmax(dim=1)
+        elif self.labels.origin == "none":
+            labels = torch.zeros_like(places)
+        else:
+            labels = self._numbers(
+                [self.labels.index(e.position, e.item, e.label) for e in entries]
+            )
+        return ImageMarks.of(
+            self._numbers(ids),
+            groups,
+            labels,
+            n_classes=len(self.state.class_names),
+            n_prefix=self.state.n_prefix,
+            n_tokens=self.state.n_tokens,
+        )
+
+    def _add(self, run: _Run, marks: ImageMarks, ready: Sequence[tuple[int, Ready]]) -> None:
+        state = self.state
+        places = torch.tensor([place for place, _ in ready], device=marks.id.device)
+        kept = torch.zeros_like(marks.id, dtype=torch.bool)
+        for layer, out in zip(state.layers, run.layers, strict=True):
+            codes = Codes.of(out.values[places], out.features[places], layer.sums.n_features)
+            layer.sums.add(codes, marks, out.stds[places])
+            for pool in (layer.top, layer.sampled):
+                kept |= pool.add(codes.activations, codes.peak, marks.id, marks.group)
+        state.n_images += len(ready)
+        known = marks.label >= 0
+        for counts, classes in (
+            (state.per_class, marks.label),
+            (state.per_class_shuffled, marks.shuffled_label),
+        ):
+            counts.index_add_(0, classes[known], torch.ones_like(classes[known]))
+        state.final_stream += bins.to_fixed(run.stream[places]).sum(dim=0)
+        self._keep(run.embeddings[places], marks, ready, kept)
+
+    def _keep(
+        self,
+        embeddings: Float[Tensor, "n D"],
+        marks: ImageMarks,
+        ready: Sequence[tuple[int, Ready]],
+        kept: Tensor,
+    ) -> None:
+        """Note the images that some pool has taken in; now and then forget those it dropped."""
+        numbers = zip(
+            marks.id.tolist(),
+            marks.label.tolist(),
+            marks.group.tolist(),
+            kept.tolist(),
+            strict=True,
+        )
+        embeddings = embeddings.to("cpu", torch.float16)
+        for (image, label, group, is_kept), (_, entry), embedding in zip(
+            numbers, ready, embeddings, strict=True
+        ):
+            if not is_kept:
+                continue
+            item = entry.item
+            credit = self.credits(entry.position, item) if self.credits else None
+            self.state.images[image] = ImageRecord(
+                key=item.key,
+                path=item.path,
+                label=label,
+                group=group,
+                width=entry.size[0],
+                height=entry.size[1],
+                embedding=embedding.clone(),
+                picture=self.reader.picture(entry, self.state.settings["quality"]),
+                credit=credit or "",
+            )
+        if len(self.state.images) > self._many_images:
+            self.state.drop_unused_images()
+            self._many_images = 2 * len(self.state.images) + _FEW_IMAGES
+
+    def _skip(self, failed: Sequence[tuple[str, str]]) -> None:
+        if failed:
+            self.state.skipped = tuple(sorted({*self.state.skipped, *failed}))
+
+    def _numbers(self, numbers: Sequence[int]) -> Int[Tensor, " n"]:
+        return torch.tensor(numbers, dtype=torch.int64, device=self.lens.vit.device)
+
+
+_NOT_FINITE = "the model's residual stream holds NaN or infinite values on this image"
+
+
+def _forward(lens: LensBase, images: Float[Tensor, "n 3 H W"]) -> _Run:
+    """One pass through the model, encoding the stream after every block but the last."""
+    vit = lens.vit
+    stem = vit.embed(images)
+    stream, layers = stem.tokens, []
+    for block, sae in zip(stem.blocks[:-1], lens.saes, strict=True):
+        stream = block(stream)
+        layers.append(_LayerRun(*strongest_features(sae, stream)))
+    stream = stem.blocks[-1](stream)
+    return _Run(layers, stream, vit.readout(stream), _embeddings(vit, stream))
+
+
+def _embeddings(vit: ViT, stream: Float[Tensor, "n T D"]) -> Float[Tensor, "n D"]:
+    """The model's own pooled output, or the mean patch where that is not of the model's width."""
+    normed = vit.model.norm(stream)
+    if "pre_logits" in inspect.signature(vit.model.forward_head).parameters:
+        pooled = vit.model.forward_head(normed, pre_logits=True)
+        if isinstance(pooled, Tensor) and pooled.shape == (len(stream), vit.width):
+            return pooled
+    return normed[:, vit.n_prefix :].mean(dim=1)
