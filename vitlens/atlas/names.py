@@ -108,6 +108,11 @@ class Names:
         return tuple(entry for entry in self._sorted() if entry.name)
 
     @property
+    def everything(self) -> tuple[Name, ...]:
+        """The same with those that were withdrawn, whose name is ""."""
+        return tuple(self._sorted())
+
+    @property
     def unknown(self) -> tuple[Name, ...]:
         """Entries for features that do not exist; kept in the file, and used nowhere."""
         return tuple(entry for entry in self.entries if not self._knows(entry))

@@ -97,7 +97,7 @@ def _joined(data: bytes, dtype: torch.dtype, shape: Sequence[int]) -> Tensor:
     if len(data) != math.prod(shape) * dtype.itemsize:
         raise ValueError(f"{len(data)} bytes for {list(shape)}")
     planes = np.frombuffer(data, np.uint8).reshape(dtype.itemsize, -1)
-    return torch.from_numpy(np.ascontiguousarray(planes.T).reshape(-1)).view(dtype).reshape(shape)
+    return torch.from_numpy(planes.T.flatten()).view(dtype).reshape(shape)
 
 
 def _smallest(tensor: Tensor) -> torch.dtype:

@@ -14,6 +14,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
@@ -117,10 +118,11 @@ class Header:
 
 
 def write_header(folder: Path, header: Header) -> None:
-    """Write ``atlas.json``, with the sizes of all files that are in the folder by now."""
-    files = {
-        file.name: file.stat().st_size for file in sorted(folder.iterdir()) if file.name != NAMES
-    }
+    """Write ``atlas.json``, with the sizes of all files that are in the folder by now.
+
+    Those that may change later are to be written afterwards.
+    """
+    files = {file.name: file.stat().st_size for file in sorted(folder.iterdir())}
     plain = {field.name: getattr(header, field.name) for field in fields(header)}
     plain["images"] = [list(asdict(row).values()) for row in header.images]
     write_json(folder / HEADER, {"format": _FORMAT, "version": _VERSION, **plain, "files": files})
@@ -171,7 +173,7 @@ def files_of(folder: Path) -> set[str]:
     """Names of the files that belong to an atlas and may be replaced along with it."""
     if not is_atlas(folder):
         return set()
-    return {*read_json(folder / HEADER).get("files", {}), HEADER, NAMES}
+    return {*read_json(folder / HEADER).get("files", {}), HEADER, NAMES, WORDS}
 
 
 def write_layer(folder: Path, layer: int, table: LayerTable, *, precise: bool) -> None:
@@ -278,7 +280,7 @@ def _table(
         **{name: unpack(tensors, how, name) for name in plain},
         mean_map=unpack(tensors, how, "mean_map").T,
         scores={name: unpack(tensors, how, f"score.{name}") for name in scores},
-        chance={name: float("nan") if x is None else x for name, x in chance.items()},
+        chance={name: math.inf if x is None else x for name, x in chance.items()},
         curves=unpack(tensors, how, "curves") if "curves" in how else None,
         top=shown("top"),
         sampled=shown("sampled"),
@@ -298,5 +300,5 @@ def _check_files(folder: Path, files: Mapping[str, int]) -> None:
 
 
 def _plain(value: float) -> float | None:
-    """JSON has no NaN."""
-    return None if value != value else value
+    """JSON has no infinity, which is the level where no feature is live."""
+    return value if math.isfinite(value) else None
