@@ -10,6 +10,7 @@ __version__ = "0.1.0"
 
 _MODULE_OF = {
     "Ablate": "vitlens.interventions.kinds",
+    "Atlas": "vitlens.atlas.atlas",
     "Baselines": "vitlens.replacement",
     "Circuit": "vitlens.circuits.circuit",
     "Curves": "vitlens.circuits.curves",
@@ -30,6 +31,7 @@ _MODULE_OF = {
 }
 
 if TYPE_CHECKING:
+    from vitlens.atlas.atlas import Atlas
     from vitlens.attribution.importances import Importances
     from vitlens.bundle import load
     from vitlens.circuits.circuit import Circuit
@@ -46,6 +48,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Ablate",
+    "Atlas",
     "Baselines",
     "Circuit",
     "Curves",

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -21,6 +22,9 @@ from vitlens.saes.files import load_saes
 from vitlens.saes.rrm import RELEASES
 from vitlens.saes.topk import TopKSAE
 
+if TYPE_CHECKING:
+    from vitlens.atlas.atlas import Atlas
+
 _FOLDER = Path(__file__).parent / "bundles"
 
 
@@ -35,6 +39,8 @@ def load(
     saes: Sequence[TopKSAE] | str | Path | None = None,
     baselines: Baselines | str | Path | None = None,
     class_names: Sequence[str] | None = None,
+    atlas: str | Path | None = None,
+    names: str | Path | None = None,
     pretrained: bool = True,
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
@@ -53,6 +59,11 @@ def load(
         For a timm model: baselines, or a file of them.
     class_names
         For a timm model: a name a class.
+    atlas
+        Folder of an atlas of this model; by default the bundle's own, if it has one.
+    names
+        File of people's names of features. By default it is in the atlas's folder; for a bundle's
+        own atlas, in the user's data folder.
     pretrained
         Load the published weights of a timm model.
     device, dtype
@@ -63,14 +74,19 @@ def load(
     Raises
     ------
     ModelError
-        If there is no such bundle or model, or it has no SAEs.
+        If there is no such bundle or model, or it has no SAEs; or there are names and no atlas.
     NetworkError
         If weights must come from the hub and it cannot be reached.
     CheckpointError
         If a file is missing or damaged.
     """
     if name in bundles():
-        return _load_bundle(_FOLDER / name, device, dtype)
+        lens = _load_bundle(_FOLDER / name, device, dtype)
+        own = _FOLDER / name / "atlas"
+        if atlas is None and own.is_dir():
+            lens.atlas_later(partial(_bundled_atlas, own, name, names))
+            return lens
+        return _with_atlas(lens, atlas, names)
     if saes is None and name not in RELEASES:
         from timm import is_model
 
@@ -83,13 +99,14 @@ def load(
     model = create(name, pretrained=pretrained, **kwargs).to(device=device, dtype=dtype)
     if isinstance(baselines, str | Path):
         baselines = Baselines.load(baselines)
-    return Lens(
+    lens = Lens(
         model,
         RELEASES[name].hub_name if saes is None else saes,
         baselines=baselines,
         class_names=class_names,
         about=About(name=name),
     )
+    return _with_atlas(lens, atlas, names)
 
 
 def _load_bundle(folder: Path, device: torch.device | str, dtype: torch.dtype) -> Lens:
@@ -116,6 +133,29 @@ def _load_bundle(folder: Path, device: torch.device | str, dtype: torch.dtype) -
             figures=read_json(folder / "figures.json"),
         ),
     )
+
+
+def _with_atlas(lens: Lens, atlas: str | Path | None, names: str | Path | None) -> Lens:
+    if atlas is not None:
+        from vitlens.atlas.atlas import Atlas
+
+        lens.atlas = Atlas.load(atlas, names=names)
+    elif names is not None:
+        raise ModelError("There is no atlas for the names to go with: give its folder, `atlas=`.")
+    return lens
+
+
+def _bundled_atlas(folder: Path, name: str, names: str | Path | None) -> Atlas:
+    """Open a bundle's own atlas; people's names go where they may write."""
+    from platformdirs import user_data_path
+
+    from vitlens.atlas.atlas import Atlas
+
+    if names is None:
+        model = read_json(folder / "atlas.json").get("model", "")
+        # By the model: a name of one model's feature says nothing of another's.
+        names = user_data_path("vitlens", appauthor=False) / "names" / f"{name}-{model}.jsonl"
+    return Atlas.load(folder, names=names)
 
 
 def build_model(config: dict[str, Any]) -> nn.Module:

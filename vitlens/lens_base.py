@@ -6,6 +6,7 @@ import copy
 from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Float, UInt8
@@ -23,6 +24,9 @@ from vitlens.replacement import Baselines, Trace
 from vitlens.saes.files import load_saes
 from vitlens.saes.stream import batched
 from vitlens.saes.topk import TopKSAE, check_saes
+
+if TYPE_CHECKING:
+    from vitlens.atlas.atlas import Atlas
 
 
 class LensBase:
@@ -48,6 +52,7 @@ class LensBase:
         self.transform = transform or Transform.from_timm(self.vit.model)
         self.baselines = baselines or replacement.zero_baselines(self.vit, self.saes)
         self.about = about or About()
+        self._atlas: Atlas | Callable[[], Atlas | None] | None = None
 
     @property
     def baselines(self) -> Baselines:
@@ -58,6 +63,32 @@ class LensBase:
     def baselines(self, baselines: Baselines) -> None:
         replacement.check_baselines(self.vit, self.saes, baselines)
         self._baselines = baselines.to(dtype=self.vit.dtype, device=self.vit.device)
+
+    @property
+    def atlas(self) -> Atlas | None:
+        """What every feature stands for, if there is an atlas.
+
+        It may be set to an `Atlas`, to the folder of one, or to None; an atlas of another model
+        or other SAEs is a `CheckpointError`.
+        """
+        if callable(self._atlas):
+            self.atlas = self._atlas()
+        assert not callable(self._atlas)
+        return self._atlas
+
+    @atlas.setter
+    def atlas(self, atlas: Atlas | str | Path | None) -> None:
+        if isinstance(atlas, str | Path):
+            from vitlens.atlas.atlas import Atlas as Opened
+
+            atlas = Opened.load(atlas)
+        if atlas is not None:
+            atlas.lens = self
+        self._atlas = atlas
+
+    def atlas_later(self, opened: Callable[[], Atlas | None]) -> None:
+        """Take the atlas that `opened` gives when it is first asked for."""
+        self._atlas = opened
 
     @property
     def samples(self) -> tuple[Sample, ...]:
