@@ -36,7 +36,7 @@ MEANING = {
     "curvature": "arcs over straight lines, -1 to 1",
     "direction": "1 - circular variance over the directions of arcs",
     "hue": "1 - circular variance over hues of equal lightness",
-    "texture": "best texture over the mean of all textures, -1 to 1",
+    "texture": "best texture over the mean of all textures, 0 to 1",
     "response": "largest response to any stimulus, over the 99th percentile of its activation",
     "monosemanticity": "how much more alike its top images are than random ones",
     "trust": "how far its pictures can be trusted to show what it stands for",

@@ -155,9 +155,10 @@ def indices(responses: Float[Tensor, "F N"]) -> dict[str, Float[Tensor, " F"]]:
         orientations of edges and gratings (the mean over both signs and all periods), 0 to 1;
         ``direction``, the same over the directions of arcs of the radius with the strongest
         response, 0 to 1; ``curvature``, (arcs - lines) / (arcs + lines) of the mean response to
-        arcs, of the radius that the *other* half prefers, and to straight lines, -1 to 1;
-        ``hue``, 1 minus the circular variance over hues, 0 to 1; ``texture``,
-        (best - mean) / (best + mean), the best texture being that of the other half, -1 to 1.
+        arcs, of the radius that the *other* half prefers, and to straight lines, each the
+        geometric mean of both halves, -1 to 1; ``hue``, 1 minus the circular variance over hues,
+        0 to 1; ``texture``,
+        (best - mean) / (best + mean), the best texture being that of the other half, 0 to 1.
 
     Notes
     -----
@@ -287,14 +288,15 @@ def _curvature(arc: Float[Tensor, "F 2 R D"]) -> Float[Tensor, " F"]:
     straight = by_radius[:, :, _STRAIGHT]
     preferred = by_radius[:, :, :_STRAIGHT].argmax(2).flip(1)  # of the other half
     curved = by_radius.gather(2, preferred[..., None])[..., 0]
-    return _ratio((curved - straight).sum(1), (curved + straight).sum(1))
+    curved, straight = curved.prod(1).sqrt(), straight.prod(1).sqrt()
+    return _ratio(curved - straight, curved + straight)
 
 
 def _best_over_mean(response: Float[Tensor, "F 2 K"]) -> Float[Tensor, " F"]:
     preferred = response.argmax(2).flip(1)
     best = response.gather(2, preferred[..., None])[..., 0].mean(1)
     mean = response.mean((1, 2))
-    return _ratio(best - mean, best + mean)
+    return _ratio(best - mean, best + mean).clamp(min=0)
 
 
 def _ratio(part: Float[Tensor, " F"], whole: Float[Tensor, " F"]) -> Float[Tensor, " F"]:
