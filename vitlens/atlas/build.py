@@ -115,7 +115,12 @@ def build_state(
         "dtype": str(lens.vit.dtype).removeprefix("torch."),
     }
     state = new_state(lens, classes, settings)
-    run = {"part": list(part), "source": _fingerprint(source), "done": 0, "finished": False}
+    run: dict[str, Any] = {
+        "part": list(part),
+        "source": _fingerprint(source),
+        "done": 0,
+        "finished": False,
+    }
     saved = partial_path(out) if out is not None else None
     if saved is not None and resume and saved.exists():
         state, run = _resumed(saved, state, run)
@@ -128,13 +133,15 @@ def build_state(
             state,
             reader,
             classes,
-            None if groups is None else look_up(groups, source, "groups", ImageError),
-            None if credits is None else look_up(credits, source, "credits", ImageError),
+            start=run["done"],
+            groups=None if groups is None else look_up(groups, source, "groups", ImageError),
+            credits=None if credits is None else look_up(credits, source, "credits", ImageError),
         )
         _go(going, source, run, saved, progress)
     if not state.n_images:
         remove_partial(out)
         raise ImageError(_none_readable(state))
+    state.drop_unused_images()
     return state.to("cpu")
 
 
@@ -186,36 +193,32 @@ def _go(
     batch_size = going.state.settings["batch_size"]
     part = (run["part"][0], run["part"][1])
     total = count_images(source, batch_size, part)
-    bar = tqdm(
-        total=total,
-        initial=min(run["done"] * batch_size, total or run["done"] * batch_size),
-        desc="images",
-        unit="image",
-        disable=callable(progress) or not progress,
-    )
-    batches = read_batches(going.reader, source, batch_size, part=part, start=run["done"])
+    seen = going.n_batches * batch_size
+    batches = read_batches(going.reader, source, batch_size, part=part, start=going.n_batches)
     next_save = time.monotonic() + _SECONDS_BETWEEN_SAVES
+    silent = callable(progress) or not progress
     try:
-        with bar:
+        with tqdm(total=total, initial=seen, desc="images", unit="image", disable=silent) as bar:
             for batch in batches:
                 going.take(batch)
-                run["done"] += 1
                 bar.update(len(batch))
+                seen += len(batch)
                 if callable(progress):
-                    progress(min(1.0, bar.n / total) if total else 0.0, "images")
+                    progress(min(1.0, seen / total) if total else 0.0, "images")
                 if saved is not None and time.monotonic() > next_save:
-                    next_save = _save(going.state, saved, run)
+                    next_save = _save(going, saved, run)
         run["finished"] = True
     finally:
-        batches.close()  # type: ignore[attr-defined]
+        batches.close()
         if saved is not None and going.consistent:
-            _save(going.state, saved, run)
+            _save(going, saved, run)
 
 
-def _save(state: AtlasState, path: Path, run: dict[str, Any]) -> float:
+def _save(going: Gatherer, path: Path, run: dict[str, Any]) -> float:
     """Save, and return when to do so again."""
     start = time.monotonic()
-    state.save(path, progress=run)
+    run["done"] = going.n_batches
+    going.state.save(path, progress=run)
     now = time.monotonic()
     return now + max(_SECONDS_BETWEEN_SAVES, (now - start) / _SHARE_OF_SAVING)
 

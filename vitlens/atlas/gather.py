@@ -84,12 +84,16 @@ class Gatherer:
         The model, how images are read, and what class they are of.
     state
         What to add to; it is changed.
+    start
+        Batches that the state holds already.
     groups, credits
         What the caller says of each image; without groups, those of the same difference hash
         are one.
 
     Attributes
     ----------
+    n_batches
+        Batches in the state, those of `start` included.
     consistent
         The state holds whole batches only. False when adding one failed half way.
     """
@@ -100,41 +104,45 @@ class Gatherer:
         state: AtlasState,
         reader: Reader,
         labels: Labels,
+        *,
+        start: int = 0,
         groups: Lookup | None = None,
         credits: Lookup | None = None,
     ):
         self.lens, self.state, self.reader, self.labels = lens, state, reader, labels
         self.groups, self.credits = groups, credits
+        self.n_batches = start
         self.consistent = True
         self._many_images = _FEW_IMAGES
 
+    @torch.no_grad()
     def take(self, batch: Sequence[Ready | Unreadable]) -> None:
         """Run a batch and add it; Ctrl-C leaves the state with or without all of it."""
         vit = self.lens.vit
         failed = [(e.item.key, e.why) for e in batch if isinstance(e, Unreadable)]
         ready = [(place, e) for place, e in enumerate(batch) if isinstance(e, Ready)]
-        if not ready:
-            self._skip(failed)
-            return
-        images = stack(
-            batch,
-            self.state.settings["batch_size"],
-            vit.image_size,
-            dtype=vit.dtype,
-            device=vit.device,
-        )
-        with torch.no_grad():
+        run = marks = None
+        if ready:
+            images = stack(
+                batch,
+                self.state.settings["batch_size"],
+                vit.image_size,
+                dtype=vit.dtype,
+                device=vit.device,
+            )
             run = _forward(self.lens, images)
             finite = run.stream.isfinite().flatten(1).all(dim=1).tolist()
             failed += [(e.item.key, _NOT_FINITE) for place, e in ready if not finite[place]]
             ready = [(place, e) for place, e in ready if finite[place]]
             marks = self._marks(images, run.logits, ready)
-            with interrupts_held():
-                self.consistent = False
-                self._skip(failed)
-                if ready:
-                    self._add(run, marks, ready)
-                self.consistent = True
+        with interrupts_held():
+            self.consistent = False
+            if failed:
+                self.state.skipped = tuple(sorted({*self.state.skipped, *failed}))
+            if ready and run and marks:
+                self._add(run, marks, ready)
+            self.n_batches += 1
+            self.consistent = True
 
     def _marks(
         self,
@@ -223,10 +231,6 @@ class Gatherer:
         if len(self.state.images) > self._many_images:
             self.state.drop_unused_images()
             self._many_images = 2 * len(self.state.images) + _FEW_IMAGES
-
-    def _skip(self, failed: Sequence[tuple[str, str]]) -> None:
-        if failed:
-            self.state.skipped = tuple(sorted({*self.state.skipped, *failed}))
 
     def _numbers(self, numbers: Sequence[int]) -> Int[Tensor, " n"]:
         return torch.tensor(numbers, dtype=torch.int64, device=self.lens.vit.device)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
@@ -140,7 +140,7 @@ def read_batches(
     *,
     part: tuple[int, int] = (0, 1),
     start: int = 0,
-) -> Iterator[list[Ready | Unreadable]]:
+) -> Generator[list[Ready | Unreadable], None, None]:
     """Yield batches of images, a few of them read ahead.
 
     Batch b holds the items from ``b * batch_size`` on, read or not, so that an image is in the

@@ -61,13 +61,16 @@ def open_source(images: Any) -> Source:
         are two or more, their names are the labels (`torchvision.datasets.ImageFolder`); a file;
         a webdataset shard (``.tar``: pictures, with a label in ``.cls`` or in ``"label"`` of
         ``.json``); a list of these; a list of images; a batch [n, 3, H, W]; a PyTorch data set
-        or any iterable of images or of tuples (image, label), or of batches of them.
+        or any iterable of images or of tuples (image, label), or of batches of them; or a
+        `Source`.
 
     Raises
     ------
     ImageError
         If there is no such file, or no image in it.
     """
+    if isinstance(images, Source):
+        return images
     if isinstance(images, str | Path):
         return _from_paths([images])
     if isinstance(images, Image.Image) or (
