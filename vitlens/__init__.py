@@ -24,6 +24,7 @@ _MODULE_OF = {
     "TopKSAE": "vitlens.saes.topk",
     "Trace": "vitlens.replacement",
     "ViT": "vitlens.models.adapter",
+    "Verification": "vitlens.circuits.verification",
     "VitlensError": "vitlens.errors",
     "libragrad": "vitlens.models.libragrad",
     "load": "vitlens.bundle",
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from vitlens.bundle import load
     from vitlens.circuits.circuit import Circuit
     from vitlens.circuits.curves import Curves
+    from vitlens.circuits.verification import Verification
     from vitlens.errors import VitlensError
     from vitlens.interventions.kinds import Ablate, Scale, SetTo, Steer, Swap
     from vitlens.interventions.outcome import Outcome
@@ -61,6 +63,7 @@ __all__ = [
     "Swap",
     "TopKSAE",
     "Trace",
+    "Verification",
     "ViT",
     "VitlensError",
     "__version__",

@@ -11,13 +11,18 @@ from jaxtyping import Float
 from torch import Tensor
 
 from vitlens import replacement
-from vitlens.errors import FeatureError
+from vitlens.attribution.targets import TargetLike, resolve_target
+from vitlens.circuits.circuit import Circuit
+from vitlens.circuits.verification import Verification
+from vitlens.circuits.verify import verify_circuit
+from vitlens.errors import FeatureError, TargetError
 from vitlens.images import ImageLike
 from vitlens.interventions.hooks import intervening, outer_plan, untouched
 from vitlens.interventions.kinds import InterventionsLike, interventions
 from vitlens.interventions.outcome import BatchOutcome, Outcome
 from vitlens.interventions.run import Plan, make_plan
 from vitlens.lens_base import LensBase
+from vitlens.progress import Progress
 from vitlens.replacement import ErrorNodes
 from vitlens.saes.stream import batched
 from vitlens.selections import keep_masks
@@ -145,6 +150,77 @@ class ChangingLens(LensBase):
         held = errors or (outer.errors if outer else "clean")
         with intervening(self.plan(interventions(around, wanted), errors=held)):
             yield
+
+    def verify(
+        self,
+        circuit: Circuit,
+        image: ImageLike,
+        *,
+        n: int | None = None,
+        target: TargetLike = None,
+        errors: ErrorNodes | None = None,
+        control: bool = True,
+        seed: int = 0,
+        batch_size: int = 16,
+        progress: Progress = False,
+    ) -> Verification:
+        """Cut a circuit's edges one by one, and compare what follows with their importances.
+
+        Only the one path is cut: the feature at the end of the edge sees the source at its
+        baseline, all else is as on the untouched model (path patching; see
+        `vitlens.circuits.verify`).
+
+        Parameters
+        ----------
+        circuit, image
+            A circuit, and the image it is of.
+        n
+            How many edges, drawn by chance; None for all. Each takes a run of the layers after it.
+        target
+            Only for a circuit whose target was a function: this function.
+        errors
+            What error nodes hold in the layers after the edge; by default "clean" for importances
+            with error nodes as leaves, "free" for those with gradients through them.
+        control
+            Also measure as many random edges between active features of the same layers.
+        seed
+            Of what is drawn.
+        batch_size
+            How many edges run at once.
+        progress
+            As for `importances`.
+
+        Raises
+        ------
+        FeatureError
+            If the circuit is of another model or image or has no edges, or `n` is below 1.
+        TargetError
+            If the target is missing.
+        """
+        if circuit.model and circuit.model != self.fingerprint:
+            raise FeatureError("The circuit is of another model or other SAEs than this lens.")
+        if target is None and circuit.target_index is None:
+            raise TargetError(
+                f"The circuit's target, {circuit.target!r}, is no class: give the function again, "
+                "as `target`."
+            )
+        with untouched(self.vit.model):
+            trace = self.trace(image)
+            wanted = circuit.target_index if target is None else target
+            return verify_circuit(
+                self.vit,
+                self.saes,
+                trace,
+                self.baselines,
+                resolve_target(wanted, trace.logits, self.class_names),
+                circuit,
+                n=n,
+                errors=errors,
+                control=control,
+                seed=seed,
+                batch_size=batch_size,
+                progress=progress,
+            )
 
     def plan(self, wanted: InterventionsLike, *, errors: Errors = "clean") -> Plan:
         """Check interventions against this lens, to run them on batches of tensors again and again.

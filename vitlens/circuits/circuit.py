@@ -18,6 +18,10 @@ from vitlens.errors import FeatureError
 if TYPE_CHECKING:
     import networkx
 
+    from vitlens.circuits.verification import Verification
+    from vitlens.images import ImageLike
+    from vitlens.lens import Lens
+
 #: The feature number of a layer's error node.
 ERROR = -1
 #: The feature number of the target node, which stands one layer after the last.
@@ -251,6 +255,10 @@ class Circuit:
             theirs = {n.feature for n in other.nodes if n.layer == layer}
             overlaps.append(len(mine & theirs) / len(mine | theirs))
         return tuple(overlaps)
+
+    def verify(self, lens: Lens, image: ImageLike, **options: Any) -> Verification:
+        """Cut edges one by one, and compare with their importances; see `Lens.verify`."""
+        return lens.verify(self, image, **options)
 
     def to_networkx(self) -> networkx.DiGraph:
         """Return the circuit as a directed graph.

@@ -10,7 +10,6 @@ left. Whatever z becomes, it is decoded as it is: top-k is not applied again.
 from __future__ import annotations
 
 import math
-import operator
 from collections.abc import Iterable, Iterator
 from dataclasses import KW_ONLY, dataclass, fields
 from typing import Any, ClassVar, Literal, TypeAlias, get_args
@@ -21,11 +20,8 @@ from torch import Tensor
 
 from vitlens.errors import FeatureError, near_matches
 from vitlens.images import ImageLike
+from vitlens.interventions.names import Key, Patch, feature_keys, listed, patch_keys
 
-#: (layer, feature).
-Key: TypeAlias = tuple[int, int]
-#: (row, column), or (-1, i) for prefix token i.
-Patch: TypeAlias = tuple[int, int]
 To: TypeAlias = Literal["baseline", "zero", "mean"]
 
 _SHOWN = 4
@@ -44,8 +40,8 @@ class Intervention:
     sets: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "features", _keys(self.features))
-        object.__setattr__(self, "patches", _patches(self.patches))
+        object.__setattr__(self, "features", feature_keys(self.features))
+        object.__setattr__(self, "patches", patch_keys(self.patches))
 
     @property
     def only_active(self) -> bool:
@@ -305,7 +301,7 @@ def interventions(*parts: InterventionsLike) -> Interventions:
     """
     items: list[Any] = []
     for part in parts:
-        items.extend([part] if isinstance(part, Intervention) else _listed(part))
+        items.extend([part] if isinstance(part, Intervention) else listed(part))
     for item in items:
         if not isinstance(item, Intervention):
             raise FeatureError(
@@ -335,59 +331,6 @@ def _check_contradictions(items: list[Intervention]) -> None:
 
 def _overlap(a: tuple[Patch, ...] | None, b: tuple[Patch, ...] | None) -> bool:
     return a is None or b is None or not set(a).isdisjoint(b)
-
-
-def _keys(features: Any) -> tuple[Key, ...]:
-    one = _pair(getattr(features, "key", features))
-    named = [features] if one else _listed(features)
-    keys = []
-    for item in named:
-        key = _pair(getattr(item, "key", item))
-        if key is None or key[0] < 0 or key[1] < -1:
-            raise FeatureError(f"A feature is named (layer, feature), not {item!r}.")
-        if key[1] == -1:
-            raise FeatureError(
-                f"({key[0]}, -1) is an error node. What error nodes hold is said by `errors`."
-            )
-        keys.append(key)
-    if not keys:
-        raise FeatureError("An intervention needs at least one feature.")
-    return tuple(dict.fromkeys(keys))
-
-
-def _patches(patches: Any) -> tuple[Patch, ...] | None:
-    if patches is None:
-        return None
-    named = [patches] if _pair(patches) else _listed(patches)
-    pairs = []
-    for item in named:
-        pair = _pair(item)
-        if pair is None or pair[0] < -1 or pair[1] < 0:
-            raise FeatureError(
-                f"A patch is (row, column), a prefix token (-1, number), not {item!r}."
-            )
-        pairs.append(pair)
-    if not pairs:
-        raise FeatureError("An intervention on no patch does nothing; None means every token.")
-    return tuple(dict.fromkeys(pairs))
-
-
-def _listed(value: Any) -> list[Any]:
-    try:
-        return list(value)
-    except TypeError:
-        return [value]
-
-
-def _pair(item: Any) -> tuple[int, int] | None:
-    """Return two whole numbers as such, anything else as None."""
-    try:
-        first, second = item
-        if isinstance(first, bool) or isinstance(second, bool):
-            return None
-        return operator.index(first), operator.index(second)
-    except (TypeError, ValueError):
-        return None
 
 
 def _check_finite(item: Intervention, name: str) -> None:

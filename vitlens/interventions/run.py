@@ -22,9 +22,9 @@ from vitlens.interventions.kinds import (
     Intervention,
     Interventions,
     InterventionsLike,
-    Patch,
     interventions,
 )
+from vitlens.interventions.names import Patch
 from vitlens.models.adapter import ViT
 from vitlens.replacement import Baselines, ErrorNodes, Trace, error_nodes
 from vitlens.saes.stream import batched

@@ -5,6 +5,7 @@ from vitlens.plots.curves import curves_figure
 from vitlens.plots.feature import feature_figure, features_figure
 from vitlens.plots.heatmap import heatmap_figure, heatmaps_figure
 from vitlens.plots.save import save_figure
+from vitlens.plots.verify import verification_figure
 
 __all__ = [
     "circuit_figure",
@@ -14,4 +15,5 @@ __all__ = [
     "heatmap_figure",
     "heatmaps_figure",
     "save_figure",
+    "verification_figure",
 ]

@@ -1,0 +1,113 @@
+"""Predicted against measured changes of the target, one point an edge."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+
+from vitlens.circuits.areas import Array
+from vitlens.circuits.verification import Verification
+from vitlens.plots.page import QUIET
+
+_COLOURS = "viridis"
+_DECADES = 2  # whole ones, on each side
+
+
+def verification_figure(
+    checked: Verification | Mapping[str, Verification],
+    *,
+    notes: Mapping[str, str] | None = None,
+    width: float = 10.5,
+    title: str | None = None,
+) -> Figure:
+    """Draw predicted changes (across) against measured ones (up); on the line both are equal.
+
+    Parameters
+    ----------
+    checked
+        One verification, drawn beside its control if it has one; or several, by name.
+    notes
+        What to write below a panel's name instead of its own rank correlation.
+    width
+        Of the figure, in inches.
+    title
+        Above all; by default the target and what error nodes held.
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+        Scales are linear around zero and logarithmic beyond, the same in all panels; colours say
+        the layer at which an edge starts.
+    """
+    if isinstance(checked, Verification):
+        panels = {"edges of the circuit": checked}
+        if checked.control is not None:
+            panels["random edges"] = checked.control
+        first = checked
+    else:
+        panels = dict(checked)
+        first = next(iter(panels.values()))
+    figure = Figure(
+        figsize=(width, 0.9 * width / max(len(panels), 2) + 1.1),
+        facecolor="white",
+        layout="constrained",
+    )
+    row = figure.subplots(1, len(panels), squeeze=False, sharex=True, sharey=True)[0]
+    values = np.concatenate([_values(side) for v in panels.values() for side in _sides(v)])
+    scale, limit = _scale(values)
+    top = max(source[0] for v in panels.values() for source, _ in v.edges)
+    points = None
+    for axes, (name, one) in zip(row, panels.items(), strict=True):
+        predicted, measured = _sides(one)
+        layers = [source[0] for source, _ in one.edges]
+        points = axes.scatter(
+            predicted, measured, c=layers, cmap=_COLOURS, vmin=0, vmax=top, s=12, alpha=0.65, lw=0
+        )
+        _frame(axes, scale, limit)
+        note = (notes or {}).get(name) or f"rank correlation {one.rank_correlation}"
+        axes.set_title(f"{name}: {len(one)} edges\n{note}", fontsize=9)
+        axes.set_xlabel("predicted change (importance)", fontsize=9)
+    row[0].set_ylabel("measured change (edge cut)", fontsize=9)
+    assert points is not None
+    bar = figure.colorbar(points, ax=list(row), shrink=0.8, pad=0.015)
+    bar.set_label("layer where the edge starts", fontsize=9)
+    bar.set_ticks([layer for layer in range(top + 1) if top < 8 or layer % 2 == 0])
+    held = first.settings.get("error_nodes", "?")
+    above = f"target: {first.target}, error nodes: {held}" if title is None else title
+    figure.suptitle(above, fontsize=11)
+    return figure
+
+
+def _sides(verification: Verification) -> tuple[Array, Array]:
+    return verification.predicted.numpy(), verification.measured.numpy()
+
+
+def _values(side: Array) -> Array:
+    return np.abs(side[np.isfinite(side)])
+
+
+def _scale(sizes: Array) -> tuple[float, float]:
+    """Return where the linear part ends, a power of ten, and the end of the axes."""
+    largest = float(sizes.max(initial=0.0)) or 1.0
+    return float(10.0 ** (np.floor(np.log10(largest)) - _DECADES)), 1.4 * largest
+
+
+def _frame(axes: Axes, linear: float, limit: float) -> None:
+    for which in ("x", "y"):
+        getattr(axes, f"set_{which}scale")("symlog", linthresh=linear, linscale=0.5)
+        getattr(axes, f"set_{which}lim")(-limit, limit)
+        axis = getattr(axes, f"{which}axis")
+        decades = [linear * 10**i for i in range(_DECADES + 2) if linear * 10**i <= limit]
+        axis.set_major_locator(FixedLocator([*(-d for d in reversed(decades)), 0, *decades]))
+        axis.set_minor_locator(NullLocator())
+        axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.3g}"))
+    axes.tick_params(labelsize=8)
+    axes.plot([-limit, limit], [-limit, limit], color=QUIET, lw=0.8, zorder=1)
+    axes.axhline(0, color="#E3E3E3", lw=0.8, zorder=0)
+    axes.axvline(0, color="#E3E3E3", lw=0.8, zorder=0)
+    axes.set_aspect("equal")
+    axes.spines[["top", "right"]].set_visible(False)
