@@ -163,8 +163,9 @@ def cut_out(
     size = min(patches, *grid)
     top = min(max(row + 0.5 - size / 2, 0), grid[0] - size)
     left = min(max(col + 0.5 - size / 2, 0), grid[1] - size)
-    box = (left * wide, top * high, (left + size) * wide, (top + size) * high)
-    return picture.crop(tuple(round(edge) for edge in box))
+    edges = (left * wide, top * high, (left + size) * wide, (top + size) * high)
+    x0, y0, x1, y1 = (round(edge) for edge in edges)
+    return picture.crop((x0, y0, x1, y1))
 
 
 def open_clip_tower(

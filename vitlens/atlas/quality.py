@@ -81,9 +81,11 @@ def trust(
     known = None if health is None else min(max(float(health), 0.0), 1.0)
     value = coherence * images * rarity * (1.0 if known is None else known)
     value = torch.where(n_images < FEWEST_IMAGES, 0.0, value)
-    columns = (value, coherence, images, rarity)
-    rows = zip(*(column.tolist() for column in columns), strict=True)
-    return tuple(Trust(*row, known) for row in rows)
+    columns = (column.tolist() for column in (value, coherence, images, rarity))
+    return tuple(
+        Trust(product, alike, many, rare, known)
+        for product, alike, many, rare in zip(*columns, strict=True)
+    )
 
 
 def monosemanticity(

@@ -155,8 +155,10 @@ def read_header(folder: Path) -> Header:
         _check_files(folder, found.pop("files"))
         found["images"] = tuple(ImageRow(*row) for row in found["images"])
         found["skipped"] = tuple((key, why) for key, why in found["skipped"])
-        lists = {name: tuple(x) if isinstance(x, list) else x for name, x in found.items()}
-        return Header(**lists)
+        plain: dict[str, Any] = {
+            name: tuple(x) if isinstance(x, list) else x for name, x in found.items()
+        }
+        return Header(**plain)
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{folder / HEADER} is damaged: {error!r}.") from error
 
