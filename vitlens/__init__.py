@@ -14,6 +14,9 @@ _MODULE_OF = {
     "Baselines": "vitlens.replacement",
     "Circuit": "vitlens.circuits.circuit",
     "Curves": "vitlens.circuits.curves",
+    "DebiasedModel": "vitlens.debias.model",
+    "Debiasing": "vitlens.debias.search",
+    "GroupedImages": "vitlens.debias.groups",
     "Importances": "vitlens.attribution.importances",
     "Lens": "vitlens.lens",
     "Outcome": "vitlens.interventions.outcome",
@@ -28,6 +31,9 @@ _MODULE_OF = {
     "VitlensError": "vitlens.errors",
     "libragrad": "vitlens.models.libragrad",
     "load": "vitlens.bundle",
+    "load_groups": "vitlens.debias.groups",
+    "load_waterbirds": "vitlens.debias.groups",
+    "spurious": "vitlens.debias.spurious",
     "train_saes": "vitlens.saes.train",
 }
 
@@ -38,6 +44,10 @@ if TYPE_CHECKING:
     from vitlens.circuits.circuit import Circuit
     from vitlens.circuits.curves import Curves
     from vitlens.circuits.verification import Verification
+    from vitlens.debias.groups import GroupedImages, load_groups, load_waterbirds
+    from vitlens.debias.model import DebiasedModel
+    from vitlens.debias.search import Debiasing
+    from vitlens.debias.spurious import spurious
     from vitlens.errors import VitlensError
     from vitlens.interventions.kinds import Ablate, Scale, SetTo, Steer, Swap
     from vitlens.interventions.outcome import Outcome
@@ -54,6 +64,9 @@ __all__ = [
     "Baselines",
     "Circuit",
     "Curves",
+    "DebiasedModel",
+    "Debiasing",
+    "GroupedImages",
     "Importances",
     "Lens",
     "Outcome",
@@ -69,6 +82,9 @@ __all__ = [
     "__version__",
     "libragrad",
     "load",
+    "load_groups",
+    "load_waterbirds",
+    "spurious",
     "train_saes",
 ]
 

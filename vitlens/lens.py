@@ -26,6 +26,7 @@ from vitlens.progress import Progress
 from vitlens.replacement import ErrorNodes, Trace
 
 if TYPE_CHECKING:
+    from vitlens.debias import Debiasing, GroupedImages
     from vitlens.widgets import Explorer
 
 
@@ -284,6 +285,21 @@ class Lens(ChangingLens):
             out=out,
             progress=progress,
         )
+
+    def debias(self, groups: GroupedImages, **options: Any) -> Debiasing:
+        """Find the features that carry a shortcut, and ablate them; see `vitlens.debias.debias`.
+
+        Parameters
+        ----------
+        groups
+            Images with classes and attribute values: the features are chosen on them.
+        options
+            ``test=`` for the images to report on, and the other arguments of
+            `vitlens.debias.debias`.
+        """
+        from vitlens.debias import debias
+
+        return debias(self, groups, **options)
 
     def explore(
         self, image: ImageLike | None = None, *, target: TargetLike = None, **options: Any

@@ -1,0 +1,267 @@
+"""Which features carry the attribute and not the class, and where each suspicion comes from."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from vitlens.debias.groups import GroupedImages
+from vitlens.errors import FeatureError
+
+DIFFERENCE, CIRCUIT, PICKED = "activation difference", "circuit", "picked"
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A feature that may carry the attribute.
+
+    Attributes
+    ----------
+    layer, feature
+        The feature.
+    sources
+        Where the suspicion comes from: "activation difference", "circuit", "picked".
+    attribute
+        The attribute value that it goes along with.
+    effect
+        Cohen's d of its mean activation on images of this value against the others, within
+        class, averaged over classes.
+    auc
+        Probability that an image of this value has the higher activation, likewise; .5 is chance.
+    p_value
+        Of the stratified rank sum test; not corrected, and as if images were independent: those
+        that share an object or a background are not.
+    q_value
+        The same with the false discovery rate controlled over all features of all layers
+        (Benjamini and Hochberg 1995).
+    class_effect
+        Cohen's d for the class, within attribute value: what it tells about the class.
+    share
+        With "circuit": mean share of the node in the circuits; else 0.
+    relief
+        First-order change of the margin, in logits, when the feature is ablated; mean over the
+        images that are classified wrongly. What `debias` ranks candidates by.
+    """
+
+    layer: int
+    feature: int
+    sources: tuple[str, ...]
+    attribute: str
+    effect: float
+    auc: float
+    p_value: float
+    q_value: float
+    class_effect: float
+    share: float = 0.0
+    relief: float = 0.0
+
+    @property
+    def key(self) -> tuple[int, int]:
+        """(layer, feature)."""
+        return self.layer, self.feature
+
+    @property
+    def score(self) -> float:
+        """How many standard deviations more it tells about the attribute than about the class."""
+        return abs(self.effect) - abs(self.class_effect)
+
+
+@dataclass(frozen=True)
+class Differences:
+    """How activations differ between the values of one variable, within strata of another.
+
+    Attributes
+    ----------
+    effect, auc, p_value
+        See `Candidate`; [F].
+    value
+        The value that differs most from the others, [F].
+    """
+
+    effect: Float[np.ndarray, " F"]
+    auc: Float[np.ndarray, " F"]
+    p_value: Float[np.ndarray, " F"]
+    value: Int[np.ndarray, " F"]
+
+
+def differences(
+    activations: Float[Tensor, "n F"], values: Int[Tensor, " n"], strata: Int[Tensor, " n"]
+) -> Differences:
+    """Compare each value with all others, stratum by stratum, and keep the one that differs most.
+
+    With two values the comparison is one; with more, p-values are multiplied by their number
+    (Bonferroni).
+
+    Parameters
+    ----------
+    activations
+        One number an image and feature.
+    values
+        The variable of interest.
+    strata
+        What is held fixed.
+
+    Notes
+    -----
+    Rank sums are joined over strata with weights 1 / (n + 1) (van Elteren 1960), ties corrected.
+    """
+    x, v, s = activations.double().numpy(), values.numpy(), strata.numpy()
+    levels = np.unique(v)
+    found = [
+        _one_against_others(x, v == level, s)
+        for level in (levels[1:] if len(levels) == 2 else levels)
+    ]
+    effect, auc, p = (np.stack([part[i] for part in found]) for i in range(3))
+    best = np.abs(effect).argmax(0)
+    take = (best, np.arange(x.shape[1]))
+    if len(levels) == 2:
+        up = effect[0] > 0
+        return Differences(
+            np.abs(effect[0]),
+            np.where(up, auc[0], 1 - auc[0]),
+            p[0],
+            np.where(up, levels[1], levels[0]),
+        )
+    return Differences(effect[take], auc[take], np.minimum(1, p[take] * len(levels)), levels[best])
+
+
+def _one_against_others(
+    x: Float[np.ndarray, "n F"], chosen: np.ndarray, strata: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Cohen's d, AUC and p-value of every column; strata without both sides are left out."""
+    from scipy.stats import norm, rankdata
+
+    n_columns = x.shape[1]
+    effects, aucs = [], []
+    statistic, variance = np.zeros(n_columns), np.zeros(n_columns)
+    for stratum in np.unique(strata):
+        part, side = x[strata == stratum], chosen[strata == stratum]
+        n_in, n = int(side.sum()), len(side)
+        if not 0 < n_in < n:
+            continue
+        a, b = part[side], part[~side]
+        gap = a.mean(0) - b.mean(0)
+        pooled = (a.var(0) * n_in + b.var(0) * (n - n_in)) / max(n - 2, 1)
+        # A feature that is constant on both sides differs by nothing, or without limit.
+        spread = np.sqrt(np.maximum(pooled, (1e-3 * np.abs(gap)) ** 2))
+        effects.append(np.divide(gap, spread, out=np.zeros_like(gap), where=spread > 0))
+        ranks = rankdata(part, axis=0)
+        u = ranks[side].sum(0) - n_in * (n_in + 1) / 2
+        aucs.append(u / (n_in * (n - n_in)))
+        # Variance of a rank sum with ties: n_in n_out / n times the variance of the ranks.
+        tied = n_in * (n - n_in) / n * ranks.var(0, ddof=1)
+        weight = 1 / (n + 1)
+        statistic += weight * (u - n_in * (n - n_in) / 2)
+        variance += weight**2 * tied
+    if not effects:
+        return np.zeros(n_columns), np.full(n_columns, 0.5), np.ones(n_columns)
+    z = np.divide(statistic, np.sqrt(variance), out=np.zeros(n_columns), where=variance > 0)
+    return np.mean(effects, 0), np.mean(aucs, 0), 2 * norm.sf(np.abs(z))
+
+
+def find_candidates(
+    activations: Mapping[int, Float[Tensor, "n F"]],
+    groups: GroupedImages,
+    *,
+    alpha: float = 0.01,
+    at_most: int | None = 200,
+    circuits: Mapping[tuple[int, int], float] | None = None,
+    picks: Iterable[tuple[int, int]] = (),
+) -> tuple[Candidate, ...]:
+    """Rank the features that tell more about the attribute than about the class.
+
+    Parameters
+    ----------
+    activations
+        For each layer, mean activation over tokens of every image and feature, [n, F_l].
+    groups
+        The images.
+    alpha
+        False discovery rate over all features of all these layers.
+    at_most
+        How many of the activation differences are kept; None for all.
+    circuits
+        Features found by circuits, with their mean shares.
+    picks
+        Features to add in any case.
+
+    Returns
+    -------
+    tuple of Candidate
+        By `Candidate.score`, the highest first. Features of circuits that tell more about the
+        class are left out, picks never.
+
+    Raises
+    ------
+    GroupError
+        If a group is empty, or attribute and class are the same.
+    FeatureError
+        If a picked feature does not exist in these layers.
+    """
+    from scipy.stats import false_discovery_control
+
+    groups.check()
+    circuits = circuits or {}
+    chosen = _checked_picks(picks, activations)
+    layers = sorted(activations)
+    of_attribute = [differences(activations[x], groups.attributes, groups.labels) for x in layers]
+    of_class = [differences(activations[x], groups.labels, groups.attributes) for x in layers]
+    adjusted = false_discovery_control(np.concatenate([found.p_value for found in of_attribute]))
+    everything: dict[tuple[int, int], Candidate] = {}
+    start = 0
+    for layer, found, other in zip(layers, of_attribute, of_class, strict=True):
+        for feature in range(len(found.effect)):
+            everything[layer, feature] = Candidate(
+                layer,
+                feature,
+                (),
+                groups.attribute_names[int(found.value[feature])],
+                float(found.effect[feature]),
+                float(found.auc[feature]),
+                float(found.p_value[feature]),
+                float(adjusted[start + feature]),
+                float(other.effect[feature]),
+                circuits.get((layer, feature), 0.0),
+            )
+        start += len(found.effect)
+    different = [c for c in everything.values() if c.q_value <= alpha and c.score > 0]
+    different.sort(key=lambda c: -c.score)
+    sources: dict[tuple[int, int], list[str]] = {c.key: [DIFFERENCE] for c in different[:at_most]}
+    for key in circuits:
+        if key in everything and everything[key].score > 0:
+            sources.setdefault(key, []).append(CIRCUIT)
+    for key in chosen:
+        sources.setdefault(key, []).append(PICKED)
+    ranked = [replace(everything[key], sources=tuple(names)) for key, names in sources.items()]
+    return tuple(sorted(ranked, key=lambda c: -c.score))
+
+
+def _checked_picks(
+    picks: Iterable[tuple[int, int]], activations: Mapping[int, Float[Tensor, "n F"]]
+) -> Sequence[tuple[int, int]]:
+    chosen = [(int(layer), int(feature)) for layer, feature in picks]
+    for layer, feature in chosen:
+        if layer not in activations or not 0 <= feature < activations[layer].shape[1]:
+            raise FeatureError(
+                f"There is no feature {layer}/{feature} among the layers looked at "
+                f"({', '.join(map(str, sorted(activations)))}). Is it of another lens?"
+            )
+    return list(dict.fromkeys(chosen))
+
+
+def conflicting(
+    groups: GroupedImages, logits: Float[Tensor, "n C"], *, n: int
+) -> Int[Tensor, " m"]:
+    """Images of the group with the lowest accuracy that are the most wrong, at most `n`."""
+    right = (logits.argmax(1) == groups.labels).double()
+    accuracy = torch.stack(
+        [right[groups.groups == g].mean() for g in range(len(groups.group_names))]
+    )
+    members = (groups.groups == int(accuracy.nan_to_num(2.0).argmin())).nonzero().squeeze(1)
+    own = logits[members].gather(1, groups.labels[members, None]).squeeze(1)
+    return members[(own - logits[members].logsumexp(1)).argsort()[:n]]

@@ -1,0 +1,344 @@
+"""Find the few features whose ablation removes a shortcut: chosen on one set, reported on another.
+
+Features that tell about the attribute and not about the class are candidates (`candidates`). They
+are added one by one: the next is the one whose first-order effect promises the lowest loss in the
+worst group; then the model runs with it, so that no promise is taken for a result. How many are
+kept is decided by the accuracies on the images of the search.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from vitlens.attribution.gradients import Gradient
+from vitlens.debias import baselines
+from vitlens.debias.candidates import Candidate, conflicting, find_candidates
+from vitlens.debias.groups import GroupedImages
+from vitlens.debias.model import DebiasedModel
+from vitlens.debias.readout import last_layer
+from vitlens.debias.report import GroupReport, TradeOff, group_report, mean_report, table
+from vitlens.debias.runs import GroupRuns, margins
+from vitlens.errors import FeatureError, GroupError
+from vitlens.interventions.kinds import Key, To
+from vitlens.progress import Progress, steps
+
+if TYPE_CHECKING:
+    from vitlens.lens import Lens
+
+TOP_LAYERS = 3
+_CIRCUIT_NODES = 16
+_REFRESH = 4  # features after which first-order effects are taken anew
+
+
+@dataclass(frozen=True)
+class Debiasing:
+    """What a search found.
+
+    Attributes
+    ----------
+    candidates
+        Suspected features, those first whose ablation promises most to what is wrong.
+    path
+        Features in the order in which they were added.
+    n_features
+        How many of `path` were chosen.
+    validation
+        Accuracies along `path`, on the images of the search.
+    test
+        The same on the test images, for some numbers of features; None without test images.
+    table
+        What was chosen beside the alternatives, on the test images; without them on those of the
+        search, where it flatters.
+    random
+        Single draws of as many random features, on the same images.
+    to
+        What features were taken to.
+    tested
+        Whether `table` is of images that the search did not see.
+    lens
+        The lens.
+    """
+
+    candidates: tuple[Candidate, ...]
+    path: tuple[Key, ...]
+    n_features: int
+    validation: TradeOff
+    test: TradeOff | None
+    table: tuple[GroupReport, ...]
+    random: tuple[GroupReport, ...]
+    to: To
+    tested: bool
+    lens: Lens = field(repr=False, compare=False)
+
+    @property
+    def features(self) -> tuple[Key, ...]:
+        """The chosen features."""
+        return self.path[: self.n_features]
+
+    @property
+    def reports(self) -> dict[str, GroupReport]:
+        """`table` by name: "nothing", "ablated", "random features", ..."""
+        return {report.name: report for report in self.table}
+
+    @property
+    def collateral(self) -> dict[str, float]:
+        """Groups that lost accuracy by the chosen ablation, and how much."""
+        return self.reports["ablated"].collateral(self.reports["nothing"])
+
+    def model(self, n_features: int | None = None) -> DebiasedModel:
+        """The classifier without the chosen features, or without the first `n_features`."""
+        n = self.n_features if n_features is None else n_features
+        if not 0 <= n <= len(self.path):
+            raise FeatureError(f"There are 0 to {len(self.path)} features to ablate, not {n}.")
+        return DebiasedModel(self.lens, self.path[:n], to=self.to)
+
+    def __str__(self) -> str:
+        chosen = ", ".join(f"{layer}/{feature}" for layer, feature in self.features) or "none"
+        where = "test images" if self.tested else "the images of the search itself"
+        lost = "; ".join(f"{name} {100 * x:+.1f}" for name, x in self.collateral.items())
+        return "\n".join(
+            [
+                f"{len(self.candidates)} candidates; ablated (to {self.to}): {chosen}",
+                f"Accuracy on {where}, in %:",
+                table(self.table),
+                f"Collateral damage, in points: {lost or 'none'}",
+            ]
+        )
+
+
+def debias(
+    lens: Lens,
+    groups: GroupedImages,
+    *,
+    test: GroupedImages | None = None,
+    layers: Sequence[int] | None = None,
+    picks: Iterable[Key] = (),
+    features: Iterable[Key] | None = None,
+    circuits: int = 0,
+    max_features: int = 20,
+    max_drop: float = 0.02,
+    alpha: float = 0.01,
+    to: To = "baseline",
+    gradient: Gradient = "libragrad",
+    n_random: int = 5,
+    seed: int = 0,
+    batch_size: int = 16,
+    progress: Progress = True,
+) -> Debiasing:
+    """Find features that carry an attribute and not the class, ablate them, and report.
+
+    Parameters
+    ----------
+    lens
+        The classifier; its classes are those of `groups`, in the same order.
+    groups
+        Images on which features and their number are chosen; every group needs some.
+    test
+        Images to report on.
+    layers
+        Where to look; by default the last three. Their streams are kept in memory, images x T x D
+        numbers a layer.
+    picks
+        Features of yours that are candidates in any case.
+    features
+        Ablate exactly these, in this order, instead of searching.
+    circuits
+        From how many circuits of the worst group's most wrong images features are taken, too.
+    max_features
+        Most features to ablate.
+    max_drop
+        By how much the average accuracy may fall on `groups`.
+    alpha
+        False discovery rate of candidates.
+    to
+        "baseline" or "zero".
+    gradient
+        For the first-order effects: "libragrad" or "plain".
+    n_random
+        Draws of the control: as many features, of the same layers, that are active on `groups`.
+    seed
+        Of the control and of DFR's subsets.
+    batch_size
+        Images that are run together.
+    progress
+        As for `Lens.importances`.
+
+    Raises
+    ------
+    GroupError
+        If a group is empty, there is one class only, the attribute is equal to the class, or the
+        classes are not the model's.
+    FeatureError
+        If a layer or picked feature does not exist.
+    """
+    for part in (groups, *([test] if test is not None else [])):
+        part.check()
+        _check_classes(lens, part)
+    if layers is None:
+        layers = range(max(0, len(lens.saes) - TOP_LAYERS), len(lens.saes))
+    if features is not None:
+        features = tuple(features)
+        layers = sorted({*layers, *(layer for layer, _ in features)})
+    runs = GroupRuns(lens, groups, layers, batch_size=batch_size, progress=progress)
+    candidates = find_candidates(
+        runs.activations,
+        groups,
+        alpha=alpha,
+        circuits=_from_circuits(lens, runs, circuits),
+        picks=picks,
+    )
+    candidates = _with_relief(runs, candidates, to, gradient)
+    if features is None:
+        path, validation = _search(runs, candidates, max_features, to, gradient, progress)
+        chosen = validation.best(max_drop=max_drop)
+    else:
+        path = tuple((int(layer), int(feature)) for layer, feature in features)
+        validation, chosen = _curve(runs, path, len(path), to), len(path)
+    ablated = path[:chosen]
+    shown = runs
+    if test is not None:
+        used = sorted({layer for layer, _ in path}) or [max(runs.layers)]
+        shown = GroupRuns(lens, test, used, batch_size=batch_size, progress=progress)
+    controls = [
+        shown.report(draw, name="random features", to=to)
+        for draw in _random_features(runs, ablated, n_random, seed)
+    ]
+    reports = [
+        shown.report((), name="nothing"),
+        shown.report(ablated, name="ablated", to=to),
+        *([mean_report(controls, "random features")] if controls else []),
+        *_alternatives(lens, runs, shown, seed),
+    ]
+    return Debiasing(
+        candidates,
+        path,
+        chosen,
+        validation,
+        None if test is None else _curve(shown, path, chosen, to),
+        tuple(reports),
+        tuple(controls),
+        to,
+        test is not None,
+        lens,
+    )
+
+
+def _check_classes(lens: Lens, groups: GroupedImages) -> None:
+    names = lens.class_names
+    if len(groups.class_names) != (len(names) if names else lens.vit.n_classes):
+        raise GroupError(
+            f"The images have {len(groups.class_names)} classes ({', '.join(groups.class_names)}), "
+            f"the model {lens.vit.n_classes}."
+        )
+    if names and set(names) == set(groups.class_names) and tuple(names) != groups.class_names:
+        raise GroupError(
+            f"The images' classes are in another order ({', '.join(groups.class_names)}) than the "
+            f"model's ({', '.join(names)}). Give `class_names` to the loader."
+        )
+
+
+def _from_circuits(lens: Lens, runs: GroupRuns, n: int) -> dict[Key, float]:
+    """Mean share of the features in circuits of wrong answers."""
+    shares: dict[Key, float] = {}
+    index = conflicting(runs.groups, runs.logits.cpu(), n=n).tolist()
+    for i in index:
+        wrong = int(runs.logits[i].argmax())
+        circuit = lens.circuit(runs.groups.images[i], target=wrong, nodes_per_layer=_CIRCUIT_NODES)
+        for node in circuit.nodes:
+            if node.feature >= 0 and node.layer in runs.layers:
+                shares[node.key] = shares.get(node.key, 0.0) + node.share / len(index)
+    return shares
+
+
+def _with_relief(
+    runs: GroupRuns, candidates: Sequence[Candidate], to: To, gradient: Gradient
+) -> tuple[Candidate, ...]:
+    """Rank candidates by what their ablation promises to the images that are classified wrongly."""
+    effects = runs.effects([c.key for c in candidates], to=to, gradient=gradient)
+    margin = margins(runs.logits, runs.groups.labels).cpu()
+    reliefs = effects[margin <= max(0.0, float(margin.min()))].mean(0).tolist()
+    found = [replace(c, relief=x) for c, x in zip(candidates, reliefs, strict=True)]
+    return tuple(sorted(found, key=lambda c: -c.relief))
+
+
+def _search(
+    runs: GroupRuns,
+    candidates: Sequence[Candidate],
+    max_features: int,
+    to: To,
+    gradient: Gradient,
+    progress: Progress,
+) -> tuple[tuple[Key, ...], TradeOff]:
+    """Add features one by one; the reports begin with none."""
+    groups, left = runs.groups, [candidate.key for candidate in candidates]
+    path: list[Key] = []
+    logits, effects = runs.logits, torch.zeros(len(groups), 0)
+    reports = [group_report("nothing", logits, groups)]
+    for step in steps(range(min(max_features, len(left))), "features", progress):
+        if step % _REFRESH == 0:
+            effects = runs.effects(left, given=path, to=to, gradient=gradient)
+        promised = margins(logits, groups.labels).cpu()[:, None] + effects
+        best = int(_worst_loss(promised, groups).argmin())
+        path.append(left.pop(best))
+        effects = torch.cat([effects[:, :best], effects[:, best + 1 :]], 1)
+        logits = runs.ablated(path, to=to)
+        reports.append(group_report("ablated", logits, groups, n_features=len(path)))
+    return tuple(path), TradeOff(tuple(reports))
+
+
+def _worst_loss(margin: Float[Tensor, "n k"], groups: GroupedImages) -> Float[Tensor, " k"]:
+    """Mean logistic loss of the worst group, for every column of margins."""
+    loss = torch.nn.functional.softplus(-margin)
+    means = [loss[groups.groups == g].mean(0) for g in range(len(groups.group_names))]
+    return torch.stack(means).amax(0)
+
+
+def _random_features(
+    runs: GroupRuns, features: Sequence[Key], n_draws: int, seed: int
+) -> list[tuple[Key, ...]]:
+    """Draws of other features of the same layers that are active on some image."""
+    generator = torch.Generator().manual_seed(seed)
+    draws = []
+    for _ in range(n_draws if features else 0):
+        draw: list[Key] = []
+        for layer in sorted({layer for layer, _ in features}):
+            active = (runs.activations[layer] > 0).any(0)
+            active[[f for at, f in features if at == layer]] = False
+            pool = active.nonzero().squeeze(1)
+            wanted = sum(at == layer for at, _ in features)
+            order = torch.randperm(len(pool), generator=generator)[:wanted]
+            draw += [(layer, int(feature)) for feature in pool[order]]
+        draws.append(tuple(draw))
+    return [draw for draw in draws if draw]
+
+
+def _alternatives(lens: Lens, runs: GroupRuns, shown: GroupRuns, seed: int) -> list[GroupReport]:
+    """Linear removal and DFR, fitted on the images of the search."""
+    head = last_layer(lens)
+    if head is None or runs.inputs is None or shown.inputs is None:
+        return []
+    seen, x = runs.inputs.cpu(), shown.inputs.cpu()
+    found = {
+        "mean difference": baselines.mean_difference(seen, runs.groups),
+        "LEACE": baselines.leace(seen, runs.groups),
+    }
+    logits = {name: baselines.erased(eraser, x, head) for name, eraser in found.items() if eraser}
+    logits["DFR"] = baselines.dfr(seen, runs.groups, seed=seed)(x)
+    return [group_report(name, value, shown.groups) for name, value in logits.items()]
+
+
+def _curve(shown: GroupRuns, path: tuple[Key, ...], chosen: int, to: To) -> TradeOff:
+    """Reports on the test images for numbers of features that grow ever faster."""
+    numbers = sorted(
+        {n for n in (0, 1, 2, 3, 5, 8, 12, 16, 20, 30, 50, 100) if n <= len(path)}
+        | {chosen, len(path)}
+    )
+    return TradeOff(
+        tuple(shown.report(path[:n], name="ablated" if n else "nothing", to=to) for n in numbers)
+    )
