@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -22,11 +22,12 @@ from vitlens.widgets.choice import ChoicePart
 from vitlens.widgets.curve_plot import CurvesPart
 from vitlens.widgets.diagram import DiagramPart
 from vitlens.widgets.feature import CardPart
+from vitlens.widgets.feature_map import MapPart
 from vitlens.widgets.health import health
 from vitlens.widgets.heatmap import HeatmapPart
 from vitlens.widgets.image_curves import image_curves
 from vitlens.widgets.scene import Scene
-from vitlens.widgets.tasks import Cancelled, Check
+from vitlens.widgets.tasks import Check, teller
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -41,6 +42,7 @@ class Explorer(
     AblationPart,
     CardPart,
     BrowserPart,
+    MapPart,
     CurvesPart,
     Widget,
     bundle="explorer",
@@ -75,6 +77,8 @@ class Explorer(
         Index of the class explained; None for the predicted class, or a function.
     selected, hovered, pinned, groups, labels, patches
         Nodes and patches chosen in the views; see `CircuitDiagram` and `PatchHeatmap`.
+    chosen, colour_by, map_layers
+        Of the map of all features; see `FeatureMap`.
     nodes_per_layer, node_share, edge_share
         How the circuit is pruned; see `CircuitDiagram`.
     ablations, outcome
@@ -114,6 +118,7 @@ class Explorer(
             "engine": engine,
         }
         self._at_most = at_most
+        self.use_lens(lens)
         self._offer(lens)
         self.health = health(lens, None)
         if image is not None:
@@ -148,7 +153,7 @@ class Explorer(
         if self._image is None:
             raise VitlensError("Choose an image first.")
         lens, image, target = self._lens, self._image, self._target
-        tell = self._teller()
+        tell = teller()
 
         def work(check: Check) -> Any:
             def report(done: float, what: str) -> None:
@@ -178,7 +183,7 @@ class Explorer(
         lens, image, target = self._lens, self._image, self._target
         settings, at_most = self._settings, self._at_most
         assert image is not None  # a choice was made
-        tell = self._teller()
+        tell = teller()
 
         def work(check: Check) -> Scene:
             scene = Scene.of(lens, image, target=target, **settings)
@@ -223,25 +228,6 @@ class Explorer(
         """Show no progress any more, unless the other worker still has some."""
         if not self.background(but_for).busy:
             self.progress = {}
-
-    def _teller(self) -> Callable[[Check, Callable[[], None]], None]:
-        """Return how work in the background has something done on this thread, while it counts."""
-        try:
-            loop = asyncio.get_running_loop()
-        except RuntimeError:
-            return lambda check, action: action()
-
-        def later(check: Check, action: Callable[[], None]) -> None:
-            def still() -> None:
-                try:
-                    check()
-                except Cancelled:
-                    return
-                action()
-
-            loop.call_soon_threadsafe(still)
-
-        return later
 
     def _answer_compute_curves(self, payload: Any, buffers: Sequence[Any]) -> bool:
         self.measure_curves(methods=(*_CURVES, "cla") if payload.get("cla") else _CURVES)

@@ -10,6 +10,7 @@ from typing import TypeAlias, TypeVar
 
 Result = TypeVar("Result")
 Check: TypeAlias = Callable[[], None]
+Teller: TypeAlias = Callable[[Check, Callable[[], None]], None]
 
 
 class Cancelled(Exception):  # noqa: N818 - it says what happened, and is no error
@@ -106,3 +107,27 @@ class Latest:
             if wish == self._wish:
                 self.busy = False
                 self._failed(error)
+
+
+def teller() -> Teller:
+    """Return how work in the background has something done on this thread, while it counts.
+
+    The function returned takes the work's `check` and an action; the action is left out once
+    `check` raises `Cancelled`.
+    """
+    try:
+        loop = asyncio.get_running_loop()
+    except RuntimeError:
+        return lambda check, action: action()
+
+    def later(check: Check, action: Callable[[], None]) -> None:
+        def still() -> None:
+            try:
+                check()
+            except Cancelled:
+                return
+            action()
+
+        loop.call_soon_threadsafe(still)
+
+    return later
