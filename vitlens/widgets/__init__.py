@@ -12,6 +12,7 @@ _MODULE_OF = {
     "Explorer": "vitlens.widgets.explorer",
     "FeatureBrowser": "vitlens.widgets.browser",
     "FeatureCard": "vitlens.widgets.feature",
+    "FeatureMap": "vitlens.widgets.feature_map",
     "PatchHeatmap": "vitlens.widgets.heatmap",
 }
 
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from vitlens.widgets.diagram import CircuitDiagram
     from vitlens.widgets.explorer import Explorer
     from vitlens.widgets.feature import FeatureCard
+    from vitlens.widgets.feature_map import FeatureMap
     from vitlens.widgets.heatmap import PatchHeatmap
 
 __all__ = [
@@ -29,6 +31,7 @@ __all__ = [
     "Explorer",
     "FeatureBrowser",
     "FeatureCard",
+    "FeatureMap",
     "PatchHeatmap",
 ]
 

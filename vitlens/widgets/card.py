@@ -1,4 +1,4 @@
-"""What a feature card says about a node, as plain values."""
+"""What a feature card says about a node on one image, as plain values."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _EDGES = 6
 
 
 def describe(scene: Scene, node: Node) -> dict[str, Any]:
-    """Return the `card` trait of a node.
+    """Return what the `card` trait says of a node on the scene's image.
 
     Returns
     -------
@@ -26,8 +26,7 @@ def describe(scene: Scene, node: Node) -> dict[str, Any]:
         ``target`` these are of; ``active``, tokens on which it is active, of ``n_tokens``;
         ``peak``, its largest activation; ``histogram`` of the activations of active tokens,
         ``edges`` and ``counts``; ``up`` and ``down``, [class, effect] of its logit lens, most
-        extreme first; ``edges_in`` and ``edges_out``, [layer, feature, weight, share];
-        ``top_images`` (see `top_images`).
+        extreme first; ``edges_in`` and ``edges_out``, [layer, feature, weight, share].
 
     Raises
     ------
@@ -53,7 +52,6 @@ def describe(scene: Scene, node: Node) -> dict[str, Any]:
         "down": down,
         "edges_in": _listed(scene.strongest_in(node, _EDGES)),
         "edges_out": _listed(scene.strongest_out(node, _EDGES)),
-        "top_images": top_images(scene, node),
     }
 
 
@@ -62,20 +60,6 @@ def heats(scene: Scene, node: Node) -> Float[Tensor, "2 T"]:
     if node[1] == TARGET:
         return torch.zeros(2, 0)
     return torch.stack([scene.activation(node), scene.token_importance(node)])
-
-
-def top_images(scene: Scene, node: Node) -> dict[str, Any]:
-    """Return the images on which a feature is most active, or why they are not known.
-
-    Returns
-    -------
-    dict
-        ``available``, and ``why`` not. Where they are: ``items``, a list of ``label`` and
-        ``activation`` (its peak), best first; their pictures and heat are the traits
-        `top_pictures` and `top_heats`.
-    """
-    why = "Top images need an atlas of many images, and this lens has none."
-    return {"available": False, "why": why, "items": []}
 
 
 def _describe_target(scene: Scene) -> dict[str, Any]:

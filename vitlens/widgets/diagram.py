@@ -82,7 +82,8 @@ class DiagramPart(ImageTraits, ScenePart):
         rules = {name: circuit.settings[name] for name in _RULES if name in circuit.settings}
         if "nodes_per_layer" in rules:
             rules = {"node_share": 0.0, "edge_share": 0.0, **rules}
-        with self.hold_trait_notifications():
+        # Its names are shown, but may be somebody else's: the atlas does not get them.
+        with self.only_shown(), self.hold_trait_notifications():
             for name, value in rules.items():
                 setattr(self, name, value)
             self.pinned = circuit.pinned
@@ -214,8 +215,11 @@ class CircuitDiagram(DiagramPart, AblationPart, bundle="diagram"):
         unknown = sorted(name for name in first if not self.has_trait(name))
         if unknown:
             raise t.TraitError(f"{type(self).__name__} has no trait {', '.join(unknown)}.")
-        for name, value in first.items():
-            setattr(self, name, value)
+        names = self.labels
+        with self.only_shown():
+            for name, value in first.items():
+                setattr(self, name, value)
+            self.labels = {**names, **self.labels}
 
     @classmethod
     def of(

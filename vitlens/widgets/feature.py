@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import traitlets as t
@@ -11,11 +12,13 @@ from vitlens.circuits.circuit import TARGET
 from vitlens.errors import FeatureError
 from vitlens.images import ImageLike
 from vitlens.lens import Lens
-from vitlens.widgets import card
+from vitlens.widgets import atlas_card, card
+from vitlens.widgets.atlas_table import most_trusted
 from vitlens.widgets.base import Widget
 from vitlens.widgets.buffers import encode_strip, to_bytes
 from vitlens.widgets.part import ScenePart, scene_of
-from vitlens.widgets.scene import Scene
+from vitlens.widgets.scene import Node, Scene
+from vitlens.widgets.tasks import Check
 from vitlens.widgets.traits import ImageTraits
 
 if TYPE_CHECKING:
@@ -23,12 +26,17 @@ if TYPE_CHECKING:
 
     from matplotlib.figure import Figure
 
+    from vitlens.atlas.profile import Shown
+
+_SIDE = 224  # pixels of a picture: its patches are shown enlarged
+
 
 class CardPart(ImageTraits, ScenePart):
     """The traits behind a feature card; see `FeatureCard`."""
 
     card = t.Dict().tag(sync=True)
     card_data = t.Bytes(b"").tag(sync=True)
+    mean_map = t.Bytes(b"").tag(sync=True)
     top_pictures = t.Bytes(b"").tag(sync=True)
     top_heats = t.Bytes(b"").tag(sync=True)
 
@@ -40,27 +48,54 @@ class CardPart(ImageTraits, ScenePart):
             self.n_images, self.picture = 1, encode_strip([scene.picture])
             self._ask_for_card()
 
+    def look_without_image(self, lens: Lens) -> None:
+        """Show what the lens's atlas knows of many images."""
+        super().look_without_image(lens)
+        self.grid, self.prefix_names = lens.vit.grid, lens.vit.prefix_names
+
     def update_card(self) -> None:
         """Fill the card now, if it is still being made in the background."""
         worker = self.background("card")
-        if worker.busy and self._scene is not None and self.selected is not None:
+        if worker.busy and self._owner is not None and self.selected is not None:
             worker.cancel()
-            self._fill_card(_card(self._scene, self.selected))
+            self._fill_card(_fill(self._owner, self._scene, self.selected))
+        if self.background("heats").busy:
+            self.background("heats").cancel()
+            self._fill_heats(self._heats(self._shown, lambda: None))
+
+    _shown: tuple[tuple[Shown, bool], ...] = ()
 
     @t.observe("selected")
     def _ask_for_card(self, _: Any = None) -> None:
-        scene, node = self._scene, self.selected
-        if scene is None:
+        lens, scene, node = self._owner, self._scene, self.selected
+        self.background("heats").cancel()
+        if lens is None:
             return
         if node is None:
             self.background("card").cancel()
-            self._fill_card(({}, b""))
+            self._fill_card(_Filled({}))
             return
-        self.background("card").run(lambda _: _card(scene, node), self._fill_card)
+        self.background("card").run(lambda _: _fill(lens, scene, node), self._fill_card)
 
-    def _fill_card(self, found: tuple[dict[str, Any], bytes]) -> None:
+    def _fill_card(self, found: _Filled) -> None:
         with self.hold_sync():
-            self.card, self.card_data = found
+            self.top_heats = b""
+            self.card, self.card_data = found.card, found.data
+            self.mean_map, self.top_pictures = found.mean_map, found.pictures
+        self._shown = found.shown
+        if found.shown:
+            # They may have to be computed by the lens: the pictures do not wait for them.
+            work = lambda check: self._heats(found.shown, check)  # noqa: E731
+            self.background("heats").run(work, self._fill_heats)
+
+    def _heats(self, shown: tuple[tuple[Shown, bool], ...], check: Check) -> bytes:
+        rows, columns = self.grid
+        return to_bytes(
+            atlas_card.heats(shown, len(self.prefix_names), rows * columns, check), "float16"
+        )
+
+    def _fill_heats(self, found: bytes) -> None:
+        self.top_heats = found
 
     def card_figure(self) -> Figure:
         """Return the selected feature as a matplotlib figure.
@@ -133,16 +168,21 @@ class FeatureCard(CardPart, Widget, bundle="card"):
     def __init__(
         self,
         lens: Lens,
-        image: ImageLike | Scene,
+        image: ImageLike | Scene | None = None,
         *,
         target: TargetLike = None,
         selected: tuple[int, int] | None = None,
         **traits: Any,
     ):
         super().__init__(**traits)
+        top = len(lens.saes) - 1
+        if image is None:
+            self.look_without_image(lens)
+            assert lens.atlas is not None  # or it had raised
+            self.selected = most_trusted(lens.atlas, top) if selected is None else selected
+            return
         scene = scene_of(lens, image, target)
         self.look_at(scene)
-        top = scene.n_layers - 1
         self.selected = scene.most_important(top) if selected is None else selected
 
     def figure(self) -> Figure:
@@ -155,8 +195,40 @@ class FeatureCard(CardPart, Widget, bundle="card"):
         super().to_html(path, title=title)
 
 
-def _card(scene: Scene, node: tuple[int, int]) -> tuple[dict[str, Any], bytes]:
-    return card.describe(scene, node), to_bytes(card.heats(scene, node))
+@dataclass(frozen=True)
+class _Filled:
+    """The traits of a card, and the images whose heats are still to come."""
+
+    card: dict[str, Any]
+    data: bytes = b""
+    mean_map: bytes = b""
+    pictures: bytes = b""
+    shown: tuple[tuple[Shown, bool], ...] = ()
+
+
+def _fill(lens: Lens, scene: Scene | None, node: Node) -> _Filled:
+    """What is known of a node, on the scene's image and over the atlas's."""
+    feature: dict[str, Any] = {"node": list(node), "kind": "feature"}
+    said = feature if scene is None else card.describe(scene, node)
+    data = b"" if scene is None else to_bytes(card.heats(scene, node))
+    if node[1] < 0:
+        return _Filled(said, data)
+    atlas = lens.atlas
+    if atlas is None:
+        top = {"available": False, "why": atlas_card.NO_ATLAS, "items": []}
+        return _Filled({**said, "top_images": top}, data)
+    shown = atlas_card.shown_images(atlas, node)
+    return _Filled(
+        {
+            **said,
+            "top_images": atlas_card.describe_images(shown, lens.vit.prefix_names),
+            "atlas": atlas_card.describe(atlas, node),
+        },
+        data,
+        to_bytes(atlas.feature(*node).mean_map),
+        encode_strip(atlas_card.pictures(shown), side=_SIDE),
+        shown,
+    )
 
 
 def _title(node: tuple[int, int], label: str) -> str:

@@ -6,17 +6,17 @@ from typing import Any
 
 import traitlets as t
 
+from vitlens.attribution.logit_lens import check_node
 from vitlens.attribution.targets import TargetLike
 from vitlens.circuits.circuit import TARGET
 from vitlens.errors import FeatureError
 from vitlens.images import ImageLike
 from vitlens.lens import Lens
-from vitlens.widgets.base import Widget
+from vitlens.widgets.naming import NamesPart
 from vitlens.widgets.scene import Scene
-from vitlens.widgets.traits import NodeTraits
 
 
-class ScenePart(NodeTraits, Widget):
+class ScenePart(NamesPart):
     """A part that shows nodes of a `Scene`.
 
     `look_at` is cooperative: a widget made of several parts shows a scene in all of them with one
@@ -41,8 +41,24 @@ class ScenePart(NodeTraits, Widget):
     def look_at(self, scene: Scene) -> None:
         """Show another scene; a selected node that it does not have is let go."""
         self._scene = scene
+        if self._owner is scene.lens:
+            self.read_names()
+        else:
+            self.use_lens(scene.lens)
         if self.selected is not None and not has_node(scene, self.selected):
             self.selected = None
+
+    def look_without_image(self, lens: Lens) -> None:
+        """Show what the lens's atlas knows of many images.
+
+        Raises
+        ------
+        FeatureError
+            When the lens has no atlas.
+        """
+        self.use_lens(lens)
+        if self.atlas is None:
+            raise FeatureError("Without an image this needs a lens with an atlas; see Atlas.build.")
 
     @t.validate("selected")
     def _selected_exists(self, proposal: Any) -> Any:
@@ -57,8 +73,18 @@ class ScenePart(NodeTraits, Widget):
     def _check_node(self, node: tuple[int, int]) -> None:
         """Raise `FeatureError` unless the node can be shown."""
         scene = self._scene
-        if scene is not None and node != (scene.n_layers, TARGET):
+        if scene is None:
+            if self._owner is not None:
+                _check_feature(self._owner, node)
+        elif node != (scene.n_layers, TARGET):
             scene.check(node)
+
+
+def _check_feature(lens: Lens, node: tuple[int, int]) -> None:
+    """Raise `FeatureError` unless this is a feature of the lens."""
+    check_node(lens.saes, *node)
+    if node[1] < 0:
+        raise FeatureError("Without an image only features can be shown, no error nodes.")
 
 
 def has_node(scene: Scene, node: tuple[int, int]) -> bool:

@@ -1,56 +1,62 @@
 // The head of the table, and its rows.
 
+/** @import { Column } from "./columns.js" */
 /** @import { Sort } from "./order.js" */
-import { h, show } from "../lib/dom.js";
+import { fill, fixed, h, show } from "../lib/dom.js";
 import { tenths } from "../lib/share.js";
-
-/** @type {{ by: Sort, words: string, hint: string }[]} */
-const HEAD = [
-  { by: "feature", words: "feature", hint: "the feature's number" },
-  { by: "label", words: "name", hint: "names you gave" },
-  { by: "importance", words: "importance", hint: "share of the layer's positive importance here" },
-  { by: "max_activation", words: "max", hint: "largest activation on this image" },
-  { by: "mean_activation", words: "mean", hint: "mean activation where it is active" },
-  { by: "active_tokens", words: "tokens", hint: "tokens of this image on which it is active" },
-];
+import { PROPOSED, said } from "./columns.js";
 
 /** @param {(by: Sort) => void} choose */
 export function createHead(choose) {
-  const cells = HEAD.map(({ by, words, hint }) =>
-    h(
-      "div",
-      { class: `vl-browser-cell vl-browser-${by}`, role: "columnheader" },
-      h("button", { type: "button", title: hint, onclick: () => choose(by) }, words, h("span")),
-    ),
-  );
-  const element = h(
-    "div",
-    { role: "rowgroup" },
-    h("div", { class: "vl-browser-head", role: "row", "aria-rowindex": 1 }, cells),
-  );
+  /** @type {Column[]} */
+  let columns = [];
+  /** @type {HTMLElement[]} */
+  let cells = [];
+  const row = h("div", { class: "vl-browser-head", role: "row", "aria-rowindex": 1 });
+  const element = h("div", { role: "rowgroup" }, row);
+
+  /** @param {Column} column @param {number | undefined} chance */
+  function cell({ by, words, hint }, chance) {
+    const level = chance === undefined ? "" : `; chance reaches ${fixed(chance)} (99% level); what is not above it is pale`;
+    const title = `${hint}${level}`;
+    const content =
+      by === PROPOSED.by
+        ? h("span", { class: "vl-browser-title", title }, words)
+        : h("button", { type: "button", title, onclick: () => choose(by) }, words, h("span"));
+    return h("div", { class: `vl-browser-cell vl-browser-${by}`, role: "columnheader" }, content);
+  }
+
   return {
     element,
+    row,
+    /** @param {Column[]} next @param {Record<string, number>} chance by column */
+    columns(next, chance) {
+      columns = next;
+      cells = columns.map((column) => cell(column, chance[column.by]));
+      fill(row, cells);
+    },
     /** @param {Sort} by @param {boolean} descending */
     update(by, descending) {
       for (const [i, cell] of cells.entries()) {
-        const sorted = HEAD[i].by === by;
+        const sorted = columns[i].by === by;
         const way = descending ? "descending" : "ascending";
         cell.setAttribute("aria-sort", sorted ? way : "none");
-        const mark = /** @type {HTMLElement} */ (cell.querySelector("span"));
-        mark.textContent = sorted ? (descending ? " ▾" : " ▴") : "";
+        const mark = cell.querySelector("button > span");
+        if (mark) mark.textContent = sorted ? (descending ? " ▾" : " ▴") : "";
       }
     },
   };
 }
 
-/** An empty row; `fillRow` writes into it again and again. */
-export function createRow() {
-  const bar = h("span", { class: "vl-browser-bar", role: "presentation" });
-  const cells = HEAD.map(({ by }) =>
+/** An empty row; `fillRow` writes into it again and again.
+ * @param {Column[]} columns
+ */
+export function createRow(columns) {
+  const cells = columns.map(({ by }) =>
     h(
       "div",
       { class: `vl-browser-cell vl-browser-${by}`, role: "gridcell" },
-      by === "importance" && bar,
+      by === "importance" && h("span", { class: "vl-browser-bar", role: "presentation" }),
       h("span", { class: "vl-browser-text" }),
     ),
   );
@@ -61,22 +67,38 @@ export function createRow() {
  * @typedef {object} RowState
  * @property {number} feature
  * @property {string} label
- * @property {number[]} values in the order of `COLUMNS`
+ * @property {string} text what a program proposes
+ * @property {(by: string) => number} value
+ * @property {Record<string, number>} chance by column
  * @property {number} positive the layer's positive importance
  * @property {number} widest the importance of the longest bar
  */
 
-/** @param {HTMLElement} row @param {RowState} state */
-export function fillRow(row, { feature, label, values, positive, widest }) {
-  const [importance, peak, mean, tokens] = values;
-  const share = positive > 0 ? tenths(importance / positive) : show(importance);
-  const words = [String(feature), label, share, show(peak), show(mean), String(tokens)];
-  for (let i = 0; i < words.length; i++) {
-    const text = /** @type {HTMLElement} */ (row.children[i].lastElementChild);
-    if (text.textContent !== words[i]) text.textContent = words[i];
+/** @param {HTMLElement} row @param {Column[]} columns @param {RowState} state */
+export function fillRow(row, columns, { feature, label, text, value, chance, positive, widest }) {
+  for (const [i, column] of columns.entries()) {
+    const cell = /** @type {HTMLElement} */ (row.children[i]);
+    const { by } = column;
+    if (by === "feature") put(cell, String(feature));
+    else if (by === "label" || by === PROPOSED.by) {
+      const words = by === "label" ? label : text;
+      put(cell, words);
+      cell.title = words;
+    } else if (by === "importance") {
+      const importance = value(by);
+      put(cell, positive > 0 ? tenths(importance / positive) : show(importance));
+      const bar = /** @type {HTMLElement} */ (cell.firstElementChild);
+      bar.style.transform = `scaleX(${(importance / widest).toFixed(3)})`;
+      bar.classList.toggle("vl-negative", importance < 0);
+    } else {
+      put(cell, said(column, value(by)));
+      cell.classList.toggle("vl-chance", !(value(by) > (chance[by] ?? -Infinity)));
+    }
   }
-  row.children[1].setAttribute("title", label);
-  const bar = /** @type {HTMLElement} */ (row.children[2].firstElementChild);
-  bar.style.transform = `scaleX(${(importance / widest).toFixed(3)})`;
-  bar.classList.toggle("vl-negative", importance < 0);
+}
+
+/** @param {HTMLElement} cell @param {string} words */
+function put(cell, words) {
+  const text = /** @type {HTMLElement} */ (cell.lastElementChild);
+  if (text.textContent !== words) text.textContent = words;
 }

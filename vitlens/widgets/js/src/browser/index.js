@@ -6,13 +6,15 @@ import { ask } from "../lib/ask.js";
 import { h } from "../lib/dom.js";
 import { floats, listen, same, save, slowSave } from "../lib/model.js";
 import { tell } from "../lib/notice.js";
+import { strongest } from "../lib/scale.js";
 import { createHead, createRow, fillRow } from "./cells.js";
-import { COLUMNS, order } from "./order.js";
+import { shownColumns } from "./columns.js";
+import { order } from "./order.js";
 import { createRows } from "./rows.js";
 import "./style.css";
 import { createTools } from "./tools.js";
 
-const LIST = ["sort", "descending", "query", "active_only", "min_activation"];
+const LIST = ["sort", "descending", "query", "active_only", "min_activation", "at_least"];
 
 /**
  * @param {Model} model
@@ -23,7 +25,7 @@ export function mount(model, el, signal) {
   const id = `vl-browser-${Math.random().toString(36).slice(2)}`;
   const tools = createTools(model, setLayer, signal);
   const head = createHead((/** @type {Sort} */ by) => sortBy(by));
-  const rows = createRows(() => createRow(), draw, signal);
+  const rows = createRows(() => createRow(shown), draw, signal);
   const grid = h(
     "div",
     { class: "vl-browser-grid", role: "grid", tabindex: 0, "aria-describedby": `${id}-keys` },
@@ -44,8 +46,10 @@ export function mount(model, el, signal) {
   );
   el.append(root);
 
-  /** @type {Float32Array[]} */
-  let columns = COLUMNS.map(() => new Float32Array(0));
+  /** @type {import("./columns.js").Column[]} */
+  let shown = [];
+  /** @type {Map<string, Float32Array>} */
+  let columns = new Map();
   /** @type {Map<number, string>} */
   let labels = new Map();
   /** @type {Uint32Array} */
@@ -57,10 +61,23 @@ export function mount(model, el, signal) {
   const hoverSoon = slowSave(model, 120);
 
   function readTable() {
+    const { columns: names = [], texts = [], chance = {} } = about();
     const table = floats(model, "browser_table");
-    const size = table.length / COLUMNS.length;
-    columns = COLUMNS.map((_, i) => table.subarray(i * size, (i + 1) * size));
-    widest = columns[0].reduce((most, x) => Math.max(most, Math.abs(x)), 0) || 1;
+    const size = table.length / (names.length || 1);
+    columns = new Map();
+    for (const [i, name] of names.entries()) {
+      columns.set(name, table.subarray(i * size, (i + 1) * size));
+    }
+    widest = strongest(columns.get("importance") ?? []) || 1;
+    const next = shownColumns(names, texts.length > 0);
+    head.columns(next, chance);
+    if (same(next, shown)) return;
+    shown = next;
+    const tracks = shown.map(({ wide }) => (wide ? `${wide}px` : "minmax(90px, 1fr)"));
+    grid.style.setProperty("--vl-columns", tracks.join(" "));
+    const least = shown.reduce((sum, { wide }) => sum + (wide || 90) + 8, 8);
+    grid.style.setProperty("--vl-least", `${least}px`);
+    rows.renew();
   }
 
   function list() {
@@ -68,12 +85,13 @@ export function mount(model, el, signal) {
     tools.update();
     head.update(model.get("sort"), model.get("descending"));
     labels = labelsOf(model, layer);
-    features = order(columns, labels, {
+    features = order(columns, labels, about().texts ?? [], {
       sort: model.get("sort"),
       descending: model.get("descending"),
       query: model.get("query"),
       activeOnly: model.get("active_only"),
       minActivation: model.get("min_activation"),
+      atLeast: model.get("at_least") ?? {},
     });
     active = 0;
     grid.setAttribute("aria-label", `Features of layer ${layer}`);
@@ -89,13 +107,15 @@ export function mount(model, el, signal) {
   /** @param {HTMLElement} row @param {number} index */
   function draw(row, index) {
     const feature = features[index];
-    const { layer, positive } = about();
+    const { layer, positive, texts = [], chance = {} } = about();
     row.id = `${id}-${index}`;
     row.setAttribute("aria-rowindex", `${index + 2}`);
-    fillRow(row, {
+    fillRow(row, shown, {
       feature,
       label: labels.get(feature) ?? "",
-      values: columns.map((column) => column[feature]),
+      text: texts[feature] ?? "",
+      value: (by) => columns.get(by)?.[feature] ?? NaN,
+      chance,
       positive,
       widest,
     });
@@ -199,6 +219,18 @@ export function mount(model, el, signal) {
   );
   rows.viewport.addEventListener("pointerover", (event) => hover(rowOf(event)), { signal });
   rows.viewport.addEventListener("pointerleave", () => hover(-1), { signal });
+
+  rows.viewport.addEventListener(
+    "scroll",
+    () => (head.row.scrollLeft = rows.viewport.scrollLeft),
+    { signal, passive: true },
+  );
+  // A head that got the focus may have scrolled itself.
+  head.row.addEventListener(
+    "scroll",
+    () => (rows.viewport.scrollLeft = head.row.scrollLeft),
+    { signal, passive: true },
+  );
 
   listen(
     model,

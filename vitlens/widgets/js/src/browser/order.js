@@ -1,52 +1,67 @@
 // Which features are listed, and in what order; `vitlens.widgets.browser.order` says the same.
 
-export const COLUMNS = /** @type {const} */ ([
-  "importance",
-  "max_activation",
-  "mean_activation",
-  "active_tokens",
-]);
-
-/** @typedef {typeof COLUMNS[number] | "feature" | "label"} Sort */
+/** @typedef {string} Sort a column, "feature" or "label" */
 
 /**
  * @typedef {object} Wish
  * @property {Sort} sort
  * @property {boolean} descending
- * @property {string} query begins a feature's number, or is in its label
+ * @property {string} query begins a feature's number, or is in its label or text
  * @property {boolean} activeOnly
  * @property {number} minActivation
+ * @property {Record<string, number>} atLeast
  */
 
 /**
- * @param {Float32Array[]} columns one array [F] for each of `COLUMNS`
+ * @param {Map<string, Float32Array>} columns [F] by name
  * @param {Map<number, string>} labels by feature
+ * @param {string[]} texts what else the query looks at: one a feature, or none
  * @param {Wish} wish
- * @returns {Uint32Array} features; equal ones by number, those without a label last under "label"
+ * @returns {Uint32Array} features; equal ones by number, those without a label last under "label",
+ *   NaN last
  */
-export function order(columns, labels, { sort, descending, query, activeOnly, minActivation }) {
-  const peak = columns[COLUMNS.indexOf("max_activation")];
+export function order(columns, labels, texts, wish) {
+  const { sort, descending, query, activeOnly } = wish;
+  const size = columns.values().next().value?.length ?? 0;
+  const peak = columns.get("max_activation");
   const wanted = query.trim().toLowerCase();
-  const least = Math.fround(minActivation);
-  const kept = new Uint32Array(peak.length);
+  /** @type {[Float32Array, number][]} */
+  const least = peak ? [[peak, Math.fround(wish.minActivation)]] : [];
+  for (const [name, value] of Object.entries(wish.atLeast)) {
+    const column = columns.get(name);
+    if (column) least.push([column, Math.fround(value)]);
+  }
+  const kept = new Uint32Array(size);
   let n = 0;
-  for (let f = 0; f < peak.length; f++) {
-    if (peak[f] < least || (activeOnly && !(peak[f] > 0))) continue;
-    if (wanted && !fits(f, labels.get(f), wanted)) continue;
+  for (let f = 0; f < size; f++) {
+    if (!least.every(([column, value]) => column[f] >= value)) continue;
+    if (peak && activeOnly && !(peak[f] > 0)) continue;
+    if (wanted && !fits(f, labels.get(f), texts[f], wanted)) continue;
     kept[n++] = f;
   }
   const features = kept.subarray(0, n);
   if (sort === "label") return byLabel(features, labels, descending);
   if (sort === "feature") return descending ? features.reverse() : features;
-  const values = columns[COLUMNS.indexOf(sort)];
-  const sign = descending ? -1 : 1;
-  return features.sort((a, b) => sign * (values[a] - values[b]) || a - b);
+  const values = columns.get(sort);
+  return values ? byValue(features, values, descending ? -1 : 1) : features;
 }
 
-/** @param {number} feature @param {string | undefined} label @param {string} wanted */
-function fits(feature, label, wanted) {
-  return String(feature).startsWith(wanted) || !!label?.toLowerCase().includes(wanted);
+/** @param {Uint32Array} features @param {Float32Array} values @param {number} sign */
+function byValue(features, values, sign) {
+  const known = features.filter((f) => !Number.isNaN(values[f]));
+  known.sort((a, b) => sign * (values[a] - values[b]) || a - b);
+  if (known.length === features.length) return known;
+  return Uint32Array.from([...known, ...features.filter((f) => Number.isNaN(values[f]))]);
 }
+
+/**
+ * @param {number} feature @param {string | undefined} label @param {string | undefined} text
+ * @param {string} wanted
+ */
+const fits = (feature, label, text, wanted) =>
+  String(feature).startsWith(wanted) ||
+  !!label?.toLowerCase().includes(wanted) ||
+  !!text?.toLowerCase().includes(wanted);
 
 /** @param {Uint32Array} features @param {Map<number, string>} labels @param {boolean} descending */
 function byLabel(features, labels, descending) {

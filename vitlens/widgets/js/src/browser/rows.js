@@ -9,6 +9,7 @@ const SPARE = 4; // rows beyond the edges, so that a slow frame shows no gap
  * @typedef {object} Rows
  * @property {HTMLElement} viewport
  * @property {(count: number) => void} show shows other rows, from the top
+ * @property {() => void} renew makes the rows anew, for other columns
  * @property {() => void} refresh fills the rows in sight anew
  * @property {(index: number) => void} reveal scrolls as little as needed to have a row in sight
  * @property {() => number} page rows that fit
@@ -44,6 +45,12 @@ export function createRows(create, fill, signal) {
       space.append(row);
     }
     shown = new Int32Array(pool.length).fill(-1);
+  }
+
+  function renew() {
+    for (const row of pool) row.remove();
+    pool = [];
+    resize();
   }
 
   function place() {
@@ -100,6 +107,7 @@ export function createRows(create, fill, signal) {
       viewport.scrollTop = 0;
       refresh();
     },
+    renew,
     refresh,
     reveal,
     page: () => Math.max(1, Math.floor(viewport.clientHeight / ROW_HEIGHT) - 1),

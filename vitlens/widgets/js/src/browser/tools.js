@@ -3,6 +3,7 @@
 /** @import { Model } from "../lib/types" */
 import { field, fill, h } from "../lib/dom.js";
 import { save, slowSave } from "../lib/model.js";
+import { createFilters } from "./filters.js";
 
 /**
  * @param {Model} model
@@ -21,6 +22,7 @@ export function createTools(model, setLayer, signal) {
     class: "vl-input vl-browser-query",
     type: "search",
     placeholder: "number or name",
+    title: "begins the number, or is in a name, a proposal or a class",
     oninput: () => saveSoon({ query: query.value }),
   });
   const activeOnly = h("input", {
@@ -35,6 +37,13 @@ export function createTools(model, setLayer, signal) {
     placeholder: "0",
     oninput: () => saveSoon({ min_activation: Math.max(0, Number(least.value) || 0) }),
   });
+  const activity = h(
+    "span",
+    { class: "vl-browser-activity" },
+    field("active only", activeOnly),
+    field("activation at least", least),
+  );
+  const filters = createFilters(model, signal);
   const status = h("span", { class: "vl-muted", role: "status", "aria-live": "polite" });
 
   /** @param {string} label @param {string} sign @param {number} by */
@@ -50,6 +59,8 @@ export function createTools(model, setLayer, signal) {
   function update() {
     const sizes = model.get("browser")?.sizes ?? [];
     const layer = model.get("layer");
+    activity.hidden = !(model.get("browser")?.columns ?? []).includes("max_activation");
+    filters.update();
     if (layers.options.length !== sizes.length) {
       fill(
         layers,
@@ -74,8 +85,8 @@ export function createTools(model, setLayer, signal) {
     { class: "vl-toolbar vl-browser-tools" },
     h("span", { class: "vl-browser-layers" }, before, field("layer", layers), after),
     field("find", query),
-    field("active only", activeOnly),
-    field("activation at least", least),
+    activity,
+    filters.element,
     status,
   );
   return {

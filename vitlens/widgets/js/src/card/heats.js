@@ -25,7 +25,7 @@ export function createHeat(words) {
   const element = h(
     "figure",
     { class: "vl-card-heat" },
-    h("figcaption", {}, words),
+    words && h("figcaption", {}, words),
     canvas,
     prefix,
     bar.element,
@@ -41,7 +41,7 @@ export function createHeat(words) {
     canvas.height = Math.round((PIXELS * rows) / longer);
     const limit = strongest(values);
     drawHeat(canvas, { strip, count }, { values, offset: prefixNames.length, grid, limit });
-    canvas.setAttribute("aria-label", `${words}: ${summary(values, grid, prefixNames)}`);
+    canvas.setAttribute("aria-label", `${words || "Heat"}: ${summary(values, grid, prefixNames)}`);
     bar.update({ limit, signed: values.some((x) => x < 0), label: "" });
     fill(
       prefix,

@@ -8,11 +8,12 @@ const FOOT = 16;
 const HEAD = 16;
 
 /**
- * @param {{ edges: number[], counts: number[] }} histogram over active tokens
- * @param {{ active: number, tokens: number }} about
+ * @param {{ edges: number[], counts: number[] }} histogram over active tokens; bars are equally
+ *   wide
+ * @param {{ active: number, tokens: number, none?: string }} about `none`: what to say of no token
  */
-export function histogram({ edges, counts }, { active, tokens }) {
-  if (!counts.length) return h("p", { class: "vl-muted" }, "Not active on this image.");
+export function histogram({ edges, counts }, { active, tokens, none = "Not active on this image." }) {
+  if (!counts.length) return h("p", { class: "vl-muted" }, none);
   const most = Math.max(...counts);
   const step = WIDTH / counts.length;
   const floor = HEIGHT - FOOT;
@@ -25,17 +26,23 @@ export function histogram({ edges, counts }, { active, tokens }) {
         width: step - 1,
         height: (count / most) * (floor - HEAD),
       },
-      s("title", {}, `${show(edges[i])} to ${show(edges[i + 1])}: ${count} tokens`),
+      s("title", {}, `${show(edges[i])} to ${show(edges[i + 1])}: ${count.toLocaleString("en")} tokens`),
     ),
   );
-  const words = `Activation over ${active} active of ${tokens} tokens, up to ${show(edges.at(-1) ?? 0)}`;
+  const words = `Activation over ${active.toLocaleString("en")} active of ${tokens.toLocaleString("en")} tokens, up to ${show(edges.at(-1) ?? 0)}`;
   return s(
     "svg",
     { class: "vl-card-hist", viewBox: `0 0 ${WIDTH} ${HEIGHT}`, role: "img", "aria-label": words },
     bars,
     s("line", { x1: 0, x2: WIDTH, y1: floor, y2: floor }),
-    s("text", { x: 0, y: 10, class: "vl-quieter" }, `tokens, up to ${most}`),
-    s("text", { x: 0, y: HEIGHT - 3 }, "0"),
+    s("text", { x: 0, y: 10, class: "vl-quieter" }, `tokens, up to ${most.toLocaleString("en")}`),
+    s("text", { x: 0, y: HEIGHT - 3 }, show(edges[0])),
+    edges[0] > 0 &&
+      s(
+        "text",
+        { x: WIDTH / 2, y: HEIGHT - 3, "text-anchor": "middle", class: "vl-quieter" },
+        "activation, logarithmic",
+      ),
     s("text", { x: WIDTH, y: HEIGHT - 3, "text-anchor": "end" }, show(edges.at(-1) ?? 0)),
   );
 }

@@ -1,19 +1,21 @@
-// One feature of one image: its name, where it is, what it says, what it is connected to.
+// One feature: its name, where it is on this image, what it says, and what it is over many.
 
 /** @import { Model, NodeKey } from "../lib/types" */
 import { ask } from "../lib/ask.js";
 import { fill, h, show } from "../lib/dom.js";
 import { loadStrip } from "../lib/heat.js";
-import { floats, halfs, listen, same, save, slowSave } from "../lib/model.js";
+import { floats, listen, same, save, slowSave } from "../lib/model.js";
 import { tenths } from "../lib/share.js";
+import { createAtlas, fact } from "./atlas.js";
 import { createHeat } from "./heats.js";
 import { histogram } from "./hist.js";
 import { linkList } from "./links.js";
 import { localCard } from "./local.js";
 import { logitBars } from "./logits.js";
 import { createName, labelOf, nodeName } from "./name.js";
+import { createProposals } from "./proposals.js";
+import { section } from "./section.js";
 import "./style.css";
-import { topImages } from "./top.js";
 
 const LENS = "Change of each logit if what it adds here went straight to the read-out.";
 
@@ -25,18 +27,24 @@ const LENS = "Change of each logit if what it adds here went straight to the rea
 export function mount(model, el, signal) {
   const empty = h("p", { class: "vl-card-empty vl-muted" });
   const name = createName(model, signal);
+  const hoverSoon = slowSave(model, 120);
+  const to = {
+    name: (/** @type {NodeKey} */ node) => `${nodeName(model, node)} ${labelOf(model, node)}`.trim(),
+    follow: (/** @type {NodeKey} */ node) => save(model, { selected: node }),
+    hover: (/** @type {NodeKey | null} */ node) => hoverSoon({ hovered: node }),
+  };
+  const proposals = createProposals(name.give);
+  const atlas = createAtlas(model, to);
   const facts = h("div", { class: "vl-card-facts" });
   const activation = createHeat("activation");
   const importance = createHeat("importance");
   const hist = h("div");
   const logits = h("div");
   const edges = h("div", { class: "vl-card-edges" });
-  const top = h("div");
   const sections = {
     hist: section("Activation on this image", hist),
     logits: section("Classes it pushes by itself (logit lens)", logits, LENS),
     edges: section("Strongest edges", edges),
-    top: section("Top images", top),
   };
   const heats = h("div", { class: "vl-card-heats" }, activation.element, importance.element);
   const body = h(
@@ -45,26 +53,26 @@ export function mount(model, el, signal) {
     heats,
     h("div", { class: "vl-card-words" }, sections.hist, sections.logits),
     sections.edges,
-    sections.top,
   );
-  const root = h("article", { class: "vl-card" }, empty, name.element, facts, body);
+  const title = h("h2", { class: "vl-card-part" }, "On this image");
+  const onImage = h("div", { class: "vl-card-image" }, title, facts, body);
+  const root = h(
+    "article",
+    { class: "vl-card" },
+    empty,
+    name.element,
+    proposals.element,
+    onImage,
+    atlas.element,
+  );
   el.append(root);
 
   /** @type {ImageBitmap | null} */
   let strip = null;
-  /** @type {ImageBitmap | null} */
-  let topStrip = null;
   /** @type {Record<string, any>} */
   let card = {};
   /** @type {Float32Array} */
   let values = new Float32Array(0);
-
-  const hoverSoon = slowSave(model, 120);
-  const to = {
-    name: (/** @type {NodeKey} */ node) => `${nodeName(model, node)} ${labelOf(model, node)}`.trim(),
-    follow: (/** @type {NodeKey} */ node) => save(model, { selected: node }),
-    hover: (/** @type {NodeKey | null} */ node) => hoverSoon({ hovered: node }),
-  };
 
   /** Takes the card of the selected node, or waits for it. */
   function take() {
@@ -95,25 +103,38 @@ export function mount(model, el, signal) {
     empty.hidden = complete;
     empty.textContent = card.why ?? "Select a feature to see its card.";
     name.element.hidden = !known;
-    facts.hidden = body.hidden = !complete;
+    // Without an image there is only what the atlas knows.
+    const seen = complete && card.importance !== undefined;
+    onImage.hidden = !seen;
+    title.hidden = !card.atlas;
     name.update(card.node);
     root.setAttribute("aria-label", known ? to.name(card.node) : "Feature card");
-    if (!complete) return;
+    proposals.update(card.atlas?.proposals ?? [], known && Boolean(labelOf(model, card.node)));
+    atlas.draw(complete ? atlasOf(card) : {});
+    if (seen) drawOnImage();
+  }
+
+  /** What is known without an image; a card made without a kernel has none of its own.
+   * @param {Record<string, any>} card
+   */
+  function atlasOf(card) {
+    if (card.top_images || card.kind !== "feature") return card;
+    // Why there are no top images does not depend on the feature.
+    const other = model.get("card")?.top_images;
+    const top = { available: false, why: "This needs a running kernel.", items: [] };
+    return { ...card, top_images: other?.available === false ? other : top };
+  }
+
+  function drawOnImage() {
     const target = card.kind === "target";
     drawFacts(target);
     drawHeats();
     heats.hidden = sections.hist.hidden = sections.logits.hidden = target;
-    sections.top.hidden = card.kind !== "feature";
     drawEdges(target);
     if (target) return;
     fill(hist, histogram(card.histogram, { active: card.active, tokens: card.n_tokens }));
     const needs = h("p", { class: "vl-muted" }, "This needs a running kernel.");
-    fill(logits, card.up ? logitBars(card.up, card.down) : needs.cloneNode(true));
-    // Why there are no top images does not depend on the feature.
-    const found = card.top_images ?? model.get("card")?.top_images;
-    const mine = card.top_images || found?.available === false;
-    const heatsOfTop = halfs(model, "top_heats");
-    fill(top, mine ? topImages(found, topStrip, heatsOfTop, model.get("grid")) : needs);
+    fill(logits, card.up ? logitBars(card.up, card.down) : needs);
   }
 
   /** @param {boolean} target */
@@ -161,31 +182,13 @@ export function mount(model, el, signal) {
     if (!signal.aborted && values.length) drawHeats();
   }
 
-  async function loadTop() {
-    topStrip = await loadStrip(model.get("top_pictures"));
-    if (!signal.aborted) draw();
-  }
-
   listen(model, ["selected", "card", "card_data"], take, signal);
   listen(model, ["labels"], draw, signal);
   listen(model, ["picture", "grid", "prefix_names"], () => void loadPicture(), signal);
-  listen(model, ["top_pictures", "top_heats"], () => void loadTop(), signal);
+  listen(model, ["top_pictures"], () => void atlas.loadTop(), signal);
+  listen(model, ["top_heats"], atlas.drawTop, signal);
   signal.addEventListener("abort", () => root.remove(), { once: true });
   take();
   void loadPicture();
-  void loadTop();
+  void atlas.loadTop();
 }
-
-/** @param {string} words @param {HTMLElement} content @param {string} [hint] */
-const section = (words, content, hint) =>
-  h(
-    "section",
-    { class: "vl-card-section" },
-    h("h3", {}, words),
-    hint && h("p", { class: "vl-card-hint vl-muted" }, hint),
-    content,
-  );
-
-/** @param {string} value @param {string} words */
-const fact = (value, words) =>
-  h("div", { class: "vl-card-fact" }, h("strong", {}, value), h("span", {}, words));

@@ -1,4 +1,4 @@
-// The strongest edges of a node, to follow.
+// Nodes at the other end of edges, or near in another way, to follow.
 
 /** @import { NodeKey } from "../lib/types" */
 import { h } from "../lib/dom.js";
@@ -11,9 +11,9 @@ import { tenths } from "../lib/share.js";
  * @param {Link[]} links
  * @param {string} none what to say when there are none
  * @param {{ name: (node: NodeKey) => string, follow: (node: NodeKey) => void,
- *   hover: (node: NodeKey | null) => void }} to
+ *   hover: (node: NodeKey | null) => void, say?: (share: number) => string }} to
  */
-export function linkList(words, links, none, { name, follow, hover }) {
+export function linkList(words, links, none, { name, follow, hover, say = tenths }) {
   const widest = Math.max(...links.map(([, , weight]) => Math.abs(weight)), 0);
   const rows = links.map(([layer, feature, weight, share]) => {
     /** @type {NodeKey} */
@@ -40,7 +40,7 @@ export function linkList(words, links, none, { name, follow, hover }) {
             style: { width: `${((100 * Math.abs(weight)) / (widest || 1)).toFixed(1)}%` },
           }),
         ),
-        h("span", { class: "vl-card-number" }, tenths(share)),
+        h("span", { class: "vl-card-number" }, say(share)),
       ),
     );
   });

@@ -48,6 +48,11 @@ export function createName(model, signal) {
   );
 
   return {
+    /** @param {string} text */
+    give(text) {
+      input.value = text;
+      keep();
+    },
     element: h("header", { class: "vl-card-name" }, id, input),
     /** @param {NodeKey | undefined} next */
     update(next) {

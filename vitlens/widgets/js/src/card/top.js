@@ -1,6 +1,6 @@
-// The images on which a feature is most active, each beside its strongest patch enlarged.
+// Images of the atlas, each beside its strongest patch enlarged.
 
-import { h, show } from "../lib/dom.js";
+import { h, percent, show } from "../lib/dom.js";
 import { drawHeat } from "../lib/heat.js";
 
 const SIDE = 96; // CSS pixels
@@ -8,39 +8,92 @@ const SHARP = 2;
 const AROUND = 1.5; // patches on each side of the strongest that are enlarged with it
 
 /**
+ * @typedef {object} Item
+ * @property {string} label
+ * @property {number} activation its peak
+ * @property {number} [quantile] share of the images in which the feature is active with less
+ * @property {boolean} [lower] whether it is there for its quantile
+ * @property {string} [token] the prefix token of the peak, "" for a patch
+ * @property {number} [patch] the patch of the peak, -1 for none
+ * @property {string} [title]
+ *
  * @typedef {object} TopImages
  * @property {boolean} available
  * @property {string} [why]
- * @property {{ label: string, activation: number }[]} items
+ * @property {Item[]} items
+ *
+ * @typedef {object} Pictures
+ * @property {ImageBitmap | null} strip side by side
+ * @property {Float32Array} heats activations by patch, [items, rows * columns]; empty as long as
+ *   they are not known
+ * @property {[number, number]} grid
  */
 
 /**
  * @param {TopImages | undefined} top
- * @param {ImageBitmap | null} strip their pictures, side by side
- * @param {Float32Array} heats activations by patch, [items, rows * columns]
- * @param {[number, number]} grid
+ * @param {Pictures} pictures
  */
-export function topImages(top, strip, heats, grid) {
+export function topImages(top, pictures) {
   if (!top?.available) return h("p", { class: "vl-muted" }, top?.why ?? "");
-  const size = grid[0] * grid[1];
   const limit = Math.max(...top.items.map(({ activation }) => activation));
-  const items = top.items.map(({ label, activation }, index) => {
-    const values = heats.subarray(index * size, (index + 1) * size);
-    const heat = square();
-    const near = square();
-    const count = top.items.length;
-    drawHeat(heat, { strip, index, count }, { values, grid, limit });
-    if (strip) enlarge(near, strip, index, count, values, grid);
-    return h(
-      "li",
-      {},
-      h("div", { class: "vl-card-pair" }, heat, near),
-      h("span", { title: label }, label),
-      h("span", { class: "vl-card-number" }, show(activation)),
-    );
-  });
-  return h("ul", { class: "vl-card-top", "aria-label": "Top images" }, items);
+  /** @type {[HTMLElement[], HTMLElement[]]} */
+  const lists = [[], []];
+  for (const [index, item] of top.items.entries()) {
+    lists[item.lower ? 1 : 0].push(shown(item, index, top.items.length, limit, pictures));
+  }
+  const [best, lower] = lists;
+  const needsHeat = pictures.strip && !pictures.heats.length;
+  return h(
+    "div",
+    { "aria-busy": `${Boolean(needsHeat)}` },
+    best.length
+      ? h("ul", { class: "vl-card-top", "aria-label": "Top images" }, best)
+      : h("p", { class: "vl-muted" }, "Active on none of the atlas’s images."),
+    lower.length > 0 && [
+      h("h4", { class: "vl-card-lower" }, "less active: a sample of the images on which it is active"),
+      h("ul", { class: "vl-card-top", "aria-label": "Images of lower quantiles" }, lower),
+    ],
+  );
 }
+
+/**
+ * @param {Item} item @param {number} index @param {number} count @param {number} limit
+ * @param {Pictures} pictures
+ */
+function shown(item, index, count, limit, { strip, heats, grid }) {
+  const { label, activation, quantile, lower, token, title } = item;
+  const size = grid[0] * grid[1];
+  const values = heats.subarray(index * size, (index + 1) * size);
+  const known = values.length > 0 && !Number.isNaN(values[0]);
+  const heat = square();
+  const near = square();
+  const ground = { strip, index, count, pale: known };
+  drawHeat(heat, ground, known ? { values, grid, limit } : null);
+  const patch = item.patch ?? (known ? largest(values) : -1);
+  if (strip && patch >= 0) enlarge(near, strip, index, count, patch, grid);
+  heat.title = near.title = title ?? label;
+  const words = `${label || "image"}, activation ${show(activation)}`;
+  heat.setAttribute("role", "img");
+  heat.setAttribute("aria-label", token ? `${words}, at ${token}` : words);
+  return h(
+    "li",
+    {},
+    h("div", { class: "vl-card-pair" }, heat, patch < 0 && token ? elsewhere(token) : near),
+    h("span", { class: "vl-card-end vl-card-plain", title: title ?? label }, label),
+    h(
+      "span",
+      { class: "vl-card-number", title: "its largest activation on the image" },
+      show(activation),
+      lower && quantile !== undefined && ` (over ${percent(Math.floor(quantile * 100) / 100)})`,
+    ),
+  );
+}
+
+/** In the place of the enlarged patch, where it is strongest at no patch.
+ * @param {string} token
+ */
+const elsewhere = (token) =>
+  h("div", { class: "vl-card-elsewhere" }, h("span", {}, "strongest at"), h("strong", {}, token));
 
 function square() {
   const canvas = h("canvas", { width: SIDE * SHARP, height: SIDE * SHARP });
@@ -48,23 +101,25 @@ function square() {
   return canvas;
 }
 
+/** @param {Float32Array} values */
+const largest = (values) => values.indexOf(values.reduce((most, x) => Math.max(most, x), -Infinity));
+
 /**
- * The picture around its strongest patch, in its own colours.
+ * The picture around a patch, in its own colours.
  * @param {HTMLCanvasElement} canvas
  * @param {ImageBitmap} strip
  * @param {number} index
  * @param {number} count
- * @param {Float32Array} values
+ * @param {number} patch
  * @param {[number, number]} grid
  */
-function enlarge(canvas, strip, index, count, values, [rows, columns]) {
-  const best = values.indexOf(values.reduce((most, x) => Math.max(most, x), -Infinity));
+function enlarge(canvas, strip, index, count, patch, [rows, columns]) {
   const wide = strip.width / count;
   const [patchWidth, patchHeight] = [wide / columns, strip.height / rows];
   const width = Math.min(wide, (1 + 2 * AROUND) * patchWidth);
   const height = Math.min(strip.height, (1 + 2 * AROUND) * patchHeight);
-  const centreX = ((best % columns) + 0.5) * patchWidth;
-  const centreY = (Math.floor(best / columns) + 0.5) * patchHeight;
+  const centreX = ((patch % columns) + 0.5) * patchWidth;
+  const centreY = (Math.floor(patch / columns) + 0.5) * patchHeight;
   const x = Math.max(0, Math.min(wide - width, centreX - width / 2));
   const y = Math.max(0, Math.min(strip.height - height, centreY - height / 2));
   const g = /** @type {CanvasRenderingContext2D} */ (canvas.getContext("2d"));
@@ -79,3 +134,4 @@ function enlarge(canvas, strip, index, count, values, [rows, columns]) {
     patchHeight * scale[1],
   );
 }
+

@@ -10,6 +10,7 @@ import { h } from "../lib/dom.js";
 import { watchKernel } from "../lib/kernel.js";
 import { listen } from "../lib/model.js";
 import { mountNotice, tell } from "../lib/notice.js";
+import { mount as mountMap } from "../map/index.js";
 import { healthLine, mountHealth } from "./health.js";
 import { mountHeatView } from "./heatview.js";
 import { imageChoice } from "./images.js";
@@ -36,6 +37,7 @@ export function mount(model, el, signal) {
     [
       tab("card", "Feature", card, mountCard),
       tab("browser", "All features", panel(), mountBrowser),
+      tab("map", "Map", panel(), mountMap),
       tab("ablation", "Ablate", panel(), mountAblation),
       tab("curves", "Curves", panel(), mountMeasured),
       tab("health", "Layer health", panel(), mountHealth),

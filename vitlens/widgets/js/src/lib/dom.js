@@ -91,3 +91,8 @@ export function show(x) {
  * @param {number} x
  */
 export const percent = (x) => `${show(100 * x)}%`;
+
+/** A score: two decimals, so that they line up.
+ * @param {number} x
+ */
+export const fixed = (x) => (Number.isFinite(x) ? x.toFixed(2).replace("-", "−").replace("−0.00", "0.00") : "–");

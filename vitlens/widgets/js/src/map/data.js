@@ -1,0 +1,96 @@
+// The points of the map, from the traits.
+
+/** @import { Model, NodeKey } from "../lib/types" */
+import { bytes, floats, halfs } from "../lib/model.js";
+
+/**
+ * @typedef {object} Data
+ * @property {number} n points
+ * @property {Float32Array} x between 0 and 1, to the right
+ * @property {Float32Array} y between 0 and 1, downwards
+ * @property {number[]} sizes features of each layer
+ * @property {number[]} starts the first point of each layer
+ * @property {Uint16Array} layers by point
+ * @property {Map<string, Float32Array>} columns by name
+ * @property {Record<string, number>[]} chance levels by layer and column
+ * @property {Uint8Array} kinds by point
+ * @property {string[]} kindNames
+ * @property {Uint32Array} order in which points are drawn: by chance, so that no layer hides others
+ */
+
+/** @param {Model} model @returns {Data | null} null when there is no map */
+export function readMap(model) {
+  const about = model.get("map");
+  if (!about?.sizes) return null;
+  /** @type {number[]} */
+  const sizes = about.sizes;
+  const n = sizes.reduce((sum, size) => sum + size, 0);
+  const points = floats(model, "map_points");
+  const values = halfs(model, "map_columns");
+  const kinds = bytes(model, "map_kinds");
+  // The traits of a change arrive one after the other: wait for the last of them.
+  if (points.length !== 2 * n || values.length !== about.columns.length * n || kinds.length !== n) {
+    return null;
+  }
+  const layers = new Uint16Array(n);
+  const starts = [];
+  let start = 0;
+  for (const [layer, size] of sizes.entries()) {
+    starts.push(start);
+    layers.fill(layer, start, start + size);
+    start += size;
+  }
+  /** @type {Map<string, Float32Array>} */
+  const columns = new Map();
+  for (const [i, name] of about.columns.entries()) {
+    columns.set(name, values.subarray(i * n, (i + 1) * n));
+  }
+  const { x, y } = placed(points, n);
+  const { chance, kinds: kindNames } = about;
+  return { n, x, y, sizes, starts, layers, columns, chance, kinds, kindNames, order: shuffled(n) };
+}
+
+/** @param {Data} data @param {number} point @returns {NodeKey} */
+export const keyOf = ({ layers, starts }, point) => [
+  layers[point],
+  point - starts[layers[point]],
+];
+
+/** @param {Data} data @param {NodeKey | null | undefined} key @returns {number} -1 for none */
+export function pointOf({ sizes, starts }, key) {
+  if (!key || key[1] < 0 || !(key[1] < sizes[key[0]])) return -1;
+  return starts[key[0]] + key[1];
+}
+
+/** Both axes on one scale, the larger extent from 0 to 1.
+ * @param {Float32Array} points @param {number} n
+ */
+function placed(points, n) {
+  const x = new Float32Array(n);
+  const y = new Float32Array(n);
+  let [left, right, low, high] = [Infinity, -Infinity, Infinity, -Infinity];
+  for (let i = 0; i < n; i++) {
+    left = Math.min(left, points[2 * i]);
+    right = Math.max(right, points[2 * i]);
+    low = Math.min(low, points[2 * i + 1]);
+    high = Math.max(high, points[2 * i + 1]);
+  }
+  const extent = Math.max(right - left, high - low) || 1;
+  for (let i = 0; i < n; i++) {
+    x[i] = 0.5 + (points[2 * i] - (left + right) / 2) / extent;
+    y[i] = 0.5 - (points[2 * i + 1] - (low + high) / 2) / extent;
+  }
+  return { x, y };
+}
+
+/** @param {number} n */
+function shuffled(n) {
+  const order = Uint32Array.from({ length: n }, (_, i) => i);
+  let seed = 1;
+  for (let i = n - 1; i > 0; i--) {
+    seed = (Math.imul(seed, 1664525) + 1013904223) >>> 0; // the same every time
+    const j = Math.floor((seed / 2 ** 32) * (i + 1));
+    [order[i], order[j]] = [order[j], order[i]];
+  }
+  return order;
+}

@@ -1,0 +1,10 @@
+// All features of all layers as points: to hover, walk, colour, filter, and choose with a lasso.
+
+/** @import { Mount } from "../lib/types" */
+import { FeatureMap } from "./map.js";
+import "./style.css";
+
+/** @type {Mount} */
+export function mount(model, el, signal) {
+  new FeatureMap(model, el, signal).start();
+}

@@ -1,0 +1,453 @@
+// The map of features: its state, and what is drawn when.
+
+/** @import { Model } from "../lib/types" */
+/** @import { Colours } from "./colours.js" */
+/** @import { Data } from "./data.js" */
+/** @import { View } from "./view.js" */
+import { labelOf } from "../card/name.js";
+import { h } from "../lib/dom.js";
+import { listen, same, save, slowSave } from "../lib/model.js";
+import { coloursOf } from "./colours.js";
+import { keyOf, pointOf, readMap } from "./data.js";
+import { handleGestures } from "./gestures.js";
+import { createGrid } from "./grid.js";
+import { handleKey } from "./keys.js";
+import { drawOver } from "./overlay.js";
+import { createPainter } from "./paint.js";
+import { inside, towards, within } from "./regions.js";
+import { createChosen, createTools, shownLayers } from "./tools.js";
+import { fitted, revealing, zoomed } from "./view.js";
+import { describe } from "./words.js";
+
+const REACH = 12; // CSS pixels from the pointer to the point it means
+const CIRCLE = 40; // CSS pixels: the first radius of the keyboard's circle
+const KEYS =
+  "Arrows walk from point to point, Enter selects, Space chooses or lets go, O opens a circle " +
+  "around the point ([ and ] change it, Enter chooses what is inside, Shift and Enter adds), " +
+  "L is the lasso of the mouse, plus and minus zoom, 0 shows all, Escape lets go.";
+
+export class FeatureMap {
+  /** @param {Model} model @param {HTMLElement} el @param {AbortSignal} signal */
+  constructor(model, el, signal) {
+    this.model = model;
+    this.signal = signal;
+    this.points = h("canvas", { class: "vl-map-canvas", role: "presentation" });
+    this.over = h("canvas", { class: "vl-map-canvas", role: "presentation" });
+    this.tip = h("div", { class: "vl-map-tip", hidden: true });
+    this.live = h("div", { class: "vl-hint", role: "status", "aria-live": "polite" });
+    this.stage = h(
+      "div",
+      {
+        class: "vl-map-stage",
+        tabindex: 0,
+        role: "application",
+        "aria-label": "Map of features",
+        "aria-description": KEYS,
+      },
+      this.points,
+      this.over,
+      this.tip,
+    );
+    this.tools = createTools(model, {
+      lasso: (on) => this.setLasso(on),
+      zoom: (factor) => this.zoom(factor),
+      fit: () => this.fit(),
+      chooseAll: () => this.chooseAll(),
+    });
+    this.chosen = createChosen(model);
+    this.empty = h("p", { class: "vl-muted" }, "There is no map: this lens has no atlas with one.");
+    this.body = h(
+      "div",
+      { class: "vl-map-body" },
+      this.tools.element,
+      this.tools.layers,
+      this.stage,
+      h("p", { class: "vl-muted vl-map-note" }, "Near points have similar decoder rows; distances between groups and how dense they are mean little. Keys: arrows, Enter, Space, O, L."),
+      this.chosen.element,
+      this.live,
+    );
+    this.root = h("div", { class: "vl-map" }, this.empty, this.body);
+    el.append(this.root);
+    this.paint = createPainter(this.points);
+    /** @type {Data | null} */
+    this.data = null;
+    /** @type {ReturnType<typeof createGrid> | null} */
+    this.grid = null;
+    /** @type {Colours | null} */
+    this.colours = null;
+    this.shown = new Uint8Array(0);
+    /** @type {Uint8Array | null} */
+    this.marked = null; // 1 for chosen points
+    /** @type {View} */
+    this.view = fitted(600, 400);
+    this.isFitted = true;
+    this.cursor = -1; // the point that keys act on
+    this.lassoing = false;
+    /** @type {number[]} */
+    this.lasso = [];
+    this.circle = 0; // radius in CSS pixels, 0 for none
+    this.frame = 0;
+    /** @type {Set<string>} */
+    this.plans = new Set();
+    this.hoverSoon = slowSave(model, 120);
+  }
+
+  start() {
+    const { model, signal, stage } = this;
+    const again = (/** @type {string[]} */ ...what) => () => this.plan(...what);
+    listen(model, ["map", "map_points", "map_columns", "map_kinds"], again("data"), signal);
+    listen(model, ["colour_by"], again("colours"), signal);
+    listen(model, ["map_layers"], again("layers"), signal);
+    listen(model, ["chosen"], again("chosen"), signal);
+    listen(model, ["labels"], () => this.chosen.update(), signal);
+    listen(model, ["hovered"], again("over"), signal);
+    listen(model, ["selected"], () => this.reveal(pointOf(/** @type {Data} */ (this.data), this.data && model.get("selected"))), signal);
+    handleGestures(stage, signal, {
+      view: () => this.view,
+      move: (view) => this.move(view),
+      zoom: (factor, x, y) => this.zoom(factor, x, y),
+      hover: (x, y) => this.hover(x, y),
+      leave: () => this.point(-1),
+      click: (x, y, event) => this.click(x, y, event),
+      lassoing: () => this.lassoing,
+      draw: (line) => {
+        this.lasso = line;
+        this.plan("over");
+      },
+      close: (line, add) => this.closeLasso(line, add),
+      wheels: (event) => event.ctrlKey || event.metaKey || stage.matches(":focus-within"),
+    });
+    stage.addEventListener("keydown", (event) => handleKey(event, this), { signal });
+    stage.addEventListener("blur", () => this.point(-1), { signal });
+    const sized = new ResizeObserver(() => this.plan("size"));
+    sized.observe(stage);
+    const root = this.root.closest(".vl-root") ?? this.root;
+    root.addEventListener("vl-theme", again("colours"), { signal });
+    signal.addEventListener("abort", () => {
+      sized.disconnect();
+      cancelAnimationFrame(this.frame);
+      this.root.remove();
+    });
+    this.plan("data", "size");
+  }
+
+  /** Has things drawn anew with the next frame. @param {string[]} what */
+  plan(...what) {
+    for (const one of what) this.plans.add(one);
+    this.frame ||= requestAnimationFrame(() => this.draw());
+  }
+
+  draw() {
+    this.frame = 0;
+    const plans = this.plans;
+    this.plans = new Set();
+    if (plans.has("data")) this.read();
+    if (!this.data) return;
+    if (plans.has("size")) this.resize();
+    const all = plans.has("data");
+    if (all || plans.has("colours")) this.colour();
+    if (all || plans.has("layers")) this.show();
+    if (all || plans.has("layers") || plans.has("colours")) this.describeTools();
+    if (all || plans.has("chosen")) this.mark();
+    if (plans.size > 1 || !plans.has("over")) this.drawPoints();
+    this.drawOver();
+  }
+
+  read() {
+    this.data = readMap(this.model);
+    this.empty.hidden = Boolean(this.data);
+    this.body.hidden = !this.data;
+    if (this.data) this.grid = createGrid(this.data.x, this.data.y);
+    this.cursor = -1;
+  }
+
+  resize() {
+    const { clientWidth: width, clientHeight: height } = this.stage;
+    if (!width || !height) return;
+    for (const canvas of [this.points, this.over]) {
+      canvas.width = Math.round(width * this.ratio);
+      canvas.height = Math.round(height * this.ratio);
+    }
+    if (this.isFitted) this.view = fitted(width, height);
+  }
+
+  get ratio() {
+    return Math.min(2, globalThis.devicePixelRatio || 1);
+  }
+
+  get dark() {
+    return Boolean(this.root.closest(".vl-dark"));
+  }
+
+  /** The scale at which all fits. */
+  get whole() {
+    return fitted(this.stage.clientWidth, this.stage.clientHeight).scale;
+  }
+
+  colour() {
+    const data = /** @type {Data} */ (this.data);
+    this.colours = coloursOf(data, this.model.get("colour_by"), this.dark);
+  }
+
+  show() {
+    const data = /** @type {Data} */ (this.data);
+    const layers = new Set(shownLayers(this.model, data.sizes.length));
+    this.shown = data.layers.length ? Uint8Array.from(data.layers, (l) => (layers.has(l) ? 1 : 0)) : new Uint8Array(0);
+    if (this.cursor >= 0 && !this.shown[this.cursor]) this.cursor = -1;
+  }
+
+  mark() {
+    const data = /** @type {Data} */ (this.data);
+    const chosen = this.model.get("chosen") ?? [];
+    this.marked = chosen.length ? new Uint8Array(data.n) : null;
+    for (const key of chosen) {
+      const point = pointOf(data, key);
+      if (this.marked && point >= 0) this.marked[point] = 1;
+    }
+    this.chosen.update();
+  }
+
+  describeTools() {
+    if (this.colours) this.tools.update(this.colours, this.dark);
+  }
+
+  drawPoints() {
+    const { data, colours, ratio, view } = this;
+    if (!data || !colours) return;
+    const [r, g, b] = this.ground();
+    // Larger when zoomed in: then there is room.
+    const size = Math.min(5, (data.n > 20_000 ? 1.6 : 2.4) * (view.scale / this.whole) ** 0.35);
+    this.paint(
+      data,
+      { scale: view.scale * ratio, x: view.x * ratio, y: view.y * ratio },
+      { colours: colours.of, shown: this.shown, chosen: this.marked, ground: [r, g, b], radius: Math.round(size * ratio * 4) / 4 },
+    );
+  }
+
+  /** The colour that lies under the points. */
+  ground() {
+    const words = getComputedStyle(this.stage).backgroundColor.match(/[\d.]+/g)?.map(Number) ?? [];
+    const [r, g, b] = words.length >= 3 ? words : this.dark ? [27, 29, 33] : [255, 255, 255];
+    return [r, g, b];
+  }
+
+  drawOver() {
+    const { data, model } = this;
+    if (!data) return;
+    const style = getComputedStyle(this.stage);
+    /** @type {import("./overlay.js").Ring[]} */
+    const rings = [];
+    const ring = (/** @type {number} */ point, /** @type {"selected" | "hovered" | "cursor"} */ kind) => {
+      if (point < 0 || !this.shown[point]) return;
+      const { x, y } = this.at(point);
+      rings.push({ x, y, kind });
+    };
+    const hovered = pointOf(data, model.get("hovered"));
+    ring(pointOf(data, model.get("selected")), "selected");
+    ring(hovered, "hovered");
+    if (this.stage.matches(":focus-visible")) ring(this.cursor, "cursor");
+    const centre = this.cursor >= 0 && this.circle ? this.at(this.cursor) : null;
+    drawOver(this.over, this.ratio, {
+      rings,
+      lasso: this.lasso,
+      circle: centre && { ...centre, radius: this.circle },
+      ink: {
+        line: style.color,
+        ground: style.backgroundColor,
+        accent: style.getPropertyValue("--vl-accent"),
+      },
+    });
+    this.stage.dataset.hovered = hovered >= 0 ? keyOf(data, hovered).join("/") : "";
+    const told = hovered >= 0 ? hovered : this.circle ? this.cursor : -1;
+    this.tip.hidden = told < 0 || !this.shown[told];
+    if (this.tip.hidden) return;
+    this.tip.textContent = this.words(told);
+    const { x, y } = this.at(told);
+    const room = this.stage.clientWidth - this.tip.offsetWidth - 4;
+    this.tip.style.left = `${Math.max(4, Math.min(room, x + 12))}px`;
+    this.tip.style.top = `${y > 60 ? y - 12 - this.tip.offsetHeight : y + 14}px`;
+  }
+
+  /** Where a point lies on the stage. @param {number} point */
+  at(point) {
+    const { x, y } = /** @type {Data} */ (this.data);
+    const { view } = this;
+    return { x: view.x + x[point] * view.scale, y: view.y + y[point] * view.scale };
+  }
+
+  /** @param {number} point */
+  words(point) {
+    const data = /** @type {Data} */ (this.data);
+    return describe(data, point, labelOf(this.model, keyOf(data, point)), this.model.get("colour_by"));
+  }
+
+  /** @param {View} view */
+  move(view) {
+    this.view = view;
+    this.isFitted = false;
+    this.plan("view");
+  }
+
+  /** @param {number} factor @param {number} [x] @param {number} [y] */
+  zoom(factor, x = this.stage.clientWidth / 2, y = this.stage.clientHeight / 2) {
+    this.move(zoomed(this.view, factor, x, y, this.whole));
+  }
+
+  fit() {
+    this.view = fitted(this.stage.clientWidth, this.stage.clientHeight);
+    this.isFitted = true;
+    this.plan("view");
+  }
+
+  /** @param {number} x @param {number} y in CSS pixels */
+  near(x, y) {
+    const { grid, view } = this;
+    if (!grid) return -1;
+    const { scale } = view;
+    return grid.nearest((x - view.x) / scale, (y - view.y) / scale, REACH / scale, this.shown);
+  }
+
+  /** @param {number} x @param {number} y */
+  hover(x, y) {
+    this.point(this.near(x, y));
+  }
+
+  /** @param {number} point */
+  point(point) {
+    if (!this.data) return;
+    const key = point < 0 ? null : keyOf(this.data, point);
+    if (same(key, this.model.get("hovered") ?? null)) return;
+    this.hoverSoon({ hovered: key });
+    this.plan("over");
+  }
+
+  /** @param {number} x @param {number} y @param {MouseEvent} event */
+  click(x, y, event) {
+    const point = this.near(x, y);
+    this.stage.focus({ preventScroll: true });
+    if (point < 0) return;
+    this.cursor = point;
+    if (event.ctrlKey || event.metaKey || event.shiftKey) this.toggle(point);
+    else this.select(point);
+  }
+
+  /** @param {number} point */
+  select(point) {
+    if (point < 0 || !this.data) return;
+    save(this.model, { selected: keyOf(this.data, point) });
+    this.announce(`Selected ${this.words(point)}`);
+  }
+
+  /** Takes a point into what is chosen, or out of it. @param {number} point */
+  toggle(point) {
+    if (point < 0 || !this.data) return;
+    const key = keyOf(this.data, point);
+    const chosen = this.model.get("chosen") ?? [];
+    const rest = chosen.filter((/** @type {unknown} */ other) => !same(other, key));
+    const added = rest.length === chosen.length;
+    save(this.model, { chosen: added ? [...rest, key] : rest });
+    this.announce(`${added ? "Chosen" : "No longer chosen"}: ${this.words(point)}`);
+  }
+
+  /** @param {number[]} found points @param {boolean} add to those chosen before */
+  choose(found, add) {
+    const data = this.data;
+    if (!data) return;
+    const points = new Set(found);
+    if (add && this.marked) this.marked.forEach((on, point) => on && points.add(point));
+    const keys = [...points].sort((a, b) => a - b).map((point) => keyOf(data, point));
+    save(this.model, { chosen: keys });
+    this.announce(`${keys.length} chosen`);
+  }
+
+  chooseAll() {
+    const all = [];
+    for (let i = 0; i < this.shown.length; i++) if (this.shown[i]) all.push(i);
+    this.choose(all, false);
+  }
+
+  /** @param {number[]} line in CSS pixels @param {boolean} add */
+  closeLasso(line, add) {
+    this.lasso = [];
+    this.plan("over");
+    if (!this.data || line.length < 6) return;
+    const { view } = this;
+    const corners = line.map((v, i) => (v - (i % 2 ? view.y : view.x)) / view.scale);
+    this.choose(inside(this.data, this.shown, corners), add);
+  }
+
+  /** @param {boolean} add */
+  closeCircle(add) {
+    const { data, cursor } = this;
+    if (!data || cursor < 0) return;
+    const radius = this.circle / this.view.scale;
+    this.circle = 0;
+    this.choose(within(data, this.shown, data.x[cursor], data.y[cursor], radius), add);
+  }
+
+  /** Opens the circle around the point in hand, or lets it go. */
+  toggleCircle() {
+    if (this.cursor < 0) this.walk([0, 0]);
+    this.circle = this.circle ? 0 : CIRCLE;
+    this.announce(this.circle ? "Circle opened" : "Circle closed");
+    this.plan("over");
+  }
+
+  /** @param {number} factor */
+  widen(factor) {
+    if (!this.circle) return;
+    this.circle = Math.max(8, Math.min(600, this.circle * factor));
+    this.plan("over");
+  }
+
+  /** @param {boolean} on */
+  setLasso(on) {
+    this.lassoing = on;
+    this.tools.setLasso(on);
+    this.stage.classList.toggle("vl-lassoing", on);
+  }
+
+  /** @param {[number, number]} way */
+  walk(way) {
+    const { data } = this;
+    if (!data) return;
+    const selected = pointOf(data, this.model.get("selected"));
+    const from = this.cursor >= 0 ? this.cursor : this.shown[selected] ? selected : -1;
+    const centre = [this.stage.clientWidth / 2, this.stage.clientHeight / 2];
+    const { view } = this;
+    const next =
+      this.cursor < 0
+        ? from >= 0
+          ? from
+          : (this.grid?.nearest((centre[0] - view.x) / view.scale, (centre[1] - view.y) / view.scale, 2, this.shown) ?? -1)
+        : towards(data, this.shown, from, way);
+    if (next < 0) return;
+    this.cursor = next;
+    this.hoverSoon({ hovered: keyOf(data, next) });
+    this.announce(this.words(next));
+    this.reveal(next);
+  }
+
+  letGo() {
+    if (this.circle) this.circle = 0;
+    else if (this.lassoing) this.setLasso(false);
+    else if (this.marked) save(this.model, { chosen: [] });
+    else save(this.model, { selected: null });
+    this.plan("over");
+  }
+
+  /** @param {number} point */
+  reveal(point) {
+    const { data, stage } = this;
+    if (data && point >= 0) {
+      const next = revealing(this.view, data.x[point], data.y[point], stage.clientWidth, stage.clientHeight);
+      if (!same(next, this.view)) this.move(next);
+    }
+    this.plan("over");
+  }
+
+  /** @param {string} words */
+  announce(words) {
+    this.live.textContent = words;
+  }
+}

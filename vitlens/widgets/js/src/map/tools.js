@@ -1,0 +1,189 @@
+// Above the map: what colours mean, which layers are shown, the lasso; and below it: what is chosen.
+
+/** @import { Model, NodeKey } from "../lib/types" */
+/** @import { Colours } from "./colours.js" */
+import { headOf } from "../browser/columns.js";
+import { labelOf, nodeName } from "../card/name.js";
+import { field, fill, h } from "../lib/dom.js";
+import { same, save } from "../lib/model.js";
+import { cssOf, greyOf } from "./colours.js";
+
+const LISTED = 24;
+const STEPS = 33;
+
+/**
+ * @param {Model} model
+ * @param {{ lasso: (on: boolean) => void, zoom: (factor: number) => void, fit: () => void,
+ *   chooseAll: () => void }} actions
+ */
+export function createTools(model, actions) {
+  const by = h("select", {
+    class: "vl-select",
+    onchange: () => save(model, { colour_by: by.value }),
+  });
+  const layers = h("div", { class: "vl-map-layers", role: "group", "aria-label": "Layers shown" });
+  const lasso = button("Lasso", "Draw around features to choose them (Shift adds; L)", () =>
+    actions.lasso(lasso.getAttribute("aria-pressed") !== "true"),
+  );
+  const legend = h("div", { class: "vl-map-legend" });
+  const element = h(
+    "div",
+    { class: "vl-toolbar vl-map-tools" },
+    field("colour by", by),
+    lasso,
+    button("Choose all", "Choose all features of the layers shown", actions.chooseAll),
+    button("−", "Zoom out", () => actions.zoom(0.7)),
+    button("+", "Zoom in", () => actions.zoom(1.4)),
+    button("Fit", "Show all", actions.fit),
+    legend,
+  );
+  /** @type {string[]} */
+  let choices = [];
+
+  /** @param {number} layer @param {number} count */
+  function toggle(layer, count) {
+    const now = shownLayers(model, count);
+    const next = now.includes(layer) ? now.filter((l) => l !== layer) : [...now, layer];
+    const all = next.length === 0 || next.length === count;
+    save(model, { map_layers: all ? [] : next.sort((a, b) => a - b) });
+  }
+
+  return {
+    element,
+    layers,
+    /** @param {boolean} on */
+    setLasso: (on) => lasso.setAttribute("aria-pressed", `${on}`),
+    /**
+     * @param {Colours} colours @param {boolean} dark
+     */
+    update(colours, dark) {
+      const { sizes, columns } = model.get("map");
+      const names = ["layer", "kind", ...columns];
+      if (!same(names, choices)) {
+        choices = names;
+        fill(by, names.map((name) => h("option", { value: name }, headOf(name))));
+      }
+      by.value = model.get("colour_by");
+      const count = sizes.length;
+      const shown = shownLayers(model, count);
+      const last = Math.max(1, count - 1);
+      const byLayer = by.value === "layer" && colours.ramp;
+      const held = layers.contains(active(layers)) ? active(layers)?.dataset.layer : undefined;
+      fill(
+        layers,
+        h("span", { class: "vl-muted" }, "layers"),
+        sizes.map((/** @type {number} */ _, /** @type {number} */ layer) =>
+          h(
+            "button",
+            {
+              type: "button",
+              class: "vl-map-layer",
+              dataset: { layer },
+              "aria-pressed": `${shown.includes(layer)}`,
+              "aria-label": `Layer ${layer}`,
+              onclick: () => toggle(layer, count),
+            },
+            byLayer && swatch(cssOf(byLayer(layer / last))),
+            layer,
+          ),
+        ),
+        shown.length < count &&
+          button("All layers", "Show all layers", () => save(model, { map_layers: [] })),
+      );
+      if (held) /** @type {HTMLElement} */ (layers.querySelector(`[data-layer="${held}"]`))?.focus();
+      fill(legend, legendOf(by.value, colours, dark));
+    },
+  };
+}
+
+/** The layers that are shown. @param {Model} model @param {number} count */
+export function shownLayers(model, count) {
+  /** @type {number[]} */
+  const some = model.get("map_layers") ?? [];
+  return some.length ? some : Array.from({ length: count }, (_, layer) => layer);
+}
+
+/** @param {string} by @param {Colours} colours @param {boolean} dark */
+function legendOf(by, { ramp, ends, named, missing }, dark) {
+  const none = missing && entry("not measured", cssOf(greyOf(dark)));
+  if (named) {
+    return named.map(([name, colour]) =>
+      entry(name === "none" ? "none above chance" : name, cssOf(colour)),
+    );
+  }
+  if (!ramp || !ends) return [none]; // layers have their colours on their buttons
+  const stops = Array.from({ length: STEPS }, (_, i) => cssOf(ramp(i / (STEPS - 1))));
+  const unit = by === "frequency" ? "frequency, logarithmic" : headOf(by);
+  return [
+    h(
+      "span",
+      { class: "vl-legend", role: "img", "aria-label": `Colours: ${unit}, ${ends.join(" to ")}` },
+      h("span", { class: "vl-legend-label" }, unit),
+      h(
+        "span",
+        { class: "vl-legend-body" },
+        h("span", {
+          class: "vl-legend-bar",
+          style: { "background-image": `linear-gradient(to right, ${stops.join(",")})` },
+        }),
+        h("span", { class: "vl-legend-ends" }, ends.map((x) => h("span", {}, x))),
+      ),
+    ),
+    none,
+  ];
+}
+
+/** @param {string} words @param {string} colour */
+const entry = (words, colour) => h("span", { class: "vl-map-entry" }, swatch(colour), words);
+
+/** @param {string} colour */
+const swatch = (colour) =>
+  h("span", {
+    class: "vl-map-swatch",
+    style: { "background-image": `linear-gradient(${colour}, ${colour})` },
+  });
+
+/** @param {string} words @param {string} hint @param {() => void} onclick */
+const button = (words, hint, onclick) =>
+  h("button", { type: "button", class: "vl-button", title: hint, "aria-label": hint, onclick }, words);
+
+/** @param {Element} element */
+const active = (element) =>
+  /** @type {HTMLElement | null} */ (/** @type {Document} */ (element.getRootNode()).activeElement);
+
+/** What is chosen, to go through one by one.
+ * @param {Model} model
+ */
+export function createChosen(model) {
+  const element = h("div", { class: "vl-map-chosen" });
+  return {
+    element,
+    update() {
+      /** @type {NodeKey[]} */
+      const chosen = model.get("chosen") ?? [];
+      element.hidden = !chosen.length;
+      const more = chosen.length - LISTED;
+      fill(
+        element,
+        h(
+          "span",
+          { role: "status" },
+          `${chosen.length.toLocaleString("en")} ${chosen.length === 1 ? "feature" : "features"} chosen`,
+        ),
+        button("Clear", "Choose none", () => save(model, { chosen: [] })),
+        chosen.slice(0, LISTED).map((node) =>
+          h(
+            "button",
+            {
+              type: "button",
+              class: "vl-map-node",
+              onclick: () => save(model, { selected: node }),
+            },
+            `${nodeName(model, node)} ${labelOf(model, node)}`.trim(),
+          ),
+        ),
+        more > 0 && h("span", { class: "vl-muted" }, `and ${more.toLocaleString("en")} more`),
+      );
+    },
+  };
+}

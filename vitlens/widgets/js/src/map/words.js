@@ -1,0 +1,32 @@
+// What is said of a point.
+
+/** @import { Data } from "./data.js" */
+import { headOf } from "../browser/columns.js";
+import { fixed, percent } from "../lib/dom.js";
+import { keyOf } from "./data.js";
+
+/** The columns behind a kind, as far as the map has them.
+ * @type {Record<string, string>}
+ */
+const BEHIND = { position: "position", class: "selectivity", orientation: "orientation", curve: "curvature", hue: "hue" };
+
+/**
+ * @param {Data} data @param {number} point @param {string} label @param {string} by
+ */
+export function describe(data, point, label, by) {
+  const [layer, feature] = keyOf(data, point);
+  const kind = data.kindNames[data.kinds[point]];
+  const parts = [`${layer}/${feature}${label ? ` ${label}` : ""}`];
+  if (by === "kind") parts.push(kind === "none" ? "no score above chance" : kind);
+  const column = by === "kind" ? BEHIND[kind] : by;
+  const value = data.columns.get(column)?.[point];
+  if (value !== undefined) parts.push(figure(column, value, data.chance[layer]?.[column]));
+  return parts.join("\n");
+}
+
+/** @param {string} column @param {number} value @param {number | undefined} chance */
+function figure(column, value, chance) {
+  if (Number.isNaN(value)) return `${headOf(column)}: not measured`;
+  const said = column === "frequency" ? `${percent(value)} of tokens` : `${headOf(column)} ${fixed(value)}`;
+  return chance === undefined ? said : `${said}, chance ${fixed(chance)}`;
+}
