@@ -85,7 +85,8 @@ def spurious(
         probe = {name: stored[f"{seed}.{name}"] for name in ("weight", "bias")}
     else:
         probe = probe_weights(seed)
-    head = nn.Linear(*reversed(probe["weight"].shape)).requires_grad_(False)
+    n_classes, width = probe["weight"].shape
+    head = nn.Linear(width, n_classes).requires_grad_(False)
     head.load_state_dict(probe)
     everyday = load("everyday", device=device, dtype=dtype)
     lens = _with_head(everyday, head, _facts()["class_names"])

@@ -1,0 +1,193 @@
+"""The published debiasing table: `vitlens.spurious`, five seeds, chosen on validation alone.
+
+    python -m recipes.everyday.debias
+
+For every seed a search on the validation images, then one look at the test images. Besides the
+groups' accuracies it measures what the same ablation does to the six classes of `everyday`, on
+composites of its own test split. Seeds that are done are kept in the work folder.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import re
+import statistics
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import vitlens
+from recipes.everyday.fetch import WORK, fetch
+from recipes.everyday.images import test_composites
+from vitlens.debias import DebiasedModel, Debiasing
+from vitlens.debias.report import GroupReport
+from vitlens.debias.spurious import Spurious
+from vitlens.files import read_json, write_json
+from vitlens.lens import Lens
+
+OUT = WORK / "debias"
+README = Path(__file__).resolve().parents[2] / "README.md"
+SEEDS = range(5)
+T_95 = {1: math.nan, 2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776}  # Student's t for n means
+SIX_CLASSES = 60  # composites for the collateral damage
+NAMES = {
+    "nothing": "nothing",
+    "ablated": "ablated features",
+    "random features": "as many random features",
+    "mean difference": "mean difference projected out",
+    "LEACE": "LEACE",
+    "DFR": "DFR (last layer re-trained)",
+}
+
+
+def main() -> None:
+    """Measure the seeds that are not there yet, print the table, write it into the README."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--seeds", type=int, nargs="+", default=list(SEEDS))
+    parser.add_argument("--write", action="store_true", help="put the table into README.md")
+    args = parser.parse_args()
+
+    fetch()
+    torch.set_num_threads(1)
+    results = []
+    for seed in args.seeds:
+        path = OUT / f"seed-{seed}.json"
+        if not path.exists():
+            write_json(path, measure(seed))
+        results.append(read_json(path))
+    text = summary(results)
+    print(text)
+    if args.write:
+        _write(text)
+
+
+def measure(seed: int) -> dict[str, Any]:
+    """One seed: the search, the test, and the six classes."""
+    start = time.time()
+    made: Spurious = vitlens.spurious(seed)
+    found: Debiasing = made.lens.debias(made.validation, test=made.test, seed=seed)
+    print(found, flush=True)
+    assert found.test is not None
+    return {
+        "seed": seed,
+        "features": found.features,
+        "path": found.path,
+        "candidates": len(found.candidates),
+        "validation": [_figures(report) for report in found.validation.reports],
+        "test": [_figures(report) for report in found.test.reports],
+        "table": [_figures(report) for report in found.table],
+        "random": [_figures(report) for report in found.random],
+        "six_classes": six_classes(found.features),
+        "seconds": time.time() - start,
+    }
+
+
+def six_classes(features: tuple[tuple[int, int], ...]) -> dict[str, float]:
+    """Accuracy of `everyday` itself on its own test composites, before and after."""
+    everyday: Lens = vitlens.load("everyday")
+    made = test_composites(SIX_CLASSES, seed=11)
+    changed = DebiasedModel(everyday, features)
+    right = {"before": 0, "after": 0}
+    for start, batch in enumerate(made.batches(20)):
+        labels = made.labels[20 * start : 20 * start + len(batch)]
+        for name, logits in (("before", everyday.vit.logits(batch)), ("after", changed(batch))):
+            right[name] += int((logits.argmax(1) == labels).sum())
+    return {name: n / SIX_CLASSES for name, n in right.items()}
+
+
+def _figures(report: GroupReport) -> dict[str, Any]:
+    return {
+        "name": report.name,
+        "n_features": report.n_features,
+        "average": report.average,
+        "worst": report.worst,
+        "groups": dict(zip(report.group_names, report.accuracy.tolist(), strict=True)),
+    }
+
+
+def summary(results: list[dict[str, Any]]) -> str:
+    """The README's tables."""
+    groups = list(results[0]["table"][0]["groups"])
+    lines = [
+        "| | worst group | average | " + " | ".join(groups) + " |",
+        "|---" + "|---:" * (2 + len(groups)) + "|",
+    ]
+    for name, shown in NAMES.items():
+        rows = [_row(result, name) for result in results]
+        if all(rows):
+            cells = [_mean([r["worst"] for r in rows]), _mean([r["average"] for r in rows])]
+            cells += [f"{100 * statistics.mean(r['groups'][g] for r in rows):.0f}" for g in groups]
+            lines.append(f"| {shown} | " + " | ".join(cells) + " |")
+    numbers = [len(result["features"]) for result in results]
+    closed = [_closed(result) for result in results]
+    lost = [_row(r, "nothing")["average"] - _row(r, "ablated")["average"] for r in results]
+    six = [100 * (r["six_classes"]["after"] - r["six_classes"]["before"]) for r in results]
+    lines += [
+        "",
+        f"Test images, in %, mean and 95 % interval over {len(results)} seeds. Ablated: "
+        f"{', '.join(map(str, numbers))} features. Part of the gap between nothing and DFR in the "
+        f"worst group that is closed: {_mean(closed)} %; change of the average: "
+        f"{_mean([-x for x in lost], sign=True)} points; of the accuracy of `everyday` on its six "
+        f"classes with the same features ablated: {statistics.mean(six):+.1f} points "
+        f"({SIX_CLASSES} composites).",
+        "",
+        _curve(results),
+    ]
+    return "\n".join(lines)
+
+
+def _curve(results: list[dict[str, Any]]) -> str:
+    """Worst group and average by number of features, means over seeds."""
+    curves = [{point["n_features"]: point for point in result["test"]} for result in results]
+    shared = sorted(set.intersection(*(set(curve) for curve in curves)))
+    rows = [["features", *map(str, shared)]]
+    for what, shown in (("worst", "worst group"), ("average", "average")):
+        means = (100 * statistics.mean(curve[n][what] for curve in curves) for n in shared)
+        rows.append([shown, *(f"{x:.1f}" for x in means)])
+    lines = ["| " + " | ".join(row) + " |" for row in rows]
+    return "\n".join([lines[0], "|---" + "|---:" * len(shared) + "|", *lines[1:]])
+
+
+def _row(result: dict[str, Any], name: str) -> dict[str, Any]:
+    """A method's figures; for random features the mean over draws, also of the worst groups."""
+    if name == "random features" and result["random"]:
+        draws = result["random"]
+        return {
+            "worst": statistics.mean(d["worst"] for d in draws),
+            "average": statistics.mean(d["average"] for d in draws),
+            "groups": {
+                g: statistics.mean(d["groups"][g] for d in draws) for g in draws[0]["groups"]
+            },
+        }
+    return next((row for row in result["table"] if row["name"] == name), {})
+
+
+def _closed(result: dict[str, Any]) -> float:
+    nothing, ours, dfr = (_row(result, n)["worst"] for n in ("nothing", "ablated", "DFR"))
+    return (ours - nothing) / (dfr - nothing)
+
+
+def _mean(values: list[float], *, sign: bool = False) -> str:
+    """Mean with Student's 95 % interval over seeds, in per cent."""
+    mean = 100 * statistics.mean(values)
+    text = f"{mean:+.1f}" if sign else f"{mean:.1f}"
+    if len(values) < 2:
+        return text
+    half = 100 * T_95[len(values)] * statistics.stdev(values) / math.sqrt(len(values))
+    return f"{text} ± {half:.1f}"
+
+
+def _write(text: str) -> None:
+    old = README.read_text(encoding="utf-8")
+    block = f"<!-- debias: begin -->\n{text}\n<!-- debias: end -->"
+    new = re.sub(
+        r"<!-- debias: begin -->.*<!-- debias: end -->", lambda _: block, old, flags=re.DOTALL
+    )
+    README.write_text(new, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
