@@ -183,7 +183,8 @@ def test_unbiased_where_there_is_nothing_to_find() -> None:
 def test_a_kind_needs_all_its_scores() -> None:
     chance = {name: 0.2 for names in KINDS.values() for name in names}
     assert kind_of({"curvature": 0.8, "direction": 0.1}, chance).name == "none"
-    assert kind_of({"curvature": 0.8, "direction": 0.4}, chance) == ("curve", 2.0)
+    assert kind_of({"curvature": -0.1, "direction": 0.4}, chance).name == "none"
+    assert kind_of({"curvature": 0.1, "direction": 0.4}, chance) == ("curve", 2.0)
     assert kind_of({"position": 0.3, "hue": float("nan")}, chance).name == "position"
     small = kind_of({"position": 0.02}, {"position": 0.0001})
     assert small == ("position", 2.0) and str(small) == "position ×2.0"
@@ -197,6 +198,9 @@ def test_scores_refuse_what_they_do_not_have() -> None:
         found.of(FEATURES)
     with pytest.raises(FeatureError, match="control"):
         found.above("extent")
+    with pytest.raises(FeatureError, match="kind"):
+        found.of_kind("square")
+    assert torch.equal(found.of_kind("position"), found.above("position"))
     with pytest.raises(FeatureError):
         Scores(0, {"a": torch.zeros(2), "b": torch.zeros(3)})
     assert set(found.names) <= set(NAMES)

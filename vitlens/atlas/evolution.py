@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from vitlens.atlas.scores import KINDS, Scores
@@ -32,7 +32,7 @@ class Course:
     above
         By name of the score and layer, the share of features above the chance level.
     kinds
-        By kind (see `scores.KINDS`) and layer, the share above chance in all the kind's scores.
+        By kind (see `scores.KINDS`) and layer, the share of features of that kind.
     """
 
     n_features: tuple[int, ...]
@@ -168,18 +168,28 @@ def _summary(
     names: Sequence[str],
     levels: Sequence[str],
 ) -> Course:
-    def share(one: Scores, *of: str) -> float:
-        found = torch.stack([column(one, name) > one.chance[name] for name in of]).all(0)
-        return float(found.double().mean())
+    def above(one: Scores, name: str) -> Bool[Tensor, " n"]:
+        return column(one, name) > one.chance[name]
 
-    kinds = {kind: of for kind, of in KINDS.items() if set(of) <= set(levels)}
+    def of_kind(one: Scores, kind: str) -> Bool[Tensor, " n"]:
+        first, *further = KINDS[kind]
+        found = above(one, first)
+        for name in further:
+            found = found & (column(one, name) > 0)
+        return found
+
+    kinds = [kind for kind, needed in KINDS.items() if set(needed) <= set(levels)]
     return Course(
         n_features=tuple(len(one) for one in scores),
         n_live=tuple(int(one.live.sum()) for one in scores),
         quartiles={n: tuple(_quartiles(column(one, n)) for one in scores) for n in names},
-        above={name: tuple(share(one, name) for one in scores) for name in levels},
-        kinds={kind: tuple(share(one, *of) for one in scores) for kind, of in kinds.items()},
+        above={name: tuple(_share(above(one, name)) for one in scores) for name in levels},
+        kinds={kind: tuple(_share(of_kind(one, kind)) for one in scores) for kind in kinds},
     )
+
+
+def _share(found: Bool[Tensor, " n"]) -> float:
+    return float(found.double().mean())
 
 
 def _quartiles(column: Float[Tensor, " n"]) -> Quartiles:

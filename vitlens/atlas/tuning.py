@@ -151,14 +151,19 @@ def indices(responses: Float[Tensor, "F N"]) -> dict[str, Float[Tensor, " F"]]:
     Returns
     -------
     dict
-        For each of `INDICES` [F]: ``orientation``, 1 minus the circular variance over
-        orientations of edges and gratings (the mean over both signs and all periods), 0 to 1;
-        ``direction``, the same over the directions of arcs of the radius with the strongest
-        response, 0 to 1; ``curvature``, (arcs - lines) / (arcs + lines) of the mean response to
-        arcs, of the radius that the *other* half prefers, and to straight lines, each the
-        geometric mean of both halves, -1 to 1; ``hue``, 1 minus the circular variance over hues,
-        0 to 1; ``texture``,
-        (best - mean) / (best + mean), the best texture being that of the other half, 0 to 1.
+        For each of `INDICES`, [F].
+
+        - ``orientation``: 1 minus the circular variance over the orientations of edges and
+          gratings (the mean over both signs and all periods), 0 to 1.
+        - ``direction``: 1 minus the circular variance over the directions in which arcs bulge
+          (the mean over all radii), 0 to 1. A feature of lines of one orientation has 0: such a
+          line bulges to both sides alike.
+        - ``curvature``: (arcs - lines) / (arcs + lines) of the mean response to arcs, of the
+          radius that the *other* half prefers, and to straight lines, each the geometric mean of
+          both halves, -1 to 1.
+        - ``hue``: 1 minus the circular variance over hues, 0 to 1.
+        - ``texture``: (best - mean) / (best + mean), the best texture being that of the other
+          half, 0 to 1.
 
     Notes
     -----
@@ -255,12 +260,10 @@ def _block(responses: Float[Tensor, "F N"], name: str) -> Float[Tensor, "F ..."]
 
 
 def _indices(by: _Conditions) -> dict[str, Float[Tensor, " F"]]:
-    strongest = by.arc[:, :, :_STRAIGHT].mean((1, 3)).argmax(1)
-    best_arcs = by.arc[torch.arange(len(by.arc)), :, strongest]
     return {
         "orientation": _resultant(by.orientation.mean(2)) * by.evidence["line"],
         "curvature": _curvature(by.any_arc) * by.evidence["arc"],
-        "direction": _resultant(best_arcs) * by.evidence["arc"],
+        "direction": _resultant(by.arc[:, :, :_STRAIGHT].mean(2)) * by.evidence["arc"],
         "hue": _resultant(by.hue.mean(2)) * by.evidence["hue"],
         "texture": _best_over_mean(by.texture.mean(2)) * by.evidence["texture"],
     }
