@@ -1,4 +1,6 @@
-"""A lens small enough for kernels in tests, with registers and names, and a picture for it."""
+"""A lens small enough for kernels in tests, with registers and names, a picture and an atlas."""
+
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -7,6 +9,7 @@ from PIL import Image
 from timm.models import VisionTransformer
 
 import vitlens
+from vitlens.atlas.atlas import Atlas
 from vitlens.images import Transform
 
 CLASSES = ("bird", "mammal", "fruit", "flower", "vehicle", "building", "insect", "tool")
@@ -38,3 +41,27 @@ def tiny_picture() -> Image.Image:
     y, x = np.mgrid[:60, :60]
     disc = 255 * ((x - 30) ** 2 + (y - 30) ** 2 < 400)
     return Image.fromarray(np.stack([4 * x, 4 * y, disc], axis=-1).astype(np.uint8))
+
+
+def tiny_atlas(lens: vitlens.Lens, out: Path | str | None = None, *, heats: bool = True) -> Atlas:
+    """An atlas of 16 pictures of bars, discs and noise, for `tiny_lens`."""
+    return Atlas.build(
+        lens,
+        [tiny_shape(i) for i in range(16)],
+        n_top=5,
+        n_sampled=6,
+        pictures=48,
+        heats=heats,
+        batch_size=8,
+        out=out,
+        progress=False,
+    )
+
+
+def tiny_shape(seed: int) -> Image.Image:
+    """A bar, a disc or noise, in a colour of its own."""
+    rng = np.random.default_rng(seed)
+    y, x = np.mgrid[:48, :48] - rng.integers(16, 32, (2, 1, 1))
+    shape = (np.abs(x) < 4, x**2 + y**2 < 100, rng.random((48, 48)) < 0.3)[seed % 3]
+    inks = rng.integers(0, 256, (2, 3))
+    return Image.fromarray(np.where(shape[..., None], inks[0], inks[1]).astype(np.uint8))

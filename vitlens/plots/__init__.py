@@ -5,6 +5,7 @@ from vitlens.plots.curves import curves_figure
 from vitlens.plots.feature import feature_figure, features_figure
 from vitlens.plots.feature_map import map_figure
 from vitlens.plots.heatmap import heatmap_figure, heatmaps_figure
+from vitlens.plots.profile import profile_figure, table_figure
 from vitlens.plots.save import save_figure
 from vitlens.plots.verify import verification_figure
 
@@ -16,6 +17,8 @@ __all__ = [
     "heatmap_figure",
     "heatmaps_figure",
     "map_figure",
+    "profile_figure",
     "save_figure",
+    "table_figure",
     "verification_figure",
 ]

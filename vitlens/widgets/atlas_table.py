@@ -70,7 +70,7 @@ def kinds_of(atlas: Atlas, layer: int) -> list[str]:
 
 
 def kind_words(atlas: Atlas, node: tuple[int, int]) -> str:
-    """Return a feature's kind with its figures, such as "orientation 0.62, chance 0.21"."""
+    """Return a feature's kind with its figures, such as "curve, curvature 0.62, chance 0.21"."""
     from vitlens.atlas.scores import KINDS
 
     layer, feature = node
@@ -80,9 +80,6 @@ def kind_words(atlas: Atlas, node: tuple[int, int]) -> str:
     kind = scores.kind(feature)
     if kind.name == "none":
         return "no score above chance"
-    figures = (
-        f"{'' if name == kind.name else name + ' '}{float(scores[name][feature]):.2f}, "
-        f"chance {scores.chance[name]:.2f}"
-        for name in KINDS[kind.name]
-    )
-    return f"{kind.name} " + "; ".join(figures)
+    score, *_ = KINDS[kind.name]  # what the kind is named after; others only have to be there
+    figures = f"{float(scores[score][feature]):.2f}, chance {scores.chance[score]:.2f}"
+    return f"{kind.name}, {'' if score == kind.name else score + ' '}{figures}"

@@ -78,20 +78,32 @@ class BrowserPart(ScenePart):
 
     def browser_figure(self) -> Figure:
         """Return the first rows of the list as a matplotlib figure."""
-        from vitlens.plots import features_figure
+        from vitlens.plots import features_figure, table_figure
 
         rows = self.listed
         shown = rows[:_ROWS_DRAWN]
-        scene = self._scene
-        if scene is None:
-            raise NotImplementedError
+        title = (
+            f"Layer {self.layer}: {len(shown)} of {len(rows)} features, "
+            f"by {self.sort.replace('_', ' ')}"
+        )
+        if self._scene is None:
+            names = [name for name in self.browser["columns"] if name in ATLAS_COLUMNS]
+            columns = from_bytes(self.browser_table).reshape(len(names), -1)
+            texts = [
+                [
+                    str(feature),
+                    self.labels.get((layer, feature), ""),
+                    *(f"{value:.3g}" for value in columns[:, feature]),
+                ]
+                for layer, feature in shown
+            ]
+            return table_figure(["feature", "name", *names], texts, title=title)
         return features_figure(
-            table(scene, self.layer)[:, [feature for _, feature in shown]],
+            table(self._scene, self.layer)[:, [feature for _, feature in shown]],
             names=[str(feature) for _, feature in shown],
             labels=[self.labels.get(node, "") for node in shown],
-            positive=scene.positive(self.layer),
-            title=f"Layer {self.layer}: {len(shown)} of {len(rows)} features, "
-            f"by {self.sort.replace('_', ' ')}",
+            positive=self._scene.positive(self.layer),
+            title=title,
         )
 
     @t.validate("layer")

@@ -15,6 +15,7 @@ from vitlens.errors import FeatureError, TargetError
 from vitlens.images import ImageLike
 from vitlens.lens import Lens
 from vitlens.widgets.ablation import AblationPart
+from vitlens.widgets.atlas_table import kind_words
 from vitlens.widgets.buffers import encode_strip, to_bytes
 from vitlens.widgets.part import ScenePart
 from vitlens.widgets.scene import Scene
@@ -100,11 +101,20 @@ class DiagramPart(ImageTraits, ScenePart):
         """Show the circuits of these candidates; pins that are not among them are let go."""
         keys = set(candidates.keys)
         self._candidates = candidates
+        packed = _packed(candidates)
+        if self.atlas is not None:
+            packed["graph"]["kinds"] = [kind_words(self.atlas, node) for node in candidates.keys]
         with self.hold_sync(), self.hold_trait_notifications():
             self.pinned = tuple(node for node in self.pinned if node in keys)
             self.hovered = None
             for name, value in _packed(candidates).items():
                 setattr(self, name, value)
+            atlas = self.atlas
+            if atlas is not None:
+                self.graph = {
+                    **self.graph,
+                    "kinds": [kind_words(atlas, n) for n in candidates.keys],
+                }
 
     def diagram_figure(self) -> Figure:
         """Return what is visible as a matplotlib figure."""

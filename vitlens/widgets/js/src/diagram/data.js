@@ -23,6 +23,7 @@ export const TARGET = -2;
  * @property {{ name: string, index: number | null, value: number }} goal the target
  * @property {[string, number]} prediction
  * @property {Map<string, number>} ids by "layer/feature"
+ * @property {string[]} kinds what a candidate is most of, with its score and chance; by an atlas
  * @typedef {Graph & Extra} Data
  */
 
@@ -82,6 +83,7 @@ export function readData(model) {
     goal: about.target,
     prediction: about.prediction,
     ids,
+    kinds: about.kinds ?? [],
   };
 }
 

@@ -6,6 +6,7 @@ import { fill, h, percent, show } from "../lib/dom.js";
 import { drawHeat } from "../lib/heat.js";
 import { ERROR, featureName, relativeHeat, shareWords } from "./data.js";
 
+const KIND = "The score most above the 99% level of chance, over the atlas’s images";
 const SIDE = 264; // pixels of the canvas' longer side
 
 export function createSide() {
@@ -53,6 +54,7 @@ export function createSide() {
         label && h("div", {}, `layer ${data.layers[id]}, ${name}`),
         h("div", {}, `importance ${show(data.importances[id])}`),
         h("div", {}, `${shareWords(data.shares[id])} of its layer`),
+        data.kinds[id] && h("div", { class: "vl-side-kind", title: KIND }, data.kinds[id]),
         prefix > 0 && h("div", {}, prefixWords(data, values)),
       );
     },
