@@ -336,11 +336,11 @@ def test_interrupted_runs_go_on_where_they_stopped(reference, tmp_path, monkeypa
 
     measure, measured_images = curves_module._Plan.measure, []
 
-    def interrupted(plan, case):
+    def interrupted(plan, case, watch):
         measured_images.append(case.index)
         if measured_images == [0, 2]:
             raise KeyboardInterrupt
-        return measure(plan, case)
+        return measure(plan, case, watch)
 
     monkeypatch.setattr(curves_module._Plan, "measure", interrupted)
     with pytest.raises(KeyboardInterrupt):
@@ -362,6 +362,48 @@ def test_interrupted_runs_go_on_where_they_stopped(reference, tmp_path, monkeypa
     assert measured_images == [0, 2, 2, 3]
     with pytest.raises(CheckpointError, match="other images, weights or settings"):
         faithfulness(*reference.arguments, reference.images[4:8], out=out, **options)
+
+
+def test_progress_is_told_before_every_step(reference):
+    told = []
+    faithfulness(
+        *reference.arguments,
+        reference.images[:2],
+        methods=["rrm", "cla", "random"],
+        q=Q,
+        batch_size=8,
+        progress=lambda done, what: told.append((done, what)),
+    )
+    shares = [done for done, _ in told]
+    assert shares[0] == 0
+    assert shares[-1] == 1
+    assert shares == sorted(shares)
+    # 26 replaced runs an image: the model and the empty model, 3 methods x 4 counts both ways.
+    layers = [f"{name}, layer {layer}" for name in ("rrm", "cla") for layer in (0, 1)]
+    one = ["image", "rrm", *layers[:2], "cla", *layers[2:], "random", *["replaced runs"] * 4]
+    assert [what for _, what in told] == [*one, *one, "curves"]
+    assert shares[len(one)] == 0.5
+
+
+@pytest.mark.parametrize("step", ["image", "rrm, layer 1", "cla, layer 0", "replaced runs"])
+def test_progress_can_cancel_within_a_method(reference, tmp_path, step):
+    out = tmp_path / "curves.safetensors"
+    told = []
+
+    def cancel(done, what):
+        told.append(what)
+        if done >= 0.5 and what == step:
+            raise InterruptedError
+
+    options = {"methods": ["rrm", "cla"], "q": Q, "out": out}
+    arguments = (*reference.arguments, reference.images[:2])
+    with pytest.raises(InterruptedError):
+        faithfulness(*arguments, **options, progress=cancel)
+    assert told[-1] == step  # nothing more was begun
+    assert [p.name for p in tmp_path.iterdir()] == [partial_path(out).name]
+    resumed = faithfulness(*arguments, **options, progress=False)
+    out.unlink()
+    assert resumed == faithfulness(*arguments, **options, progress=False)
 
 
 def test_what_is_not_valid_is_refused(reference):

@@ -259,7 +259,7 @@ class Lens(ChangingLens):
         batch_size: int = 16,
         seed: int = 0,
         out: str | Path | None = None,
-        progress: bool = True,
+        progress: Progress = True,
     ) -> Curves:
         """Insertion and deletion curves; see `vitlens.circuits.curves.faithfulness`.
 

@@ -1,6 +1,7 @@
 """Telling a caller how far a long computation is."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass
 from typing import TypeAlias, TypeVar
 
 from tqdm.auto import tqdm
@@ -31,3 +32,33 @@ def steps(items: Sequence[T], what: str, progress: Progress) -> Iterator[T]:
         progress(number / len(items), what)
         yield item
     progress(1.0, what)
+
+
+@dataclass
+class Watch:
+    """Tells a function how far a run of unlike steps is; see `Progress`.
+
+    Attributes
+    ----------
+    progress
+        The function; a bool is not told anything.
+    total
+        How many steps there are.
+    done
+        How many of them are behind.
+    """
+
+    progress: Progress
+    total: int
+    done: int = 0
+
+    def tell(self, what: str) -> None:
+        """Say what is done now."""
+        if callable(self.progress):
+            self.progress(self.done / self.total, what)
+
+    def each(self, items: Collection[T]) -> Iterator[T]:
+        """Yield the items, and count each of them once it is behind."""
+        for item in items:
+            yield item
+            self.done += 1

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import io
 import json
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,8 @@ from PIL import Image
 import vitlens
 from tests.tiny import CLASSES, tiny_lens
 from vitlens.about import About, Sample
+from vitlens.attribution import cla
+from vitlens.circuits import methods
 from vitlens.errors import ImageError, TargetError, VitlensError
 from vitlens.widgets import Explorer
 
@@ -231,6 +234,53 @@ def test_cancel_stops_and_look_goes_on(lens: vitlens.Lens) -> None:
         ask(explorer, "look", {})
         await explorer.ready()
         assert explorer.graph["n_layers"] == 3
+
+    asyncio.run(story())
+
+
+def test_cancel_stops_curves_within_a_method(
+    lens: vitlens.Lens, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun, go = threading.Event(), threading.Event()
+    layers: list[int] = []
+
+    def waits(*arguments: Any, **options: Any) -> torch.Tensor:
+        layers.append(arguments[3])
+        begun.set()
+        assert go.wait(20)
+        return cla.cla_edges(*arguments, **options)
+
+    async def story() -> None:
+        explorer = lens.explore()
+        await explorer.ready()
+        monkeypatch.setattr(methods, "cla_edges", waits)
+        explorer.measure_curves(methods=("cla", "rrm"))
+        assert await asyncio.to_thread(begun.wait, 20)
+        ask(explorer, "cancel", {})
+        go.set()
+        # What comes after it in the worker's only thread runs once the curves have stopped.
+        explorer.background("curves").run(lambda check: None, lambda result: None)
+        await explorer.ready()
+        assert layers == [0]  # of two
+        assert explorer.curves == {}
+        assert explorer.progress == {}
+
+    asyncio.run(story())
+
+
+def test_curves_tell_how_far_they_are(lens: vitlens.Lens) -> None:
+    async def story() -> None:
+        explorer = lens.explore()
+        await explorer.ready()
+        seen: list[dict[str, Any]] = []
+        explorer.observe(lambda change: seen.append(change.new), "progress")
+        explorer.measure_curves(methods=("rrm",))
+        await explorer.ready()
+        assert {"curves: rrm, layer 1", "curves: replaced runs"} <= {
+            one["what"] for one in seen if one
+        }
+        assert seen[-1] == {}
+        assert explorer.curves["methods"] == ["rrm"]
 
     asyncio.run(story())
 

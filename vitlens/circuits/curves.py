@@ -20,9 +20,10 @@ from vitlens.attribution.edges import Engine
 from vitlens.attribution.targets import TargetLike, resolve_target
 from vitlens.circuits.methods import Case, Method, resolve_methods
 from vitlens.circuits.results import METRICS, Curves, Metric
-from vitlens.circuits.resume import PARTS, Progress, load_finished, run_key
+from vitlens.circuits.resume import PARTS, Measured, load_finished, run_key
 from vitlens.errors import FeatureError, VitlensError
 from vitlens.models.adapter import ViT
+from vitlens.progress import Progress, Watch
 from vitlens.replacement import Baselines, ErrorNodes, run_with, trace
 from vitlens.saes.topk import TopKSAE
 from vitlens.selections import keep_masks
@@ -49,7 +50,7 @@ def faithfulness(
     batch_size: int = 16,
     seed: int = 0,
     out: str | Path | None = None,
-    progress: bool = True,
+    progress: Progress = True,
 ) -> Curves:
     """Measure insertion (faithfulness) and deletion (completeness) curves.
 
@@ -91,7 +92,8 @@ def faithfulness(
         A file to write. A run that was cut off goes on from the last whole image, kept in
         `out` with ".partial" appended; a finished one is loaded.
     progress
-        Whether to show a progress bar.
+        Show a progress bar over the images, or call this function (see `vitlens.progress`), before
+        every method, every layer of "rrm" and "cla", and every batch of replaced runs.
 
     Returns
     -------
@@ -112,8 +114,9 @@ def faithfulness(
     counts = _counts(q, saes)
     _check(images, labels, errors, batch_size)
     plan = _Plan(vit, saes, baselines, named, counts, errors, batch_size)
+    watch = Watch(progress, total=len(images) * plan.n_steps)
     settings: dict[str, Any] = {"engine": engine, "seed": seed}
-    done = Progress()
+    done = Measured()
     if out is not None:
         call = {
             "methods": list(named),
@@ -126,21 +129,29 @@ def faithfulness(
         finished = load_finished(out, settings["run"])
         if finished is not None:
             return finished
-        done = Progress.load(out, settings["run"])
+        done = Measured.load(out, settings["run"])
 
     with tqdm(
-        total=len(images), initial=done.seen, desc="curves", unit="image", disable=not progress
+        total=len(images),
+        initial=done.seen,
+        desc="curves",
+        unit="image",
+        disable=progress is not True,
     ) as bar:
         for index in range(done.seen, len(images)):
+            watch.done = index * plan.n_steps
+            watch.tell("image")
             traced = trace(vit, saes, images[index].to(vit.device, vit.dtype))
             wanted = resolve_target(target, traced.logits, class_names)
             if labels is None or int(traced.logits.argmax()) == int(labels[index]):
-                case = Case(vit, saes, baselines, traced, wanted, engine, seed, index)
-                done.add(index, plan.measure(case))
+                case = Case(vit, saes, baselines, traced, wanted, engine, seed, index, watch.tell)
+                done.add(index, plan.measure(case, watch))
             done.seen = index + 1
             if out is not None:
                 done.save(out, settings["run"])
             bar.update()
+    if callable(progress):
+        progress(1.0, "curves")
     if not done.images:
         raise VitlensError(
             f"None of the {len(images)} images is classified as its label says, so there is "
@@ -222,7 +233,8 @@ def estimate(
     plan = _Plan(vit, saes, baselines, named, counts, errors, batch_size)
     start = time.perf_counter()
     traced = trace(vit, saes, image.to(vit.device, vit.dtype))
-    plan.measure(Case(vit, saes, baselines, traced, resolve_target(None, traced.logits), engine))
+    case = Case(vit, saes, baselines, traced, resolve_target(None, traced.logits), engine)
+    plan.measure(case, Watch(False, total=plan.n_steps))
     seconds = time.perf_counter() - start
     widest = max(sae.size for sae in saes)
     # A block holds about a dozen numbers a channel at once, an SAE its pre-activations,
@@ -258,18 +270,24 @@ class _Plan:
         """Replaced runs for one image."""
         return 2 + 2 * len(self.methods) * len(self.inner_counts)
 
-    def measure(self, case: Case) -> dict[str, Float[Tensor, "... metric"]]:
+    @property
+    def n_steps(self) -> int:
+        """Steps for one image: methods, and batches of replaced runs."""
+        return len(self.methods) + len(range(0, self.n_runs, self.batch_size))
+
+    def measure(self, case: Case, watch: Watch) -> dict[str, Float[Tensor, "... metric"]]:
         """Return insertion and deletion, [method, q, metric], and the untouched model's metrics."""
         everything = [torch.ones(sae.size, dtype=torch.bool) for sae in self.saes]
         kept = [everything]
-        for method in self.methods.values():
+        for name, method in watch.each(self.methods.items()):
+            watch.tell(name)
             keep = method(case)
             kept += [keep_masks(self.saes, keep(n), torch.device("cpu")) for n in self.inner_counts]
         masks = [
             torch.cat([torch.stack(layer), ~torch.stack(layer)])
             for layer in zip(*kept, strict=True)
         ]
-        values = _metrics(self._run(case, masks), case)
+        values = _metrics(self._run(case, masks, watch), case)
         inserted, deleted = values.chunk(2)
         full, empty = inserted[0], deleted[0]
         return {
@@ -278,9 +296,12 @@ class _Plan:
             "untouched": _metrics(case.trace.logits[None], case)[0],
         }
 
-    def _run(self, case: Case, masks: Sequence[Bool[Tensor, "n F"]]) -> Float[Tensor, "n C"]:
+    def _run(
+        self, case: Case, masks: Sequence[Bool[Tensor, "n F"]], watch: Watch
+    ) -> Float[Tensor, "n C"]:
         logits = []
-        for start in range(0, len(masks[0]), self.batch_size):
+        for start in watch.each(range(0, len(masks[0]), self.batch_size)):
+            watch.tell("replaced runs")
             chunk = [mask[start : start + self.batch_size].to(self.vit.device) for mask in masks]
             logits.append(
                 run_with(

@@ -1,6 +1,6 @@
 """How each method chooses the features to keep on an image: one function a method."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TypeAlias
@@ -26,6 +26,10 @@ from vitlens.saes.topk import TopKSAE
 Keep: TypeAlias = Callable[[int], Sequence[Int[Tensor, " kept"]]]
 
 
+def _say_nothing(what: str) -> None:
+    """Report to nobody."""
+
+
 @dataclass(frozen=True)
 class Case:
     """One image and all that a method may look at to choose its features.
@@ -42,6 +46,8 @@ class Case:
         How edges are computed.
     seed, index
         Of the experiment, and the image's number in it.
+    report
+        Told what is done, before every long step of a method; what it raises ends the experiment.
     """
 
     vit: ViT
@@ -52,6 +58,7 @@ class Case:
     engine: Engine = "exact"
     seed: int = 0
     index: int = 0
+    report: Callable[[str], None] = _say_nothing
 
     @cached_property
     def nodes(self) -> Importances:
@@ -92,23 +99,28 @@ def ranked(scores: Sequence[Float[Tensor, " F"]]) -> Keep:
     return lambda count: [order[:count] for order in orders]
 
 
+def _pairs(case: Case, method: str) -> Iterator[int]:
+    """Yield each layer but the last, and report before."""
+    for layer in range(len(case.saes) - 1):
+        case.report(f"{method}, layer {layer}")
+        yield layer
+
+
 def rrm(case: Case) -> Keep:
     """Walk back over exact edges, for each count anew (Kim et al., arXiv 2509.17401)."""
-    n_pairs = len(case.saes) - 1
     edges = [
         layer_edges(case.vit, case.saes, case.trace, case.baselines, case.nodes, layer)
-        for layer in range(n_pairs)
+        for layer in _pairs(case, "rrm")
     ]
     return lambda count: walk(case.nodes.nodes, edges, count=count, error_nodes=False)
 
 
 def cla(case: Case) -> Keep:
     """Walk back over |a_m| |d a_n / d a_m| (Cross-Layer Attribution, arXiv 2404.14349)."""
-    n_pairs = len(case.saes) - 1
     # The walk has room for error nodes, which CLA does not know: a last entry of 0.
     edges = [
         F.pad(cla_edges(case.vit, case.saes, case.trace, layer, engine=case.engine), (0, 0, 0, 1))
-        for layer in range(n_pairs)
+        for layer in _pairs(case, "cla")
     ]
     nodes = [torch.zeros(sae.size + 1) for sae in case.saes]
     nodes[-1] = F.pad(cla_top_scores(case.trace, case.plain.gradients[-1]), (0, 1))

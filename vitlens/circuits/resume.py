@@ -27,7 +27,7 @@ _FORMAT = "vitlens.curves.partial"
 
 
 @dataclass
-class Progress:
+class Measured:
     """What has been measured so far.
 
     Attributes
@@ -64,7 +64,7 @@ class Progress:
         write_tensors(partial_path(out), tensors, metadata)
 
     @classmethod
-    def load(cls, out: str | Path, run: str) -> Progress:
+    def load(cls, out: str | Path, run: str) -> Measured:
         """Read the partial file that belongs to `out`; nothing done yet when there is none.
 
         Raises

@@ -25,7 +25,6 @@ from vitlens.widgets.feature import CardPart
 from vitlens.widgets.feature_map import MapPart
 from vitlens.widgets.health import health
 from vitlens.widgets.heatmap import HeatmapPart
-from vitlens.widgets.image_curves import image_curves
 from vitlens.widgets.scene import Scene
 from vitlens.widgets.tasks import Check, teller
 
@@ -33,6 +32,9 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _CURVES = ("rrm", "node", "random")
+#: Fewer shares of features than a full measurement takes, small circuits among them.
+_Q = (0.0, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.35, 0.6, 1.0)
+_RUNS = 4  # replaced runs at once: a batch takes no longer than Cancel may
 
 
 class Explorer(
@@ -158,9 +160,11 @@ class Explorer(
         def work(check: Check) -> Any:
             def report(done: float, what: str) -> None:
                 check()
-                tell(check, lambda: self._show_progress(done, what))
+                tell(check, lambda: self._show_progress(done, f"curves: {what}"))
 
-            return image_curves(lens, image, target=target, methods=methods, report=report)
+            return lens.faithfulness(
+                [image], methods=methods, target=target, q=_Q, batch_size=_RUNS, progress=report
+            )
 
         def then(curves: Any) -> None:
             self.show_curves(curves)
