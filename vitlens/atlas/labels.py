@@ -87,7 +87,8 @@ def find_labels(lens: LensBase, source: Source, labels: Any) -> Labels:
             return Labels(("any",), "none", None, ("any",))
         return Labels(model_names, "predictions", None, model_names)
     lookup = None if labels is None else look_up(labels, source, "labels", TargetError)
-    names = source.class_names or _names_among(labels) or model_names or ()
+    own = labels is None or isinstance(labels, str)  # the data set says what its numbers mean
+    names = (source.class_names if own else _names_among(labels)) or model_names or ()
     known = model_names is not None and set(names) <= set(model_names)
     return Labels(model_names if known and model_names else names, "data", lookup, names)
 

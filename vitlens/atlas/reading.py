@@ -85,7 +85,7 @@ class Reader:
             told = (
                 str(error) if isinstance(error, ImageError) else f"{type(error).__name__}: {error}"
             )
-            return Unreadable(item, told)
+            return Unreadable(item, told.replace(item.path, item.key) if item.path else told)
 
     def _ready(self, position: int, item: Item) -> Ready:
         image, label = item.read()

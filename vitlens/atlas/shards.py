@@ -44,6 +44,9 @@ def shard_items(shard: Path, name: str) -> Iterator[Item]:
             )
 
 
+_REST = "(the rest)"
+
+
 class _Broken(NamedTuple):
     """Stands for the rest of a shard that cannot be read."""
 
@@ -58,8 +61,10 @@ def _members(shard: Path, name: str) -> Iterator[tarfile.TarInfo | _Broken]:
                 archive.members.clear()  # type: ignore[attr-defined]  # or the list grows with the shard
                 if member.isfile():
                     yield member
+            if shard.stat().st_size % tarfile.BLOCKSIZE:  # which tarfile takes for the end
+                yield _Broken(_REST, "the shard is cut off")
         except (tarfile.TarError, OSError, EOFError) as error:
-            yield _Broken("(from here on)", f"the shard is damaged: {error}")
+            yield _Broken(_REST, f"the shard is damaged: {error}")
 
 
 def _sample_name(member: str) -> str:

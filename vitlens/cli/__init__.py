@@ -7,12 +7,12 @@ import warnings
 from collections.abc import Sequence
 
 import vitlens
-from vitlens.cli import demo, explain, faithfulness, info, lab, train_saes
+from vitlens.cli import atlas, demo, explain, faithfulness, info, lab, train_saes
 from vitlens.cli.options import HelpFormatter
 from vitlens.errors import VitlensError
 
 #: In the order of the help. A new command is a module with `add_to`, and its name here.
-COMMANDS = (demo, lab, explain, faithfulness, train_saes, info)
+COMMANDS = (demo, lab, explain, faithfulness, atlas, train_saes, info)
 
 _DESCRIPTION = """\
 From an image to a faithful circuit: why a Vision Transformer saw what it saw.
@@ -26,6 +26,7 @@ examples:
   vitlens lab
   vitlens explain cat.jpg --target bird
   vitlens faithfulness photos/ --limit 50
+  vitlens atlas photos/ --out atlas/
   vitlens train-saes photos/ --model vit_base_patch16_224 --out saes/
   vitlens explain cat.jpg --model vit_base_patch16_224 --saes saes/
 
