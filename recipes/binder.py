@@ -1,8 +1,6 @@
 """Make an environment of the last commit's binder/ alone, run the notebook in it, tell its memory.
 
-``python -m recipes.binder`` takes some minutes: all packages are installed anew. Elsewhere than on
-Binder pip may not reach PyTorch's CPU index; it then takes the default index's build, which needs
-more room.
+``python -m recipes.binder`` takes some minutes and 6 GB of disk: all packages are installed anew.
 """
 
 import os

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import tomllib
+from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 
 import pytest
@@ -38,10 +39,33 @@ def test_every_package_has_one_version() -> None:
         assert specifier.operator == "=="
 
 
-def test_pytorch_comes_without_cuda() -> None:
-    options = [line for line in LINES if line.startswith("-")]
-    assert options == ["--extra-index-url https://download.pytorch.org/whl/cpu"]
+def test_no_package_index_is_named() -> None:
+    assert not [line for line in LINES if line.startswith("-") or "://" in line]
+
+
+def test_cuda_is_left_to_pytorch() -> None:
+    """Its own pins say which of these packages it wants, and on which systems."""
     assert not [name for name in PINS if name.startswith(("nvidia", "cuda", "triton"))]
+
+
+def test_pins_need_nothing_that_is_not_pinned() -> None:
+    """As far as the packages are installed here in just that version."""
+    missing = set()
+    for name, pin in PINS.items():
+        (specifier,) = pin.specifier
+        try:
+            here = distribution(name)
+        except PackageNotFoundError:
+            continue
+        if here.version != specifier.version:
+            continue
+        for needed in map(Requirement, here.requires or []):
+            theirs = canonicalize_name(needed.name)
+            if needed.marker and not needed.marker.evaluate({"extra": ""}):
+                continue
+            if theirs not in PINS and not theirs.startswith(("nvidia", "cuda", "triton")):
+                missing.add(f"{needed.name} for {name}")
+    assert not missing
 
 
 def test_repo2docker_can_run_it() -> None:
