@@ -4,6 +4,7 @@ from vitlens.plots.circuit import circuit_figure
 from vitlens.plots.curves import curves_figure
 from vitlens.plots.feature import feature_figure, features_figure
 from vitlens.plots.feature_map import map_figure
+from vitlens.plots.groups import groups_figure
 from vitlens.plots.heatmap import heatmap_figure, heatmaps_figure
 from vitlens.plots.profile import profile_figure, table_figure
 from vitlens.plots.save import save_figure
@@ -14,6 +15,7 @@ __all__ = [
     "curves_figure",
     "feature_figure",
     "features_figure",
+    "groups_figure",
     "heatmap_figure",
     "heatmaps_figure",
     "map_figure",

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 _MODULE_OF = {
     "CircuitDiagram": "vitlens.widgets.diagram",
     "CurvePlot": "vitlens.widgets.curve_plot",
+    "DebiasPanel": "vitlens.widgets.debias",
     "Explorer": "vitlens.widgets.explorer",
     "FeatureBrowser": "vitlens.widgets.browser",
     "FeatureCard": "vitlens.widgets.feature",
@@ -19,6 +20,7 @@ _MODULE_OF = {
 if TYPE_CHECKING:
     from vitlens.widgets.browser import FeatureBrowser
     from vitlens.widgets.curve_plot import CurvePlot
+    from vitlens.widgets.debias import DebiasPanel
     from vitlens.widgets.diagram import CircuitDiagram
     from vitlens.widgets.explorer import Explorer
     from vitlens.widgets.feature import FeatureCard
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
 __all__ = [
     "CircuitDiagram",
     "CurvePlot",
+    "DebiasPanel",
     "Explorer",
     "FeatureBrowser",
     "FeatureCard",

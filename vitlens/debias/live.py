@@ -1,0 +1,172 @@
+"""Group accuracies for one choice of features after another, as an interactive view asks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from vitlens.debias.groups import GroupedImages
+from vitlens.debias.report import GroupReport, TradeOff, group_report
+from vitlens.debias.runs import GroupRuns
+from vitlens.interventions.kinds import Key, To
+from vitlens.lens_base import LensBase
+
+#: Told the figures of the images so far, and their share, 0 to 1; what it raises ends the work.
+Watch = Callable[[GroupReport, float], None]
+
+
+class Runs(GroupRuns):
+    """Runs that can be watched, and looked at token by token."""
+
+    def ablated_in_parts(
+        self, features: Sequence[Key], order: Int[Tensor, " n"], *, to: To = "baseline"
+    ) -> Iterator[tuple[Int[Tensor, " m"], Float[Tensor, "m C"]]]:
+        """Yield indices and logits, batch by batch; see `ablated`.
+
+        Parameters
+        ----------
+        order
+            Images in the order in which they are run.
+        """
+        plan, blocks = self._plan(features, to), self._blocks()
+        last = self.lens.vit.depth - 1
+        for index in order.split(self._batch_size):
+            with torch.no_grad():
+                stream = plan.change(plan.first, self._streams[plan.first][index], None)
+                for layer in range(plan.first + 1, last + 1):
+                    stream = blocks[layer](stream)
+                    if layer < last:
+                        stream = plan.change(layer, stream, None)
+                logits = self.lens.vit.readout(stream)
+            yield index, logits
+
+    def activations_of(self, feature: Key, index: Sequence[int]) -> Float[Tensor, "m T"]:
+        """Activation of one feature at every token of some images, on the CPU."""
+        layer, column = feature
+        with torch.no_grad():
+            return self.lens.saes[layer].encode(self._streams[layer][index])[..., column].cpu()
+
+
+class LiveReports:
+    """Accuracy by group without the chosen features; what was asked before is remembered.
+
+    Parameters
+    ----------
+    lens
+        The classifier.
+    groups
+        Images to report on; they are run once, here.
+    layers
+        Layers whose features can be chosen.
+    to
+        What features are taken to: "baseline" or "zero".
+    settings
+        As for `GroupRuns`.
+
+    Raises
+    ------
+    GroupError
+        If a group is empty, or attribute and class are the same.
+    FeatureError
+        If there is no such layer.
+    """
+
+    def __init__(
+        self,
+        lens: LensBase,
+        groups: GroupedImages,
+        layers: Sequence[int],
+        *,
+        to: To = "baseline",
+        **settings: Any,
+    ):
+        groups.check()
+        self.to, self.groups = to, groups
+        self.runs = Runs(lens, groups, layers, **settings)
+        self.before = group_report("nothing", self.runs.logits, groups)
+        self._known: dict[frozenset[Key], GroupReport] = {frozenset(): self.before}
+        # Files often come group by group: figures of the images so far need all groups early.
+        generator = torch.Generator().manual_seed(0)
+        self._order = torch.randperm(len(groups), generator=generator)
+
+    def known(self, chosen: Iterable[Key]) -> GroupReport | None:
+        """Return the report of a choice that was evaluated before, or None."""
+        return self._known.get(frozenset(chosen))
+
+    def learn(self, path: Sequence[Key], curve: TradeOff) -> bool:
+        """Take over reports along a path, if they are of these images; say whether they are.
+
+        Parameters
+        ----------
+        path, curve
+            Of a `Debiasing`.
+        """
+        first = curve.reports[0]
+        if first.n_features or not _same(first, self.before):
+            return False
+        for report in curve.reports:
+            self._known.setdefault(frozenset(path[: report.n_features]), report)
+        return True
+
+    def evaluate(self, chosen: Iterable[Key], *, watch: Watch | None = None) -> GroupReport:
+        """Report on all images with the chosen features ablated.
+
+        Parameters
+        ----------
+        chosen
+            (layer, feature) of each.
+        watch
+            Called after every batch.
+
+        Raises
+        ------
+        FeatureError
+            If a feature does not exist, or is of a layer that is not kept.
+        """
+        features = tuple(dict.fromkeys(chosen))
+        found = self.known(features)
+        if found is not None:
+            return found
+        logits = torch.empty_like(self.runs.logits)
+        done = 0
+        for index, part in self.runs.ablated_in_parts(features, self._order, to=self.to):
+            logits[index] = part
+            done += len(index)
+            if watch is not None:
+                seen = self._order[:done]
+                so_far = self._report(logits[seen], self.groups.subset(seen), features)
+                watch(so_far, done / len(self.groups))
+        report = self._report(logits, self.groups, features)
+        self._known[frozenset(features)] = report
+        return report
+
+    def _report(
+        self, logits: Float[Tensor, "m C"], groups: GroupedImages, features: Sequence[Key]
+    ) -> GroupReport:
+        return group_report("ablated", logits, groups, n_features=len(features))
+
+
+def _same(a: GroupReport, b: GroupReport) -> bool:
+    return (
+        a.group_names == b.group_names
+        and torch.equal(a.count, b.count)
+        and torch.equal(a.right, b.right)
+    )
+
+
+def wilson(right: float, count: float) -> tuple[float, float]:
+    """Wilson's 95 % interval of a proportion (Wilson 1927), by scipy; as if images independent.
+
+    Parameters
+    ----------
+    right, count
+        Images classified correctly, and images; at least one.
+    """
+    from scipy.stats import binomtest
+
+    found = binomtest(round(right), round(count)).proportion_ci(0.95, "wilson")
+    return float(found.low), float(found.high)

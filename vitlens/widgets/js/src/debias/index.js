@@ -1,0 +1,122 @@
+// Groups and their accuracies, candidate features to tick, and what ticking does.
+
+/** @import { Mount, NodeKey } from "../lib/types" */
+import { ask } from "../lib/ask.js";
+import { h } from "../lib/dom.js";
+import { listen, same } from "../lib/model.js";
+import { tell } from "../lib/notice.js";
+import { cardList } from "./cards.js";
+import { curvePlot } from "./curve.js";
+import { groupTable } from "./groups.js";
+import { history } from "./history.js";
+import "./style.css";
+import { summary } from "./summary.js";
+import { chosen, features, goTo, has, idOf, wish } from "./wish.js";
+
+const LONG = 2 ** 31 - 1; // a kernel may be busy for hours, and answer then
+
+/** @type {Mount} */
+export function mount(model, el, signal) {
+  let isLive = true;
+  const button = (/** @type {string} */ words, /** @type {string} */ title, /** @type {() => void} */ onclick) =>
+    h("button", { class: "vl-button", title, onclick }, words);
+  const undo = button("Undo", "Ctrl+Z", () => goTo(model, model.get("choice") - 1));
+  const redo = button("Redo", "Ctrl+Shift+Z", () => goTo(model, model.get("choice") + 1));
+  const reset = button("Reset", "Ablate nothing", () => wish(model, []));
+  const save = button("Export choice", "A file for DebiasedModel.load", download);
+  const add = button("", "A card of its own, to tick", () => {
+    const node = /** @type {NodeKey} */ (model.get("selected"));
+    ask(model, "add", { node }).catch((error) => tell(model, error));
+  });
+  const about = h("span", { class: "vl-muted" });
+  const saved = h(
+    "p",
+    { class: "vl-muted", role: "note", hidden: true },
+    "Ticking needs a running kernel: this page shows the choice as it was saved.",
+  );
+  const said = summary(model);
+  const table = groupTable(model);
+  const curve = curvePlot(model, signal);
+  const cards = cardList(model, () => isLive);
+  const past = history(model);
+  const heading = h("h3", { class: "vl-title" });
+  const root = h(
+    "section",
+    { class: "vl-debias-panel", "aria-label": "Debiasing" },
+    h("div", { class: "vl-toolbar" }, h("h2", { class: "vl-title vl-debias-title" }, "Debias"), undo, redo, reset, save, about),
+    said.element,
+    h(
+      "div",
+      { class: "vl-debias-top" },
+      h("section", { "aria-label": "Accuracy by group" }, h("h3", { class: "vl-title" }, "Accuracy by group"), table.element),
+      h("section", { "aria-label": "Trade-off" }, h("h3", { class: "vl-title" }, "Trade-off"), curve.element),
+    ),
+    past.element,
+    h("div", { class: "vl-toolbar vl-debias-heading" }, heading, h("span", { class: "vl-needs-kernel" }, add)),
+    saved,
+    cards.element,
+  );
+  root.addEventListener("keydown", onKey, { signal });
+  el.append(root);
+
+  async function download() {
+    try {
+      const { value } = await ask(model, "export");
+      const url = URL.createObjectURL(new Blob([value], { type: "application/json" }));
+      h("a", { href: url, download: "debiased.json" }).click();
+      setTimeout(() => URL.revokeObjectURL(url), 1000);
+    } catch (error) {
+      tell(model, error);
+    }
+  }
+
+  /** @param {KeyboardEvent} event */
+  function onKey(event) {
+    const key = event.key.toLowerCase();
+    if (!(event.ctrlKey || event.metaKey) || !["z", "y"].includes(key)) return;
+    event.preventDefault();
+    event.stopPropagation();
+    goTo(model, model.get("choice") + (key === "y" || event.shiftKey ? 1 : -1));
+  }
+
+  function drawTools() {
+    const now = chosen(model);
+    const place = model.get("choice");
+    const { n_images, name, to } = model.get("debias") ?? {};
+    const selected = /** @type {NodeKey | null} */ (model.get("selected"));
+    const known = (model.get("debias_cards") ?? []).map((/** @type {any} */ c) => c.node);
+    undo.disabled = !isLive || place <= 0;
+    redo.disabled = !isLive || place >= (model.get("choices") ?? []).length - 1;
+    reset.disabled = !isLive || !now.length;
+    about.textContent = n_images ? `${n_images} ${name}; features go to ${to === "zero" ? "zero" : "their baseline"}` : "";
+    add.hidden = !selected || selected[1] < 0 || has(known, selected);
+    add.textContent = selected ? `Add ${idOf(selected)}, the selected feature` : "";
+    heading.textContent = `Candidate features: ${features(now.length)} of ${known.length} ticked`;
+  }
+
+  function drawFigures() {
+    said.update();
+    table.update();
+    curve.update();
+    root.classList.toggle("vl-debias-pending", !same(model.get("report")?.chosen, chosen(model)));
+  }
+
+  listen(model, ["debias_cards", "debias_heats", "debias"], cards.build, signal);
+  listen(model, ["debias_pictures"], cards.pictures, signal);
+  listen(model, ["chosen", "selected", "labels", "debias_cards"], cards.mark, signal);
+  listen(model, ["selected"], cards.reveal, signal);
+  listen(model, ["chosen", "choice", "choices", "selected", "debias", "debias_cards"], drawTools, signal);
+  listen(model, ["chosen", "report", "interim", "trade_off", "debias"], drawFigures, signal);
+  listen(model, ["choices", "choice", "labels"], past.update, signal);
+  cards.build();
+  cards.pictures();
+  drawTools();
+  drawFigures();
+  past.update();
+  ask(model, "ping", {}, [], { wait: LONG }).catch(() => {
+    isLive = false;
+    saved.hidden = false;
+    cards.mark();
+    drawTools();
+  });
+}

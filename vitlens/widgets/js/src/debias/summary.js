@@ -1,0 +1,66 @@
+// What the choice does, in sentences; screen readers hear them when they change.
+
+/** @import { Model } from "../lib/types" */
+import { fill, h } from "../lib/dom.js";
+import { same } from "../lib/model.js";
+import { accuracy, chosen, features, points } from "./wish.js";
+
+/** @param {Model} model */
+export function summary(model) {
+  const main = h("p", { class: "vl-debias-main" });
+  const damage = h("p", { class: "vl-debias-damage" });
+  const element = h("div", { class: "vl-debias-summary", role: "status", "aria-live": "polite" }, main, damage);
+  let last = "";
+  return {
+    element,
+    update() {
+      const report = model.get("report") ?? {};
+      if (!report.groups) return;
+      const pending = !same(report.chosen, chosen(model));
+      // Said once for every report, not again with every figure on the way.
+      const state = JSON.stringify([report, pending]);
+      if (state === last) return;
+      last = state;
+      element.classList.toggle("vl-debias-pending", pending);
+      const { worst, worst_before: was, average, collateral } = report;
+      const n = report.chosen.length;
+      if (!n) {
+        fill(
+          main,
+          h("strong", {}, "Nothing ablated. "),
+          `Worst group: ${was.name}, ${accuracy(was.before.accuracy)}; average ${accuracy(average.accuracy)}.`,
+        );
+        fill(damage, pending && "Computing …");
+        return;
+      }
+      fill(
+        main,
+        h("strong", {}, `${features(n)} ablated. `),
+        `Worst group: ${was.name} ${accuracy(was.before.accuracy)} → ${worst.name} ${accuracy(worst.accuracy)}; `,
+        `average ${accuracy(average.before.accuracy)} → ${accuracy(average.accuracy)} (${points(average.change)} points).`,
+      );
+      const lost = report.groups.filter((/** @type {any} */ row) => row.change < 0);
+      fill(
+        damage,
+        pending
+          ? "Computing …"
+          : [
+              h("span", {}, "Collateral damage: "),
+              collateral.length
+                ? h(
+                    "strong",
+                    { class: "vl-debias-loss" },
+                    collateral
+                      .map((/** @type {[string, number]} */ [name, x]) => {
+                        const row = lost.find((/** @type {any} */ r) => r.name === name);
+                        const fewer = row.before.right - row.right;
+                        return `${name} ${points(x)} points (${fewer} of ${row.count} images)`;
+                      })
+                      .join("; "),
+                  )
+                : "no group lost.",
+            ],
+      );
+    },
+  };
+}

@@ -1,0 +1,60 @@
+// Wishes: which features are ablated, and going through the history.
+
+/** @import { Model, NodeKey } from "../lib/types" */
+import { ask } from "../lib/ask.js";
+import { save, same, setLocal } from "../lib/model.js";
+import { tell } from "../lib/notice.js";
+
+/** @param {Model} model @returns {NodeKey[]} */
+export const chosen = (model) => model.get("chosen") ?? [];
+
+/** @param {NodeKey[]} list @param {NodeKey | null} node */
+export const has = (list, node) => list.some((key) => same(key, node));
+
+/** Sets what is ablated; Python answers by way of `report`.
+ * @param {Model} model @param {NodeKey[]} wanted
+ */
+export function wish(model, wanted) {
+  save(model, { chosen: wanted });
+  // Where nobody hears it, the ticks must go on to say what the figures are of.
+  ask(model, "ping").catch((error) => {
+    setLocal(model, { chosen: model.get("report")?.chosen ?? [] });
+    tell(model, error);
+  });
+}
+
+/** @param {Model} model @param {NodeKey} node */
+export function toggle(model, node) {
+  const others = chosen(model).filter((key) => !same(key, node));
+  wish(model, others.length < chosen(model).length ? others : [...others, node]);
+}
+
+/** Goes to a place of the history.
+ * @param {Model} model @param {number} place
+ */
+export function goTo(model, place) {
+  const last = (model.get("choices") ?? []).length - 1;
+  if (place < 0 || place > last || place === model.get("choice")) return;
+  ask(model, "go_to", { place }).catch((error) => tell(model, error));
+}
+
+/** @param {NodeKey} key @returns {string} layer and feature */
+export const idOf = ([layer, feature]) => `${layer}/${feature}`;
+
+/** A feature's name, or "".
+ * @param {Model} model @param {NodeKey} key @returns {string}
+ */
+export const labelOf = (model, key) =>
+  (model.get("labels") ?? []).find((/** @type {any[]} */ [l, f]) => same([l, f], key))?.[2] ?? "";
+
+/** @param {number} n */
+export const features = (n) => `${n} feature${n === 1 ? "" : "s"}`;
+
+/** A share in percent with one decimal, as accuracies are written.
+ * @param {number | null | undefined} x
+ */
+export const accuracy = (x) => (x == null ? "–" : `${(100 * x).toFixed(1)}%`);
+
+/** A change in points. @param {number} x */
+export const points = (x) =>
+  `${x > 0 ? "+" : x < 0 ? "−" : "±"}${Math.abs(100 * x).toFixed(1)}`;
