@@ -66,6 +66,7 @@ export class Diagram {
 
     this.base = h("canvas", { class: "vl-edges", "aria-hidden": "true" });
     this.over = h("canvas", { class: "vl-edges vl-edges-lit", "aria-hidden": "true" });
+    this.thumbs = createThumbs(this);
     this.heads = h("div", { class: "vl-layer-heads", "aria-hidden": "true" });
     this.world = h("div", { class: "vl-world" }, this.heads);
     this.stage = h(
@@ -77,16 +78,14 @@ export class Diagram {
         "aria-label": "Circuit in layers, from the image to the target",
         "aria-description": HELP.join(" "),
       },
-      h("div", { class: "vl-clip" }, this.base, this.over, this.world),
+      h("div", { class: "vl-clip" }, this.base, this.over, this.thumbs.canvas, this.world),
     );
     this.live = h("div", { class: "vl-hint", role: "status", "aria-live": "polite" });
     this.count = h("span", { class: "vl-muted vl-diagram-count", role: "status" });
     this.side = createSide();
     this.legend = createLegend();
     this.naming = createNaming(this.stage);
-    const picture = () => this.ground();
-    this.thumbs = createThumbs(() => this.data, picture);
-    this.nodes = createNodes(this.world, this.thumbs.ask);
+    this.nodes = createNodes(this.world);
     this.sliders = createSliders((rule, value, done) => {
       if (done) save(this.model, { [rule]: value });
       else this.saveSoon({ [rule]: value });
@@ -135,7 +134,7 @@ export class Diagram {
     signal.addEventListener("abort", () => {
       sized.disconnect();
       cancelAnimationFrame(this.frame);
-      this.thumbs.end();
+      this.thumbs.clear();
     });
     this.loadPicture();
     this.plan("data");
@@ -145,8 +144,7 @@ export class Diagram {
     this.strip = await loadStrip(this.model.get("picture")).catch(() => null);
     if (this.signal.aborted) return;
     this.thumbs.clear();
-    this.nodes.forget();
-    this.plan("scene", "light");
+    this.plan("thumbs", "light");
   }
 
   /** The picture, for drawing. */
@@ -179,7 +177,9 @@ export class Diagram {
     if (all) tidy(this.rank, /** @type {Kept} */ (this.kept));
     if (has("prune", "scene", "size")) this.arrange(data);
     if (has("size")) this.resize();
-    if (has("prune", "scene", "size", "edges", "view")) this.drawEdges();
+    const moved = has("prune", "scene", "size", "view");
+    if (moved || has("edges")) this.drawEdges();
+    if (moved || has("thumbs")) this.thumbs.draw(data, /** @type {Scene} */ (this.scene), this.view);
     this.light();
   }
 
@@ -277,7 +277,7 @@ export class Diagram {
     }
     const { clientWidth, clientHeight } = this.stage;
     const ratio = Math.min(2, globalThis.devicePixelRatio || 1);
-    for (const canvas of [this.base, this.over]) {
+    for (const canvas of [this.base, this.over, this.thumbs.canvas]) {
       canvas.dataset.ratio = String(ratio);
       canvas.width = Math.round(clientWidth * ratio);
       canvas.height = Math.round(clientHeight * ratio);

@@ -54,8 +54,8 @@ export function drawLit(canvas, scene, view, colours, links) {
   stroke(g, scene, view, order, colours, (i) => 0.3 + 0.7 * /** @type {number} */ (links.get(i)));
 }
 
-/** @param {HTMLCanvasElement} canvas @param {View} view */
-function begin(canvas, view) {
+/** Empties a canvas and lays the world on it. @param {HTMLCanvasElement} canvas @param {View} view */
+export function begin(canvas, view) {
   const g = /** @type {CanvasRenderingContext2D} */ (canvas.getContext("2d"));
   const ratio = Number(canvas.dataset.ratio); // asking for its size would lay out the page
   g.setTransform(1, 0, 0, 1, 0, 0);

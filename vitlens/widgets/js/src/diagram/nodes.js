@@ -4,7 +4,6 @@
 /** @import { Item, Scene } from "./scene.js" */
 import { h, show } from "../lib/dom.js";
 import { ERROR, featureName, shareWords } from "./data.js";
-import { emptyThumb } from "./thumbs.js";
 
 const PAUSE = 150; // ms
 
@@ -20,18 +19,14 @@ const PAUSE = 150; // ms
  *
  * @typedef {object} Button
  * @property {HTMLButtonElement} element
- * @property {HTMLCanvasElement | null} canvas
  * @property {HTMLElement} name
  * @property {HTMLElement} share
- * @property {number} drawn the candidate on the thumbnail
+ * @property {number} id the candidate it shows
  * @property {Record<string, string>} last what was set
  */
 
-/**
- * @param {HTMLElement} world
- * @param {(canvas: HTMLCanvasElement, id: number) => void} askThumb
- */
-export function createNodes(world, askThumb) {
+/** @param {HTMLElement} world */
+export function createNodes(world) {
   /** @type {Map<string, Button>} */
   const buttons = new Map();
   /** Nodes that are pruned now: only hidden, for nothing is laid out anew when they come back.
@@ -45,17 +40,15 @@ export function createNodes(world, askThumb) {
   /** @param {Item} item @returns {Button} */
   function make(item) {
     const target = item.key === "target";
-    const canvas = target ? null : emptyThumb();
     const name = h("span", { class: "vl-node-name" });
     const share = h("span", { class: "vl-node-share" });
     const element = h(
       "button",
       { class: target ? "vl-node vl-node-target" : "vl-node", tabindex: "-1", "data-key": item.key },
-      canvas,
       h("span", { class: "vl-node-words" }, name, share),
     );
     world.append(element);
-    return { element, canvas, name, share, drawn: -1, last: {} };
+    return { element, name, share, id: item.ids[0], last: {} };
   }
 
   /** Takes a button out of use. @param {string} key @param {Button} button */
@@ -94,7 +87,7 @@ export function createNodes(world, askThumb) {
       let lost; // a candidate whose button had the focus
       for (const [key, button] of buttons) {
         if (scene.places.has(key)) continue;
-        if (button.element.matches(":focus")) lost = button.drawn;
+        if (button.element.matches(":focus")) lost = button.id;
         putAway(key, button);
       }
       for (const item of scene.items) {
@@ -104,14 +97,13 @@ export function createNodes(world, askThumb) {
           spare.delete(item.key);
           buttons.set(item.key, button);
         }
-        const { element, canvas, name, share } = button;
-        if (canvas && button.drawn !== item.ids[0]) {
-          button.drawn = item.ids[0];
-          askThumb(canvas, item.ids[0]);
-        }
+        const { element, name, share } = button;
+        button.id = item.ids[0];
         const [called, number] = words(data, item, marked);
         put(button, "at", `translate(${item.x}px,${item.y}px)`, (at) => (element.style.transform = at));
-        put(button, "name", called, (text) => (name.textContent = element.title = text));
+        put(button, "name", called, (text) => (name.textContent = text));
+        const kind = item.group ? "" : (data.kinds[item.ids[0]] ?? "");
+        put(button, "title", [called, kind].filter(Boolean).join("\n"), (text) => (element.title = text));
         put(button, "share", number, (text) => (share.textContent = text));
         put(button, "class", classes(data, item, marked), (text) => (element.className = text));
         const pressed = String(item.ids.includes(marked.selected ?? -1));
@@ -175,6 +167,7 @@ function spoken(data, { key, ids, group, layer, share }, { pinned, labels, group
     `Layer ${layer}, ${feature === ERROR ? "error node" : `feature ${feature}`}`,
     labels.has(id) && `“${labels.get(id)}”`,
     part,
+    data.kinds[id],
     groups.has(id) && `in supernode ${groups.get(id)}`,
     pinned.has(id) && "pinned",
     ablated.has(id) && (value == null ? "switched off" : `set to ${value}`),

@@ -2,87 +2,87 @@
 
 /** @import { Ground } from "../lib/heat.js" */
 /** @import { Data } from "./data.js" */
+/** @import { View } from "./edges.js" */
+/** @import { Scene } from "./scene.js" */
 import { h } from "../lib/dom.js";
-import { drawGround, tokenColour } from "../lib/heat.js";
+import { drawGround, EMPTY, tokenColour } from "../lib/heat.js";
 import { place, table } from "../lib/scale.js";
 import { relativeHeat } from "./data.js";
+import { begin } from "./edges.js";
 import { SIZE } from "./scene.js";
 
-const FINE = 2; // pixels of the canvas a pixel of the world: still sharp when zoomed in
+const FINE = 2; // pixels of a thumbnail a pixel of the world: still sharp when zoomed in
 const BUDGET = 4; // ms a frame
 const COVER = 0.8; // opacity of the strongest heat
 
-/** An empty thumbnail, with room for prefix tokens. */
-export const emptyThumb = () =>
-  h("canvas", {
-    class: "vl-node-thumb",
-    "aria-hidden": "true",
-    width: FINE * (SIZE.thumb + SIZE.token),
-    height: FINE * SIZE.thumb,
-  });
-
 /**
- * @param {() => Data | null} data
- * @param {() => Ground} picture
+ * Thumbnails share a canvas: one each would be a layer each, which the browser puts together anew
+ * in every frame.
+ * @param {{ ground: () => Ground, plan: (what: string) => void }} diagram
  */
-export function createThumbs(data, picture) {
+export function createThumbs(diagram) {
+  const canvas = h("canvas", { class: "vl-thumbs", "aria-hidden": "true" });
   /** @type {HTMLCanvasElement | null} */
   let ground = null;
-  /** @type {Map<HTMLCanvasElement, number>} */
-  const waiting = new Map();
-  let frame = 0;
+  /** @type {Map<number, ImageBitmap>} */
+  const known = new Map();
+  const pad = new OffscreenCanvas(FINE * (SIZE.thumb + SIZE.token), FINE * SIZE.thumb);
 
-  function work() {
-    frame = 0;
-    const until = performance.now() + BUDGET;
-    for (const [canvas, id] of waiting) {
-      waiting.delete(canvas);
-      draw(canvas, id);
-      if (performance.now() > until) break;
-    }
-    if (waiting.size) frame = requestAnimationFrame(work);
-  }
-
-  /** @param {HTMLCanvasElement} canvas @param {number} id */
-  function draw(canvas, id) {
-    const about = data();
-    if (!about || id >= about.total) return;
-    ground ??= paleGround(about, picture());
-    const prefix = about.prefixNames.length;
-    const [width, height] = [ground.width, ground.height];
-    const g = /** @type {CanvasRenderingContext2D} */ (canvas.getContext("2d"));
-    g.clearRect(0, 0, canvas.width, canvas.height);
-    const { values, limit } = relativeHeat(about, id);
+  /** @param {Data} data @param {number} id */
+  function make(data, id) {
+    ground ??= paleGround(data, diagram.ground());
+    const prefix = data.prefixNames.length;
+    const { width, height } = ground;
+    const g = /** @type {OffscreenCanvasRenderingContext2D} */ (pad.getContext("2d"));
+    const { values, limit } = relativeHeat(data, id);
     const x = (FINE * SIZE.thumb - width) / 2;
     const y = (FINE * SIZE.thumb - height) / 2;
-    g.globalAlpha = 1;
+    g.fillStyle = EMPTY;
+    g.fillRect(0, 0, FINE * SIZE.thumb, FINE * SIZE.thumb);
     g.drawImage(ground, x, y);
     g.imageSmoothingEnabled = false;
     g.globalAlpha = COVER;
-    g.drawImage(heatOf(about, values, limit), x, y, width, height);
+    g.drawImage(heatOf(data, values, limit), x, y, width, height);
     g.globalAlpha = 1;
     const step = Math.min(FINE * SIZE.token, height / Math.max(prefix, 1));
     for (let token = 0; token < prefix; token++) {
       const corner = [FINE * SIZE.thumb + 2, y + token * step];
-      g.fillStyle = "#ebebeb";
+      g.fillStyle = EMPTY;
       g.fillRect(corner[0], corner[1], FINE * SIZE.token - 2, step - 1);
       g.fillStyle = tokenColour(values[token], { limit });
       g.fillRect(corner[0], corner[1], FINE * SIZE.token - 2, step - 1);
     }
+    return pad.transferToImageBitmap();
   }
 
   return {
-    /** Draws a candidate's thumbnail soon. @param {HTMLCanvasElement} canvas @param {number} id */
-    ask(canvas, id) {
-      waiting.set(canvas, id);
-      frame ||= requestAnimationFrame(work);
+    canvas,
+    /** Draws the nodes' thumbnails; those that no time was left for come with the next frame.
+     * @param {Data} data @param {Scene} scene @param {View} view
+     */
+    draw(data, scene, view) {
+      const g = begin(canvas, view);
+      const until = performance.now() + BUDGET;
+      let late = false;
+      for (const { ids: [id], x, y } of scene.items) {
+        if (id === data.total) continue; // the target
+        let thumb = known.get(id);
+        if (!thumb && performance.now() < until) known.set(id, (thumb = make(data, id)));
+        if (thumb) g.drawImage(thumb, x, y, SIZE.thumb + SIZE.token, SIZE.thumb);
+        else {
+          late = true;
+          g.fillStyle = EMPTY;
+          g.fillRect(x, y, SIZE.thumb, SIZE.thumb);
+        }
+      }
+      if (late) diagram.plan("thumbs");
     },
     /** Forgets the picture. */
     clear() {
       ground = null;
-      waiting.clear();
+      for (const thumb of known.values()) thumb.close();
+      known.clear();
     },
-    end: () => cancelAnimationFrame(frame),
   };
 }
 
