@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from vitlens.atlas.scores import KINDS, Scores
+from vitlens.atlas.scores import KINDS, LOWEST_LEVEL, Scores
 from vitlens.errors import CheckpointError, FeatureError
 
 Quartiles = tuple[float, float, float]
@@ -32,7 +32,7 @@ class Course:
     above
         By name of the score and layer, the share of features above the chance level.
     kinds
-        By kind (see `scores.KINDS`) and layer, the share of features of that kind.
+        By kind and layer, the share of features of that kind (see `scores.Scores.of_kind`).
     """
 
     n_features: tuple[int, ...]
@@ -127,7 +127,9 @@ class Evolution:
             for i, layer in enumerate(self.layers)
         ]
         beside = "".join(f", {name}" for name in self.controls)
-        title = f"Share of live features above the 99 % level of chance (atlas{beside})\n"
+        title = (
+            f"Share of live features of each kind, above the 99 % level of chance (atlas{beside})\n"
+        )
         return title + _table([["layer", *kinds], *rows])
 
 
@@ -173,7 +175,7 @@ def _summary(
 
     def of_kind(one: Scores, kind: str) -> Bool[Tensor, " n"]:
         first, *further = KINDS[kind]
-        found = above(one, first)
+        found = above(one, first) & (column(one, first) > LOWEST_LEVEL)
         for name in further:
             found = found & (column(one, name) > 0)
         return found

@@ -42,7 +42,7 @@ MEANING = {
     "trust": "how far its pictures can be trusted to show what it stands for",
 }
 NAMES = tuple(MEANING)
-#: The scores behind each kind: a feature must be above chance in the first and above 0 in a second.
+#: The scores behind each kind: the first must be above chance, a second one above 0.
 #: (The curvature's own chance level is near 1, for a feature with few responses easily misses the
 #: 8 straight lines among 40 arcs and lines.)
 KINDS: dict[str, tuple[str, ...]] = {
@@ -56,8 +56,8 @@ KINDS: dict[str, tuple[str, ...]] = {
 #: Of the shuffled features' scores.
 CHANCE_PERCENTILE = 99.0
 
-# Lower chance levels count as this one, so that no ratio is large where the score itself is small.
-_LOWEST_CHANCE = 0.01
+#: To be of a kind takes at least this score: on many images, the least effect is above chance.
+LOWEST_LEVEL = 0.01
 
 
 @dataclass(frozen=True)
@@ -134,7 +134,9 @@ class Scores:
         return self.live & (column > self.chance[name])
 
     def of_kind(self, kind: str) -> Bool[Tensor, " F"]:
-        """True for the live features of a kind, above chance in its score; see `KINDS`.
+        """True for the live features of a kind: above chance, and 0.01, in its score.
+
+        See `KINDS`; `kind_of` goes by the same levels.
 
         Raises
         ------
@@ -145,7 +147,7 @@ class Scores:
             known = ", ".join(KINDS)
             raise FeatureError(f"There is no kind {kind!r}; there are {known}.")
         first, *further = KINDS[kind]
-        found = self.above(first)
+        found = self.above(first) & (self[first] > LOWEST_LEVEL)
         for name in further:
             found = found & (self[name] > 0)
         return found
@@ -201,7 +203,7 @@ def kind_of(values: Mapping[str, float], chance: Mapping[str, float]) -> Kind:
     for kind, (first, *further) in KINDS.items():
         value = values.get(first, math.nan)
         if first in chance and value > 0 and all(values.get(name, 0.0) > 0 for name in further):
-            ratios[kind] = value / max(chance[first], _LOWEST_CHANCE)
+            ratios[kind] = value / max(chance[first], LOWEST_LEVEL)
     best = max(ratios, key=lambda kind: ratios[kind])
     ratio = ratios[best]
     return Kind(best, ratio) if ratio > 1 else Kind("none", ratio)

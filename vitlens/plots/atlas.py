@@ -1,0 +1,168 @@
+"""A contact sheet of features: pictures, place, tuning and scores, a row each."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+from jaxtyping import Float
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.gridspec import GridSpec, SubplotSpec
+from numpy.typing import NDArray
+from torch import Tensor
+
+from vitlens.atlas.scores import KINDS, kind_of
+from vitlens.errors import FeatureError
+from vitlens.plots.heat import POSITIVE, colours, heat_on_picture
+from vitlens.plots.page import INK, QUIET
+from vitlens.plots.tuning import draw_arcs, draw_hues, draw_orientation, draw_textures
+
+if TYPE_CHECKING:
+    from vitlens.atlas.atlas import Atlas
+    from vitlens.atlas.profile import FeatureProfile, Shown
+    from vitlens.atlas.tuning import Tuning
+
+_PIXELS = 224
+_ROW = 1.62  # inches
+_HEAD = 0.35
+_SCORES = tuple(names[0] for names in KINDS.values())
+
+
+def feature_sheet(
+    atlas: Atlas,
+    nodes: Sequence[tuple[int, int]],
+    *,
+    n_pictures: int = 6,
+    title: str = "",
+    width: float = 15.0,
+) -> Figure:
+    """Draw features one below the other, to look through.
+
+    Parameters
+    ----------
+    atlas
+        With pictures, or a lens and the originals.
+    nodes
+        (layer, feature) of each.
+    n_pictures
+        How many top pictures of each; below them, where the feature is active in them.
+    title
+        Above the sheet.
+    width
+        Of the figure, in inches.
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+        Not known to pyplot. From the left: the name, the top pictures, the mean activation by
+        place, the responses to the stimuli (orientations, hues, arcs, textures), and the scores,
+        with a black line at the level of chance.
+
+    Raises
+    ------
+    FeatureError
+        If there are no features, or one does not exist.
+    """
+    if not nodes:
+        raise FeatureError("A sheet needs at least one feature.")
+    height = _HEAD + _ROW * len(nodes)
+    figure = Figure(figsize=(width, height), facecolor="white")
+    grid = GridSpec(
+        len(nodes), n_pictures + 4, figure=figure, left=0.005, right=0.99,
+        top=1 - _HEAD / height, bottom=0.22 / height, wspace=0.06, hspace=0.16,
+        width_ratios=(1.45, *(0.72,) * n_pictures, 1.25, 3.0, 1.55),
+    )  # fmt: skip
+    for row, (layer, feature) in enumerate(nodes):
+        profile = atlas.feature(layer, feature)
+        _draw_words(figure.add_subplot(grid[row, 0]), profile)
+        shown = atlas.top(layer, feature, n_pictures)
+        for column, one in enumerate(shown, start=1):
+            _draw_picture(figure, grid[row, column], one, atlas.grid)
+        _draw_place(figure.add_subplot(grid[row, n_pictures + 1]), profile.mean_map, atlas.grid)
+        if profile.tuning is not None:
+            _draw_tuning(figure, grid[row, n_pictures + 2], profile.tuning)
+        _draw_scores(figure.add_subplot(grid[row, n_pictures + 3]), profile)
+    figure.suptitle(title.replace("$", r"\$"), fontsize=11, x=0.005, ha="left", va="top", y=0.995)
+    return figure
+
+
+def _draw_words(axes: Axes, profile: FeatureProfile) -> None:
+    axes.set_axis_off()
+    kind = kind_of(profile.scores, profile.chance)
+    proposed = f"{profile.proposals[0].text}?" if profile.proposals else ""
+    lines = [
+        profile.name or proposed,
+        str(kind),
+        f"class: {profile.best_class}" if profile.best_class else "",
+        f"{profile.image_frequency:.1%} of images",
+        f"{profile.frequency:.2%} of tokens",
+        f"trust {profile.trust.value:.2f}",
+    ]
+    axes.text(
+        0, 1, f"{profile.layer}/{profile.feature}", fontsize=11, weight="bold", va="top",
+        color=INK, transform=axes.transAxes,
+    )  # fmt: skip
+    words = "\n".join(line[:26] for line in lines if line).replace("$", r"\$")
+    axes.text(
+        0, 0.82, words, fontsize=7.5, va="top", color=INK, linespacing=1.35,
+        transform=axes.transAxes,
+    )  # fmt: skip
+
+
+def _draw_picture(figure: Figure, place: SubplotSpec, shown: Shown, grid: tuple[int, int]) -> None:
+    above, below = place.subgridspec(2, 1, hspace=0.03).subplots(squeeze=False)[:, 0]
+    picture, heat = shown.picture, shown.heat
+    for axes in (above, below):
+        axes.set_axis_off()
+        axes.set_anchor("C")
+    pixels = None if picture is None else np.asarray(picture.convert("RGB"))
+    if pixels is not None:
+        above.imshow(pixels, interpolation="antialiased")
+    if heat is not None:
+        n_patches = grid[0] * grid[1]
+        patches = heat.double().numpy()[-n_patches:].reshape(grid) / (shown.peak or 1.0)
+        size = (round(_PIXELS * grid[0] / max(grid)), round(_PIXELS * grid[1] / max(grid)))
+        below.imshow(heat_on_picture(pixels, patches, size=size), interpolation="none")
+    above.set_title(f"{shown.peak:.3g} {shown.label}"[:14].replace("$", r"\$"), fontsize=6, pad=1.5)
+
+
+def _draw_place(axes: Axes, mean_map: Float[Tensor, " T"], grid: tuple[int, int]) -> None:
+    patches = mean_map.double().numpy()[-grid[0] * grid[1] :].reshape(grid)
+    axes.imshow(patches, cmap=colours(signed=False), vmin=0, interpolation="none")
+    axes.set_xticks([])
+    axes.set_yticks([])
+    axes.spines[:].set_color(QUIET)
+    axes.spines[:].set_linewidth(0.4)
+    axes.set_title(f"by place, up to {patches.max():.2g}", fontsize=6.5, pad=2)
+
+
+def _draw_tuning(figure: Figure, place: SubplotSpec, tuning: Tuning) -> None:
+    cells = place.subgridspec(2, 2, hspace=0.45, wspace=0.28).subplots(squeeze=False)
+    draws = (draw_orientation, draw_hues, draw_arcs, draw_textures)
+    for axes, draw in zip(cells.ravel(), draws, strict=True):
+        draw(axes, tuning)
+        axes.tick_params(labelsize=5.5, length=1.5, pad=1)
+        axes.set_title("")
+
+
+def _draw_scores(axes: Axes, profile: FeatureProfile) -> None:
+    names = [name for name in _SCORES if name in profile.scores]
+    values = np.nan_to_num([profile.scores[name] for name in names])
+    chance = [profile.chance.get(name, np.nan) for name in names]
+    spots = np.arange(len(names))
+    beyond: NDArray[np.bool_] = values > np.array(chance)
+    axes.barh(spots, values, height=0.62, color=[POSITIVE if b else "#B5B5B5" for b in beyond])
+    axes.vlines(chance, spots - 0.42, spots + 0.42, color="black", lw=1.0)
+    axes.set_xlim(0, 1)
+    axes.set_ylim(len(names) - 0.4, -0.6)
+    axes.set_yticks([])
+    for spot, (name, value) in enumerate(zip(names, values, strict=True)):
+        axes.text(
+            1.0, spot, f"{name.replace('_', ' ')} {value:.2f}", fontsize=6, ha="right",
+            va="center", color=INK,
+        )  # fmt: skip
+    axes.set_xticks((0, 0.5, 1), ("0", "0.5", "1"))
+    axes.tick_params(labelsize=6, length=1.5, pad=1)
+    axes.spines[["top", "right"]].set_visible(False)
