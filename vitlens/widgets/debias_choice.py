@@ -222,6 +222,14 @@ class ChosenPart(NamesPart):
         self.go_to(int(payload["place"]))
         return True
 
+    def _answer_undo(self, payload: Any, buffers: Sequence[Any]) -> bool:
+        self.undo()
+        return True
+
+    def _answer_redo(self, payload: Any, buffers: Sequence[Any]) -> bool:
+        self.redo()
+        return True
+
     def _answer_export(self, payload: Any, buffers: Sequence[Any]) -> str:
         return self._as_json()
 

@@ -11,7 +11,7 @@ import { groupTable } from "./groups.js";
 import { history } from "./history.js";
 import "./style.css";
 import { summary } from "./summary.js";
-import { chosen, features, goTo, has, idOf, wish } from "./wish.js";
+import { chosen, features, has, idOf, step, wish } from "./wish.js";
 
 const LONG = 2 ** 31 - 1; // a kernel may be busy for hours, and answer then
 
@@ -20,8 +20,8 @@ export function mount(model, el, signal) {
   let isLive = true;
   const button = (/** @type {string} */ words, /** @type {string} */ title, /** @type {() => void} */ onclick) =>
     h("button", { class: "vl-button", title, onclick }, words);
-  const undo = button("Undo", "Ctrl+Z", () => goTo(model, model.get("choice") - 1));
-  const redo = button("Redo", "Ctrl+Shift+Z", () => goTo(model, model.get("choice") + 1));
+  const undo = button("Undo", "Ctrl+Z", () => step(model, "undo"));
+  const redo = button("Redo", "Ctrl+Shift+Z", () => step(model, "redo"));
   const reset = button("Reset", "Ablate nothing", () => wish(model, []));
   const save = button("Export choice", "A file for DebiasedModel.load", download);
   const add = button("", "A card of its own, to tick", () => {
@@ -76,7 +76,7 @@ export function mount(model, el, signal) {
     if (!(event.ctrlKey || event.metaKey) || !["z", "y"].includes(key)) return;
     event.preventDefault();
     event.stopPropagation();
-    goTo(model, model.get("choice") + (key === "y" || event.shiftKey ? 1 : -1));
+    if (isLive) step(model, key === "y" || event.shiftKey ? "redo" : "undo");
   }
 
   function drawTools() {

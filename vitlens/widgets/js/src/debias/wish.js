@@ -33,9 +33,14 @@ export function toggle(model, node) {
  * @param {Model} model @param {number} place
  */
 export function goTo(model, place) {
-  const last = (model.get("choices") ?? []).length - 1;
-  if (place < 0 || place > last || place === model.get("choice")) return;
   ask(model, "go_to", { place }).catch((error) => tell(model, error));
+}
+
+/** Undo or redo; Python counts from where it is by then, as keys may come fast.
+ * @param {Model} model @param {"undo" | "redo"} what
+ */
+export function step(model, what) {
+  ask(model, what).catch((error) => tell(model, error));
 }
 
 /** @param {NodeKey} key @returns {string} layer and feature */
