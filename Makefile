@@ -43,8 +43,9 @@ widgets: $(JS)/node_modules/ready  ## Build the widgets' browser code (needs Nod
 widgets-check: $(JS)/node_modules/ready
 	cd $(JS) && npm run --silent types && npm run --silent check
 
-bench: .venv/ready  ## Time the engines against each other, and the diagram in Chromium
+bench: .venv/ready  ## Time the engines and the atlas, and the diagram in Chromium
 	$(BIN)/python -m tests.benchmarks.engines
+	$(BIN)/python -m tests.benchmarks.atlas
 	$(BIN)/python -m tests.benchmarks.diagram
 
 everyday: .venv/ready-recipe  ## Build the bundled model anew, from public data (hours)

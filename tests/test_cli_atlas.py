@@ -1,0 +1,102 @@
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.tiny import tiny_lens
+from vitlens.atlas.atlas import Atlas
+from vitlens.atlas.build import partial_path, writing
+from vitlens.cli import atlas as command
+from vitlens.cli import main
+
+
+@pytest.fixture(autouse=True)
+def lens(monkeypatch):
+    lens = tiny_lens()
+    monkeypatch.setattr(command, "load_lens", lambda arguments: lens)
+    return lens
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("photos")
+    generator = np.random.default_rng(0)
+    for number in range(24):
+        pixels = generator.integers(0, 256, (6, 8, 3), dtype=np.uint8)
+        Image.fromarray(pixels).resize((48, 36)).save(folder / f"{number:02}.png")
+    (folder / "99.jpg").write_bytes(b"no picture")
+    return folder
+
+
+def run(*words):
+    return main(["atlas", *map(str, words), "--no-stimuli", "--batch-size", "4"])
+
+
+def test_an_atlas_is_built_and_told_of(photos, tmp_path, capsys):
+    assert run(photos, "--out", tmp_path / "atlas", "--n-top", 3) == 0
+    out = capsys.readouterr().out
+    assert "90 features in 3 layers, 24 images" in out
+    assert "1 images could not be read:\n  99.jpg: " in out
+    assert "frequency" in out
+    atlas = Atlas.load(tmp_path / "atlas")
+    assert atlas.n_images == 24
+    assert len(atlas.top(0, 0)) <= 3
+    assert [path.name for path in tmp_path.iterdir()] == ["atlas"]
+
+
+def test_parts_are_merged(photos, tmp_path):
+    for part in ("1/2", "2/2"):
+        assert run(photos, "--part", part, "--out", tmp_path / part[0]) == 0
+    parts = [tmp_path / "2", tmp_path / "1"]
+    assert (
+        main(["atlas", "--merge", *map(str, parts), "--no-stimuli", "--out", str(tmp_path / "m")])
+        == 0
+    )
+    assert run(photos, "--out", tmp_path / "whole") == 0
+    states = [tmp_path / name / "state.safetensors" for name in ("m", "whole")]
+    assert states[0].read_bytes() == states[1].read_bytes()
+
+
+def test_an_atlas_is_not_built_twice_unasked(photos, tmp_path, capsys):
+    assert run(photos, "--out", tmp_path / "atlas") == 0
+    assert run(photos, "--out", tmp_path / "atlas") == 2
+    assert "is an atlas already" in capsys.readouterr().err
+    assert run(photos, "--out", tmp_path / "atlas", "--restart", "--no-pictures") == 0
+    assert Atlas.load(tmp_path / "atlas").settings["pictures"] is None
+
+
+def test_two_runs_cannot_write_one_atlas(photos, tmp_path, capsys):
+    with writing(tmp_path / "atlas"):
+        assert run(photos, "--out", tmp_path / "atlas") == 2
+    assert "Another run is writing" in capsys.readouterr().err
+
+
+def test_ctrl_c_says_how_to_go_on(photos, tmp_path, capsys, monkeypatch):
+    from vitlens.atlas.gather import Gatherer
+
+    take = Gatherer.take
+
+    def interrupted(self, batch):
+        if self.n_batches == 3:
+            raise KeyboardInterrupt
+        take(self, batch)
+
+    monkeypatch.setattr(Gatherer, "take", interrupted)
+    assert run(photos, "--out", tmp_path / "atlas") == 130
+    assert "The same command goes on" in capsys.readouterr().err
+    assert partial_path(tmp_path / "atlas").exists()
+    monkeypatch.setattr(Gatherer, "take", take)
+    assert run(photos, "--out", tmp_path / "atlas") == 0
+    assert Atlas.load(tmp_path / "atlas").n_images == 24
+
+
+@pytest.mark.parametrize("words", [(), ("a", "--merge", "b")])
+def test_images_or_atlases_but_not_both(words, tmp_path, capsys):
+    assert main(["atlas", *words, "--out", str(tmp_path / "atlas")]) == 2
+    assert "Give images" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("part", ["0/2", "3/2", "2", "a/b", "1/0"])
+def test_parts_that_are_none(part, tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        main(["atlas", "x", "--part", part, "--out", str(tmp_path)])
+    assert "must be like 1/4" in capsys.readouterr().err
