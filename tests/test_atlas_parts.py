@@ -284,6 +284,9 @@ def test_packing_loses_what_it_says_and_no_more() -> None:
     packed.exact("numbers", numbers)
     packed.half("half", numbers * 1e6)
     packed.levels("levels", numbers.abs(), 15)
+    packed.levels("signed levels", numbers, 127)
+    least = torch.linspace(0, 1, 6)
+    packed.levels("coarse", numbers, 127, step=least)
     packed.levels("silent", torch.zeros(2, 3), 15)
     packed.exact("bytes", torch.arange(256).byte())
     for name, tensor in whole.items():
@@ -292,7 +295,11 @@ def test_packing_loses_what_it_says_and_no_more() -> None:
     assert torch.equal(get("numbers"), numbers)
     torch.testing.assert_close(get("half"), (numbers * 1e6).clamp(-65504, 65504), rtol=5e-4, atol=0)
     step = numbers.abs().amax(1, keepdim=True) / 15
-    assert ((get("levels") - numbers.abs()).abs() <= step * 0.5001).all()
+    assert ((get("levels") - numbers.abs()).abs() <= step * 0.504).all()
+    step = numbers.abs().amax(1, keepdim=True) / 127
+    assert ((get("signed levels") - numbers).abs() <= step * 0.504).all()
+    step = torch.maximum(step, least[:, None])
+    assert ((get("coarse") - numbers).abs() <= step * 0.504).all()
     assert torch.equal(get("silent"), torch.zeros(2, 3))
     assert unpack_bytes(packed.tensors, packed.how, "bytes").dtype == torch.uint8
     with pytest.raises(CheckpointError, match="'other' is missing"):

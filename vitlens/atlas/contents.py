@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
@@ -68,7 +69,7 @@ def open_folder(folder: Path) -> Contents:
     pictures = PictureFile(folder / store.PICTURES, len(header.images))
     return Contents(
         header=header,
-        table=lambda layer: store.read_layer(folder, layer, header.sizes[layer]),
+        table=lambda layer: store.read_layer(folder, layer, header),
         pictures=pictures,
         layout=partial(store.read_layout, folder),
         evolution=partial(_read_evolution, folder),
@@ -111,7 +112,7 @@ def write_folder(
         if (places := contents.layout()) is not None:
             store.write_layout(folder, places)
         if (evolution := contents.evolution()) is not None:
-            write_json(folder / store.EVOLUTION, evolution)
+            (folder / store.EVOLUTION).write_text(json.dumps(evolution), encoding="utf-8")
         if state is not None:
             _write_state(folder, state, originals=originals)
         store.write_header(folder, header)

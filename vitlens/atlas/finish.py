@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from vitlens.atlas import quality, tuning
-from vitlens.atlas.bins import UNIT
+from vitlens.atlas.bins import SQUARE_UNIT, UNIT
 from vitlens.atlas.contents import Contents
 from vitlens.atlas.evolution import evolution
 from vitlens.atlas.identity import network_fingerprint, sae_fingerprints
@@ -233,6 +233,7 @@ def _table(
         histogram=sums.histogram,
         peak_histogram=sums.peak_histogram,
         mean_map=(sums.position.double() * (UNIT / state.n_images)).float(),
+        map_error=_map_error(state, layer),
         class_mean=(sums.class_mean.double() * UNIT / per_class).float(),
         class_share=(sums.class_active / per_class).float(),
         effects=values,
@@ -243,6 +244,14 @@ def _table(
         top=_shown(layer.top, embeddings),
         sampled=_shown(layer.sampled, embeddings),
     )
+
+
+def _map_error(state: AtlasState, layer: LayerState) -> Float[Tensor, " F"]:
+    """Standard error of a feature's mean at one patch, from the variance at all patches."""
+    patches = layer.sums.position[state.n_prefix :].double() * (UNIT / state.n_images)
+    square = layer.sums.squares.double() * SQUARE_UNIT / (state.n_images * len(patches))
+    within = (square - patches.square().mean(0)).clamp_min(0)
+    return (within / state.n_images).sqrt().float()
 
 
 def _shown(pool: Pool, embeddings: _Embeddings) -> ShownTable:

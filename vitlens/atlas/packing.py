@@ -1,7 +1,12 @@
-"""Tensors as few bytes: smallest integer type, rounding where it is asked for, deflate."""
+"""Tensors as few bytes: smallest integer type, rounding where it is asked for, compression.
+
+LZMA for small ones, whose range coder spends fractions of a bit on a symbol; deflate for large
+ones, which it reads and writes much faster.
+"""
 
 from __future__ import annotations
 
+import lzma
 import math
 import zlib
 from collections.abc import Mapping, Sequence
@@ -14,10 +19,14 @@ from torch import Tensor
 
 from vitlens.errors import CheckpointError
 
-_INTEGERS = (torch.uint8, torch.int16, torch.int32, torch.int64)
+_INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 _DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in (*_INTEGERS, torch.float16)} | {
     "float32": torch.float32
 }
+
+_LARGE = 2**20  # bytes
+# A dictionary no larger than what goes in: a larger one is cleared each time, which takes long.
+_FILTERS = [{"id": lzma.FILTER_LZMA2, "preset": 9, "dict_size": _LARGE, "pb": 0}]
 
 
 class Packed:
@@ -38,11 +47,12 @@ class Packed:
         data = np.ascontiguousarray(tensor.numpy())
         # Bytes of the same weight side by side: the high ones hardly change, and deflate well.
         planes = data.reshape(-1, 1).view(np.uint8).T.tobytes()
-        packed = zlib.compress(planes, 9)
+        packed = _compress(planes)
         self.tensors[name] = torch.frombuffer(bytearray(packed), dtype=torch.uint8)
         self.how[name] = {
             "dtype": str(tensor.dtype).removeprefix("torch."),
             "shape": list(tensor.shape),
+            "crc": zlib.crc32(planes),
         }
 
     def half(self, name: str, tensor: Float[Tensor, "*any"]) -> None:
@@ -50,11 +60,29 @@ class Packed:
         most = torch.finfo(torch.float16).max
         self.exact(name, tensor.float().clamp(-most, most).half())
 
-    def levels(self, name: str, tensor: Float[Tensor, "F n"], levels: int) -> None:
-        """Keep numbers from 0 as whole `levels`-ths of the largest in their row."""
-        scale = tensor.float().amax(1, keepdim=True) / levels
-        self.exact(name, (tensor / scale.clamp_min(1e-30)).round().clamp(0, levels).byte())
-        self.exact(f"{name}.scale", scale[:, 0])
+    def levels(
+        self,
+        name: str,
+        tensor: Float[Tensor, "F n"],
+        levels: int,
+        *,
+        step: Float[Tensor, " F"] | None = None,
+    ) -> None:
+        """Keep numbers as whole steps of their row, at most `levels` up and down.
+
+        Parameters
+        ----------
+        step
+            The least step of each row; by default, and where a row needs it, the `levels`-th part
+            of its largest number.
+        """
+        needed = tensor.float().abs().amax(1) / levels
+        wanted = needed if step is None else torch.maximum(needed, step.float())
+        # Half the bytes, and never below what is wanted, or the largest would not fit.
+        scale = (wanted * (1 + 2**-8)).bfloat16().float()
+        whole = (tensor / scale.clamp_min(1e-30)[:, None]).round().clamp(-levels, levels)
+        self.exact(name, whole.to(torch.int16))
+        self.exact(f"{name}.scale", scale)
 
 
 def unpack(
@@ -87,17 +115,30 @@ def _exact(
         raise CheckpointError(f"{name!r} is missing.")
     try:
         dtype, shape = _DTYPES[how[name]["dtype"]], how[name]["shape"]
-        data = zlib.decompress(tensors[name].numpy().tobytes())
+        length = math.prod(shape) * dtype.itemsize
+        data = _decompress(tensors[name].numpy().tobytes(), length)
+        if len(data) != length or zlib.crc32(data) != how[name]["crc"]:
+            raise ValueError("its bytes are not those that were written")
         return _joined(data, dtype, shape)
-    except (zlib.error, KeyError, TypeError, ValueError, RuntimeError) as error:
+    except (lzma.LZMAError, zlib.error, KeyError, TypeError, ValueError, RuntimeError) as error:
         raise CheckpointError(f"{name!r} is damaged: {error}.") from error
 
 
 def _joined(data: bytes, dtype: torch.dtype, shape: Sequence[int]) -> Tensor:
-    if len(data) != math.prod(shape) * dtype.itemsize:
-        raise ValueError(f"{len(data)} bytes for {list(shape)}")
     planes = np.frombuffer(data, np.uint8).reshape(dtype.itemsize, -1)
     return torch.from_numpy(planes.T.flatten()).view(dtype).reshape(shape)
+
+
+def _compress(data: bytes) -> bytes:
+    if len(data) > _LARGE:
+        return zlib.compress(data, 6)
+    return lzma.compress(data, format=lzma.FORMAT_RAW, filters=_FILTERS)
+
+
+def _decompress(data: bytes, length: int) -> bytes:
+    if length > _LARGE:
+        return zlib.decompress(data)
+    return lzma.decompress(data, format=lzma.FORMAT_RAW, filters=_FILTERS)
 
 
 def _smallest(tensor: Tensor) -> torch.dtype:

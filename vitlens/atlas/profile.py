@@ -74,8 +74,8 @@ class FeatureProfile:
     histogram
         Of its activation.
     mean_map
-        Mean activation by position, [T], prefix tokens first. Stored with 4 bits below the
-        feature's largest value.
+        Mean activation by position, [T], prefix tokens first. Stored with 8 bits below the
+        feature's largest value; in an atlas without its sums, to one standard error or 4 bits.
     logit_lens
         (class, effect) best first: what one unit of the feature does to each logit through the
         model's real read-out, less the mean over classes; see `vitlens.atlas.logits`.

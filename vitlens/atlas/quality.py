@@ -47,6 +47,14 @@ class Trust:
     rarity: float
     health: float | None
 
+    def __str__(self) -> str:
+        """The formula with its numbers."""
+        parts = f"coherence {self.coherence:.2f} × images {self.images:.2f}"
+        parts += f" × rarity {self.rarity:.2f}"
+        parts += " × SAE health unknown" if self.health is None else f" × health {self.health:.2f}"
+        dead = self.value == 0 < self.coherence * self.images * self.rarity
+        return f"{self.value:.2f} = {parts}" + (" (0: active in too few images)" if dead else "")
+
 
 def trust(
     *,

@@ -14,9 +14,10 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from torch import Tensor
 from vitlens.atlas.packing import Packed, unpack, unpack_bytes
 from vitlens.atlas.table import LayerTable, ShownTable
 from vitlens.errors import CheckpointError
-from vitlens.files import read_json, read_result, write_json, write_tensors
+from vitlens.files import read_json, read_result, write_tensors
 
 HEADER = "atlas.json"
 NAMES = "names.jsonl"
@@ -37,8 +38,12 @@ STATE = "state.safetensors"
 
 _FORMAT = "vitlens.atlas"
 _VERSION = 1
+_SENTENCE = ". "
+_LEVELS = 255
 _MAP_LEVELS = 15
-_CURVE_LEVELS = 255
+_EFFECT_LEVELS = 127
+# Scores that follow from the counts.
+_DERIVED = ("frequency", "image_frequency")
 _COUNTS = ("n_active", "n_images", "prefix_active", "histogram", "peak_histogram")
 
 
@@ -124,8 +129,21 @@ def write_header(folder: Path, header: Header) -> None:
     """
     files = {file.name: file.stat().st_size for file in sorted(folder.iterdir())}
     plain = {field.name: getattr(header, field.name) for field in fields(header)}
-    plain["images"] = [list(asdict(row).values()) for row in header.images]
-    write_json(folder / HEADER, {"format": _FORMAT, "version": _VERSION, **plain, "files": files})
+    # Credits repeat each other's sentences: each is written once, and referred to by number.
+    numbers: dict[str, int] = {}
+    plain["images"] = [
+        [
+            row.key,
+            row.path,
+            row.label,
+            [numbers.setdefault(part, len(numbers)) for part in row.credit.split(_SENTENCE)],
+        ]
+        for row in header.images
+    ]
+    plain["credits"] = list(numbers)
+    found = {"format": _FORMAT, "version": _VERSION, **plain, "files": files}
+    lines = (f"{json.dumps(key)}: {json.dumps(x, ensure_ascii=False)}" for key, x in found.items())
+    (folder / HEADER).write_text("{\n" + ",\n".join(lines) + "\n}\n", encoding="utf-8")
 
 
 def read_header(folder: Path) -> Header:
@@ -153,13 +171,17 @@ def read_header(folder: Path) -> Header:
         )
     try:
         _check_files(folder, found.pop("files"))
-        found["images"] = tuple(ImageRow(*row) for row in found["images"])
+        sentences = found.pop("credits")
+        found["images"] = tuple(
+            ImageRow(key, path, label, _SENTENCE.join(sentences[number] for number in credit))
+            for key, path, label, credit in found["images"]
+        )
         found["skipped"] = tuple((key, why) for key, why in found["skipped"])
         plain: dict[str, Any] = {
             name: tuple(x) if isinstance(x, list) else x for name, x in found.items()
         }
         return Header(**plain)
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{folder / HEADER} is damaged: {error!r}.") from error
 
 
@@ -181,21 +203,31 @@ def files_of(folder: Path) -> set[str]:
 def write_layer(folder: Path, layer: int, table: LayerTable, *, precise: bool) -> None:
     """Write what profiles of a layer need.
 
-    Position maps keep 4 bits below a feature's largest value, tuning curves 8 bits; means,
-    effects and scores are float16. Counts are exact, and so are the peaks of pictures if
-    `precise`; else they are float16 too.
+    Counts are exact, scores have 11 bits. If `precise`, so are the peaks of pictures, means and
+    effects have 11 bits, and maps and curves 8 bits below a feature's largest value. Else peaks
+    have 11 bits, means, effects and curves 7 or 8 below the largest, and maps are rounded by at
+    most one standard error of theirs, or to 4 bits.
     """
     packed = Packed()
     for name in _COUNTS:
         packed.exact(name, getattr(table, name))
-    packed.levels("mean_map", table.mean_map.T, _MAP_LEVELS)
-    for name in ("class_mean", "class_share", "effects"):
-        packed.half(name, getattr(table, name))
+    packed.half("map_error", table.map_error)
     packed.exact("effect_classes", table.effect_classes)
+    if precise:
+        packed.levels("mean_map", table.mean_map.T, _LEVELS)
+        packed.half("class_mean", table.class_mean.T)
+        packed.half("class_share", table.class_share.T)
+        packed.half("effects", table.effects)
+    else:
+        packed.levels("mean_map", table.mean_map.T, _MAP_LEVELS, step=2 * table.map_error)
+        packed.levels("class_mean", table.class_mean.T, _LEVELS)
+        packed.levels("class_share", table.class_share.T, _LEVELS)
+        packed.levels("effects", table.effects, _EFFECT_LEVELS)
     for name, values in table.scores.items():
-        packed.half(f"score.{name}", values)
+        if name not in _DERIVED:
+            packed.half(f"score.{name}", values)
     if table.curves is not None:
-        packed.levels("curves", table.curves, _CURVE_LEVELS)
+        packed.levels("curves", table.curves, _LEVELS)
     for kind in ("top", "sampled"):
         shown: ShownTable = getattr(table, kind)
         packed.exact(f"{kind}.row", shown.row)
@@ -209,14 +241,15 @@ def write_layer(folder: Path, layer: int, table: LayerTable, *, precise: bool) -
         {
             "format": f"{_FORMAT}.layer",
             "version": _VERSION,
+            "precise": precise,
             "how": packed.how,
             "chance": {name: _plain(value) for name, value in table.chance.items()},
         },
     )
 
 
-def read_layer(folder: Path, layer: int, size: int) -> LayerTable:
-    """Read what `write_layer` wrote.
+def read_layer(folder: Path, layer: int, header: Header) -> LayerTable:
+    """Read what `write_layer` wrote into the atlas with this header.
 
     Raises
     ------
@@ -228,11 +261,13 @@ def read_layer(folder: Path, layer: int, size: int) -> LayerTable:
         path, what="a layer of an atlas", format=f"{_FORMAT}.layer", version=_VERSION
     )
     try:
-        table = _table(tensors, about["how"], about["chance"])
+        table = _table(tensors, about["how"], about["chance"], header)
     except (CheckpointError, AttributeError, KeyError, TypeError) as error:
         raise CheckpointError(f"{path} is damaged: {error}") from error
-    if table.size != size:
-        raise CheckpointError(f"{path} holds {table.size} features instead of {size}.")
+    if table.size != header.sizes[layer]:
+        raise CheckpointError(
+            f"{path} holds {table.size} features instead of {header.sizes[layer]}."
+        )
     return table
 
 
@@ -265,25 +300,35 @@ def without_paths(header: Header) -> Header:
 
 
 def _table(
-    tensors: Mapping[str, Tensor], how: Mapping[str, Any], chance: Mapping[str, float | None]
+    tensors: Mapping[str, Tensor],
+    how: Mapping[str, Any],
+    chance: Mapping[str, float | None],
+    header: Header,
 ) -> LayerTable:
+    def get(name: str) -> Tensor:
+        return unpack(tensors, how, name)
+
     def shown(kind: str) -> ShownTable:
         heat = f"{kind}.heat"
         return ShownTable(
-            row=unpack(tensors, how, f"{kind}.row"),
-            peak=unpack(tensors, how, f"{kind}.peak"),
-            token=unpack(tensors, how, f"{kind}.token"),
+            row=get(f"{kind}.row"),
+            peak=get(f"{kind}.peak"),
+            token=get(f"{kind}.token"),
             heat=unpack_bytes(tensors, how, heat) if heat in how else None,
         )
 
-    plain = (*_COUNTS, "class_mean", "class_share", "effects", "effect_classes")
-    scores = [name.removeprefix("score.") for name in how if name.startswith("score.")]
+    scores = {
+        "frequency": get("n_active") / (header.n_images * header.n_tokens),
+        "image_frequency": get("n_images") / header.n_images,
+    }
+    stored = [name for name in how if name.startswith("score.")]
+    scores |= {name.removeprefix("score."): get(name) for name in stored}
     return LayerTable(
-        **{name: unpack(tensors, how, name) for name in plain},
-        mean_map=unpack(tensors, how, "mean_map").T,
-        scores={name: unpack(tensors, how, f"score.{name}") for name in scores},
+        **{name: get(name) for name in (*_COUNTS, "map_error", "effects", "effect_classes")},
+        **{name: get(name).T for name in ("mean_map", "class_mean", "class_share")},
+        scores=scores,
         chance={name: math.inf if x is None else x for name, x in chance.items()},
-        curves=unpack(tensors, how, "curves") if "curves" in how else None,
+        curves=get("curves") if "curves" in how else None,
         top=shown("top"),
         sampled=shown("sampled"),
     )

@@ -45,6 +45,8 @@ class LayerTable:
         Active tokens by activation, and images by peak, [F, BINS].
     mean_map
         Mean activation by position, [T, F].
+    map_error
+        Standard error of these means, over patch tokens, [F].
     class_mean, class_share
         Mean activation by class, and share of the class's images in which the feature is
         active, [C, F].
@@ -67,6 +69,7 @@ class LayerTable:
     histogram: Int[Tensor, "F bins"]
     peak_histogram: Int[Tensor, "F bins"]
     mean_map: Float[Tensor, "T F"]
+    map_error: Float[Tensor, " F"]
     class_mean: Float[Tensor, "C F"]
     class_share: Float[Tensor, "C F"]
     effects: Float[Tensor, "F m"]
