@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import json
 import os
+import re
 import secrets
 import shutil
 import socket
@@ -22,12 +23,9 @@ from playwright.sync_api import Browser, Page, Route
 
 REPOSITORY = Path(__file__).parents[3]
 PATIENCE = 90_000  # ms: these programs share two cores with whatever else runs
-NOISE = (  # errors of the hosts themselves, seen without any widget
-    "Failed to load resource",
-    "favicon",
-    "ResizeObserver loop",
-    "Cannot read properties of undefined (reading 'schema')",  # Notebook 7, as it starts
-    "Command 'filebrowser:open-path' not registered",
+NOISE = (  # Notebook 7's own errors, seen without any widget: how they begin, and who logs them
+    ("Cannot read properties of undefined (reading 'schema')", "/notebook_core."),
+    ("Command 'filebrowser:open-path' not registered", "/notebook_core."),
 )
 
 
@@ -39,7 +37,10 @@ def chromium() -> str | None:
 
 @contextmanager
 def new_page(browser: Browser, *, offline: bool = False) -> Iterator[Page]:
-    """A page that notes requests leaving the machine (`outside`) and the console (`logs`)."""
+    """A page that notes requests leaving the machine (`outside`), and in `logs` its console.
+
+    A log is its kind, its text, and the address of what logs it.
+    """
     context = browser.new_context(viewport={"width": 1200, "height": 900}, offline=offline)
     page = context.new_page()
     page.outside, page.logs = [], []  # type: ignore[attr-defined]
@@ -52,9 +53,12 @@ def new_page(browser: Browser, *, offline: bool = False) -> Iterator[Page]:
             page.outside.append(url)  # type: ignore[attr-defined]
             route.abort()
 
+    def note(kind: str, text: str, url: str) -> None:
+        page.logs.append((kind, text, url))  # type: ignore[attr-defined]
+
     context.route("**/*", gate)
-    page.on("console", lambda message: page.logs.append((message.type, message.text)))  # type: ignore[attr-defined]
-    page.on("pageerror", lambda error: page.logs.append(("pageerror", str(error))))  # type: ignore[attr-defined]
+    page.on("console", lambda told: note(told.type, told.text, told.location["url"]))
+    page.on("pageerror", lambda error: note("pageerror", str(error), first_url(error.stack or "")))
     page.set_default_timeout(PATIENCE)
     try:
         yield page
@@ -65,11 +69,22 @@ def new_page(browser: Browser, *, offline: bool = False) -> Iterator[Page]:
 def complaints(page: Page) -> list[str]:
     """Return what went wrong on a page: requests that leave the machine, and errors."""
     errors = [
-        text
-        for kind, text in page.logs  # type: ignore[attr-defined]
-        if kind in ("error", "pageerror") and not any(noise in text for noise in NOISE)
+        f"{text} ({url})"
+        for kind, text, url in page.logs  # type: ignore[attr-defined]
+        if kind in ("error", "pageerror") and not is_noise(text, url)
     ]
     return [*(f"request to {url}" for url in page.outside), *errors]  # type: ignore[attr-defined]
+
+
+def is_noise(text: str, url: str) -> bool:
+    """Whether a host logs this error without any widget."""
+    return any(text.startswith(start) and part in url for start, part in NOISE)
+
+
+def first_url(stack: str) -> str:
+    """Return where an error was thrown: the first address in its stack."""
+    found = re.search(r"\w+:/[^\s)]+", stack)
+    return found.group() if found else ""
 
 
 @dataclass
