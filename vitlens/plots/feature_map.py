@@ -86,7 +86,7 @@ def map_figure(
         known = np.isfinite(numbers) & ((numbers > 0) | (not logarithmic))
         axes.scatter(x[~known], y[~known], s=size, c=_NONE, lw=0)
         shade = np.log10(numbers[known]) if logarithmic else numbers[known]
-        drawn = axes.scatter(x[known], y[known], s=size, c=shade, cmap="cividis", lw=0)
+        drawn = axes.scatter(x[known], y[known], s=size, c=shade, cmap="viridis", lw=0)
         words = f"{name}, log10" if logarithmic else name
         figure.colorbar(drawn, ax=axes, shrink=0.6, label=words)
     if chosen is not None and chosen.any():

@@ -1,5 +1,5 @@
 // Colours of values, as in vitlens/plots: blue adds, orange takes away, told apart with any
-// colour vision; and cividis, for values without a sign.
+// colour vision; and cividis and viridis, for values without a sign.
 
 /** Okabe and Ito's blue and vermilion. */
 export const POSITIVE = "#0072b2";
@@ -11,14 +11,16 @@ const STEPS = 256; // a table has 2 * STEPS + 1 entries, from -1 to 1
 const CIVIDIS =
   "00224e 00306f 2a3f6d 434e6c 575d6d 6a6c71 7d7c78 918c78 a69d75 bcae6c d2c060 e8d34d fee838";
 
-/** @typedef {"heat" | "cividis"} ScaleName */
+const VIRIDIS = "440154 482878 3e4989 31688e 26828e 1f9e89 35b779 6ece58 b5de2b fde725";
+
+/** @typedef {"heat" | "cividis" | "viridis"} ScaleName */
 
 /** @type {Map<ScaleName, Uint8ClampedArray>} */
 const tables = new Map();
 
 /**
  * Red, green, blue and opacity (0 to 255) for heat from -1 to 1, four numbers an entry.
- * "heat" leaves nothing where the heat is 0; "cividis" shows sizes, whatever the sign.
+ * "heat" leaves nothing where the heat is 0; the others show sizes, whatever the sign.
  * @param {ScaleName} [name]
  */
 export function table(name = "heat") {
@@ -35,7 +37,7 @@ export function table(name = "heat") {
 function entry(name, heat) {
   const size = Math.abs(heat);
   if (name === "heat") return [...rgb(heat < 0 ? NEGATIVE : POSITIVE), 255 * size ** RISE];
-  const stops = CIVIDIS.split(" ");
+  const stops = (name === "viridis" ? VIRIDIS : CIVIDIS).split(" ");
   const at = size * (stops.length - 1);
   const low = Math.min(Math.floor(at), stops.length - 2);
   const [a, b] = [rgb(`#${stops[low]}`), rgb(`#${stops[low + 1]}`)];

@@ -41,7 +41,7 @@ export function coloursOf(data, by, dark) {
     for (let i = 0; i < data.n; i++) of[i] = packed[data.kinds[i]];
     return { of, named, missing: false };
   }
-  const ramp = (/** @type {number} */ v) => cividis(v, dark);
+  const ramp = (/** @type {number} */ v) => viridis(v, dark);
   if (by === "layer") {
     const last = Math.max(1, data.sizes.length - 1);
     const packed = data.sizes.map((_, layer) => pack(ramp(layer / last)));
@@ -85,13 +85,13 @@ function kindColour(name, dark) {
   return rgb((KINDS[name] ?? OTHER)[dark ? 1 : 0]);
 }
 
-/** Cividis without the end that the ground would swallow.
+/** Viridis without the end that the ground would swallow.
  * @param {number} value @param {boolean} dark @returns {Rgb}
  */
-function cividis(value, dark) {
-  const [low, high] = dark ? [0.22, 1] : [0, 0.86];
+function viridis(value, dark) {
+  const [low, high] = dark ? [0.18, 1] : [0, 0.9];
   const i = place(low + (high - low) * Math.max(0, Math.min(1, value)));
-  const colours = table("cividis");
+  const colours = table("viridis");
   return [colours[i], colours[i + 1], colours[i + 2]];
 }
 

@@ -16,6 +16,8 @@ import { bytes, floats, halfs } from "../lib/model.js";
  * @property {Uint8Array} kinds by point
  * @property {string[]} kindNames
  * @property {Uint32Array} order in which points are drawn: by chance, so that no layer hides others
+ * @property {Float32Array} drawnX x in that order, to be read one after the other
+ * @property {Float32Array} drawnY
  */
 
 /** @param {Model} model @returns {Data | null} null when there is no map */
@@ -47,7 +49,10 @@ export function readMap(model) {
   }
   const { x, y } = placed(points, n);
   const { chance, kinds: kindNames } = about;
-  return { n, x, y, sizes, starts, layers, columns, chance, kinds, kindNames, order: shuffled(n) };
+  const order = shuffled(n);
+  const drawnX = Float32Array.from(order, (i) => x[i]);
+  const drawnY = Float32Array.from(order, (i) => y[i]);
+  return { n, x, y, sizes, starts, layers, columns, chance, kinds, kindNames, order, drawnX, drawnY };
 }
 
 /** @param {Data} data @param {number} point @returns {NodeKey} */

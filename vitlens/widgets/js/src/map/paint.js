@@ -5,6 +5,7 @@
 /** @import { View } from "./view.js" */
 import { faded, pack } from "./colours.js";
 
+const FAINT = 0.15; // a pixel of which a disc covers less is left alone
 const FADED = 0.22; // what is left of the colour of points that are not chosen
 
 /**
@@ -36,25 +37,33 @@ export function createPainter(canvas) {
     pixels.fill(pack(ground));
     const disc = stamp(radius);
     const edge = Math.ceil(radius);
-    const dim = new Map();
-    for (const round of chosen ? [0, 1] : [1]) {
-      for (let k = 0; k < data.n; k++) {
-        const i = data.order[k];
-        if (!shown[i] || (chosen && chosen[i] !== round)) continue;
-        const x = Math.round(view.x + data.x[i] * view.scale);
-        const y = Math.round(view.y + data.y[i] * view.scale);
+    const { order, drawnX, drawnY, n } = data;
+    for (const stands of chosen ? [0, 1] : [1]) {
+      const ink = stands ? colours : dimmed(colours, ground);
+      for (let k = 0; k < n; k++) {
+        const x = Math.round(view.x + drawnX[k] * view.scale);
+        const y = Math.round(view.y + drawnY[k] * view.scale);
         if (x < edge || y < edge || x >= width - edge || y >= height - edge) continue;
-        let colour = colours[i];
-        if (!round) {
-          const known = dim.get(colour);
-          colour = known ?? faded(colour, ground, FADED);
-          if (known === undefined) dim.set(colours[i], colour);
-        }
-        put(pixels, width, x, y, colour, disc);
+        const i = order[k];
+        if (!shown[i] || (chosen && chosen[i] !== stands)) continue;
+        put(pixels, width, x, y, ink[i], disc);
       }
     }
     g.putImageData(image, 0, 0);
   };
+}
+
+/** Colours nearer to the ground; there are few of them.
+ * @param {Uint32Array} colours @param {Rgb} ground
+ */
+function dimmed(colours, ground) {
+  /** @type {Map<number, number>} */
+  const known = new Map();
+  return colours.map((colour) => {
+    const found = known.get(colour) ?? faded(colour, ground, FADED);
+    known.set(colour, found);
+    return found;
+  });
 }
 
 /**
@@ -77,7 +86,7 @@ function stamp(radius) {
     for (let dx = -reach; dx <= reach; dx++) {
       const cover = Math.max(0, Math.min(1, radius + 0.5 - Math.hypot(dx, dy)));
       if (cover >= 1) full.push(dx, dy);
-      else if (cover > 0) rim.push(dx, dy, Math.round(256 * cover));
+      else if (cover > FAINT) rim.push(dx, dy, Math.round(256 * cover));
     }
   }
   const made = { full: Int32Array.from(full), rim: Int32Array.from(rim) };

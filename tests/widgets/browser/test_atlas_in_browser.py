@@ -1,0 +1,300 @@
+"""The atlas in notebooks and as pages: browse, sort, filter, search, name, open again, lasso."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from playwright.sync_api import Locator, Page, expect
+
+import vitlens
+from tests.widgets.browser.hosts import Host
+from tests.widgets.tiny import tiny_atlas, tiny_lens, tiny_picture
+from vitlens.atlas.atlas import Atlas
+from vitlens.widgets import FeatureBrowser, FeatureCard, FeatureMap
+from vitlens.widgets.buffers import from_bytes
+
+MARGIN = 14  # pixels around the map, in vitlens/widgets/js/src/map/view.js
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A saved atlas."""
+    out = tmp_path_factory.mktemp("atlas") / "atlas"
+    tiny_atlas(tiny_lens(), out)
+    return out
+
+
+@pytest.fixture
+def lens(folder: Path, tmp_path: Path) -> vitlens.Lens:
+    """A lens with the atlas, and a file of names of its own."""
+    lens = tiny_lens()
+    lens.atlas = Atlas.load(folder, lens, names=tmp_path / "names.jsonl")
+    return lens
+
+
+def cells(folder: Path, names: Path) -> tuple[str, ...]:
+    return (
+        f"""
+from tests.widgets.tiny import tiny_lens, tiny_picture
+from traitlets import link
+from vitlens.atlas.atlas import Atlas
+from vitlens.widgets import FeatureBrowser, FeatureCard, FeatureMap
+lens = tiny_lens()
+lens.atlas = Atlas.load({str(folder)!r}, lens, names={str(names)!r})
+browser = FeatureBrowser(lens, layer=1)
+card = FeatureCard(lens, selected=(1, 0))
+features = FeatureMap(lens)
+links = [link((card, n), (w, n)) for w in (browser, features) for n in ("selected", "labels")]
+browser
+""",
+        "card",
+        "features",
+    )
+
+
+def rows(page: Page) -> Locator:
+    return page.locator(".vl-browser-row:visible")
+
+
+def shown(page: Page) -> list[int]:
+    """The features of the rows in sight, in their order."""
+    return page.evaluate(
+        """() => [...document.querySelectorAll(".vl-browser-row:not([hidden])")]
+          .sort((a, b) => a.dataset.index - b.dataset.index)
+          .map(row => Number(row.firstElementChild.textContent))"""
+    )
+
+
+def test_browse_sort_filter_search_name_close_and_open_again(
+    jupyter_host: Host, folder: Path, tmp_path: Path
+) -> None:
+    host, names = jupyter_host, tmp_path / "names.jsonl"
+    page = host.drive(cells(folder, names))
+    expect(rows(page).first).to_be_visible()
+
+    # Sort, by a score of the atlas.
+    page.locator(".vl-browser-orientation button").click()
+    host.wait("browser.sort == 'orientation' and browser.descending")
+    page.locator(".vl-browser-grid").focus()
+    page.keyboard.press("Home")  # the list had gone to the selected one
+    wanted = [feature for _, feature in host.ask("browser.listed[:6]")]  # type: ignore[attr-defined]
+    assert shown(page)[:6] == wanted
+
+    # Filter, by another.
+    page.get_by_label("Column to filter by").select_option("frequency")
+    page.get_by_label("Least value").fill("0.05")
+    host.wait("browser.at_least == {'frequency': 0.05}")
+    n = host.ask("len(browser.listed)")
+    expect(page.locator(".vl-browser-tools [role=status]")).to_have_text(f"{n} of 60 features")
+    page.get_by_label("No longer only frequency").click()
+    host.wait("browser.at_least == {} and len(browser.listed) == 60")
+
+    # Browse: the card follows, with pictures and scores beside chance.
+    page.locator(".vl-browser-row[data-index='2']").click()
+    host.wait("card.selected == browser.listed[2] and card.card['node'] == list(card.selected)")
+    card = page.locator(".vl-card")
+    expect(card.locator(".vl-card-top li").first).to_be_visible()
+    score = card.locator(".vl-card-score", has_text="orientation").first
+    expect(score).to_contain_text("chance")
+    card.locator(".vl-card-near .vl-card-link").first.click()
+    host.wait("card.selected[0] == 0 and browser.layer == 0")
+
+    # Name it; find it by that name.
+    card.get_by_label("Name").fill("edges of discs")
+    card.get_by_label("Name").press("Enter")
+    host.wait("lens.atlas.names.get(*card.selected) == 'edges of discs'")
+    page.get_by_placeholder("number or name").fill("DISC")
+    expect(rows(page)).to_have_count(1)
+    expect(rows(page)).to_contain_text("edges of discs")
+    node = host.ask("card.selected")
+
+    # Close, open again: another notebook with another kernel.
+    host.close()
+    page = host.drive(cells(folder, names))
+    host.run(f"card.selected = {node}")
+    expect(page.locator(".vl-card").get_by_label("Name")).to_have_value("edges of discs")
+    host.run("browser.query = 'edges'")
+    expect(rows(page)).to_contain_text("edges of discs")
+
+
+def test_the_lasso_reaches_python(lab: Host, folder: Path, tmp_path: Path) -> None:
+    page = lab.drive(cells(folder, tmp_path / "names.jsonl"))
+    stage = page.locator(".vl-map-stage")
+    stage.scroll_into_view_if_needed()
+    expect(stage).to_be_visible()
+    box = stage.bounding_box()
+    assert box is not None
+
+    # All of it in one lasso.
+    page.get_by_label("Draw around features").click()
+    corners = [(3, 3), (box["width"] - 3, 3), (box["width"] - 3, box["height"] - 3)]
+    draw(page, stage, [*corners, (3, box["height"] - 3)])
+    lab.wait("len(features.chosen) == 180")
+    page.get_by_label("Choose none").click()
+    lab.wait("features.chosen == ()")
+
+    # Layers that are not shown are not chosen.
+    page.get_by_label("Layer 0", exact=True).click()
+    lab.wait("features.map_layers == (1, 2)")
+    draw(page, stage, [*corners, (3, box["height"] - 3)])
+    lab.wait("len(features.chosen) == 120 and all(layer for layer, _ in features.chosen)")
+
+    # From Python.
+    lab.run("features.chosen = [(1, 5), (2, 7)]; features.labels = {(1, 5): 'corners'}")
+    chosen = page.locator(".vl-map-chosen")
+    expect(chosen).to_contain_text("2 features chosen")
+    chosen.get_by_text("1/5 corners").click()
+    lab.wait("card.selected == (1, 5)")
+
+    # By keyboard: walk, select, choose, a circle.
+    stage.focus()
+    page.keyboard.press("ArrowRight")  # to the selected one
+    page.keyboard.press("ArrowRight")
+    page.keyboard.press("Enter")
+    lab.wait("features.selected != (1, 5)")
+    page.keyboard.press(" ")
+    lab.wait("len(features.chosen) == 3 and features.selected in features.chosen")
+    for key in ("o", "]", "]", "]", "]", "]", "]", "Enter"):
+        page.keyboard.press(key)
+    lab.wait("len(features.chosen) != 3 and features.selected in features.chosen")
+    for key in ("Escape", "Escape"):  # the lasso, then what is chosen
+        page.keyboard.press(key)
+    lab.wait("features.chosen == ()")
+
+
+def draw(page: Page, stage: Locator, corners: list[tuple[float, float]]) -> None:
+    """Draw a closed line with the mouse."""
+    box = stage.bounding_box()
+    assert box is not None
+    first, *others = [(box["x"] + x, box["y"] + y) for x, y in corners]
+    page.mouse.move(*first)
+    page.mouse.down()
+    for x, y in [*others, first]:
+        page.mouse.move(x, y, steps=6)
+    page.mouse.up()
+
+
+def placed(features: FeatureMap, width: float, height: float) -> np.ndarray:
+    """Where the map's points lie on the stage: the larger extent fills what the margin leaves."""
+    points = from_bytes(features.map_points, shape=(-1, 2)).astype(float) * (1, -1)
+    middle = (points.max(0) + points.min(0)) / 2
+    scale = min(width, height) - 2 * MARGIN
+    return (points - middle) / np.ptp(points, axis=0).max() * scale + (width / 2, height / 2)
+
+
+def test_a_page_of_the_map(
+    static_page: Callable[[Path], Page], lens: vitlens.Lens, tmp_path: Path
+) -> None:
+    features = FeatureMap(lens, labels={(1, 5): "corners"}, colour_by="kind")
+    features.to_html(tmp_path / "map.html")
+    page = static_page(tmp_path / "map.html")
+    stage = page.locator(".vl-map-stage")
+    expect(page.locator(".vl-map-legend")).to_contain_text("none above chance")
+    inks = page.evaluate(
+        """() => { const c = document.querySelector(".vl-map-canvas");
+          const { data } = c.getContext("2d").getImageData(0, 0, c.width, c.height);
+          return new Set(new Uint32Array(data.buffer)).size; }"""
+    )
+    assert inks > 10
+    size = stage.evaluate("el => [el.clientWidth, el.clientHeight]")
+    at = placed(features, *size)
+
+    # Hover the named one: its words are shown; click selects it.
+    x, y = at[60 + 5]
+    alone = np.hypot(*(at - at[65]).T).argsort()[1]
+    assert np.hypot(*(at[alone] - at[65])) > 1  # nothing lies on the very same place
+    box = stage.bounding_box()
+    assert box is not None
+    page.mouse.move(box["x"] + 1 + x, box["y"] + 1 + y)
+    expect(page.locator(".vl-map-tip")).to_contain_text("1/5 corners")
+    page.mouse.down()
+    page.mouse.up()
+    page.get_by_role("button", name="Zoom in").click()
+    page.get_by_role("button", name="Show all", exact=True).click()
+
+    # The lasso: exactly the points on one side of a line.
+    half = float(np.median(at[:, 0]))
+    half += (np.abs(at[:, 0] - half).min() < 1.5) * 2  # not through a point
+    page.get_by_label("Draw around features").click()
+    draw(page, stage, [(1, 1), (half + 1, 1), (half + 1, size[1] - 1), (1, size[1] - 1)])
+    inside = int((at[:, 0] < half).sum())
+    near = int((np.abs(at[:, 0] - half) < 2).sum())
+    text = page.locator(".vl-map-chosen [role=status]").inner_text()
+    assert abs(int(text.split()[0]) - inside) <= near
+
+
+@pytest.mark.parametrize(
+    "wish",
+    [
+        {"sort": "trust", "descending": True},
+        {"sort": "position", "descending": False, "at_least": {"frequency": 0.03}},
+        {"sort": "hue", "descending": True, "at_least": {"trust": 0.05, "orientation": 0.0}},
+        {"sort": "frequency", "descending": True, "query": "4"},
+        {"sort": "curvature", "descending": False, "query": "strip"},
+    ],
+    ids=lambda wish: "-".join(map(str, wish.values())),
+)
+@pytest.mark.parametrize("image", [False, True])
+def test_python_and_the_view_list_the_same(
+    static_page: Callable[[Path], Page],
+    lens: vitlens.Lens,
+    tmp_path: Path,
+    wish: dict[str, object],
+    image: bool,
+) -> None:
+    picture = tiny_picture() if image else None
+    browser = FeatureBrowser(lens, picture, layer=1, active_only=False, **wish)  # type: ignore[arg-type]
+    texts = ["stripes" if f % 7 == 0 else "" for f in range(60)]
+    browser.browser = {**browser.browser, "texts": texts}
+    table = from_bytes(browser.browser_table, shape=(len(browser.browser["columns"]), -1))
+    table[browser.browser["columns"].index("hue"), ::5] = np.nan
+    browser.browser_table = table.tobytes()
+    browser.to_html(tmp_path / "browser.html")
+    page = static_page(tmp_path / "browser.html")
+    page.set_viewport_size({"width": 1300, "height": 2600})
+    page.add_style_tag(content=".vl-browser-viewport { flex: none !important; height: 2000px }")
+    assert browser.listed
+    expect(rows(page)).to_have_count(len(browser.listed))
+    assert shown(page) == [feature for _, feature in browser.listed]
+
+
+def test_all_columns_can_be_reached_where_there_is_little_room(
+    static_page: Callable[[Path], Page], lens: vitlens.Lens, tmp_path: Path
+) -> None:
+    FeatureBrowser(lens, tiny_picture()).to_html(tmp_path / "browser.html")
+    page = static_page(tmp_path / "browser.html")
+    page.set_viewport_size({"width": 600, "height": 800})
+    page.locator(".vl-browser-head button", has_text="one meaning").focus()
+    expect(page.locator(".vl-browser-head button", has_text="one meaning")).to_be_in_viewport()
+    places = page.evaluate(
+        """() => [".vl-browser-head", ".vl-browser-row"].map(where => document.querySelector(
+          `${where} .vl-browser-monosemanticity`).getBoundingClientRect().right)"""
+    )
+    assert places[0] == pytest.approx(places[1], abs=1)
+    number = page.locator(".vl-browser-row .vl-browser-feature").first
+    expect(number).to_be_in_viewport()  # it stays where it is
+
+
+@pytest.mark.parametrize("width", [600, 1200])
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_it_fits(
+    static_page: Callable[[Path], Page],
+    lens: vitlens.Lens,
+    tmp_path: Path,
+    width: int,
+    theme: str,
+) -> None:
+    for widget in (FeatureCard(lens, tiny_picture()), FeatureBrowser(lens), FeatureMap(lens)):
+        if isinstance(widget, FeatureCard):
+            widget.update_card()
+        widget.to_html(tmp_path / "page.html")
+        page = static_page(tmp_path / "page.html")
+        page.emulate_media(color_scheme=theme)  # type: ignore[arg-type]
+        page.set_viewport_size({"width": width, "height": 900})
+        expect(page.locator(f".vl-root.vl-{theme}")).to_have_count(1)
+        assert page.evaluate(
+            "() => document.documentElement.scrollWidth <= document.documentElement.clientWidth"
+        )
