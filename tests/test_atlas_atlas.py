@@ -295,7 +295,7 @@ def test_saving_without_the_sums(
     assert "nowhere" not in (small / store.HEADER).read_text()
     atlas = Atlas.load(small, lens)
     assert atlas.top(0, 0)[0].path == ""
-    assert atlas.top(0, 0)[0].peak == pytest.approx(built.top(0, 0)[0].peak, rel=5e-4)
+    assert atlas.top(0, 0)[0].peak == pytest.approx(built.top(0, 0)[0].peak, rel=5e-3)
     for feature in range(30):
         exact, rounded = built.feature(2, feature), atlas.feature(2, feature)
         z = features[2][:, 1:, feature]

@@ -112,7 +112,7 @@ def write_folder(
         if (places := contents.layout()) is not None:
             store.write_layout(folder, places)
         if (evolution := contents.evolution()) is not None:
-            (folder / store.EVOLUTION).write_text(json.dumps(evolution), encoding="utf-8")
+            _write_evolution(folder, evolution)
         if state is not None:
             _write_state(folder, state, originals=originals)
         store.write_header(folder, header)
@@ -138,6 +138,12 @@ def _read_words(folder: Path) -> Words:
         }
     except (TypeError, ValueError) as error:
         raise CheckpointError(f"{folder / store.WORDS} is damaged: {error}.") from error
+
+
+def _write_evolution(folder: Path, evolution: Mapping[str, Any]) -> None:
+    """Write figures with six digits, which is more than they are good for."""
+    short = json.loads(json.dumps(evolution), parse_float=lambda text: float(f"{float(text):.6g}"))
+    (folder / store.EVOLUTION).write_text(json.dumps(short), encoding="utf-8")
 
 
 def _read_evolution(folder: Path) -> Mapping[str, Any] | None:

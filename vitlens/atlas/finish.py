@@ -171,8 +171,8 @@ class _Embeddings:
 
     def rows(self, ids: Int[Tensor, "F n"]) -> Int[Tensor, "F n"]:
         """Rows of the image table, which is sorted by id; -1 stays."""
-        found = torch.searchsorted(self.ids, ids.cpu())
-        return torch.where(ids.cpu() < 0, -1, found)
+        ids = ids.cpu().contiguous()
+        return torch.where(ids < 0, -1, torch.searchsorted(self.ids, ids))
 
 
 def _embedded(embed: Embed, pictures: Sequence[Image.Image]) -> Float[Tensor, "n E"]:

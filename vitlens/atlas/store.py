@@ -21,6 +21,7 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from vitlens.atlas.packing import Packed, unpack, unpack_bytes
@@ -40,7 +41,7 @@ _FORMAT = "vitlens.atlas"
 _VERSION = 1
 _SENTENCE = ". "
 _LEVELS = 255
-_MAP_LEVELS = 15
+_FEW_LEVELS = 15
 _EFFECT_LEVELS = 127
 # Scores that follow from the counts.
 _DERIVED = ("frequency", "image_frequency")
@@ -203,10 +204,10 @@ def files_of(folder: Path) -> set[str]:
 def write_layer(folder: Path, layer: int, table: LayerTable, *, precise: bool) -> None:
     """Write what profiles of a layer need.
 
-    Counts are exact, scores have 11 bits. If `precise`, so are the peaks of pictures, means and
-    effects have 11 bits, and maps and curves 8 bits below a feature's largest value. Else peaks
-    have 11 bits, means, effects and curves 7 or 8 below the largest, and maps are rounded by at
-    most one standard error of theirs, or to 4 bits.
+    Counts are exact, scores have 11 bits. If `precise`, so are the peaks of pictures; means and
+    effects have 11 bits, maps and curves 8 bits below a feature's largest value. Else peaks and
+    means have 8 bits, effects 7 and a sign, curves 4, and maps are rounded by at most one standard
+    error of theirs, or to 4 bits.
     """
     packed = Packed()
     for name in _COUNTS:
@@ -218,20 +219,22 @@ def write_layer(folder: Path, layer: int, table: LayerTable, *, precise: bool) -
         packed.half("class_mean", table.class_mean.T)
         packed.half("class_share", table.class_share.T)
         packed.half("effects", table.effects)
+        packed.exact("top.peak", table.top.peak)
+        packed.exact("sampled.peak", table.sampled.peak)
     else:
-        packed.levels("mean_map", table.mean_map.T, _MAP_LEVELS, step=2 * table.map_error)
+        packed.levels("mean_map", table.mean_map.T, _FEW_LEVELS, step=2 * table.map_error)
         packed.levels("class_mean", table.class_mean.T, _LEVELS)
         packed.levels("class_share", table.class_share.T, _LEVELS)
         packed.levels("effects", table.effects, _EFFECT_LEVELS)
-    for name, values in table.scores.items():
-        if name not in _DERIVED:
-            packed.half(f"score.{name}", values)
+        packed.levels("top.peak", table.top.peak, _LEVELS)
+        packed.levels("sampled.peak", table.sampled.peak, _LEVELS)
+    scores = {name: values for name, values in table.scores.items() if name not in _DERIVED}
+    packed.half("scores", torch.stack(list(scores.values())))
     if table.curves is not None:
-        packed.levels("curves", table.curves, _LEVELS)
+        packed.levels("curves", table.curves, _LEVELS if precise else _FEW_LEVELS)
     for kind in ("top", "sampled"):
         shown: ShownTable = getattr(table, kind)
         packed.exact(f"{kind}.row", shown.row)
-        (packed.exact if precise else packed.half)(f"{kind}.peak", shown.peak)
         packed.exact(f"{kind}.token", shown.token)
         if shown.heat is not None:
             packed.exact(f"{kind}.heat", shown.heat)
@@ -243,6 +246,7 @@ def write_layer(folder: Path, layer: int, table: LayerTable, *, precise: bool) -
             "version": _VERSION,
             "precise": precise,
             "how": packed.how,
+            "scores": list(scores),
             "chance": {name: _plain(value) for name, value in table.chance.items()},
         },
     )
@@ -261,8 +265,8 @@ def read_layer(folder: Path, layer: int, header: Header) -> LayerTable:
         path, what="a layer of an atlas", format=f"{_FORMAT}.layer", version=_VERSION
     )
     try:
-        table = _table(tensors, about["how"], about["chance"], header)
-    except (CheckpointError, AttributeError, KeyError, TypeError) as error:
+        table = _table(tensors, about, header)
+    except (CheckpointError, AttributeError, KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{path} is damaged: {error}") from error
     if table.size != header.sizes[layer]:
         raise CheckpointError(
@@ -299,12 +303,9 @@ def without_paths(header: Header) -> Header:
     return replace(header, images=tuple(replace(row, path="") for row in header.images))
 
 
-def _table(
-    tensors: Mapping[str, Tensor],
-    how: Mapping[str, Any],
-    chance: Mapping[str, float | None],
-    header: Header,
-) -> LayerTable:
+def _table(tensors: Mapping[str, Tensor], about: Mapping[str, Any], header: Header) -> LayerTable:
+    how = about["how"]
+
     def get(name: str) -> Tensor:
         return unpack(tensors, how, name)
 
@@ -321,13 +322,12 @@ def _table(
         "frequency": get("n_active") / (header.n_images * header.n_tokens),
         "image_frequency": get("n_images") / header.n_images,
     }
-    stored = [name for name in how if name.startswith("score.")]
-    scores |= {name.removeprefix("score."): get(name) for name in stored}
+    scores |= dict(zip(about["scores"], get("scores"), strict=True))
     return LayerTable(
         **{name: get(name) for name in (*_COUNTS, "map_error", "effects", "effect_classes")},
         **{name: get(name).T for name in ("mean_map", "class_mean", "class_share")},
         scores=scores,
-        chance={name: math.inf if x is None else x for name, x in chance.items()},
+        chance={name: math.inf if x is None else x for name, x in about["chance"].items()},
         curves=get("curves") if "curves" in how else None,
         top=shown("top"),
         sampled=shown("sampled"),
