@@ -3,7 +3,7 @@
 import { h, percent } from "../lib/dom.js";
 import { listen, save } from "../lib/model.js";
 import { readCurves } from "./data.js";
-import { legendButtons } from "./legend.js";
+import { areasInWords, legendButtons } from "./legend.js";
 import { createPanel } from "./panel.js";
 import { placeInWords, valueTable, valuesInWords } from "./readout.js";
 import { nearestStep, shareScale } from "./scale.js";
@@ -107,6 +107,7 @@ export function mount(model, el, signal) {
           hidden_methods: rest.length < hidden.length ? rest : [...hidden, method],
         });
       }),
+      h("span", { class: "vl-curves-area" }, areasInWords(s.directions)),
     );
     if (!focused) return;
     const again = /** @type {HTMLElement | null} */ (

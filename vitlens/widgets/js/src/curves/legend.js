@@ -44,6 +44,10 @@ export function legendButtons(data, styles, directions, axis, isShown, toggle) {
   });
 }
 
+/** What the numbers beside the names are. @param {Direction[]} directions */
+export const areasInWords = (directions) =>
+  `areas under the curves: ${directions.map((one) => `${ARROWS[one]} ${one}`).join(", ")}`;
+
 /** @param {LineStyle | undefined} style */
 export function sample(style) {
   const colour = `vl-curve-${style?.name ?? "other-0"}`;
