@@ -12,6 +12,7 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from tests.tiny import tiny_image, tiny_lens
+from vitlens.atlas.bins import difference_hash
 from vitlens.atlas.build import build_state
 from vitlens.atlas.pictures import decode
 from vitlens.atlas.reading import Reader, Ready, read_batches
@@ -353,6 +354,21 @@ def test_only_the_part_that_is_wanted_is_read(folder):
     batches = list(read_batches(reader, source, 4, part=(1, 3), start=1))
     assert read == [*range(16, 20), *range(28, 32)]
     assert all(isinstance(entry, Ready) for batch in batches for entry in batch)
+
+
+def test_resized_copies_have_one_difference_hash(lens):
+    def hashed(pictures):
+        return difference_hash(torch.stack([lens.tensor(picture) for picture in pictures]))
+
+    originals = [photograph(seed, (400, 400)) for seed in range(40)]
+    copies = []
+    for picture in originals:
+        buffer = io.BytesIO()
+        picture.resize((230, 230), Image.Resampling.LANCZOS).save(buffer, "JPEG", quality=75)
+        copies.append(Image.open(buffer))
+    hashes = hashed(originals)
+    assert len(hashes.unique()) == 40
+    assert (hashed(copies) == hashes).sum() >= 32
 
 
 def test_a_webp_of_the_models_size_is_stored_as_it_is(lens, tmp_path):

@@ -64,7 +64,7 @@ def build_state(
     groups
         What counts as one image in the top pools, such as crops of one photograph or frames of
         one film: given in the same ways as `labels`. By default images whose difference hash is
-        the same, such as resized copies.
+        the same: most resized copies.
     credits
         Who made an image: in the same ways again.
     n_top, n_sampled
