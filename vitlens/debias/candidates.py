@@ -169,7 +169,7 @@ def find_candidates(
     groups: GroupedImages,
     *,
     alpha: float = 0.01,
-    at_most: int | None = 200,
+    at_most: int | None = None,
     circuits: Mapping[tuple[int, int], float] | None = None,
     picks: Iterable[tuple[int, int]] = (),
 ) -> tuple[Candidate, ...]:
@@ -184,7 +184,7 @@ def find_candidates(
     alpha
         False discovery rate over all features of all these layers.
     at_most
-        How many of the activation differences are kept; None for all.
+        How many of the activation differences are kept; by default all.
     circuits
         Features found by circuits, with their mean shares.
     picks

@@ -2,8 +2,8 @@
 
 Features that tell about the attribute and not about the class are candidates (`candidates`). They
 are added one by one: the next is the one whose first-order effect promises the lowest loss in the
-worst group; then the model runs with it, so that no promise is taken for a result. How many are
-kept is decided by the accuracies on the images of the search.
+worst group. For some numbers of features the model runs with them, so that no promise is taken for
+a result, and their accuracies decide how many are kept.
 """
 
 from __future__ import annotations
@@ -32,8 +32,9 @@ if TYPE_CHECKING:
     from vitlens.lens import Lens
 
 TOP_LAYERS = 3
+#: Numbers of features for which the model is run.
+NUMBERS = (1, 2, 3, 5, 8, 12, 16, 20, 30, 50, 100)
 _CIRCUIT_NODES = 16
-_REFRESH = 4  # features after which first-order effects are taken anew
 
 
 @dataclass(frozen=True)
@@ -196,7 +197,7 @@ def debias(
     candidates = _with_relief(runs, candidates, to, gradient)
     if features is None:
         path, validation = _search(runs, candidates, max_features, to, gradient, progress)
-        chosen = validation.best(max_drop=max_drop)
+        chosen = int(validation.n_features[validation.best(max_drop=max_drop)])
     else:
         path = tuple((int(layer), int(feature)) for layer, feature in features)
         validation, chosen = _curve(runs, path, len(path), to), len(path)
@@ -275,20 +276,26 @@ def _search(
     gradient: Gradient,
     progress: Progress,
 ) -> tuple[tuple[Key, ...], TradeOff]:
-    """Add features one by one; the reports begin with none."""
+    """Add features one by one; the reports are of `NUMBERS` of them, beginning with none."""
     groups, left = runs.groups, [candidate.key for candidate in candidates]
     path: list[Key] = []
-    logits, effects = runs.logits, torch.zeros(len(groups), 0)
-    reports = [group_report("nothing", logits, groups)]
-    for step in steps(range(min(max_features, len(left))), "features", progress):
-        if step % _REFRESH == 0:
-            effects = runs.effects(left, given=path, to=to, gradient=gradient)
-        promised = margins(logits, groups.labels).cpu()[:, None] + effects
-        best = int(_worst_loss(promised, groups).argmin())
+    reports = [runs.report((), name="nothing")]
+    margin = margins(runs.logits, groups.labels).cpu()
+    effects, taken_at = runs.effects(left, to=to, gradient=gradient), 0
+    n = min(max_features, len(left))
+    for _ in steps(range(n), "features", progress):
+        best = int(_worst_loss(margin[:, None] + effects, groups).argmin())
         path.append(left.pop(best))
+        margin = margin + effects[:, best]
         effects = torch.cat([effects[:, :best], effects[:, best + 1 :]], 1)
+        if len(path) not in {*NUMBERS, n}:
+            continue
         logits = runs.ablated(path, to=to)
         reports.append(group_report("ablated", logits, groups, n_features=len(path)))
+        margin = margins(logits, groups.labels).cpu()
+        if n > len(path) > 2 * taken_at + 1:
+            effects = runs.effects(left, given=path, to=to, gradient=gradient)
+            taken_at = len(path)
     return tuple(path), TradeOff(tuple(reports))
 
 
@@ -334,11 +341,8 @@ def _alternatives(lens: Lens, runs: GroupRuns, shown: GroupRuns, seed: int) -> l
 
 
 def _curve(shown: GroupRuns, path: tuple[Key, ...], chosen: int, to: To) -> TradeOff:
-    """Reports on the test images for numbers of features that grow ever faster."""
-    numbers = sorted(
-        {n for n in (0, 1, 2, 3, 5, 8, 12, 16, 20, 30, 50, 100) if n <= len(path)}
-        | {chosen, len(path)}
-    )
+    """Reports for `NUMBERS` of features, for those chosen, and for all."""
+    numbers = sorted({0, chosen, len(path), *(n for n in NUMBERS if n < len(path))})
     return TradeOff(
         tuple(shown.report(path[:n], name="ablated" if n else "nothing", to=to) for n in numbers)
     )
