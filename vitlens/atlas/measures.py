@@ -12,6 +12,9 @@ from torch import Tensor
 
 from vitlens.errors import FeatureError
 
+# A smaller part of the mean square is what the rounding of the sums leaves.
+_LEAST_VARIANCE = 1e-6
+
 
 def omega_squared(
     sums: Float[Tensor, "G F"], sizes: Int[Tensor, " G"], squares: Float[Tensor, " F"]
@@ -47,7 +50,50 @@ def omega_squared(
     between = (sums**2 / sizes).sum(0) - centre
     within = (total - between).clamp(min=0) / (n - groups)
     share = (between - (groups - 1) * within) / (total + within)
-    return torch.where(total > 1e-9 * squares, share, 0.0).nan_to_num(0.0)
+    return torch.where(total > _LEAST_VARIANCE * squares, share, 0.0).nan_to_num(0.0)
+
+
+def class_information(
+    sums: Float[Tensor, "C F"],
+    sizes: Int[Tensor, " C"],
+    *,
+    total: Float[Tensor, " F"],
+    squares: Float[Tensor, " F"],
+    n_images: int,
+) -> Float[Tensor, " F"]:
+    """Share of the variance of an image's mean activation which its class explains.
+
+    Parameters
+    ----------
+    sums
+        Sum over each class's images of the image's mean activation, [C, F].
+    sizes
+        Images of each class, [C]; classes without images are left out.
+    total, squares
+        Sum of the mean activation and of its square over all images, also those of no class, [F].
+    n_images
+        How many images there were in all.
+
+    Returns
+    -------
+    Tensor
+        [F], `omega_squared` of the images that have a class. Where some have none, the variance
+        within a class is taken to be the same as among those, for only the sum of all is known.
+    """
+    filled = sizes > 0
+    sums, sizes = sums[filled].double(), sizes[filled].double()[:, None]
+    labelled, classes = float(sizes.sum()), len(sizes)
+    others = n_images - labelled
+    freedom = n_images - classes - (others > 0)
+    if classes < 2 or freedom < 1:
+        return torch.zeros_like(squares, dtype=torch.float64)
+    explained = (sums**2 / sizes).sum(0)
+    between = explained - sums.sum(0) ** 2 / labelled
+    rest = (total - sums.sum(0)) ** 2 / others if others > 0 else 0.0
+    within = (squares - explained - rest).clamp(min=0) / freedom
+    whole = between + within * (labelled - classes + 1)
+    share = (between - (classes - 1) * within) / whole
+    return torch.where(whole > _LEAST_VARIANCE * squares, share, 0.0).nan_to_num(0.0)
 
 
 def position_share(

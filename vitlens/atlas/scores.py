@@ -279,10 +279,6 @@ def _from_sums(
 ) -> dict[str, Float[Tensor, " F"]]:
     """The measures of which there are shuffled ones, too."""
     by_class = class_mean.double() * UNIT
-    # Images without a class are one more group, so that the groups make up all images.
-    without = sums.image_mean.double() * UNIT - by_class.sum(0)
-    groups = torch.cat([by_class, without[None]])
-    sizes = torch.cat([per_class, per_class.new_tensor([n_images - int(per_class.sum())])])
     return {
         "position": measures.position_share(
             position.double() * UNIT,
@@ -291,8 +287,12 @@ def _from_sums(
             n_prefix=n_prefix,
         ),
         "selectivity": measures.class_selectivity(by_class, per_class),
-        "class_information": measures.omega_squared(
-            groups, sizes, sums.image_squares.double() * IMAGE_SQUARE_UNIT
+        "class_information": measures.class_information(
+            by_class,
+            per_class,
+            total=sums.image_mean.double() * UNIT,
+            squares=sums.image_squares.double() * IMAGE_SQUARE_UNIT,
+            n_images=n_images,
         ),
     }
 

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from vitlens.atlas.scores import KINDS, kind_of
+from vitlens.atlas.stimuli import TEXTURES
 from vitlens.errors import FeatureError
 from vitlens.plots.heat import POSITIVE, colours, heat_on_picture
 from vitlens.plots.page import INK, QUIET
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from vitlens.atlas.tuning import Tuning
 
 _PIXELS = 224
-_ROW = 1.62  # inches
+_ROW = 1.72  # inches
 _HEAD = 0.35
 _SCORES = tuple(names[0] for names in KINDS.values())
 
@@ -69,21 +70,23 @@ def feature_sheet(
         raise FeatureError("A sheet needs at least one feature.")
     height = _HEAD + _ROW * len(nodes)
     figure = Figure(figsize=(width, height), facecolor="white")
+    # Empty columns leave room for the labels of what follows them.
     grid = GridSpec(
-        len(nodes), n_pictures + 4, figure=figure, left=0.005, right=0.99,
-        top=1 - _HEAD / height, bottom=0.22 / height, wspace=0.06, hspace=0.16,
-        width_ratios=(1.45, *(0.72,) * n_pictures, 1.25, 3.0, 1.55),
+        len(nodes), n_pictures + 7, figure=figure, left=0.005, right=0.99,
+        top=1 - _HEAD / height, bottom=0.22 / height, wspace=0.04, hspace=0.2,
+        width_ratios=(1.2, *(0.63,) * n_pictures, 0.05, 1.1, 0.3, 4.2, 0.75, 1.0),
     )  # fmt: skip
+    place, tuning, scores = n_pictures + 2, n_pictures + 4, n_pictures + 6
     for row, (layer, feature) in enumerate(nodes):
         profile = atlas.feature(layer, feature)
         _draw_words(figure.add_subplot(grid[row, 0]), profile)
         shown = atlas.top(layer, feature, n_pictures)
         for column, one in enumerate(shown, start=1):
             _draw_picture(figure, grid[row, column], one, atlas.grid)
-        _draw_place(figure.add_subplot(grid[row, n_pictures + 1]), profile.mean_map, atlas.grid)
+        _draw_place(figure.add_subplot(grid[row, place]), profile.mean_map, atlas.grid)
         if profile.tuning is not None:
-            _draw_tuning(figure, grid[row, n_pictures + 2], profile.tuning)
-        _draw_scores(figure.add_subplot(grid[row, n_pictures + 3]), profile)
+            _draw_tuning(figure, grid[row, tuning], profile.tuning)
+        _draw_scores(figure.add_subplot(grid[row, scores]), profile)
     figure.suptitle(title.replace("$", r"\$"), fontsize=11, x=0.005, ha="left", va="top", y=0.995)
     return figure
 
@@ -95,7 +98,7 @@ def _draw_words(axes: Axes, profile: FeatureProfile) -> None:
     lines = [
         profile.name or proposed,
         str(kind),
-        f"class: {profile.best_class}" if profile.best_class else "",
+        f"mostly {profile.best_class}" if _is_of_class(profile) else "",
         f"{profile.image_frequency:.1%} of images",
         f"{profile.frequency:.2%} of tokens",
         f"trust {profile.trust.value:.2f}",
@@ -109,6 +112,11 @@ def _draw_words(axes: Axes, profile: FeatureProfile) -> None:
         0, 0.82, words, fontsize=7.5, va="top", color=INK, linespacing=1.35,
         transform=axes.transAxes,
     )  # fmt: skip
+
+
+def _is_of_class(profile: FeatureProfile) -> bool:
+    (name,) = KINDS["class"]
+    return profile.scores.get(name, 0.0) > profile.chance.get(name, np.inf)
 
 
 def _draw_picture(figure: Figure, place: SubplotSpec, shown: Shown, grid: tuple[int, int]) -> None:
@@ -139,11 +147,15 @@ def _draw_place(axes: Axes, mean_map: Float[Tensor, " T"], grid: tuple[int, int]
 
 
 def _draw_tuning(figure: Figure, place: SubplotSpec, tuning: Tuning) -> None:
-    cells = place.subgridspec(2, 2, hspace=0.45, wspace=0.28).subplots(squeeze=False)
+    cells = place.subgridspec(2, 2, hspace=0.42, wspace=0.42, width_ratios=(1.3, 1)).subplots(
+        squeeze=False
+    )
     draws = (draw_orientation, draw_hues, draw_arcs, draw_textures)
     for axes, draw in zip(cells.ravel(), draws, strict=True):
         draw(axes, tuning)
         axes.tick_params(labelsize=5.5, length=1.5, pad=1)
+    cells[1, 1].set_yticks(range(len(TEXTURES)), TEXTURES, fontsize=4.5)
+    for axes in cells.ravel():
         axes.set_title("")
 
 
@@ -157,12 +169,8 @@ def _draw_scores(axes: Axes, profile: FeatureProfile) -> None:
     axes.vlines(chance, spots - 0.42, spots + 0.42, color="black", lw=1.0)
     axes.set_xlim(0, 1)
     axes.set_ylim(len(names) - 0.4, -0.6)
-    axes.set_yticks([])
-    for spot, (name, value) in enumerate(zip(names, values, strict=True)):
-        axes.text(
-            1.0, spot, f"{name.replace('_', ' ')} {value:.2f}", fontsize=6, ha="right",
-            va="center", color=INK,
-        )  # fmt: skip
+    words = [f"{name.replace('_', ' ')} {v:.2f}" for name, v in zip(names, values, strict=True)]
+    axes.set_yticks(spots, [text.replace("-", "−") for text in words], color=INK)
     axes.set_xticks((0, 0.5, 1), ("0", "0.5", "1"))
     axes.tick_params(labelsize=6, length=1.5, pad=1)
     axes.spines[["top", "right"]].set_visible(False)
