@@ -48,8 +48,8 @@ LAYOUT = """async (data) => {
 #: Does something in every frame, and returns how long each frame took.
 FRAME_TIMES = """async ([what, frames]) => {
   const nodes = [...document.querySelectorAll(".vl-node")];
-  const slider = document.querySelector("input[data-rule=" + (what === "count" ?
-    "nodes_per_layer" : "edge_share") + "]");
+  const rules = { count: "nodes_per_layer", nodes: "node_share", edges: "edge_share" };
+  const slider = document.querySelector(`input[data-rule=${rules[what]}]`);
   const act = (i) => {
     if (what === "hover") {
       // Three frames a node: quicker than a hand that means a node.
@@ -126,6 +126,7 @@ def measure(browser: Browser, page: Page, given: Candidates) -> None:
     for what, name in (
         ("hover", "hover, another node every third frame"),
         ("edges", "slider of the edge share, a step a frame"),
+        ("nodes", "slider of the node share, a step a frame"),
         ("count", "slider of nodes a layer, 20 to 40"),
     ):
         browser.start_tracing(page=page, categories=["devtools.timeline", "cc"])
