@@ -8,8 +8,8 @@ from vitlens.plots.feature import feature_figure, features_figure
 from vitlens.plots.feature_map import map_figure
 from vitlens.plots.groups import groups_figure
 from vitlens.plots.heatmap import heatmap_figure, heatmaps_figure
-from vitlens.plots.profile import profile_figure, table_figure
 from vitlens.plots.save import save_figure
+from vitlens.plots.table import table_figure
 from vitlens.plots.tuning import tuning_figure
 from vitlens.plots.verify import verification_figure
 
@@ -24,7 +24,6 @@ __all__ = [
     "heatmap_figure",
     "heatmaps_figure",
     "map_figure",
-    "profile_figure",
     "save_figure",
     "table_figure",
     "tuning_figure",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +15,7 @@ from vitlens.lens import Lens
 from vitlens.widgets import atlas_card, card
 from vitlens.widgets.atlas_table import most_trusted
 from vitlens.widgets.base import Widget
-from vitlens.widgets.buffers import decode_strip, encode_strip, from_bytes, to_bytes
+from vitlens.widgets.buffers import encode_strip, to_bytes
 from vitlens.widgets.part import ScenePart, scene_of
 from vitlens.widgets.scene import Node, Scene
 from vitlens.widgets.tasks import Check
@@ -106,14 +105,13 @@ class CardPart(ImageTraits, ScenePart):
         FeatureError
             When no feature is selected, or the target is.
         """
-        from vitlens.plots import feature_figure, profile_figure
+        from vitlens.plots import feature_figure, feature_sheet
 
         node = self.selected
         if node is None or node[1] == TARGET:
             raise FeatureError("Select a feature to draw its card.")
-        title = _title(node, self.labels.get(node, ""))
-        if self._scene is None and self._owner is not None:
-            return profile_figure(**self._profile(self._owner, node), title=title)
+        if self._scene is None and self.atlas is not None:
+            return feature_sheet(self.atlas, [node])
         scene = self.scene
         return feature_figure(
             scene.picture,
@@ -123,33 +121,10 @@ class CardPart(ImageTraits, ScenePart):
             grid=scene.grid,
             prefix_names=scene.prefix_names,
             class_names=scene.class_names,
-            title=title,
+            title=_title(node, self.labels.get(node, "")),
             subtitle=f"{scene.share(node):.1%} of layer {node[0]}'s positive importance for "
             f"“{scene.importances.target}”",
         )
-
-    def _profile(self, lens: Lens, node: Node) -> dict[str, Any]:
-        """What a figure shows of a feature over many images; heats only where they are known."""
-        if self.background("card").busy:
-            self.background("card").cancel()
-            self._fill_card(_fill(lens, None, node))
-        items, atlas = self.card["top_images"]["items"], self.card["atlas"]
-        heats: list[Any] = [None] * len(items)
-        if self.top_heats:
-            heats = list(from_bytes(self.top_heats, "float16", (-1, *self.grid)).astype(float))
-        pictures = decode_strip(self.top_pictures, len(items)) if items else []
-        return {
-            "pictures": [None if p is None else p.numpy() for p in pictures],
-            "heats": heats,
-            "words": [f"{item['label']}  {item['activation']:.3g}" for item in items],
-            "scores": {
-                name: (math.nan if value is None else value, chance)
-                for name, value, chance in atlas["scores"]
-                if name not in ("frequency", "image_frequency", "trust", "response")
-            },
-            "subtitle": f"active in {atlas['image_frequency']:.1%} of {atlas['n_images']} images, "
-            f"{atlas['frequency']:.2%} of tokens",
-        }
 
 
 class FeatureCard(CardPart, Widget, bundle="card"):

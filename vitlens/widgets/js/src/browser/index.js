@@ -101,7 +101,6 @@ export function mount(model, el, signal) {
     empty.textContent = "No feature of this layer fits; widen the search or the filter.";
     const total = sizes?.[layer] ?? 0;
     tools.say(`${features.length.toLocaleString("en")} of ${total.toLocaleString("en")} features`);
-    followSelected();
   }
 
   /** @param {HTMLElement} row @param {number} index */
@@ -241,7 +240,11 @@ export function mount(model, el, signal) {
       if (onlyNames && model.get("sort") !== "label" && !model.get("query").trim()) {
         labels = labelsOf(model, about().layer);
         rows.refresh(); // the place in the list stays
-      } else list();
+        return;
+      }
+      list();
+      // Another order is read from its top; another layer where the selected feature is.
+      if (changed.has("browser_table") || changed.has("browser")) followSelected();
     },
     signal,
   );
@@ -251,6 +254,7 @@ export function mount(model, el, signal) {
   signal.addEventListener("abort", () => root.remove(), { once: true });
   readTable();
   list();
+  followSelected();
 }
 
 /** @param {Model} model @param {number} layer @returns {Map<number, string>} */
