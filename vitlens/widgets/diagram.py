@@ -107,14 +107,8 @@ class DiagramPart(ImageTraits, ScenePart):
         with self.hold_sync(), self.hold_trait_notifications():
             self.pinned = tuple(node for node in self.pinned if node in keys)
             self.hovered = None
-            for name, value in _packed(candidates).items():
+            for name, value in packed.items():
                 setattr(self, name, value)
-            atlas = self.atlas
-            if atlas is not None:
-                self.graph = {
-                    **self.graph,
-                    "kinds": [kind_words(atlas, n) for n in candidates.keys],
-                }
 
     def diagram_figure(self) -> Figure:
         """Return what is visible as a matplotlib figure."""
