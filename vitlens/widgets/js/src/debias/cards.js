@@ -39,8 +39,8 @@ export function cardList(model, isLive) {
   const words = h(
     "span",
     { class: "vl-muted" },
-    "of every group the image where it is most active, and the median one; below, the group’s mean. " +
-      "d: Cohen’s, of the attribute within class, and of the class within attribute.",
+    "Pictures: of every group the image where it is most active, and the median one; below, the group’s mean. " +
+      "d is Cohen’s, for the attribute within class and for the class within attribute.",
   );
   const element = h("div", {}, h("div", { class: "vl-debias-cards-key" }, bar.element, words), list);
   /** @type {ReturnType<typeof card>[]} */
@@ -111,7 +111,7 @@ function card(model, candidate, strongest) {
     },
     idOf(node),
   );
-  const { names, rows, canvases } = examples(model, candidate);
+  const { figures, canvases } = examples(model, candidate);
   const element = h(
     "li",
     { class: "vl-debias-card", "data-node": idOf(node) },
@@ -123,7 +123,7 @@ function card(model, candidate, strongest) {
       candidate.sources.map((source) => badge(source, SOURCES[source] ?? source)),
     ),
     effects(candidate, strongest),
-    h("div", { class: "vl-debias-examples", style: { "--vl-groups": names.length } }, names, rows),
+    h("div", { class: "vl-debias-examples" }, figures),
   );
   return {
     element,
@@ -175,12 +175,14 @@ function effects({ attribute, effect, auc, q, class_effect, share }, strongest) 
   );
 }
 
-/** @param {Model} model @param {Candidate} candidate */
-function examples(model, { images, means, limit, node }) {
+/** A figure for every group, and the canvases in the order of `debias_heats`.
+ * @param {Model} model @param {Candidate} candidate
+ */
+function examples(model, { images, means, node }) {
   const { group_names: groups = [], examples: kinds = [] } = model.get("debias") ?? {};
   /** @type {{ canvas: HTMLCanvasElement, image: number }[]} */
   const canvases = [];
-  const names = groups.map((/** @type {string} */ group, /** @type {number} */ g) => {
+  const figures = groups.map((/** @type {string} */ group, /** @type {number} */ g) => {
     const pictures = images[g].map((image, i) => {
       const canvas = h("canvas", {
         width: SIDE * SHARP,
@@ -200,7 +202,7 @@ function examples(model, { images, means, limit, node }) {
       h("span", { class: "vl-muted", title: "mean activation over tokens and images of the group" }, two(means[g])),
     );
   });
-  return { names, rows: limit > 0 ? null : h("p", { class: "vl-muted" }, "Active on none of these."), canvases };
+  return { figures, canvases };
 }
 
 /** Two figures: there is little room. @param {number} x */

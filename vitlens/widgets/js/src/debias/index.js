@@ -10,8 +10,8 @@ import { curvePlot } from "./curve.js";
 import { groupTable } from "./groups.js";
 import { history } from "./history.js";
 import "./style.css";
-import { summary } from "./summary.js";
-import { chosen, features, has, idOf, step, wish } from "./wish.js";
+import { inBrief, summary } from "./summary.js";
+import { chosen, has, idOf, step, wish } from "./wish.js";
 
 const LONG = 2 ** 31 - 1; // a kernel may be busy for hours, and answer then
 
@@ -40,6 +40,10 @@ export function mount(model, el, signal) {
   const cards = cardList(model, () => isLive);
   const past = history(model);
   const heading = h("h3", { class: "vl-title" });
+  // Beside the ticks, for where the panel is narrow and the table out of sight.
+  const brief = h("p", { class: "vl-debias-brief", "aria-hidden": "true" });
+  const part = (/** @type {string} */ name, /** @type {HTMLElement} */ inner) =>
+    h("section", { "aria-label": name }, h("h3", { class: "vl-title" }, name), inner);
   const root = h(
     "section",
     { class: "vl-debias-panel", "aria-label": "Debiasing" },
@@ -47,14 +51,23 @@ export function mount(model, el, signal) {
     said.element,
     h(
       "div",
-      { class: "vl-debias-top" },
-      h("section", { "aria-label": "Accuracy by group" }, h("h3", { class: "vl-title" }, "Accuracy by group"), table.element),
-      h("section", { "aria-label": "Trade-off" }, h("h3", { class: "vl-title" }, "Trade-off"), curve.element),
+      { class: "vl-debias-body" },
+      h(
+        "div",
+        { class: "vl-debias-figures" },
+        part("Accuracy by group", table.element),
+        part("Trade-off", curve.element),
+        past.element,
+      ),
+      h(
+        "section",
+        { "aria-label": "Candidate features" },
+        h("div", { class: "vl-toolbar vl-debias-heading" }, heading, h("span", { class: "vl-needs-kernel" }, add)),
+        brief,
+        saved,
+        cards.element,
+      ),
     ),
-    past.element,
-    h("div", { class: "vl-toolbar vl-debias-heading" }, heading, h("span", { class: "vl-needs-kernel" }, add)),
-    saved,
-    cards.element,
   );
   root.addEventListener("keydown", onKey, { signal });
   el.append(root);
@@ -91,13 +104,14 @@ export function mount(model, el, signal) {
     about.textContent = n_images ? `${n_images} ${name}; features go to ${to === "zero" ? "zero" : "their baseline"}` : "";
     add.hidden = !selected || selected[1] < 0 || has(known, selected);
     add.textContent = selected ? `Add ${idOf(selected)}, the selected feature` : "";
-    heading.textContent = `Candidate features: ${features(now.length)} of ${known.length} ticked`;
+    heading.textContent = `Candidate features: ${now.length} of ${known.length} ticked`;
   }
 
   function drawFigures() {
     said.update();
     table.update();
     curve.update();
+    brief.textContent = inBrief(model);
     root.classList.toggle("vl-debias-pending", !same(model.get("report")?.chosen, chosen(model)));
   }
 

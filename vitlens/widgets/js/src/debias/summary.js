@@ -64,3 +64,12 @@ export function summary(model) {
     },
   };
 }
+
+/** The figures that count, in a line. @param {Model} model */
+export function inBrief(model) {
+  const { worst, average, collateral } = model.get("report") ?? {};
+  if (!worst) return "";
+  const lost = collateral.length ? `; ${collateral[0][0]} ${points(collateral[0][1])}` : "";
+  const more = collateral.length > 1 ? ` and ${collateral.length - 1} more` : "";
+  return `worst group ${accuracy(worst.accuracy)} (was ${accuracy(model.get("report").worst_before.before.accuracy)}), average ${accuracy(average.accuracy)}${lost}${more}`;
+}
