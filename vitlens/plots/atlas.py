@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 _PIXELS = 224
 _ROW = 1.72  # inches
 _HEAD = 0.35
+_WORTH_SAYING = 0.05  # a smaller share on prefix tokens is not named
 _SCORES = tuple(names[0] for names in KINDS.values())
 
 
@@ -73,8 +74,8 @@ def feature_sheet(
     # Empty columns leave room for the labels of what follows them.
     grid = GridSpec(
         len(nodes), n_pictures + 7, figure=figure, left=0.005, right=0.99,
-        top=1 - _HEAD / height, bottom=0.22 / height, wspace=0.04, hspace=0.2,
-        width_ratios=(1.2, *(0.63,) * n_pictures, 0.05, 1.1, 0.3, 4.2, 0.75, 1.0),
+        top=1 - _HEAD / height, bottom=0.32 / height, wspace=0.04, hspace=0.2,
+        width_ratios=(1.2, *(0.63,) * n_pictures, 0.05, 1.1, 0.3, 4.0, 1.0, 1.0),
     )  # fmt: skip
     place, tuning, scores = n_pictures + 2, n_pictures + 4, n_pictures + 6
     for row, (layer, feature) in enumerate(nodes):
@@ -94,13 +95,15 @@ def feature_sheet(
 def _draw_words(axes: Axes, profile: FeatureProfile) -> None:
     axes.set_axis_off()
     kind = kind_of(profile.scores, profile.chance)
+    on_prefix = profile.scores.get("prefix_share", 0.0)
     proposed = f"{profile.proposals[0].text}?" if profile.proposals else ""
     lines = [
         profile.name or proposed,
         str(kind),
-        f"mostly {profile.best_class}" if _is_of_class(profile) else "",
+        f"highest for {profile.best_class}" if _is_of_class(profile) else "",
         f"{profile.image_frequency:.1%} of images",
         f"{profile.frequency:.2%} of tokens",
+        f"{on_prefix:.0%} on prefix tokens" if on_prefix >= _WORTH_SAYING else "",
         f"trust {profile.trust.value:.2f}",
     ]
     axes.text(
@@ -147,7 +150,7 @@ def _draw_place(axes: Axes, mean_map: Float[Tensor, " T"], grid: tuple[int, int]
 
 
 def _draw_tuning(figure: Figure, place: SubplotSpec, tuning: Tuning) -> None:
-    cells = place.subgridspec(2, 2, hspace=0.42, wspace=0.42, width_ratios=(1.3, 1)).subplots(
+    cells = place.subgridspec(2, 2, hspace=0.5, wspace=0.42, width_ratios=(1.3, 1)).subplots(
         squeeze=False
     )
     draws = (draw_orientation, draw_hues, draw_arcs, draw_textures)

@@ -56,7 +56,7 @@ def tuning_figure(tuning: Tuning, *, title: str = "", width: float = 11.0) -> Fi
     }
     for one, (heading, names) in zip(axes, headings.items(), strict=True):
         figures = [f"{name} {tuning.indices[name]:.2f}" for name in names if name in tuning.indices]
-        one.set_title(", ".join(figures) or heading, fontsize=9)
+        one.set_title((", ".join(figures) or heading).replace("-", "−"), fontsize=9)
     figure.suptitle(title.replace("$", r"\$"), fontsize=11, x=0.01, ha="left")
     return figure
 
@@ -86,8 +86,9 @@ def draw_arcs(axes: Axes, tuning: Tuning, *, names: bool = False) -> None:
     arrows = ("→", "↗", "↑", "↖", "←", "↙", "↓", "↘")
     axes.set_xticks(range(len(stimuli.DIRECTIONS)), arrows)
     axes.tick_params(labelsize=7, length=0)
+    scale = f"blue up to {float(tuning.direction.max()):.2g}"
+    axes.set_xlabel(f"bulges towards ({scale})" if names else scale, fontsize=8 if names else 5.5)
     if names:
-        axes.set_xlabel("bulges towards", fontsize=8)
         axes.set_ylabel("radius in patches", fontsize=8)
 
 
