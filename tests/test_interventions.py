@@ -34,12 +34,14 @@ def streams_of(model: torch.nn.Module, x: torch.Tensor) -> list[torch.Tensor]:
     return seen
 
 
-def code(sae: vitlens.TopKSAE, x: torch.Tensor) -> tuple[list[float], float, float, torch.Tensor]:
+def code(
+    sae: vitlens.TopKSAE, x: torch.Tensor, *, k: int | None = None
+) -> tuple[list[float], float, float, torch.Tensor]:
     """Activations, mean, standard deviation and error of one token, from METHOD's formulas."""
     mean, std = x.mean(), x.std()
     raw = (((x - mean) / (std + 1e-5)) - sae.b_dec) @ sae.W_enc
     z = [0.0] * sae.size
-    for feature in raw.argsort(descending=True)[: sae.k].tolist():
+    for feature in raw.argsort(descending=True)[: k or sae.k].tolist():
         z[feature] = max(float(raw[feature]), 0.0)
     return z, float(mean), float(std), x - build(sae, z, float(mean), float(std))
 

@@ -107,12 +107,21 @@ def test_where_all_is_linear_predicted_is_measured(errors: Any) -> None:
 
 
 @torch.no_grad()
-def cut_by_hooks(lens: vitlens.Lens, x: torch.Tensor, edge: Any, errors: str, index: int) -> float:
+def cut_by_hooks(
+    lens: vitlens.Lens, x: torch.Tensor, edge: Any, errors: str, active: str, index: int
+) -> float:
     """One edge's measured change, token by token with forward hooks."""
     (layer, source), (_, end) = edge
     model, saes = lens.vit.model, lens.saes
     clean = streams_of(model, x)
     coded = [[code(sae, token) for token in clean[i]] for i, sae in enumerate(saes)]
+
+    def recode(at: int, token: int, now: torch.Tensor) -> tuple[list[float], float, float, Any]:
+        if active == "running":
+            return code(saes[at], now)
+        on = [f for f, value in enumerate(coded[at][token][0]) if value > 0]
+        every, mean, std, _ = code(saes[at], now, k=saes[at].size)
+        return [value if f in on else 0.0 for f, value in enumerate(every)], mean, std, None
 
     def run(replace: dict[int, Any]) -> torch.Tensor:
         handles = [
@@ -137,9 +146,9 @@ def cut_by_hooks(lens: vitlens.Lens, x: torch.Tensor, edge: Any, errors: str, in
 
     def patched(running: torch.Tensor) -> torch.Tensor:
         rows = []
-        for now, (z, mean, std, error) in zip(running, coded[layer + 1], strict=True):
+        for token, (z, mean, std, error) in enumerate(coded[layer + 1]):
             z = list(z)
-            z[end] = code(saes[layer + 1], now)[0][end]
+            z[end] = recode(layer + 1, token, running[token])[0][end]
             rows.append(build(saes[layer + 1], z, mean, std) + error)
         return torch.stack(rows)
 
@@ -147,7 +156,7 @@ def cut_by_hooks(lens: vitlens.Lens, x: torch.Tensor, edge: Any, errors: str, in
         def change(running: torch.Tensor) -> torch.Tensor:
             rows = []
             for token, now in enumerate(running):
-                z, mean, std, _ = code(saes[at], now)
+                z, mean, std, _ = recode(at, token, now)
                 error = {
                     "clean": coded[at][token][3],
                     "baseline": lens.baselines.errors[at][token],
@@ -167,18 +176,19 @@ def cut_by_hooks(lens: vitlens.Lens, x: torch.Tensor, edge: Any, errors: str, in
     return float(target(model(x[None])[0]) - target(logits))
 
 
+@pytest.mark.parametrize("active", ["clean", "running"])
 @pytest.mark.parametrize("errors", ["clean", "free", "baseline"])
-def test_against_a_loop_over_edges(errors: Any) -> None:
+def test_against_a_loop_over_edges(errors: Any, active: Any) -> None:
     lens, x = tiny_lens(7, dtype=DOUBLE), tiny_image(7, DOUBLE)
     circuit = lens.circuit(x, target=2, nodes_per_layer=4)
     assert any(edge.source[1] == ERROR for edge in circuit.edges)
-    checked = lens.verify(circuit, x, errors=errors, batch_size=5)
-    expected = [cut_by_hooks(lens, x, edge, errors, 2) for edge in checked.edges]
+    checked = lens.verify(circuit, x, errors=errors, active=active, batch_size=5)
+    expected = [cut_by_hooks(lens, x, edge, errors, active, 2) for edge in checked.edges]
     found = checked.measured
     torch.testing.assert_close(found, torch.tensor(expected, dtype=DOUBLE), rtol=0, atol=1e-10)
     assert checked.predicted.tolist() == [edge.weight for edge in circuit.edges]
     assert checked.control is not None
-    random = [cut_by_hooks(lens, x, edge, errors, 2) for edge in checked.control.edges]
+    random = [cut_by_hooks(lens, x, edge, errors, active, 2) for edge in checked.control.edges]
     torch.testing.assert_close(
         checked.control.measured, torch.tensor(random, dtype=DOUBLE), rtol=0, atol=1e-10
     )
@@ -272,6 +282,8 @@ def test_what_does_not_fit() -> None:
         lens.verify(circuit, x, n=0)
     with pytest.raises(FeatureError, match="errors must be one of"):
         lens.verify(circuit, x, errors="leaf")
+    with pytest.raises(FeatureError, match="active must be one of"):
+        lens.verify(circuit, x, active="free")
     with pytest.raises(FeatureError, match="no edges"):
         lens.verify(lens.circuit(x, edge_share=1e9), x)
     trace, target = lens.trace(x), vitlens.lens.resolve_target(0, lens.trace(x).logits)

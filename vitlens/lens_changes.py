@@ -14,7 +14,7 @@ from vitlens import replacement
 from vitlens.attribution.targets import TargetLike, resolve_target
 from vitlens.circuits.circuit import Circuit
 from vitlens.circuits.verification import Verification
-from vitlens.circuits.verify import verify_circuit
+from vitlens.circuits.verify import Active, verify_circuit
 from vitlens.errors import FeatureError, TargetError
 from vitlens.images import ImageLike
 from vitlens.interventions.hooks import intervening, outer_plan, untouched
@@ -78,7 +78,10 @@ class ChangingLens(LensBase):
             boolean mask [F_l]; all others are at their baselines.
         errors
             What error nodes hold, for all layers or for each: "clean", what they hold on the
-            untouched model (METHOD's default); "free", what the running stream gives; "baseline".
+            untouched model (the paper's default); "free", what the running stream gives, so that
+            nothing but the changed features' difference is added to it; "baseline". Held error
+            nodes do not make up for a feature that drops out of a later layer's top k: small
+            changes then have larger and rougher effects than with "free".
         batch_size
             How many of the images run at once.
 
@@ -159,6 +162,7 @@ class ChangingLens(LensBase):
         n: int | None = None,
         target: TargetLike = None,
         errors: ErrorNodes | None = None,
+        active: Active = "clean",
         control: bool = True,
         seed: int = 0,
         batch_size: int = 16,
@@ -181,6 +185,9 @@ class ChangingLens(LensBase):
         errors
             What error nodes hold in the layers after the edge; by default "clean" for importances
             with error nodes as leaves, "free" for those with gradients through them.
+        active
+            Which features may be active once an edge is cut: "clean", those that are on the
+            untouched model, as importances assume; "running", the top k of the running stream.
         control
             Also measure as many random edges between active features of the same layers.
         seed
@@ -216,6 +223,7 @@ class ChangingLens(LensBase):
                 circuit,
                 n=n,
                 errors=errors,
+                active=active,
                 control=control,
                 seed=seed,
                 batch_size=batch_size,

@@ -3,14 +3,21 @@
 An edge from node f of layer l to feature f' of layer l+1 is cut alone: f goes to its baseline on
 all tokens, block l+1 runs, its output is encoded, and only f' takes the activations it has there;
 all else at layer l+1 is as on the untouched model, features and error node. From there the model
-runs on, encoding the stream anew at every layer. After Goldowsky-Dill et al., "Localizing model
+runs on, encoding the stream anew at every layer.
+
+Which features are active stays as on the untouched model, unless asked otherwise: importances take
+it as constant. Where the top k are chosen anew while error nodes are held, a feature that falls
+just behind another takes its whole contribution with it, which the held error node does not make up
+for: then a very small change anywhere can move the target by a jump that is not the edge's.
+
+After Goldowsky-Dill et al., "Localizing model
 behavior with path patching", arXiv 2304.05969; edges as in Kim et al., arXiv 2509.17401, section 3.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import get_args
+from collections.abc import Collection, Sequence
+from typing import Literal, get_args
 
 import torch
 from jaxtyping import Float
@@ -24,11 +31,14 @@ from vitlens.errors import FeatureError
 from vitlens.models.adapter import Block, ViT
 from vitlens.progress import Progress, steps
 from vitlens.replacement import Baselines, ErrorNodes, Trace
-from vitlens.saes.topk import TopKSAE
+from vitlens.saes.topk import Encoded, TopKSAE
 
 # Error nodes that are leaves of the gradient are held in the run, and the other way round.
 _ERRORS: dict[str, ErrorNodes] = {"leaf": "clean", "through": "free"}
 _HOW = ("gradient", "errors", "engine")
+
+#: Which features may be active once an edge is cut.
+Active = Literal["clean", "running"]
 
 
 def verify_circuit(
@@ -41,6 +51,7 @@ def verify_circuit(
     *,
     n: int | None = None,
     errors: ErrorNodes | None = None,
+    active: Active = "clean",
     control: bool = True,
     seed: int = 0,
     batch_size: int = 16,
@@ -51,11 +62,14 @@ def verify_circuit(
     Raises
     ------
     FeatureError
-        If the circuit has no edges or is of another image, or `n` or `errors` is no choice.
+        If the circuit has no edges or is of another image, or `n`, `errors` or `active` is out of
+        range.
     """
     held: ErrorNodes = errors or _ERRORS[circuit.settings.get("errors", "leaf")]
     if held not in get_args(ErrorNodes):
         raise FeatureError(f"errors must be one of {get_args(ErrorNodes)}, not {errors!r}.")
+    if active not in get_args(Active):
+        raise FeatureError(f"active must be one of {get_args(Active)}, not {active!r}.")
     value = float(target.function(trace.logits))
     if abs(value - circuit.target_value) > 1e-3 * max(1.0, abs(value)):
         raise FeatureError(
@@ -64,7 +78,7 @@ def verify_circuit(
         )
     chosen = _draw(circuit, n, seed)
     edges = tuple((edge.source, edge.target) for edge in chosen)
-    settings = {**circuit.settings, "error_nodes": held, "n": n, "seed": seed}
+    settings = {**circuit.settings, "error_nodes": held, "active": active, "n": n, "seed": seed}
 
     def measured(edges: Sequence[Link]) -> Tensor:
         return measure_edges(
@@ -75,13 +89,15 @@ def verify_circuit(
             target,
             edges,
             errors=held,
+            active=active,
             batch_size=batch_size,
             progress=progress,
         )
 
     beside = None
     if control:
-        others = random_edges(trace, edges, among=circuit, seed=seed)
+        every = [(edge.source, edge.target) for edge in circuit.edges]
+        others = random_edges(trace, edges, known=every, seed=seed)
         nodes = importances(
             vit,
             saes,
@@ -122,6 +138,7 @@ def measure_edges(
     edges: Sequence[Link],
     *,
     errors: ErrorNodes = "clean",
+    active: Active = "clean",
     batch_size: int = 16,
     progress: Progress = False,
 ) -> Float[Tensor, " n"]:
@@ -138,6 +155,9 @@ def measure_edges(
         the target; the source of an edge to the target goes to its baseline itself.
     errors
         What error nodes hold after the edge: "clean" (the untouched model's), "free", "baseline".
+    active
+        Which features may be active: "clean", those that are on the untouched model; "running", the
+        top k of the running stream.
     batch_size
         How many edges run at once.
     progress
@@ -170,8 +190,8 @@ def measure_edges(
     with torch.no_grad():
         blocks = vit.embed(trace.image[None]).blocks
         for batch in steps(batches, "edges", progress):
-            layer, streams = _cut(saes, trace, baselines, blocks, [edges[i] for i in batch])
-            streams = _run_on(saes, trace, baselines, blocks, streams, layer, errors)
+            layer, streams = _cut(saes, trace, baselines, blocks, [edges[i] for i in batch], active)
+            streams = _run_on(saes, trace, baselines, blocks, streams, layer, errors, active)
             for i, logits in zip(batch, vit.readout(streams), strict=True):
                 measured[i] = value - float(target.function(logits))
     return measured
@@ -198,7 +218,7 @@ def predict_edges(
     for layer in sorted({source[0] for source, _ in edges}):
         mine = [i for i, (source, _) in enumerate(edges) if source[0] == layer]
         if layer == len(saes) - 1:
-            for i in mine:
+            for i in mine:  # an error node, -1, is the last entry
                 predicted[i] = float(nodes.nodes[layer][edges[i][0][1]])
             continue
         ends = sorted({edges[i][1][1] for i in mine})
@@ -211,7 +231,7 @@ def predict_edges(
 
 
 def random_edges(
-    trace: Trace, edges: Sequence[Link], *, among: Circuit | None = None, seed: int = 0
+    trace: Trace, edges: Sequence[Link], *, known: Collection[Link] = (), seed: int = 0
 ) -> tuple[Link, ...]:
     """Draw as many other edges in the same layers, among features active on the image.
 
@@ -220,10 +240,10 @@ def random_edges(
     edges
         The edges to go beside; none of them is drawn, nor any edge twice, nor an error node. Fewer
         come back where a layer has no more.
-    among
-        A circuit, none of whose edges is drawn either.
+    known
+        More edges that are not drawn.
     """
-    known = {*edges, *((edge.source, edge.target) for edge in (among.edges if among else ()))}
+    taken = {*edges, *known}
     generator = torch.Generator().manual_seed(seed)
     active = [z.gt(0).any(0).nonzero().squeeze(1).tolist() for z in trace.features]
     drawn: list[Link] = []
@@ -236,7 +256,7 @@ def random_edges(
                 break
             source, end = active[layer][number // len(ends)], ends[number % len(ends)]
             edge = ((layer, source), (layer + 1, end))
-            if edge not in known:
+            if edge not in taken:
                 drawn.append(edge)
                 wanted -= 1
     return tuple(drawn)
@@ -275,6 +295,7 @@ def _cut(
     baselines: Baselines,
     blocks: Sequence[Block],
     edges: Sequence[Link],
+    active: Active,
 ) -> tuple[int, Float[Tensor, "n T D"]]:
     """The layer that the edges' cuts reach, and the stream after it for each."""
     layer = edges[0][0][0]
@@ -285,7 +306,8 @@ def _cut(
         return layer, without[rows]
     sae, reached = saes[layer + 1], layer + 1
     ends = torch.tensor([end for _, (_, end) in edges], device=without.device)
-    patched = sae.encode(blocks[reached](without))[rows, :, ends]
+    patched = _encode(sae, trace, reached, blocks[reached](without), active).features
+    patched = patched[rows, :, ends]
     moved = patched - trace.features[reached][:, ends].T
     step = moved[:, :, None] * trace.stds[reached] * sae.W_dec[ends][:, None]
     return reached, trace.residuals[reached] + step
@@ -299,6 +321,7 @@ def _run_on(
     streams: Float[Tensor, "n T D"],
     layer: int,
     errors: ErrorNodes,
+    active: Active,
 ) -> Float[Tensor, "n T D"]:
     """Streams after the last block, from streams after a layer."""
     for following in range(layer + 1, len(saes)):
@@ -307,5 +330,12 @@ def _run_on(
             continue
         sae = saes[following]
         held = trace.errors if errors == "clean" else baselines.errors
-        streams = sae.decode(*sae.encode_with_stats(streams)) + held[following]
+        streams = sae.decode(*_encode(sae, trace, following, streams, active)) + held[following]
     return blocks[-1](streams)
+
+
+def _encode(
+    sae: TopKSAE, trace: Trace, layer: int, streams: Float[Tensor, "n T D"], active: Active
+) -> Encoded:
+    among = trace.features[layer] > 0 if active == "clean" else None
+    return sae.encode_with_stats(streams, among=among)

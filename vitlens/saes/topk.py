@@ -190,15 +190,28 @@ class TopKSAE(nn.Module):
         """Feature activations of tokens x [..., D]; at most `k` a token are above zero."""
         return self.encode_with_stats(x).features
 
-    def encode_with_stats(self, x: Float[Tensor, "*batch D"]) -> Encoded:
-        """Feature activations of tokens x [..., D], with their mean and std [..., 1]."""
-        values, mean, std = self.normalize(x)
-        return Encoded(self.encode_normalized(values), mean, std)
+    def encode_with_stats(
+        self, x: Float[Tensor, "*batch D"], *, among: Bool[Tensor, "*batch F"] | None = None
+    ) -> Encoded:
+        """Feature activations of tokens x [..., D], with their mean and std [..., 1].
 
-    def encode_normalized(self, values: Float[Tensor, "*batch D"]) -> Float[Tensor, "*batch F"]:
+        Parameters
+        ----------
+        x : Tensor [..., D]
+            Residual stream, in its own units.
+        among : Tensor [..., F], optional
+            True for features that may be active, in place of each token's `k` strongest.
+        """
+        values, mean, std = self.normalize(x)
+        return Encoded(self.encode_normalized(values, among=among), mean, std)
+
+    def encode_normalized(
+        self, values: Float[Tensor, "*batch D"], *, among: Bool[Tensor, "*batch F"] | None = None
+    ) -> Float[Tensor, "*batch F"]:
         """Feature activations of tokens that are normalised already."""
         activations = torch.relu((values - self.b_dec) @ self.W_enc)
-        return torch.where(top_k_mask(activations, self.k), activations, 0.0)
+        mask = top_k_mask(activations, self.k) if among is None else among
+        return torch.where(mask, activations, 0.0)
 
     def decode(
         self,
