@@ -129,7 +129,7 @@ def test_a_card_as_a_page(static_page: Callable[[Path], Page], tmp_path: Path) -
     page = static_page(tmp_path / "card.html")
     expect(page.locator(".vl-card-id")).to_have_text("/".join(map(str, card.selected)))
     expect(page.locator(".vl-card-class").first).to_have_text(card.card["up"][0][0])
-    expect(page.locator(".vl-card")).to_contain_text("Top images need an atlas")
+    expect(page.locator(".vl-card")).to_contain_text("This lens has no atlas")
     name = page.get_by_label("Name")
     name.fill("kept <b>here</b>")
     name.press("Enter")

@@ -30,7 +30,7 @@ const WAYS = [
  *   hover: (node: NodeKey | null) => void }} to
  */
 export function createAtlas(model, to) {
-  const facts = h("div", { class: "vl-card-facts" });
+  const facts = h("div", { class: "vl-card-figures" });
   const parts = {
     top: h("div"),
     hist: h("div"),

@@ -92,7 +92,11 @@ export function show(x) {
  */
 export const percent = (x) => `${show(100 * x)}%`;
 
-/** A score: two decimals, so that they line up.
+/** A score: two decimals, so that they line up; one figure where those would be 0.
  * @param {number} x
  */
-export const fixed = (x) => (Number.isFinite(x) ? x.toFixed(2).replace("-", "−").replace("−0.00", "0.00") : "–");
+export function fixed(x) {
+  if (!Number.isFinite(x)) return "–";
+  const text = x && Math.abs(x) < 0.005 ? String(Number(x.toPrecision(1))) : x.toFixed(2);
+  return text.replaceAll("-", "−");
+}
