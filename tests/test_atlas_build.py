@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ import torch
 from tests.tiny import tiny_image, tiny_lens
 from vitlens.atlas import bins
 from vitlens.atlas.build import build_state, partial_path, remove_partial, writing
+from vitlens.atlas.image_table import ImageRecord, ImageTable
 from vitlens.atlas.items import Item, Loaded
 from vitlens.atlas.pools import EMPTY, Pool
 from vitlens.atlas.sources import Source
@@ -484,6 +486,36 @@ def test_the_image_table_stays_small(lens, monkeypatch):
     assert_same_state(plain, build(lens, few, **options))
     assert len(sizes) > 3
     assert max(sizes) < 400
+
+
+def record_of(number, size):
+    picture = bytes([number % 256]) * size if size else None
+    return ImageRecord(f"k{number}", "", 1, 2, 3, 4, torch.full((6,), number).half(), picture, "c")
+
+
+def test_the_image_table_gives_back_what_it_was_given():
+    sizes = [0, 5, 3 * 2**20, 2**20, 9 * 2**20, 7]
+    given = {100 - n: record_of(n, size) for n, size in enumerate(sizes)}
+    table = ImageTable(given)
+    assert list(table) == list(given)
+    table.keep({100, 99, 96})
+    assert list(table) == [96, 99, 100]
+    for image, found in table.items():
+        assert torch.equal(found.embedding, given[image].embedding)
+        assert replace(found, embedding=None) == replace(given[image], embedding=None)
+    with pytest.raises(KeyError):
+        table.keep({96, 98})
+
+
+def test_blocks_of_dropped_images_are_given_back():
+    """One image of each block stays, so that no block is free of itself."""
+    table = ImageTable()
+    for number in range(64):
+        table[number] = record_of(number, 2**20)
+        if number % 16 == 15:
+            table.keep(set(range(0, number, 8)))
+    assert [table[n].picture[0] for n in table] == list(range(0, 64, 8))
+    assert len({id(row.block) for row in table._rows.values()}) <= 6
 
 
 def test_a_pool_is_the_same_in_whatever_pieces(lens):

@@ -6,7 +6,8 @@ the same size. Reading an image is part of both.
 
 Memory: a process of its own over 1,000 and over 10,000 synthetic images, by default with a small
 random ViT (192 channels, 4 blocks, 196 patches; the bundled one takes hours on two cores), with
-pictures and heats. Peak resident memory, what the imports and the model take included.
+pictures and heats, saving as it goes. Peak resident memory, what the imports and the model take
+included.
 """
 
 from __future__ import annotations
@@ -15,8 +16,10 @@ import argparse
 import resource
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -121,7 +124,11 @@ def _memory(threads: int, *, everyday: bool) -> bool:
 def _work(n_images: int, *, everyday: bool) -> None:
     """Build the state of an atlas and print the peak memory in bytes."""
     lens = load("everyday") if everyday else _small_lens()
-    state = build_state(lens, _synthetic(n_images), groups=lambda key: key, progress=False)
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder) / "atlas"
+        state = build_state(
+            lens, _synthetic(n_images), groups=lambda key: key, out=out, progress=False
+        )
     assert state.n_images == n_images
     unit = 1 if sys.platform == "darwin" else 1024
     print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit)

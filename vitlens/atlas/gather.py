@@ -12,10 +12,11 @@ from torch import Tensor
 
 from vitlens.atlas import bins
 from vitlens.atlas.codes import Codes, ImageMarks, strongest_features
+from vitlens.atlas.image_table import ImageRecord
 from vitlens.atlas.labels import Labels, Lookup
 from vitlens.atlas.pools import Pool
 from vitlens.atlas.reading import Reader, Ready, Unreadable, stack
-from vitlens.atlas.state import AtlasState, ImageRecord, LayerState
+from vitlens.atlas.state import AtlasState, LayerState
 from vitlens.atlas.sums import LayerSums
 from vitlens.interrupts import interrupts_held
 from vitlens.lens_base import LensBase
@@ -224,7 +225,7 @@ class Gatherer:
                 group=group,
                 width=entry.size[0],
                 height=entry.size[1],
-                embedding=embedding.clone(),
+                embedding=embedding,
                 picture=self.reader.picture(entry, self.state.settings["quality"]),
                 credit=credit or "",
             )

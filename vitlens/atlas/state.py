@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Float16, Int
+from jaxtyping import Int
 from torch import Tensor
 
+from vitlens.atlas.image_table import ImageRecord, ImageTable
 from vitlens.atlas.pools import EMPTY, Pool
 from vitlens.atlas.sums import LayerSums
 from vitlens.errors import CheckpointError
@@ -19,42 +20,6 @@ from vitlens.files import read_result, write_tensors
 
 _FORMAT = "vitlens.atlas.state"
 _VERSION = 1
-
-
-@dataclass(frozen=True)
-class ImageRecord:
-    """An image that some pool holds.
-
-    Attributes
-    ----------
-    key
-        Its name: the path within the folder, or a number.
-    path
-        The absolute path of the file; "" where there is none.
-    label
-        Its class, or -1 without one.
-    group
-        Number of its group; images of one group count as one.
-    width, height
-        Of the original, in pixels.
-    embedding
-        The model's pooled output, or where this is not of the model's width the mean of the
-        patch tokens of the last stream after the final norm; float16 [D].
-    picture
-        The picture as the model sees it, encoded as WebP; None when pictures are not kept.
-    credit
-        Who made it, if that must be said.
-    """
-
-    key: str
-    path: str
-    label: int
-    group: int
-    width: int
-    height: int
-    embedding: Float16[Tensor, " D"]
-    picture: bytes | None = None
-    credit: str = ""
 
 
 @dataclass
@@ -133,8 +98,11 @@ class AtlasState:
     per_class: Int[Tensor, " C"]
     per_class_shuffled: Int[Tensor, " C"]
     final_stream: Int[Tensor, "T D"]
-    images: dict[int, ImageRecord] = field(default_factory=dict)
+    images: ImageTable = field(default_factory=ImageTable)
     skipped: tuple[tuple[str, str], ...] = ()
+
+    def __post_init__(self) -> None:
+        self.images = ImageTable.of(self.images)
 
     @property
     def sizes(self) -> tuple[int, ...]:
@@ -174,7 +142,7 @@ class AtlasState:
             per_class=self.per_class + other.per_class,
             per_class_shuffled=self.per_class_shuffled + other.per_class_shuffled,
             final_stream=self.final_stream + other.final_stream,
-            images=self.images | other.images,
+            images=ImageTable({**self.images, **other.images}),
             skipped=tuple(sorted({*self.skipped, *other.skipped})),
         )
         merged.drop_unused_images()
@@ -182,8 +150,7 @@ class AtlasState:
 
     def drop_unused_images(self) -> None:
         """Forget images that no pool holds any more."""
-        used = self.used_ids()
-        self.images = {key: self.images[key] for key in sorted(used)}
+        self.images.keep(self.used_ids())
 
     def used_ids(self) -> set[int]:
         """Ids of the images in any pool."""
@@ -256,7 +223,7 @@ class AtlasState:
             for name in ("sums", "top", "sampled"):
                 part = getattr(state, name).tensors()
                 tensors |= {f"{layer:02}.{name}.{key}": value for key, value in part.items()}
-        return tensors | _image_tensors(list(self.images.items()))
+        return tensors | _image_tensors(self.images)
 
     def _metadata(self) -> dict[str, Any]:
         return {
@@ -325,32 +292,30 @@ def _layer(tensors: Mapping[str, Tensor], layer: int) -> LayerState:
     )
 
 
-def _image_tensors(images: Sequence[tuple[int, ImageRecord]]) -> dict[str, Tensor]:
+def _image_tensors(images: Mapping[int, ImageRecord]) -> dict[str, Tensor]:
     """Numbers of the image table; pictures are put end to end."""
-    records = [record for _, record in images]
-    numbers = [[i, r.label, r.group, r.width, r.height] for i, r in images]
-    pictures = [r.picture or b"" for r in records]
-    ends = torch.tensor([0, *map(len, pictures)]).cumsum(0)
-    joined = bytearray(b"".join(pictures))
+    numbers, embeddings, lengths, pictures = [], [], [], bytearray()
+    for image, record in images.items():
+        numbers.append([image, record.label, record.group, record.width, record.height])
+        embeddings.append(record.embedding)
+        pictures += record.picture or b""
+        lengths.append(len(record.picture or b""))
+    width = len(embeddings[0]) if embeddings else 0
+    joined = torch.cat(embeddings) if embeddings else torch.zeros(0, dtype=torch.float16)
+    empty = torch.zeros(0, dtype=torch.uint8)
     return {
         "images.numbers": torch.tensor(numbers, dtype=torch.int64).reshape(-1, 5),
-        "images.embeddings": torch.stack([r.embedding.cpu() for r in records])
-        if records
-        else torch.zeros(0, 0, dtype=torch.float16),
-        "images.picture_ends": ends,
-        "images.pictures": torch.frombuffer(joined, dtype=torch.uint8)
-        if joined
-        else torch.zeros(0, dtype=torch.uint8),
+        "images.embeddings": joined.reshape(len(numbers), width),
+        "images.picture_ends": torch.tensor([0, *lengths]).cumsum(0),
+        "images.pictures": torch.frombuffer(pictures, dtype=torch.uint8) if pictures else empty,
     }
 
 
-def _read_images(
-    tensors: Mapping[str, Tensor], texts: Sequence[Sequence[str]]
-) -> dict[int, ImageRecord]:
+def _read_images(tensors: Mapping[str, Tensor], texts: Sequence[Sequence[str]]) -> ImageTable:
     numbers = tensors["images.numbers"].tolist()
     ends = tensors["images.picture_ends"].tolist()
     pictures = tensors["images.pictures"].numpy()
-    found = {}
+    found = ImageTable()
     for place, ((key, path, credit), (image, label, group, width, height)) in enumerate(
         zip(texts, numbers, strict=True)
     ):
@@ -362,7 +327,7 @@ def _read_images(
             group=group,
             width=width,
             height=height,
-            embedding=tensors["images.embeddings"][place].clone(),
+            embedding=tensors["images.embeddings"][place],
             picture=picture or None,
             credit=credit,
         )
