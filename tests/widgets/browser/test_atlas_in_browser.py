@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -149,8 +150,8 @@ def test_the_lasso_reaches_python(lab: Host, folder: Path, tmp_path: Path) -> No
 
     # By keyboard: walk, select, choose, a circle.
     stage.focus()
-    page.keyboard.press("ArrowRight")  # to the selected one
-    page.keyboard.press("ArrowRight")
+    for key in ("ArrowRight", "ArrowLeft", "ArrowLeft", "ArrowUp"):  # one of them may lead nowhere
+        page.keyboard.press(key)
     page.keyboard.press("Enter")
     lab.wait("features.selected != (1, 5)")
     page.keyboard.press(" ")
@@ -161,6 +162,20 @@ def test_the_lasso_reaches_python(lab: Host, folder: Path, tmp_path: Path) -> No
     for key in ("Escape", "Escape"):  # the lasso, then what is chosen
         page.keyboard.press(key)
     lab.wait("features.chosen == ()")
+
+
+def test_the_map_in_marimo(marimo: Host, folder: Path, tmp_path: Path) -> None:
+    page = marimo.drive(cells(folder, tmp_path / "names.jsonl"))
+    page.get_by_label("Choose all features").click()
+    marimo.wait("len(features.chosen) == 180")
+    stage = page.locator(".vl-map-stage")
+    stage.focus()
+    for key in ("ArrowRight", "ArrowLeft", "ArrowLeft", "ArrowUp"):  # one of them may lead nowhere
+        page.keyboard.press(key)
+    expect(stage).to_have_attribute("data-hovered", re.compile(r"\d+/\d+"))
+    page.keyboard.press("Enter")
+    marimo.wait("features.selected not in (None, (1, 0)) and card.selected == features.selected")
+    expect(page.locator(".vl-card-top li").first).to_be_visible()
 
 
 def draw(page: Page, stage: Locator, corners: list[tuple[float, float]]) -> None:
