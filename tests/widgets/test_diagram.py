@@ -240,6 +240,19 @@ def test_another_image_lets_go_of_pins(diagram: CircuitDiagram) -> None:
     assert keys(diagram.circuit) >= set(diagram.pinned)
 
 
+def test_what_was_measured_is_of_one_image(diagram: CircuitDiagram) -> None:
+    lens, image = tiny_lens(1), tiny_image(1)
+    checked = lens.verify(diagram.circuit, image, n=4, control=False)
+    diagram.measured = checked.by_edge()
+    sent = diagram.get_state("measured")["measured"]
+    assert json.loads(json.dumps(sent)) == [
+        [list(source), list(target), predicted, measured]
+        for (source, target), (predicted, measured) in checked.by_edge().items()
+    ]
+    diagram.show_candidates(lens.candidates(tiny_image(9), at_most=4))
+    assert diagram.measured == {}
+
+
 def test_files(diagram: CircuitDiagram, tmp_path: Path) -> None:
     diagram.labels = {diagram.circuit.nodes[0].key: "</script>"}
     diagram.to_png(tmp_path / "a.png", dpi=40)

@@ -3,12 +3,13 @@
 import pytest
 import traitlets as t
 
-from vitlens.widgets.traits import Groups, ImageTraits, NodeList, NodeTraits
+from vitlens.widgets.traits import Groups, ImageTraits, MeasuredEdges, NodeList, NodeTraits
 
 
 class Everything(NodeTraits, ImageTraits):
     groups = Groups()
     pinned = NodeList()
+    measured = MeasuredEdges()
 
 
 @pytest.fixture
@@ -26,6 +27,12 @@ def traits() -> Everything:
         ("patches", [(2, 3), [-1, 0]], ((2, 3), (-1, 0)), ((2, 3), (-1, 0))),
         ("labels", {(1, 2): " eye ", (1, 3): ""}, {(1, 2): "eye"}, [[1, 2, "eye"]]),
         ("groups", {"face": [(1, 2)], "none": []}, {"face": ((1, 2),)}, [["face", ((1, 2),)]]),
+        (
+            "measured",
+            {((0, 2), (1, -1)): [1, 0.5]},
+            {((0, 2), (1, -1)): (1.0, 0.5)},
+            [[(0, 2), (1, -1), 1.0, 0.5]],
+        ),
     ],
 )
 def test_one_form_in_python_and_one_in_the_browser(
@@ -61,6 +68,9 @@ def test_one_form_in_python_and_one_in_the_browser(
         ("groups", {"a": [(1, 2)], "b": [(1, 2)]}),
         ("groups", {1: [(1, 2)]}),
         ("grid", (0, 3)),
+        ("measured", [(1, 2)]),
+        ("measured", {(1, 2): (1, 2)}),
+        ("measured", {((0, 2), (1, 1)): (1, float("nan"))}),
     ],
 )
 def test_nonsense_is_refused(traits: Everything, name: str, given: object) -> None:

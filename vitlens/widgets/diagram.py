@@ -19,7 +19,7 @@ from vitlens.widgets.atlas_table import kind_words
 from vitlens.widgets.buffers import encode_strip, to_bytes
 from vitlens.widgets.part import ScenePart
 from vitlens.widgets.scene import Scene
-from vitlens.widgets.traits import Groups, ImageTraits, NodeKey, NodeList
+from vitlens.widgets.traits import Groups, ImageTraits, MeasuredEdges, NodeKey, NodeList
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -41,6 +41,7 @@ class DiagramPart(ImageTraits, ScenePart):
     edge_share = t.Float(0.0, min=0.0).tag(sync=True)
     pinned = NodeList()
     groups = Groups()
+    measured = MeasuredEdges()
 
     _candidates: Candidates | None = None
 
@@ -107,6 +108,7 @@ class DiagramPart(ImageTraits, ScenePart):
         with self.hold_sync(), self.hold_trait_notifications():
             self.pinned = tuple(node for node in self.pinned if node in keys)
             self.hovered = None
+            self.measured = {}
             for name, value in packed.items():
                 setattr(self, name, value)
 
@@ -177,6 +179,10 @@ class CircuitDiagram(DiagramPart, AblationPart, bundle="diagram"):
         Supernodes, {name: ((layer, feature), ...)}.
     labels
         {(layer, feature): text}.
+    measured
+        What cutting edges changed, {(node, node): (predicted, measured)}, to be shown beside
+        them: ``diagram.measured = checked.by_edge()`` of a `Verification`. Another image
+        empties it.
     ablations
         Nodes that are switched off or set to a value, ((layer, feature, value or None), ...).
     outcome

@@ -6,6 +6,7 @@ feature); feature -1 is the layer's error node, -2 the target.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from typing import Any, TypeAlias
 
@@ -134,6 +135,38 @@ class Groups(_Sent):
     def from_json(self, value: Any, owner: Any) -> Any:
         """Return a dictionary of [[name, nodes], ...]."""
         return dict(value)
+
+
+class MeasuredEdges(_Sent):
+    """Changes of the target, {(node, node): (predicted, measured)}; see `Verification.by_edge`."""
+
+    info_text = "a dictionary {((layer, feature), (layer, feature)): (predicted, measured)}"
+    default_value: Any = t.Undefined
+
+    def make_dynamic_default(self) -> Any:
+        """Return a dictionary of its own for every widget."""
+        return {}
+
+    def make(self, value: Any) -> dict[tuple[NodeKey, NodeKey], tuple[float, float]]:
+        """Return both changes by edge."""
+        edges = {}
+        for (source, target), (predicted, measured) in _entries(value):
+            changes = float(predicted), float(measured)
+            if not all(map(math.isfinite, changes)):
+                raise ValueError("a change is a finite number")
+            edges[node_key(source), node_key(target)] = changes
+        return edges
+
+    def to_json(self, value: Any, owner: Any) -> Any:
+        """Return [[node, node, predicted, measured], ...]."""
+        return [[source, target, *changes] for (source, target), changes in value.items()]
+
+    def from_json(self, value: Any, owner: Any) -> Any:
+        """Return a dictionary of [[node, node, predicted, measured], ...]."""
+        return {
+            (tuple(source), tuple(target)): (predicted, measured)
+            for source, target, predicted, measured in value
+        }
 
 
 class ImageTraits(t.HasTraits):

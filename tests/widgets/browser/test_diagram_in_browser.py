@@ -303,3 +303,46 @@ def test_a_page_needs_no_python(static_page: Callable[[Path], Page], tmp_path: P
     other.focus()
     page.keyboard.press("x")
     expect(page.locator(".vl-notice")).to_contain_text("needs a running kernel")
+
+
+def test_what_was_measured_is_shown(static_page: Callable[[Path], Page], tmp_path: Path) -> None:
+    lens, known = tiny_lens(1), candidates()
+    circuit = known.circuit(4)
+    checked = lens.verify(circuit, tiny_image(1), control=False).by_edge()
+    diagram = CircuitDiagram(known, nodes_per_layer=4, measured=checked)
+    diagram.to_html(tmp_path / "circuit.html")
+    page = static_page(tmp_path / "circuit.html")
+    middle = circuit.nodes[len(circuit.nodes) // 2].key
+    node(page, known, middle).click()
+    table = page.locator(".vl-side-measured")
+    expect(table).to_be_visible()
+    lines = [line for line in table.inner_text().splitlines() if line.startswith("from ")]
+    into = sorted(
+        (pair for pair in checked.items() if pair[0][1] == middle), key=lambda p: -abs(p[1][0])
+    )
+    assert into
+    assert len(lines) == min(6, len(into))
+    for line, ((source, _), changes) in zip(lines, into, strict=False):
+        name = f"{source[0]}/{'error' if source[1] == -1 else source[1]}"
+        assert line.split()[:2] == ["from", name]
+        told = [float(x.replace("−", "-")) for x in line.split()[2:]]
+        assert told == pytest.approx(changes, rel=0.05)  # as written for people
+
+    # Under the pointer: along an edge, from where it leaves a node, the words come and go.
+    edge = max(circuit.edges, key=lambda e: abs(e.weight) if e.source == middle else -1)
+    start = node(page, known, edge.source).bounding_box()
+    end = node(page, known, edge.target).bounding_box()
+    assert start
+    assert end
+    found = set()
+    left, right = start["x"] + start["width"], end["x"]
+    for i in range(1, 30):
+        for y in range(int(min(start["y"], end["y"])), int(max(start["y"], end["y"])) + 50, 4):
+            page.mouse.move(left + (right - left) * i / 30, y)
+            found.add(page.locator(".vl-stage").get_attribute("title") or "")
+        if len(found) > 1:
+            break
+    words_found = [words for words in found if words]
+    assert words_found
+    assert all("predicted" in w and "measured" in w for w in words_found)
+    page.mouse.move(2, 2)

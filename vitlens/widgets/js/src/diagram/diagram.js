@@ -82,7 +82,7 @@ export class Diagram {
     );
     this.live = h("div", { class: "vl-hint", role: "status", "aria-live": "polite" });
     this.count = h("span", { class: "vl-muted vl-diagram-count", role: "status" });
-    this.side = createSide();
+    this.side = createSide(this);
     this.legend = createLegend();
     this.naming = createNaming(this.stage);
     this.nodes = createNodes(this.world);

@@ -103,12 +103,29 @@ function stroke(g, scene, view, links, colours, opacity) {
 
 /** @param {CanvasRenderingContext2D} path @param {Item} from @param {Item} to */
 function trace(path, from, to) {
-  const x = from.x + SIZE.thumb + SIZE.token + 2;
-  const y = from.y + SIZE.thumb / 2;
-  const end = to.y + (to.key === "target" ? SIZE.target[1] : SIZE.thumb) / 2;
+  const [x, y, end] = ends(from, to);
   const bend = (to.x - x) / 2;
   path.moveTo(x, y);
   path.bezierCurveTo(x + bend, y, to.x - bend, end, to.x, end);
+}
+
+/** Where an edge begins, and at which height it ends.
+ * @param {Item} from @param {Item} to
+ */
+function ends(from, to) {
+  const height = to.key === "target" ? SIZE.target[1] : SIZE.thumb;
+  return [from.x + SIZE.thumb + SIZE.token + 2, from.y + SIZE.thumb / 2, to.y + height / 2];
+}
+
+/** A point of an edge.
+ * @param {Item} from @param {Item} to @param {number} t from its beginning, 0, to its end, 1
+ * @returns {[number, number]}
+ */
+export function alongEdge(from, to, t) {
+  const [x, y, end] = ends(from, to);
+  const s = 1 - t;
+  const middle = 1.5 * s * t * (x + to.x); // both handles lie half-way across
+  return [s ** 3 * x + middle + t ** 3 * to.x, y + (end - y) * t * t * (3 - 2 * t)];
 }
 
 /** @param {number} from @param {number} to */

@@ -2,14 +2,18 @@
 
 /** @import { Ground } from "../lib/heat.js" */
 /** @import { Data } from "./data.js" */
+/** @import { Diagram } from "./diagram.js" */
 import { fill, h, percent, show } from "../lib/dom.js";
 import { drawHeat } from "../lib/heat.js";
 import { ERROR, featureName, relativeHeat, shareWords } from "./data.js";
+import { createMeasured } from "./measured.js";
 
 const KIND = "The score most above the 99% level of chance, over the atlas’s images";
 const SIDE = 264; // pixels of the canvas' longer side
 
-export function createSide() {
+/** @param {Diagram} diagram */
+export function createSide(diagram) {
+  const edges = createMeasured(diagram);
   const canvas = h("canvas", { class: "vl-side-picture", role: "img" });
   const words = h("div", { class: "vl-side-words" });
   /** @type {unknown[]} */
@@ -22,7 +26,8 @@ export function createSide() {
      * @param {string | undefined} label
      */
     update(data, ground, id, label) {
-      const state = [data, ground.strip, ground.count, id, label];
+      const measured = edges.table(data, id);
+      const state = [data, ground.strip, ground.count, id, label, measured];
       if (state.every((one, i) => one === last[i])) return;
       last = state;
       const [rows, columns] = data.grid;
@@ -40,6 +45,7 @@ export function createSide() {
           words,
           h("div", { class: "vl-side-name" }, "Image"),
           h("div", {}, `predicted: ${predicted} (${percent(probability)})`),
+          measured,
         );
         return;
       }
@@ -56,6 +62,7 @@ export function createSide() {
         h("div", {}, `${shareWords(data.shares[id])} of its layer`),
         data.kinds[id] && h("div", { class: "vl-side-kind", title: KIND }, data.kinds[id]),
         prefix > 0 && h("div", {}, prefixWords(data, values)),
+        measured,
       );
     },
   };
