@@ -21,6 +21,7 @@ ATLAS_COLUMNS = (
     "curvature",
     "hue",
     "selectivity",
+    "class_information",
     "monosemanticity",
 )
 

@@ -194,8 +194,8 @@ class FeatureBrowser(BrowserPart, Widget, bundle="browser"):
     sort, descending
         The order: by "importance", "max_activation", "mean_activation" (over the tokens where the
         feature is active), "active_tokens", "feature" (its number) or "label"; with an atlas also
-        by "frequency", "trust", "position", "orientation", "curvature", "hue", "selectivity" or
-        "monosemanticity". What was not measured comes last.
+        by "frequency", "trust", "position", "orientation", "curvature", "hue", "selectivity",
+        "class_information" or "monosemanticity". What was not measured comes last.
     query
         Shows features whose number begins with this, or whose name, proposal or best class holds
         it.

@@ -155,7 +155,8 @@ class FeatureMap(MapPart, Widget, bundle="map"):
         The features inside the lasso, ((layer, feature), ...); set it to show others.
     colour_by
         "layer", "kind" (the score that is most above its chance level), "frequency", or a score:
-        "trust", "position", "orientation", "curvature", "hue", "selectivity", "monosemanticity".
+        "trust", "position", "orientation", "curvature", "hue", "selectivity",
+        "class_information", "monosemanticity".
     map_layers
         The layers shown; () shows all.
     labels

@@ -8,7 +8,7 @@ import { keyOf } from "./data.js";
 /** The columns behind a kind, as far as the map has them.
  * @type {Record<string, string>}
  */
-const BEHIND = { position: "position", class: "selectivity", orientation: "orientation", curve: "curvature", hue: "hue" };
+const BEHIND = { position: "position", class: "class_information", orientation: "orientation", curve: "curvature", hue: "hue" };
 
 /**
  * @param {Data} data @param {number} point @param {string} label @param {string} by
