@@ -17,8 +17,10 @@ export function describe(data, point, label, by) {
   const [layer, feature] = keyOf(data, point);
   const kind = data.kindNames[data.kinds[point]];
   const parts = [`${layer}/${feature}${label ? ` ${label}` : ""}`];
-  if (by === "kind") parts.push(kind === "none" ? "no score above chance" : kind);
   const column = by === "kind" ? BEHIND[kind] : by;
+  if (by === "kind" && headOf(column) !== kind) {
+    parts.push(kind === "none" ? "no score above chance" : kind);
+  }
   const value = data.columns.get(column)?.[point];
   if (value !== undefined) parts.push(figure(column, value, data.chance[layer]?.[column]));
   return parts.join("\n");
