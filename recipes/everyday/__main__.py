@@ -4,7 +4,18 @@ import argparse
 from collections.abc import Callable
 from pathlib import Path
 
-from recipes.everyday import backbone, card, evaluate, fetch, head, saes, store
+from recipes.everyday import (
+    atlas,
+    atlas_pictures,
+    backbone,
+    card,
+    evaluate,
+    fetch,
+    head,
+    saes,
+    store,
+    untrained,
+)
 
 # A step is skipped while its file is there and no earlier step has run.
 STEPS: dict[str, tuple[Callable[[], None], Path]] = {
@@ -16,6 +27,9 @@ STEPS: dict[str, tuple[Callable[[], None], Path]] = {
     "baselines": (saes.baselines, saes.BASELINES),
     "evaluate-saes": (evaluate.evaluate_saes, evaluate.HEALTH),
     "evaluate-classifier": (evaluate.evaluate_classifier, evaluate.TEST),
+    "atlas-pictures": (atlas_pictures.write_pictures, atlas_pictures.FOLDER / "pictures.json"),
+    "untrained": (untrained.train, untrained.FOLDER / "saes" / "manifest.json"),
+    "atlas": (atlas.build, atlas.FOLDER / "atlas.json"),
     "card": (card.write_card, store.BUNDLE / "MODEL_CARD.md"),
 }
 

@@ -1,4 +1,4 @@
-"""Step 12: the atlas of the bundled model, with the untrained model's as its control."""
+"""Step 11: the atlas of the bundled model, with the untrained model's as its control."""
 
 from dataclasses import replace
 

@@ -1,4 +1,4 @@
-"""Step 10: the pictures of the bundled atlas, each with its credit, as they are shipped."""
+"""Step 9: the pictures of the bundled atlas, each with its credit, as they are shipped."""
 
 import shutil
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""Step 9: sample images, figures, NOTICE and the model card."""
+"""Step 12: sample images, figures, NOTICE and the model card."""
 
 import shutil
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Step 11: the control of the atlas, an untrained ViT with SAEs trained the same way."""
+"""Step 10: the control of the atlas, an untrained ViT with SAEs trained the same way."""
 
 import torch
 from torch.utils.data import DataLoader
