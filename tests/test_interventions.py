@@ -339,7 +339,10 @@ def test_nothing_is_encoded_where_nothing_changes(
 
 def test_outcome_prints(lens: vitlens.Lens) -> None:
     x = tiny_image(7, DOUBLE)
-    outcome = lens.run_with(x, Steer([active(lens, 2, i) for i in range(6)], 20.0))
+    joined = vitlens.interventions.kinds.interventions(
+        Steer([active(lens, 2, i) for i in range(6)], 20.0)
+    )
+    outcome = lens.run_with(x, joined)
     text = str(outcome)
     assert "strength=20.0" in text
     assert "(6 features)" in text
@@ -350,6 +353,16 @@ def test_outcome_prints(lens: vitlens.Lens) -> None:
     best = int(outcome.before.argmax())
     assert outcome.effect() == pytest.approx(float(centred[best]))
     assert outcome.effect(CLASSES[0]) == pytest.approx(float(centred[0]))
+    many = vitlens.interventions.outcome.Outcome(
+        torch.arange(50.0),
+        -torch.arange(50.0),
+        tuple(f"c{i}" for i in range(50)),
+        joined,
+        ("free",),
+    )
+    assert "and 40 more classes" in str(many)
+    assert "c49 " in str(many)
+    assert "c0 " in str(many)
     assert "2 images" in str(lens.run_with([x, -x], Ablate((0, 1))))
 
 

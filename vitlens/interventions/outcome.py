@@ -14,6 +14,7 @@ from vitlens.interventions.kinds import Interventions
 from vitlens.replacement import ErrorNodes
 
 _SHOWN = 5
+_FEW = 10  # classes: with no more, all are told
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,7 +96,7 @@ class Outcome:
                 f"{self.before[i]:7.2f} → {self.after[i]:7.2f}  {self.change[i]:+6.2f}"
             )
         if len(shown) < len(self.before):
-            lines.append(f"… and {len(self.before) - len(shown)} more classes")
+            lines.append(f"and {len(self.before) - len(shown)} more classes")
         return "\n".join(lines)
 
 
@@ -170,10 +171,12 @@ class BatchOutcome:
 
 
 def _union(before: Tensor, after: Tensor) -> list[int]:
-    """Return the best classes of both, in the order before."""
-    n = min(_SHOWN, len(before))
-    best = {*before.topk(n).indices.tolist(), *after.topk(n).indices.tolist()}
-    return [i for i in before.argsort(descending=True).tolist() if i in best]
+    """Return the best classes of both, in the order before; all of a few."""
+    order = before.argsort(descending=True).tolist()
+    if len(order) <= _FEW:
+        return order
+    best = {*order[:_SHOWN], *after.topk(_SHOWN).indices.tolist()}
+    return [i for i in order if i in best]
 
 
 def _held(errors: tuple[ErrorNodes, ...]) -> str:
