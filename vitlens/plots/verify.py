@@ -97,6 +97,10 @@ def _scale(sizes: Array) -> tuple[float, float]:
 
 
 def _frame(axes: Axes, linear: float, limit: float) -> None:
+    def named(value: float, _: int | None) -> str:
+        """Leave out the ends of the linear part, which stand too close to zero."""
+        return "" if abs(value) == linear else f"{value:.3g}".replace("-", "−")
+
     for which in ("x", "y"):
         getattr(axes, f"set_{which}scale")("symlog", linthresh=linear, linscale=0.5)
         getattr(axes, f"set_{which}lim")(-limit, limit)
@@ -104,7 +108,7 @@ def _frame(axes: Axes, linear: float, limit: float) -> None:
         decades = [linear * 10**i for i in range(_DECADES + 2) if linear * 10**i <= limit]
         axis.set_major_locator(FixedLocator([*(-d for d in reversed(decades)), 0, *decades]))
         axis.set_minor_locator(NullLocator())
-        axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.3g}"))
+        axis.set_major_formatter(FuncFormatter(named))
     axes.tick_params(labelsize=8)
     axes.plot([-limit, limit], [-limit, limit], color=QUIET, lw=0.8, zorder=1)
     axes.axhline(0, color="#E3E3E3", lw=0.8, zorder=0)
