@@ -40,7 +40,7 @@ def test_the_shortcut_is_ranked_first(found: Debiasing) -> None:
     assert "activation difference" in first.sources
     assert {c.attribute for c in found.candidates if c.feature == WATER} == {"water"}
     assert first.q_value < 1e-6
-    assert first.relief > 0.5
+    assert first.relief > 0.3
     assert not any(c.feature in TRUE for c in found.candidates)
     assert any("circuit" in c.sources for c in found.candidates)
 

@@ -66,6 +66,11 @@ def build() -> None:
     """Write the pictures with their credits, then a probe for each seed."""
     fetch()
     write_pictures()
+    write_probes()
+
+
+def write_probes() -> None:
+    """Train a probe for each seed, and write ``probes.safetensors``."""
     probes = {}
     for seed in SEEDS:
         for name, value in probe_weights(seed).items():

@@ -126,7 +126,7 @@ class GroupRuns:
         *,
         given: Sequence[Key] = (),
         to: To = "baseline",
-        gradient: Gradient = "libragrad",
+        gradient: Gradient = "plain",
         progress: Progress = False,
     ) -> Float[Tensor, "n k"]:
         """First-order change of every image's margin when a feature is ablated.

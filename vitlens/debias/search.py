@@ -1,9 +1,9 @@
 """Find the few features whose ablation removes a shortcut: chosen on one set, reported on another.
 
 Features that tell about the attribute and not about the class are candidates (`candidates`). They
-are added one by one: the next is the one whose first-order effect promises the lowest loss in the
-worst group. For some numbers of features the model runs with them, so that no promise is taken for
-a result, and their accuracies decide how many are kept.
+are added one by one: the next is the one whose first-order effect promises the lowest loss, every
+group counting the same. For some numbers of features the model runs with them, so that no promise
+is taken for a result, and their accuracies decide how many are kept.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ from vitlens.progress import Progress, steps
 
 if TYPE_CHECKING:
     from vitlens.lens import Lens
+    from vitlens.lens_base import LensBase
 
-TOP_LAYERS = 3
 #: Numbers of features for which the model is run.
-NUMBERS = (1, 2, 3, 5, 8, 12, 16, 20, 30, 50, 100)
+NUMBERS = (1, 2, 5, 10, 20, 50, 100)
 _CIRCUIT_NODES = 16
 
 
@@ -126,7 +126,7 @@ def debias(
     max_drop: float = 0.02,
     alpha: float = 0.01,
     to: To = "baseline",
-    gradient: Gradient = "libragrad",
+    gradient: Gradient = "plain",
     n_random: int = 5,
     seed: int = 0,
     batch_size: int = 16,
@@ -143,8 +143,8 @@ def debias(
     test
         Images to report on.
     layers
-        Where to look; by default the last three. Their streams are kept in memory, images x T x D
-        numbers a layer.
+        Where to look; by default the middle one alone. Their streams are kept in memory, images x
+        T x D numbers a layer.
     picks
         Features of yours that are candidates in any case.
     features
@@ -160,7 +160,8 @@ def debias(
     to
         "baseline" or "zero".
     gradient
-        For the first-order effects: "libragrad" or "plain".
+        For the first-order effects: "plain", the derivative itself; or "libragrad", whose promises
+        are far off here.
     n_random
         Draws of the control: as many features, of the same layers, that are active on `groups`.
     seed
@@ -182,7 +183,7 @@ def debias(
         part.check()
         _check_classes(lens, part)
     if layers is None:
-        layers = range(max(0, len(lens.saes) - TOP_LAYERS), len(lens.saes))
+        layers = default_layers(lens)
     if features is not None:
         features = tuple(features)
         layers = sorted({*layers, *(layer for layer, _ in features)})
@@ -194,9 +195,10 @@ def debias(
         circuits=_from_circuits(lens, runs, circuits),
         picks=picks,
     )
-    candidates = _with_relief(runs, candidates, to, gradient)
+    effects = runs.effects([c.key for c in candidates], to=to, gradient=gradient)
+    candidates, effects = _with_relief(runs, candidates, effects)
     if features is None:
-        path, validation = _search(runs, candidates, max_features, to, gradient, progress)
+        path, validation = _search(runs, candidates, effects, max_features, to, gradient, progress)
         chosen = int(validation.n_features[validation.best(max_drop=max_drop)])
     else:
         path = tuple((int(layer), int(feature)) for layer, feature in features)
@@ -206,13 +208,14 @@ def debias(
     if test is not None:
         used = sorted({layer for layer, _ in path}) or [max(runs.layers)]
         shown = GroupRuns(lens, test, used, batch_size=batch_size, progress=progress)
+    curve = _curve(shown, path, chosen, to)
     controls = [
         shown.report(draw, name="random features", to=to)
         for draw in _random_features(runs, ablated, n_random, seed)
     ]
     reports = [
         shown.report((), name="nothing"),
-        shown.report(ablated, name="ablated", to=to),
+        next(report for report in curve.reports if report.n_features == chosen),
         *([mean_report(controls, "random features")] if controls else []),
         *_alternatives(lens, runs, shown, seed),
     ]
@@ -221,13 +224,21 @@ def debias(
         path,
         chosen,
         validation,
-        None if test is None else _curve(shown, path, chosen, to),
+        None if test is None else curve,
         tuple(reports),
         tuple(controls),
         to,
         test is not None,
         lens,
     )
+
+
+def default_layers(lens: LensBase) -> tuple[int, ...]:
+    """Where to look by default: after the block in the middle.
+
+    There a shortcut is in few features, and half of the model still reads them.
+    """
+    return (lens.vit.depth // 2,)
 
 
 def _check_classes(lens: Lens, groups: GroupedImages) -> None:
@@ -258,19 +269,20 @@ def _from_circuits(lens: Lens, runs: GroupRuns, n: int) -> dict[Key, float]:
 
 
 def _with_relief(
-    runs: GroupRuns, candidates: Sequence[Candidate], to: To, gradient: Gradient
-) -> tuple[Candidate, ...]:
+    runs: GroupRuns, candidates: Sequence[Candidate], effects: Float[Tensor, "n k"]
+) -> tuple[tuple[Candidate, ...], Float[Tensor, "n k"]]:
     """Rank candidates by what their ablation promises to the images that are classified wrongly."""
-    effects = runs.effects([c.key for c in candidates], to=to, gradient=gradient)
     margin = margins(runs.logits, runs.groups.labels).cpu()
-    reliefs = effects[margin <= max(0.0, float(margin.min()))].mean(0).tolist()
-    found = [replace(c, relief=x) for c, x in zip(candidates, reliefs, strict=True)]
-    return tuple(sorted(found, key=lambda c: -c.relief))
+    reliefs = effects[margin <= max(0.0, float(margin.min()))].mean(0)
+    order = reliefs.argsort(descending=True, stable=True)
+    ranked = tuple(replace(candidates[i], relief=float(reliefs[i])) for i in order.tolist())
+    return ranked, effects[:, order]
 
 
 def _search(
     runs: GroupRuns,
     candidates: Sequence[Candidate],
+    effects: Float[Tensor, "n k"],
     max_features: int,
     to: To,
     gradient: Gradient,
@@ -281,10 +293,10 @@ def _search(
     path: list[Key] = []
     reports = [runs.report((), name="nothing")]
     margin = margins(runs.logits, groups.labels).cpu()
-    effects, taken_at = runs.effects(left, to=to, gradient=gradient), 0
+    taken_at = 0
     n = min(max_features, len(left))
     for _ in steps(range(n), "features", progress):
-        best = int(_worst_loss(margin[:, None] + effects, groups).argmin())
+        best = int(_balanced_loss(margin[:, None] + effects, groups).argmin())
         path.append(left.pop(best))
         margin = margin + effects[:, best]
         effects = torch.cat([effects[:, :best], effects[:, best + 1 :]], 1)
@@ -299,11 +311,11 @@ def _search(
     return tuple(path), TradeOff(tuple(reports))
 
 
-def _worst_loss(margin: Float[Tensor, "n k"], groups: GroupedImages) -> Float[Tensor, " k"]:
-    """Mean logistic loss of the worst group, for every column of margins."""
+def _balanced_loss(margin: Float[Tensor, "n k"], groups: GroupedImages) -> Float[Tensor, " k"]:
+    """Mean over groups of the mean logistic loss, for every column of margins."""
     loss = torch.nn.functional.softplus(-margin)
     means = [loss[groups.groups == g].mean(0) for g in range(len(groups.group_names))]
-    return torch.stack(means).amax(0)
+    return torch.stack(means).mean(0)
 
 
 def _random_features(
@@ -343,6 +355,4 @@ def _alternatives(lens: Lens, runs: GroupRuns, shown: GroupRuns, seed: int) -> l
 def _curve(shown: GroupRuns, path: tuple[Key, ...], chosen: int, to: To) -> TradeOff:
     """Reports for `NUMBERS` of features, for those chosen, and for all."""
     numbers = sorted({0, chosen, len(path), *(n for n in NUMBERS if n < len(path))})
-    return TradeOff(
-        tuple(shown.report(path[:n], name="ablated" if n else "nothing", to=to) for n in numbers)
-    )
+    return TradeOff(tuple(shown.report(path[:n], name="ablated", to=to) for n in numbers))

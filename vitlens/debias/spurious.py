@@ -34,7 +34,7 @@ from vitlens.lens import Lens
 Split = Literal["train", "validation", "test"]
 
 FOLDER = Path(__file__).parents[1] / "bundles" / "spurious"
-SIZES: dict[Split, int] = {"train": 400, "validation": 240, "test": 400}
+SIZES: dict[Split, int] = {"train": 400, "validation": 160, "test": 240}
 BIAS = 0.95  # share of the training images of a class that are before its own background
 SIDE = 224
 COVER = (0.18, 0.36)  # side of the cut-out relative to the side of the picture
@@ -103,7 +103,7 @@ def spurious_images(split: Split, seed: int = 0, *, n: int | None = None) -> Gro
     seed
         As for `spurious`.
     n
-        How many; by default 400, 240 and 400. In training the classes come equally often, in the
+        How many; by default 400, 160 and 240. In training the classes come equally often, in the
         other two all four groups do.
     """
     n = SIZES[split] if n is None else n

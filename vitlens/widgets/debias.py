@@ -11,7 +11,7 @@ from vitlens.debias.candidates import Candidate
 from vitlens.debias.groups import GroupedImages
 from vitlens.debias.live import LiveReports
 from vitlens.debias.report import GroupReport, TradeOff
-from vitlens.debias.search import TOP_LAYERS, Debiasing
+from vitlens.debias.search import Debiasing, default_layers
 from vitlens.interventions.kinds import Key, To
 from vitlens.lens import Lens
 from vitlens.widgets import debias_cards as cards
@@ -277,8 +277,9 @@ class DebiasPanel(DebiasPart, Widget, bundle="debias"):
         super().__init__(**traits)
         chosen = tuple(chosen)
         if layers is None:
-            top = range(max(0, len(lens.saes) - TOP_LAYERS), len(lens.saes))
-            layers = sorted({*top, *_layers_of(found), *(layer for layer, _ in chosen)})
+            layers = sorted(
+                {*default_layers(lens), *_layers_of(found), *(layer for layer, _ in chosen)}
+            )
         if to is None:
             to = found.to if isinstance(found, Debiasing) else "baseline"
         live = LiveReports(lens, groups, layers, to=to, batch_size=batch_size, progress=progress)
