@@ -238,7 +238,7 @@ def default_layers(lens: LensBase) -> tuple[int, ...]:
 
     There a shortcut is in few features, and half of the model still reads them.
     """
-    return (lens.vit.depth // 2,)
+    return (min(lens.vit.depth // 2, len(lens.saes) - 1),)
 
 
 def _check_classes(lens: Lens, groups: GroupedImages) -> None:
