@@ -316,17 +316,20 @@ def test_what_was_measured_is_shown(static_page: Callable[[Path], Page], tmp_pat
     node(page, known, middle).click()
     table = page.locator(".vl-side-measured")
     expect(table).to_be_visible()
-    lines = [line for line in table.inner_text().splitlines() if line.startswith("from ")]
+    rows = table.locator("th[aria-label^='from ']")
     into = sorted(
         (pair for pair in checked.items() if pair[0][1] == middle), key=lambda p: -abs(p[1][0])
     )
     assert into
-    assert len(lines) == min(6, len(into))
-    for line, ((source, _), changes) in zip(lines, into, strict=False):
+    assert rows.count() == min(4, len(into))
+    for row, ((source, _), changes) in zip(rows.all(), into, strict=False):
         name = f"{source[0]}/{'error' if source[1] == -1 else source[1]}"
-        assert line.split()[:2] == ["from", name]
-        told = [float(x.replace("−", "-")) for x in line.split()[2:]]
-        assert told == pytest.approx(changes, rel=0.05)  # as written for people
+        expect(row).to_have_attribute("aria-label", f"from {name}")
+        for cell, change in zip(row.locator("xpath=../td").all(), changes, strict=True):
+            raw = float(str(cell.get_attribute("title")).replace("−", "-"))
+            assert raw == pytest.approx(change, rel=0.05)  # as written for people
+            share = f"{100 * change / known.target_value:.1f}"
+            assert cell.inner_text().replace("−", "-") == ("0.0" if share == "-0.0" else share)
 
     # Under the pointer: along an edge, from where it leaves a node, the words come and go.
     edge = max(circuit.edges, key=lambda e: abs(e.weight) if e.source == middle else -1)

@@ -7,7 +7,7 @@ import { listen } from "../lib/model.js";
 import { featureName, idOf } from "./data.js";
 import { alongEdge } from "./edges.js";
 
-const SHOWN = 6; // edges on each side of a node, the strongest
+const SHOWN = 4; // edges on each side of a node, the strongest
 const NEAR = 5; // pixels from the pointer to an edge
 const STEPS = 48; // points of an edge that are tried
 /** @type {never[]} */
@@ -96,33 +96,33 @@ export function createMeasured(diagram) {
   };
 }
 
-/** @param {Data} data @param {Checked[]} checked @param {number} id @param {Labels} labels */
+/** In per cent of the target: there is little room.
+ * @param {Data} data @param {Checked[]} checked @param {number} id @param {Labels} labels
+ */
 function tableOf(data, checked, id, labels) {
   const sides = /** @type {const} */ ([
     ["from", checked.filter(({ to }) => to === id)],
     ["to", checked.filter(({ from }) => from === id)],
   ]);
   if (sides.every(([, edges]) => !edges.length)) return null;
+  const share = (/** @type {number} */ change) => h("td", { title: signed(change) }, tenths(change / data.goal.value));
   return h(
     "table",
     { class: "vl-side-measured" },
-    h("caption", {}, "What cutting an edge changes"),
-    h("tr", {}, h("td"), h("th", { scope: "col" }, "predicted"), h("th", { scope: "col" }, "measured")),
+    h("caption", { title: "How much lower the target is once the edge alone is cut" }, "Edges cut, % of target"),
+    h("tr", {}, h("td"), column("predicted"), column("measured")),
     sides.flatMap(([end, edges]) => [
       ...edges
         .sort((a, b) => Math.abs(b.predicted) - Math.abs(a.predicted))
         .slice(0, SHOWN)
-        .map((edge) =>
-          h(
-            "tr",
-            {},
-            h("th", { scope: "row" }, `${end} ${nodeName(data, edge[end], labels)}`),
-            h("td", {}, signed(edge.predicted)),
-            h("td", {}, signed(edge.measured)),
-          ),
-        ),
+        .map((edge) => {
+          const name = nodeName(data, edge[end], labels);
+          const head = h("th", { scope: "row", title: name, "aria-label": `${end} ${name}` });
+          head.textContent = `${end === "from" ? "←" : "→"} ${name}`;
+          return h("tr", {}, head, share(edge.predicted), share(edge.measured));
+        }),
       edges.length > SHOWN &&
-        h("tr", {}, h("td", { colspan: 3, class: "vl-muted" }, `… ${end} ${edges.length - SHOWN} others, weaker`)),
+        h("tr", {}, h("td", { colspan: 3, class: "vl-muted" }, `${end} ${edges.length - SHOWN} weaker ones`)),
     ]),
   );
 }
@@ -138,6 +138,12 @@ function nodeName(data, id, labels) {
   if (id === data.total) return "the target";
   return labels.get(id) ?? `${data.layers[id]}/${featureName(data.features[id])}`;
 }
+
+/** A column's head; its whole word does not fit. @param {string} word */
+const column = (word) => h("th", { scope: "col", title: word, "aria-label": word }, `${word.slice(0, 4)}.`);
+
+/** @param {number} x */
+const tenths = (x) => (100 * x).toFixed(1).replace("-", "−").replace(/^−(?=0\.0$)/, "");
 
 /** @param {number} x */
 const signed = (x) => `${x > 0 ? "+" : ""}${show(x)}`;
