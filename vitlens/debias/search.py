@@ -143,8 +143,8 @@ def debias(
     test
         Images to report on.
     layers
-        Where to look; by default the middle one alone. Their streams are kept in memory, images x
-        T x D numbers a layer.
+        Where to look; by default the three in the middle. Their streams are kept in memory, images
+        x T x D numbers a layer.
     picks
         Features of yours that are candidates in any case.
     features
@@ -234,11 +234,12 @@ def debias(
 
 
 def default_layers(lens: LensBase) -> tuple[int, ...]:
-    """Where to look by default: after the block in the middle.
+    """Where to look by default: the three layers in the middle.
 
     There a shortcut is in few features, and half of the model still reads them.
     """
-    return (min(lens.vit.depth // 2, len(lens.saes) - 1),)
+    middle = lens.vit.depth // 2
+    return tuple(range(max(0, middle - 1), min(len(lens.saes), middle + 2)))
 
 
 def _check_classes(lens: Lens, groups: GroupedImages) -> None:
