@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
 from vitlens.debias.groups import GroupedImages
@@ -17,38 +17,6 @@ from vitlens.lens_base import LensBase
 
 #: Told the figures of the images so far, and their share, 0 to 1; what it raises ends the work.
 Watch = Callable[[GroupReport, float], None]
-
-
-class Runs(GroupRuns):
-    """Runs that can be watched, and looked at token by token."""
-
-    def ablated_in_parts(
-        self, features: Sequence[Key], order: Int[Tensor, " n"], *, to: To = "baseline"
-    ) -> Iterator[tuple[Int[Tensor, " m"], Float[Tensor, "m C"]]]:
-        """Yield indices and logits, batch by batch; see `ablated`.
-
-        Parameters
-        ----------
-        order
-            Images in the order in which they are run.
-        """
-        plan, blocks = self._plan(features, to), self._blocks()
-        last = self.lens.vit.depth - 1
-        for index in order.split(self._batch_size):
-            with torch.no_grad():
-                stream = plan.change(plan.first, self._streams[plan.first][index], None)
-                for layer in range(plan.first + 1, last + 1):
-                    stream = blocks[layer](stream)
-                    if layer < last:
-                        stream = plan.change(layer, stream, None)
-                logits = self.lens.vit.readout(stream)
-            yield index, logits
-
-    def activations_of(self, feature: Key, index: Sequence[int]) -> Float[Tensor, "m T"]:
-        """Activation of one feature at every token of some images, on the CPU."""
-        layer, column = feature
-        with torch.no_grad():
-            return self.lens.saes[layer].encode(self._streams[layer][index])[..., column].cpu()
 
 
 class LiveReports:
@@ -86,7 +54,7 @@ class LiveReports:
     ):
         groups.check()
         self.to, self.groups = to, groups
-        self.runs = Runs(lens, groups, layers, **settings)
+        self.runs = GroupRuns(lens, groups, layers, **settings)
         self.before = group_report("nothing", self.runs.logits, groups)
         self._known: dict[frozenset[Key], GroupReport] = {frozenset(): self.before}
         # Files often come group by group: figures of the images so far need all groups early.

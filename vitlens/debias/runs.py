@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from vitlens.attribution.gradients import Gradient, backward_rules
@@ -103,15 +103,36 @@ class GroupRuns:
         """
         if not features:
             return self.logits
+        everything = torch.arange(len(self.groups))
+        parts = self.ablated_in_parts(features, everything, to=to)
+        return torch.cat([logits for _, logits in parts])
+
+    def ablated_in_parts(
+        self, features: Sequence[Key], order: Int[Tensor, " n"], *, to: To = "baseline"
+    ) -> Iterator[tuple[Int[Tensor, " m"], Float[Tensor, "m C"]]]:
+        """Yield indices of images and their logits, batch by batch; see `ablated`.
+
+        Parameters
+        ----------
+        features
+            At least one.
+        order
+            Images in the order in which they are run.
+        """
         plan, blocks = self._plan(features, to), self._blocks()
-        out = []
-        with torch.no_grad():
-            for stream in self._streams[plan.first].split(self._batch_size):
-                stream = plan.change(plan.first, stream, None)
+        for index in order.split(self._batch_size):
+            with torch.no_grad():
+                stream = plan.change(plan.first, self._streams[plan.first][index], None)
                 for layer in range(plan.first + 1, self.lens.vit.depth):
                     stream = _changed(plan, layer, blocks[layer](stream))
-                out.append(self.lens.vit.readout(stream))
-        return torch.cat(out)
+                logits = self.lens.vit.readout(stream)
+            yield index, logits
+
+    def activations_of(self, feature: Key, index: Sequence[int]) -> Float[Tensor, "m T"]:
+        """Activation of one feature at every token of some images, on the CPU."""
+        layer, column = feature
+        with torch.no_grad():
+            return self.lens.saes[layer].encode(self._streams[layer][index])[..., column].cpu()
 
     def report(
         self, features: Sequence[Key], *, name: str = "", to: To = "baseline"
