@@ -17,7 +17,7 @@ from tests.tiny import tiny_image, tiny_lens
 from vitlens.attribution.targets import centred_logit
 from vitlens.circuits.circuit import ERROR, TARGET
 from vitlens.circuits.verification import Verification, rank_correlation
-from vitlens.circuits.verify import measure_edges, random_edges
+from vitlens.circuits.verify import measure_edges, predict_edges, random_edges
 from vitlens.errors import FeatureError, TargetError
 from vitlens.plots import save_figure, verification_figure
 from vitlens.saes.topk import Normalized, TopKSAE
@@ -111,7 +111,7 @@ def cut_by_hooks(
     lens: vitlens.Lens, x: torch.Tensor, edge: Any, errors: str, active: str, index: int
 ) -> float:
     """One edge's measured change, token by token with forward hooks."""
-    (layer, source), (_, end) = edge
+    layer, source = edge[0]
     model, saes = lens.vit.model, lens.saes
     clean = streams_of(model, x)
     coded = [[code(sae, token) for token in clean[i]] for i, sae in enumerate(saes)]
@@ -144,13 +144,16 @@ def cut_by_hooks(
             rows.append(build(saes[layer], z, mean, std) + error)
         return torch.stack(rows)
 
-    def patched(running: torch.Tensor) -> torch.Tensor:
-        rows = []
-        for token, (z, mean, std, error) in enumerate(coded[layer + 1]):
-            z = list(z)
-            z[end] = recode(layer + 1, token, running[token])[0][end]
-            rows.append(build(saes[layer + 1], z, mean, std) + error)
-        return torch.stack(rows)
+    def patched(at: int, end: int) -> Any:
+        def change(running: torch.Tensor) -> torch.Tensor:
+            rows = []
+            for token, (z, mean, std, error) in enumerate(coded[at]):
+                z = list(z)
+                z[end] = recode(at, token, running[token])[0][end]
+                rows.append(build(saes[at], z, mean, std) + error)
+            return torch.stack(rows)
+
+        return change
 
     def held(at: int) -> Any:
         def change(running: torch.Tensor) -> torch.Tensor:
@@ -168,8 +171,9 @@ def cut_by_hooks(
         return change
 
     replaced = {layer: without}
-    if end != TARGET:
-        replaced[layer + 1] = patched
+    for at, end in edge[1:]:
+        if end != TARGET:
+            replaced[at] = patched(at, end)
     later = range(max(replaced) + 1, len(saes))
     logits = run(replaced | {at: held(at) for at in later})
     target = centred_logit(index)
@@ -193,6 +197,48 @@ def test_against_a_loop_over_edges(errors: Any, active: Any) -> None:
         checked.control.measured, torch.tensor(random, dtype=DOUBLE), rtol=0, atol=1e-10
     )
     assert found.abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("active", ["clean", "running"])
+def test_paths_against_hooks(active: Any) -> None:
+    lens, x = tiny_lens(7, dtype=DOUBLE), tiny_image(7, DOUBLE)
+    circuit = lens.circuit(x, target=2, nodes_per_layer=3)
+    kept = [[n.key for n in circuit.nodes if n.layer == layer] for layer in range(3)]
+    features = [[key for key in keys if key[1] != ERROR] for keys in kept]
+    paths = [(a, b, c) for a in kept[0] for b in features[1] for c in features[2]]
+    paths += [(*path, circuit.target_key) for path in paths]
+    checked = lens.verify(circuit, x, paths=paths, active=active, batch_size=4)
+    expected = [cut_by_hooks(lens, x, path, "clean", active, 2) for path in paths]
+    torch.testing.assert_close(
+        checked.measured, torch.tensor(expected, dtype=DOUBLE), rtol=0, atol=1e-10
+    )
+    assert checked.measured.abs().max() > 1e-4
+    assert checked.control is None
+    assert " → " in str(checked)
+
+
+@pytest.mark.parametrize("gradient", ["libragrad", "plain"])
+def test_paths_add_up_to_edges(gradient: Any) -> None:
+    lens, x = tiny_lens(7, dtype=DOUBLE), tiny_image(7, DOUBLE)
+    trace = lens.trace(x)
+    nodes = lens.importances(x, gradient=gradient, engine="jvp")
+    known = (lens.vit, lens.saes, trace, lens.baselines, nodes)
+    for source in (*trace.features[0].sum(0).topk(3).indices.tolist(), ERROR):
+        for middle in trace.features[1].sum(0).topk(3).indices.tolist():
+            paths = [((0, source), (1, middle), (2, end)) for end in range(30)]
+            found = predict_edges(*known, paths)
+            assert float(found.sum()) == pytest.approx(float(nodes.edges[0][source, middle]))
+
+
+def test_where_all_is_linear_paths_are_exact() -> None:
+    lens, x = linear_lens(), torch.randn(3, 2, 2, dtype=DOUBLE)
+    circuit = lens.circuit(x, target=1, share=1.0, engine="jvp")
+    paths = [((0, a), (1, b), (2, c)) for a in (ERROR, 0, 3) for b in range(5) for c in (1, 4)]
+    checked = circuit.verify(lens, x, paths=paths)
+    torch.testing.assert_close(checked.measured, checked.predicted, rtol=0, atol=1e-10)
+    assert checked.predicted.abs().max() > 1e-2
+    with pytest.raises(FeatureError, match="not in this circuit"):
+        lens.verify(lens.circuit(x, nodes_per_layer=1, engine="jvp"), x, paths=paths)
 
 
 @pytest.mark.parametrize("gradient", ["libragrad", "plain"])
@@ -284,6 +330,8 @@ def test_what_does_not_fit() -> None:
         lens.verify(circuit, x, errors="leaf")
     with pytest.raises(FeatureError, match="active must be one of"):
         lens.verify(circuit, x, active="free")
+    with pytest.raises(FeatureError, match="no path"):
+        lens.verify(circuit, x, paths=[])
     with pytest.raises(FeatureError, match="no edges"):
         lens.verify(lens.circuit(x, edge_share=1e9), x)
     trace, target = lens.trace(x), vitlens.lens.resolve_target(0, lens.trace(x).logits)
@@ -294,6 +342,10 @@ def test_what_does_not_fit() -> None:
         ((2, 1), (3, 1)),
         ((1, 1), (2, TARGET)),
         ((3, 1), (4, TARGET)),
+        ((0, 1),),
+        ((0, 1), (1, ERROR), (2, 1)),
+        ((0, 1), (1, 2), (1, 3)),
+        ((2, 1), (3, TARGET), (4, TARGET)),
     ):
         with pytest.raises(FeatureError, match="is no edge"):
             measure_edges(lens.vit, lens.saes, trace, lens.baselines, target, [wrong])

@@ -13,7 +13,7 @@ from torch import Tensor
 from vitlens import replacement
 from vitlens.attribution.targets import TargetLike, resolve_target
 from vitlens.circuits.circuit import Circuit
-from vitlens.circuits.verification import Verification
+from vitlens.circuits.verification import Link, Verification
 from vitlens.circuits.verify import Active, verify_circuit
 from vitlens.errors import FeatureError, TargetError
 from vitlens.images import ImageLike
@@ -160,6 +160,7 @@ class ChangingLens(LensBase):
         image: ImageLike,
         *,
         n: int | None = None,
+        paths: Sequence[Link] | None = None,
         target: TargetLike = None,
         errors: ErrorNodes | None = None,
         active: Active = "clean",
@@ -180,6 +181,10 @@ class ChangingLens(LensBase):
             A circuit, and the image it is of.
         n
             How many edges, drawn by chance; None for all. Each takes a run of the layers after it.
+        paths
+            Instead of the circuit's edges, these: each two nodes (layer, feature) or more, of one
+            layer after another. At every layer on the way only the path's feature changes. They
+            come without a control.
         target
             Only for a circuit whose target was a function: this function.
         errors
@@ -200,7 +205,8 @@ class ChangingLens(LensBase):
         Raises
         ------
         FeatureError
-            If the circuit is of another model or image or has no edges, or `n` is below 1.
+            If the circuit is of another model or image or has no edges, `n` is below 1, or a path
+            is not of the circuit's nodes.
         TargetError
             If the target is missing.
         """
@@ -222,6 +228,7 @@ class ChangingLens(LensBase):
                 resolve_target(wanted, trace.logits, self.class_names),
                 circuit,
                 n=n,
+                paths=paths,
                 errors=errors,
                 active=active,
                 control=control,

@@ -180,7 +180,7 @@ def _edges(
         [ERROR if i == size else i for i in indices.tolist()]
         for size, indices in zip(sizes, walk(nodes.nodes, columns, count=run.nodes), strict=True)
     ]
-    every = [((len(kept) - 1, f), (len(kept), TARGET)) for f in kept[-1]]
+    every: list[Link] = [((len(kept) - 1, f), (len(kept), TARGET)) for f in kept[-1]]
     for layer, (here, following) in enumerate(pairwise(kept)):
         every += [((layer, f), (layer + 1, g)) for f in here for g in following if g != ERROR]
     order = torch.randperm(len(every), generator=torch.Generator().manual_seed(seed))

@@ -17,8 +17,8 @@ from vitlens.circuits.areas import N_RESAMPLES, Array, Estimate, interval
 from vitlens.circuits.circuit import ERROR, TARGET
 from vitlens.circuits.marks import Key
 
-#: Both ends of an edge, (layer, feature) each; feature -1 is an error node, -2 the target.
-Link: TypeAlias = tuple[Key, Key]
+#: The nodes of an edge, or of a path: (layer, feature); feature -1 is an error node, -2 the target.
+Link: TypeAlias = tuple[Key, ...]
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,7 +28,7 @@ class Verification:
     Attributes
     ----------
     edges
-        Both ends of each, (layer, feature).
+        Both ends of each, (layer, feature); or the nodes of paths.
     predicted
         The edges' importances, [n], in units of the target.
     measured
@@ -74,7 +74,7 @@ class Verification:
 
     def by_layer(self) -> dict[int, tuple[int, float, float]]:
         """By the edges' first layer: how many, rank correlation, and sign agreement."""
-        layers = np.array([source[0] for source, _ in self.edges])
+        layers = np.array([edge[0][0] for edge in self.edges])
         found = {}
         for layer in sorted(set(layers.tolist())):
             mine = torch.from_numpy(layers == layer)
@@ -107,8 +107,7 @@ class Verification:
         lines += ["", f"{'edge':>22}  predicted  measured"]
         order = self.predicted.abs().argsort(descending=True)[:10].tolist()
         for i in order:
-            (layer, f), (next_layer, g) = self.edges[i]
-            name = f"{layer}/{_name(f)} → " + ("target" if g == TARGET else f"{next_layer}/{g}")
+            name = " → ".join(_name(layer, feature) for layer, feature in self.edges[i])
             lines.append(f"{name:>22}  {self.predicted[i]:+9.3f}  {self.measured[i]:+8.3f}")
         return "\n".join(lines)
 
@@ -126,5 +125,7 @@ def _size(verification: Verification) -> float:
     return float(verification.measured.abs().mean())
 
 
-def _name(feature: int) -> str:
-    return "error" if feature == ERROR else str(feature)
+def _name(layer: int, feature: int) -> str:
+    if feature == TARGET:
+        return "target"
+    return f"{layer}/{'error' if feature == ERROR else feature}"

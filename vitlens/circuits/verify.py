@@ -17,12 +17,15 @@ behavior with path patching", arXiv 2304.05969; edges as in Kim et al., arXiv 25
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from functools import partial
 from typing import Literal, get_args
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from vitlens.attribution.derivatives import pushforward
+from vitlens.attribution.gradients import backward_rules
 from vitlens.attribution.importances import Importances, importances, layer_edges
 from vitlens.attribution.targets import Target
 from vitlens.circuits.circuit import ERROR, TARGET, Circuit, Edge
@@ -50,6 +53,7 @@ def verify_circuit(
     circuit: Circuit,
     *,
     n: int | None = None,
+    paths: Sequence[Link] | None = None,
     errors: ErrorNodes | None = None,
     active: Active = "clean",
     control: bool = True,
@@ -62,8 +66,8 @@ def verify_circuit(
     Raises
     ------
     FeatureError
-        If the circuit has no edges or is of another image, or `n`, `errors` or `active` is out of
-        range.
+        If the circuit has no edges or is of another image, a path is not of the circuit's nodes, or
+        `n`, `errors` or `active` is out of range.
     """
     held: ErrorNodes = errors or _ERRORS[circuit.settings.get("errors", "leaf")]
     if held not in get_args(ErrorNodes):
@@ -76,45 +80,49 @@ def verify_circuit(
             f"The circuit explains {circuit.target} = {circuit.target_value:.3f}, and on this "
             f"image it is {value:.3f}: the circuit is of another image, or of another target."
         )
-    chosen = _draw(circuit, n, seed)
-    edges = tuple((edge.source, edge.target) for edge in chosen)
+    known = (vit, saes, trace, baselines)
     settings = {**circuit.settings, "error_nodes": held, "active": active, "n": n, "seed": seed}
-
-    def measured(edges: Sequence[Link]) -> Tensor:
-        return measure_edges(
-            vit,
-            saes,
-            trace,
-            baselines,
-            target,
-            edges,
-            errors=held,
-            active=active,
-            batch_size=batch_size,
-            progress=progress,
-        )
-
-    beside = None
-    if control:
-        every = [(edge.source, edge.target) for edge in circuit.edges]
-        others = random_edges(trace, edges, known=every, seed=seed)
-        nodes = importances(
-            vit,
-            saes,
-            trace,
-            baselines,
-            target,
-            **{k: circuit.settings[k] for k in _HOW if k in circuit.settings},
-            edges=False,
-        )
-        predicted = predict_edges(vit, saes, trace, baselines, nodes, others)
-        beside = Verification(
-            others, predicted, measured(others), len(others), circuit.target, settings
-        )
-    weights = torch.tensor([edge.weight for edge in chosen], dtype=torch.float64)
-    return Verification(
-        edges, weights, measured(edges), len(circuit.edges), circuit.target, settings, beside
+    measure = partial(
+        measure_edges,
+        *known,
+        target,
+        errors=held,
+        active=active,
+        batch_size=batch_size,
+        progress=progress,
     )
+    every = [(edge.source, edge.target) for edge in circuit.edges]
+    nodes = None
+    if control or paths is not None:
+        made = {name: circuit.settings[name] for name in _HOW if name in circuit.settings}
+        nodes = importances(*known, target, **made, edges=False)
+    if paths is not None:
+        assert nodes is not None
+        links = tuple(_of_circuit(circuit, path) for path in paths)
+        if not links:
+            raise FeatureError("There is no path to check.")
+        predicted = predict_edges(*known, nodes, links)
+        measured = measure(links)
+        return Verification(links, predicted, measured, len(links), circuit.target, settings)
+    chosen = _draw(circuit, n, seed)
+    links = tuple((edge.source, edge.target) for edge in chosen)
+    beside = None
+    if nodes is not None:
+        others = random_edges(trace, links, known=every, seed=seed)
+        predicted = predict_edges(*known, nodes, others)
+        measured = measure(others)
+        beside = Verification(others, predicted, measured, len(others), circuit.target, settings)
+    weights = torch.tensor([edge.weight for edge in chosen], dtype=torch.float64)
+    measured = measure(links)
+    return Verification(links, weights, measured, len(every), circuit.target, settings, beside)
+
+
+def _of_circuit(circuit: Circuit, path: Link) -> Link:
+    """A path, all of whose nodes are in the circuit."""
+    for layer, feature in path:
+        if (layer, feature) != circuit.target_key:
+            circuit.node(layer, feature)
+    return tuple((int(layer), int(feature)) for layer, feature in path)
 
 
 def _draw(circuit: Circuit, n: int | None, seed: int) -> list[Edge]:
@@ -152,7 +160,8 @@ def measure_edges(
         What to measure.
     edges
         From features or error nodes of a layer to features of the next, or from the last layer to
-        the target; the source of an edge to the target goes to its baseline itself.
+        the target; the source of an edge to the target goes to its baseline itself. Or paths of
+        several edges: then at every layer on the way only the path's feature changes.
     errors
         What error nodes hold after the edge: "clean" (the untouched model's), "free", "baseline".
     active
@@ -175,13 +184,17 @@ def measure_edges(
         If an edge does not go from a node to one of the next layer.
     """
     for edge in edges:
-        _check_edge(saes, edge)
+        _check_path(saes, edge)
+
+    def layers(edge: Link) -> tuple[int, int]:
+        return edge[0][0], len(edge)
+
     # Neighbours in a batch share layers, and mostly sources.
-    order = sorted(range(len(edges)), key=lambda i: edges[i])
+    order = sorted(range(len(edges)), key=lambda i: (layers(edges[i]), edges[i]))
     batches: list[list[int]] = []
     for i in order:
         fits = batches and len(batches[-1]) < batch_size
-        if fits and edges[batches[-1][0]][0][0] == edges[i][0][0]:
+        if fits and layers(edges[batches[-1][0]]) == layers(edges[i]):
             batches[-1].append(i)
         else:
             batches.append([i])
@@ -215,8 +228,12 @@ def predict_edges(
         As for `measure_edges`.
     """
     predicted = torch.empty(len(edges), dtype=torch.float64)
-    for layer in sorted({source[0] for source, _ in edges}):
-        mine = [i for i, (source, _) in enumerate(edges) if source[0] == layer]
+    for i, edge in enumerate(edges):
+        _check_path(saes, edge)
+        if len(edge) > 2:
+            predicted[i] = _predict_path(vit, saes, trace, baselines, nodes, edge)
+    for layer in sorted({edge[0][0] for edge in edges if len(edge) == 2}):
+        mine = [i for i, edge in enumerate(edges) if edge[0][0] == layer and len(edge) == 2]
         if layer == len(saes) - 1:
             for i in mine:  # an error node, -1, is the last entry
                 predicted[i] = float(nodes.nodes[layer][edges[i][0][1]])
@@ -228,6 +245,33 @@ def predict_edges(
             (_, source), (_, end) = edges[i]
             predicted[i] = float(columns[source, ends.index(end)])
     return predicted
+
+
+def _predict_path(
+    vit: ViT,
+    saes: Sequence[TopKSAE],
+    trace: Trace,
+    baselines: Baselines,
+    nodes: Importances,
+    path: Link,
+) -> float:
+    """Importance of a node by way of one feature a layer, in forward mode."""
+    (layer, source), *way = [node for node in path if node[1] != TARGET]
+    blocks = vit.embed(trace.image[None]).blocks
+    step = trace.residuals[layer] - _without(saes, trace, baselines, layer, source)
+    for at, feature in way:
+
+        def activation(stream: Tensor, at: int = at, feature: int = feature) -> Tensor:
+            with backward_rules(vit, nodes.gradient):
+                out = blocks[at](stream)
+            among = trace.features[at] > 0
+            return saes[at].encode_with_stats(out, among=among).features[0, :, feature]
+
+        with torch.no_grad():
+            moved: Tensor = pushforward(activation, trace.residuals[at - 1][None], step[None])
+        step = moved[:, None] * trace.stds[at] * saes[at].W_dec[feature]
+    last, feature = way[-1]
+    return float((moved * nodes.gradients[last][:, feature]).sum())
 
 
 def random_edges(
@@ -247,8 +291,8 @@ def random_edges(
     generator = torch.Generator().manual_seed(seed)
     active = [z.gt(0).any(0).nonzero().squeeze(1).tolist() for z in trace.features]
     drawn: list[Link] = []
-    for layer in sorted({source[0] for source, _ in edges}):
-        wanted = sum(source[0] == layer for source, _ in edges)
+    for layer in sorted({edge[0][0] for edge in edges}):
+        wanted = sum(edge[0][0] == layer for edge in edges)
         last = layer == len(active) - 1
         ends = [TARGET] if last else active[layer + 1]
         for number in torch.randperm(len(active[layer]) * len(ends), generator=generator).tolist():
@@ -262,19 +306,20 @@ def random_edges(
     return tuple(drawn)
 
 
-def _check_edge(saes: Sequence[TopKSAE], edge: Link) -> None:
-    (layer, source), (next_layer, end) = edge
+def _check_path(saes: Sequence[TopKSAE], path: Link) -> None:
     top = len(saes) - 1
-    exists = (
-        0 <= layer <= top
-        and ERROR <= source < saes[layer].size
-        and next_layer == layer + 1
-        and (end == TARGET if layer == top else 0 <= end < saes[next_layer].size)
-    )
+    layers = [layer for layer, _ in path]
+    exists = len(path) > 1 and layers == list(range(layers[0], layers[0] + len(path)))
+    for place, (layer, feature) in enumerate(path):
+        least = ERROR if place == 0 else 0
+        is_target = place == len(path) - 1 and (layer, feature) == (top + 1, TARGET)
+        is_feature = 0 <= layer <= top and least <= feature < saes[layer].size
+        exists = exists and (is_target or is_feature)
     if not exists:
         raise FeatureError(
-            f"{edge} is no edge: one goes from a feature (or the error node, -1) of a layer to a "
-            f"feature of the next, and from layer {top} to the target, ({top + 1}, {TARGET})."
+            f"{path} is no edge: one goes from a feature (or the error node, -1) of a layer to a "
+            f"feature of the next, and from layer {top} to the target, ({top + 1}, {TARGET}); a "
+            "path is several, end to end."
         )
 
 
@@ -298,19 +343,20 @@ def _cut(
     active: Active,
 ) -> tuple[int, Float[Tensor, "n T D"]]:
     """The layer that the edges' cuts reach, and the stream after it for each."""
+    ways = [[feature for _, feature in edge if feature != TARGET] for edge in edges]
     layer = edges[0][0][0]
-    sources = sorted({source for (_, source), _ in edges})
-    without = torch.stack([_without(saes, trace, baselines, layer, s) for s in sources])
-    rows = torch.tensor([sources.index(source) for (_, source), _ in edges])
-    if layer == len(saes) - 1:
-        return layer, without[rows]
-    sae, reached = saes[layer + 1], layer + 1
-    ends = torch.tensor([end for _, (_, end) in edges], device=without.device)
-    patched = _encode(sae, trace, reached, blocks[reached](without), active).features
-    patched = patched[rows, :, ends]
-    moved = patched - trace.features[reached][:, ends].T
-    step = moved[:, :, None] * trace.stds[reached] * sae.W_dec[ends][:, None]
-    return reached, trace.residuals[reached] + step
+    sources = sorted({way[0] for way in ways})
+    streams = torch.stack([_without(saes, trace, baselines, layer, s) for s in sources])
+    rows = torch.tensor([sources.index(way[0]) for way in ways], device=streams.device)
+    for place in range(1, len(ways[0])):
+        layer += 1
+        sae, ends = saes[layer], torch.tensor([way[place] for way in ways], device=streams.device)
+        patched = _encode(sae, trace, layer, blocks[layer](streams), active).features
+        moved = patched[rows, :, ends] - trace.features[layer][:, ends].T
+        step = moved[:, :, None] * trace.stds[layer] * sae.W_dec[ends][:, None]
+        streams = trace.residuals[layer] + step
+        rows = torch.arange(len(ways), device=streams.device)
+    return layer, streams[rows]
 
 
 def _run_on(

@@ -59,11 +59,11 @@ def verification_figure(
     row = figure.subplots(1, len(panels), squeeze=False, sharex=True, sharey=True)[0]
     values = np.concatenate([_values(side) for v in panels.values() for side in _sides(v)])
     scale, limit = _scale(values)
-    top = max(source[0] for v in panels.values() for source, _ in v.edges)
+    top = max(edge[0][0] for v in panels.values() for edge in v.edges)
     points = None
     for axes, (name, one) in zip(row, panels.items(), strict=True):
         predicted, measured = _sides(one)
-        layers = [source[0] for source, _ in one.edges]
+        layers = [edge[0][0] for edge in one.edges]
         points = axes.scatter(
             predicted, measured, c=layers, cmap=_COLOURS, vmin=0, vmax=top, s=12, alpha=0.65, lw=0
         )
