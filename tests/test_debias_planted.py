@@ -25,7 +25,9 @@ def lens() -> vitlens.Lens:
 
 @pytest.fixture(scope="module")
 def found(lens: vitlens.Lens) -> Debiasing:
-    return lens.debias(planted_images(), test=planted_images(seed=1), circuits=2, progress=False)
+    return lens.debias(
+        planted_images(), test=planted_images(seed=1), layers=[1], circuits=2, progress=False
+    )
 
 
 def test_the_planted_model_follows_the_place(lens: vitlens.Lens) -> None:
