@@ -62,7 +62,8 @@ def open_source(images: Any) -> Source:
         a webdataset shard (``.tar``: pictures, with a label in ``.cls`` or in ``"label"`` of
         ``.json``); a list of these; a list of images; a batch [n, 3, H, W]; a PyTorch data set
         or any iterable of images or of tuples (image, label), or of batches of them; or a
-        `Source`.
+        `Source`. To go on with a pass, or to make it in parts, images must come in the same
+        order each time: an image without a path goes by its number.
 
     Raises
     ------
