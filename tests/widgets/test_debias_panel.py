@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import threading
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -229,8 +230,12 @@ def test_a_search_gives_its_cards_and_its_curve(lens: Lens, groups: GroupedImage
     assert panel.trade_off["n"] == found.validation.n_features.tolist()
     assert panel.trade_off["worst"] == found.validation.worst.tolist()
     assert panel.chosen == found.features
-    best = found.validation.reports[found.n_features]
-    assert panel.report["worst"]["accuracy"] == pytest.approx(best.worst)
+    right = accuracies(lens, groups, found.features)
+    assert panel.report["worst"]["accuracy"] == pytest.approx(min(right))
+    assert set(panel.live.runs.layers) == {0, 1}
+    strange = replace(found.candidates[0], layer=1, feature=77)
+    with pytest.raises(FeatureError, match="there is no 77"):
+        DebiasPanel(lens, groups, [strange])
     # On other images the curve of the search would mislead: theirs is measured when asked for.
     other = DebiasPanel(lens, planted_images((5, 7, 5, 7), seed=2), found)
     assert other.trade_off == {}

@@ -12,6 +12,7 @@ from torch import Tensor
 from vitlens.debias.groups import GroupedImages
 from vitlens.debias.report import GroupReport, TradeOff, group_report
 from vitlens.debias.runs import GroupRuns
+from vitlens.errors import FeatureError
 from vitlens.interventions.kinds import Key, To
 from vitlens.lens_base import LensBase
 
@@ -60,6 +61,18 @@ class LiveReports:
         # Files often come group by group: figures of the images so far need all groups early.
         generator = torch.Generator().manual_seed(0)
         self._order = torch.randperm(len(groups), generator=generator)
+
+    def check(self, feature: Key) -> None:
+        """Raise `FeatureError` unless this is a feature of a layer that is kept."""
+        layer, column = feature
+        if layer not in self.runs.layers:
+            raise FeatureError(
+                f"There are features of layers {', '.join(map(str, self.runs.layers))} to choose "
+                f"from, not of layer {layer}."
+            )
+        size = self.runs.lens.saes[layer].size
+        if not 0 <= column < size:
+            raise FeatureError(f"Layer {layer} has features 0 to {size - 1}; there is no {column}.")
 
     def known(self, chosen: Iterable[Key]) -> GroupReport | None:
         """Return the report of a choice that was evaluated before, or None."""

@@ -51,6 +51,8 @@ class DebiasPart(ChosenPart):
     ) -> None:
         """Show groups of images, with the candidates of a search or of these groups."""
         candidates = cards.candidates_of(live, found, n_cards)
+        for candidate in candidates:
+            live.check(candidate.key)
         made = cards.make_cards(live, candidates, n_prefix=lens.vit.n_prefix)
         self._live, self._curve, self._picks = live, None, ()
         self._path = found.path if isinstance(found, Debiasing) else ()
@@ -81,7 +83,7 @@ class DebiasPart(ChosenPart):
             If a feature does not exist, or is of a layer that is not kept.
         """
         for feature in features:
-            self._check_feature(feature)
+            self.live.check(feature)
         self._picks = tuple(dict.fromkeys((*self._picks, *features)))
         self._add_missing()
 
@@ -108,7 +110,7 @@ class DebiasPart(ChosenPart):
         if order is not None:
             source = "In the order given"
         for feature in path:
-            self._check_feature(feature)
+            self.live.check(feature)
         tell = teller()
 
         def work(check: Check) -> TradeOff:
@@ -208,7 +210,7 @@ class DebiasPanel(DebiasPart, Widget, bundle="debias"):
         attribute and not about the class (`vitlens.debias.find_candidates`).
     layers
         Layers whose features can be chosen, kept in memory as images x T x D numbers each; by
-        default the last three, and those of `found`.
+        default the three in the middle, and those of `found` and `chosen`.
     to
         What features are taken to: "baseline" or "zero"; by default as in `found`.
     chosen
@@ -299,5 +301,5 @@ class DebiasPanel(DebiasPart, Widget, bundle="debias"):
 
 def _layers_of(found: Debiasing | Sequence[Candidate] | None) -> set[int]:
     if isinstance(found, Debiasing):
-        return {layer for layer, _ in found.path}
+        return {layer for layer, _ in found.path} | _layers_of(found.candidates)
     return {candidate.layer for candidate in found or ()}

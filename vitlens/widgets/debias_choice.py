@@ -122,22 +122,10 @@ class ChosenPart(NamesPart):
     def _chosen_exist(self, proposal: Any) -> Any:
         for feature in proposal.value:
             try:
-                self._check_feature(feature)
+                self.live.check(feature)
             except FeatureError as error:
                 raise t.TraitError(f"{type(self).__name__}.chosen: {error}") from error
         return proposal.value
-
-    def _check_feature(self, feature: Key) -> None:
-        runs = self.live.runs
-        layer, column = feature
-        if layer not in runs.layers:
-            raise FeatureError(
-                f"There are features of layers {', '.join(map(str, runs.layers))} to choose from, "
-                f"not of layer {layer}."
-            )
-        size = runs.lens.saes[layer].size
-        if not 0 <= column < size:
-            raise FeatureError(f"Layer {layer} has features 0 to {size - 1}; there is no {column}.")
 
     @t.observe("chosen")
     def _chosen_changed(self, change: Any) -> None:
