@@ -76,7 +76,7 @@ def build_state(
         Keep the activations of the tokens with each image kept.
     batch_size
         Images run at once. All batches have the same shape, so an image gives the same numbers
-        with whichever images it is run (on one machine, with one batch size).
+        with whichever images it is run (on one machine, with one batch size and as many threads).
     out
         The atlas to be written: an unfinished state is kept in ``<out>.partial`` every minute
         and on Ctrl-C.
