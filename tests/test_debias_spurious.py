@@ -35,7 +35,7 @@ def test_pictures_depend_on_seed_and_number_alone() -> None:
     assert not np.array_equal(picture, np.asarray(spurious_images("validation", 3).images[5]))
     assert len(first.images[:2]) == 2
     with pytest.raises(IndexError):
-        _ = first.images[240]
+        _ = first.images[200]
 
 
 def test_no_picture_is_in_two_splits() -> None:

@@ -34,7 +34,7 @@ from vitlens.lens import Lens
 Split = Literal["train", "validation", "test"]
 
 FOLDER = Path(__file__).parents[1] / "bundles" / "spurious"
-SIZES: dict[Split, int] = {"train": 400, "validation": 160, "test": 240}
+SIZES: dict[Split, int] = {"train": 400, "validation": 160, "test": 200}
 BIAS = 0.95  # share of the training images of a class that are before its own background
 SIDE = 224
 COVER = (0.18, 0.36)  # side of the cut-out relative to the side of the picture
@@ -80,11 +80,7 @@ def spurious(
     Spurious
         A lens, and the images of the three splits.
     """
-    stored, _ = read_tensors(FOLDER / "probes.safetensors")
-    if f"{seed}.weight" in stored:
-        probe = {name: stored[f"{seed}.{name}"] for name in ("weight", "bias")}
-    else:
-        probe = probe_weights(seed)
+    probe = _stored_probe(seed) or probe_weights(seed)
     n_classes, width = probe["weight"].shape
     head = nn.Linear(width, n_classes).requires_grad_(False)
     head.load_state_dict(probe)
@@ -103,7 +99,7 @@ def spurious_images(split: Split, seed: int = 0, *, n: int | None = None) -> Gro
     seed
         As for `spurious`.
     n
-        How many; by default 400, 160 and 240. In training the classes come equally often, in the
+        How many; by default 400, 160 and 200. In training the classes come equally often, in the
         other two all four groups do.
     """
     n = SIZES[split] if n is None else n
@@ -124,6 +120,13 @@ def spurious_images(split: Split, seed: int = 0, *, n: int | None = None) -> Gro
         facts["class_names"],
         facts["attribute_names"],
     )
+
+
+def _stored_probe(seed: int) -> dict[str, Tensor]:
+    """What `probe_weights` gave when the bundle was made; empty for a seed that it lacks."""
+    stored, _ = read_tensors(FOLDER / "probes.safetensors")
+    names = ("weight", "bias") if f"{seed}.weight" in stored else ()
+    return {name: stored[f"{seed}.{name}"] for name in names}
 
 
 def probe_weights(seed: int) -> dict[str, Tensor]:
