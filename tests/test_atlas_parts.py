@@ -26,7 +26,7 @@ from vitlens.atlas.pictures import (
     encode,
     write_pictures,
 )
-from vitlens.atlas.proposals import Proposal, cut_out, from_classes, from_words, open_clip_tower
+from vitlens.atlas.proposals import Proposal, cut_out, from_class, from_words, open_clip_tower
 from vitlens.atlas.quality import monosemanticity, random_similarity, trust
 from vitlens.atlas.shown import quantile, spread
 from vitlens.errors import CheckpointError, FeatureError, ImageError, ModelError
@@ -206,16 +206,23 @@ def test_trust_is_the_product_of_its_parts() -> None:
     assert unknown.value == pytest.approx(0.5)
 
 
-def test_a_class_is_proposed_above_chance_only() -> None:
-    found = from_classes(
-        selectivity=torch.tensor([0.9, 0.5, 0.2, float("nan"), 0.9]),
-        chance=0.5,
-        best=["bird", "coin", "fruit", "bird", ""],
-    )
-    assert [len(one) for one in found] == [1, 0, 0, 0, 0]
-    assert found[0][0] == Proposal("bird", pytest.approx(0.9), "class")
-    none = from_classes(selectivity=torch.ones(1), chance=float("nan"), best=["bird"])
-    assert none == ((),)
+@pytest.mark.parametrize(
+    ("means", "information", "chance", "proposed"),
+    [
+        ([("bird", 2.0), ("coin", 1.0)], 0.6, 0.5, True),
+        ([("bird", 2.0), ("coin", 1.1)], 0.6, 0.5, False),  # does not stand out
+        ([("bird", 2.0), ("coin", 0.0)], 0.5, 0.5, False),  # as chance would have it
+        ([("bird", 2.0), ("coin", 0.0)], float("nan"), 0.5, False),
+        ([("bird", 2.0), ("coin", 0.0)], 0.6, float("nan"), False),
+        ([("bird", 0.0), ("coin", 0.0)], 0.6, 0.5, False),
+        ([("bird", 2.0)], 0.6, 0.5, False),
+    ],
+)
+def test_a_class_is_proposed_that_stands_out_and_is_above_chance(
+    means: list[tuple[str, float]], information: float, chance: float, proposed: bool
+) -> None:
+    found = from_class(means, information=information, chance=chance)
+    assert found == ((Proposal("bird", 0.6, "class"),) if proposed else ())
 
 
 COLOURS = {"red": (220, 20, 20), "green": (20, 200, 20), "blue": (20, 20, 220), "grey": (99,) * 3}

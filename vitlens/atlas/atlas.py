@@ -301,7 +301,7 @@ class Atlas(AtlasBase):
         return tuple((self.class_names[i], float(moved[i])) for i in order)
 
     def proposals(self, layer: int, feature: int) -> tuple[Proposal, ...]:
-        """Computed names of a feature: its class, if it is selective, and words."""
+        """Computed names of a feature: its class, if one stands out, and words."""
         table = self._checked_table(layer, feature)
         words = self._contents.words().get((layer, feature), ())
         return (*class_proposals(self._header, table, feature), *words)

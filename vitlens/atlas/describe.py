@@ -8,7 +8,7 @@ import torch
 
 from vitlens.atlas.bins import bin_edges
 from vitlens.atlas.profile import ClassResponse, FeatureProfile, Histogram, Node
-from vitlens.atlas.proposals import Proposal, from_classes
+from vitlens.atlas.proposals import Proposal, from_class
 from vitlens.atlas.quality import Trust, trust
 from vitlens.atlas.store import Header
 from vitlens.atlas.table import LayerTable
@@ -68,14 +68,14 @@ def describe(
 
 
 def class_proposals(header: Header, table: LayerTable, feature: int) -> tuple[Proposal, ...]:
-    """The class a feature is selective for, if it is above chance."""
-    if "selectivity" not in table.chance:
+    """The class a feature stands for, if one stands out; see `proposals.from_class`."""
+    if "class_information" not in table.chance:
         return ()
-    return from_classes(
-        selectivity=table.scores["selectivity"][feature][None],
-        chance=table.chance["selectivity"],
-        best=[_best(_classes(header, table, feature))],
-    )[0]
+    return from_class(
+        [(response.name, response.mean) for response in _classes(header, table, feature)],
+        information=float(table.scores["class_information"][feature]),
+        chance=table.chance["class_information"],
+    )
 
 
 def _classes(header: Header, table: LayerTable, feature: int) -> tuple[ClassResponse, ...]:

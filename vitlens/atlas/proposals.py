@@ -34,8 +34,8 @@ class Proposal:
     text
         A class or a word.
     score
-        For "class", the selectivity index, 0 to 1. For "text", by how much the word's cosine to
-        the feature's pictures exceeds its mean cosine to all features' pictures.
+        For "class", how much the class explains (`class_information`). For "text", by how much
+        the word's cosine to the feature's pictures exceeds its mean cosine to all features'.
     source
         "class" or "text".
     """
@@ -45,27 +45,28 @@ class Proposal:
     source: str
 
 
-def from_classes(
-    *,
-    selectivity: Float[Tensor, " F"],
-    chance: float,
-    best: Sequence[str],
-) -> tuple[tuple[Proposal, ...], ...]:
-    """Propose a feature's best class where its selectivity is above chance.
+def from_class(
+    means: Sequence[tuple[str, float]], *, information: float, chance: float
+) -> tuple[Proposal, ...]:
+    """Propose the class in which a feature is most active, if it stands out.
+
+    It does when the class explains more of the feature's variance than chance does, and the mean
+    of the best class is at least twice that of the next.
 
     Parameters
     ----------
-    selectivity
-        Of each feature, NaN where it was not measured.
+    means
+        Classes and mean activations, the highest first.
+    information
+        Score "class_information" of the feature, NaN where it was not measured.
     chance
-        The 99 % level of shuffled labels; NaN proposes nothing.
-    best
-        Name of each feature's best class, "" for none.
+        Its 99 % level of shuffled labels; NaN proposes nothing.
     """
-    return tuple(
-        (Proposal(name, float(score), "class"),) if name and score > chance else ()
-        for name, score in zip(best, selectivity.tolist(), strict=True)
-    )
+    if not information > chance or len(means) < 2:
+        return ()
+    (name, best), (_, second) = means[:2]
+    stands_out = best > 0 and best >= 2 * second
+    return (Proposal(name, information, "class"),) if stands_out else ()
 
 
 def from_words(
