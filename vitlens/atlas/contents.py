@@ -13,6 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from vitlens.atlas import store
+from vitlens.atlas.image_table import ImageTable
 from vitlens.atlas.names import Names
 from vitlens.atlas.pictures import PictureFile, Pictures, write_pictures
 from vitlens.atlas.profile import Node
@@ -160,7 +161,7 @@ def _write_state(folder: Path, state: AtlasState, *, originals: bool) -> None:
         number: replace(image, picture=None, path=image.path if originals else "")
         for number, image in state.images.items()
     }
-    replace(state, images=images).save(folder / store.STATE)
+    replace(state, images=ImageTable(images)).save(folder / store.STATE)
 
 
 def _read_state(folder: Path, pictures: Pictures) -> AtlasState | None:
@@ -173,7 +174,7 @@ def _read_state(folder: Path, pictures: Pictures) -> AtlasState | None:
         number: replace(image, picture=pictures.get(row))
         for row, (number, image) in enumerate(state.images.items())
     }
-    return replace(state, images=images)
+    return replace(state, images=ImageTable(images))
 
 
 def _with_those_in(path: Path, header: Header, names: Names) -> Names:
