@@ -14,7 +14,7 @@ from vitlens.circuits.verification import Verification
 from vitlens.plots.page import QUIET
 
 _COLOURS = "viridis"
-_DECADES = 2  # whole ones, on each side
+_DECADES = 3  # whole ones, on each side
 
 
 def verification_figure(
