@@ -6,6 +6,7 @@ from collections import OrderedDict
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from threading import Lock
 from typing import TYPE_CHECKING
 
 import torch
@@ -44,6 +45,7 @@ class Gallery:
         self.header, self.pictures, self.folder = header, pictures, folder
         self.lens: LensBase | None = None
         self._features: OrderedDict[int, tuple[Tensor, ...]] = OrderedDict()
+        self._tracing = Lock()  # a widget asks from its own thread
 
     def show(
         self, table: LayerTable, shown: ShownTable, layer: int, feature: int, place: int
@@ -95,7 +97,8 @@ class Gallery:
     ) -> Float[Tensor, " T"] | None:
         if stored is not None:
             return stored
-        features = self._traced(row)
+        with self._tracing:
+            features = self._traced(row)
         if features is None:
             return None
         return features[layer].index_select(1, torch.tensor([feature])).to_dense()[:, 0]
