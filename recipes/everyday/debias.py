@@ -13,6 +13,7 @@ import argparse
 import math
 import re
 import statistics
+import textwrap
 import time
 from pathlib import Path
 from typing import Any
@@ -150,7 +151,7 @@ def _words(results: list[dict[str, Any]]) -> str:
     }
     worst_loss = min(lost, key=lambda group: lost[group])
     six = [r["six_classes"]["after"] - r["six_classes"]["before"] for r in results]
-    return (
+    text = (
         f"Test images, in %, means with 95 % intervals over {len(results)} seeds. Ablated: "
         f"{', '.join(str(len(r['features'])) for r in results)} features of layer {LAYERS[0]}. "
         f"They close {100 * sum(gain) / sum(gap):.0f} % of the worst group's gap between nothing "
@@ -159,6 +160,7 @@ def _words(results: list[dict[str, Any]]) -> str:
         f"points, the most of the four groups downwards; `everyday` on its own six classes, with "
         f"the same features ablated, by {_mean(six, sign=True)} ({SIX_CLASSES} composites)."
     )
+    return textwrap.fill(text, 100)
 
 
 def _curve(results: list[dict[str, Any]]) -> str:

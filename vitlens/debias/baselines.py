@@ -6,6 +6,7 @@ nothing else. x stands for what the last linear layer reads, [n, E].
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from importlib.util import find_spec
 
@@ -49,7 +50,9 @@ def leace(x: Float[Tensor, "n E"], groups: GroupedImages) -> Eraser | None:
     """
     if find_spec("concept_erasure") is None:
         return None
-    from concept_erasure import LeaceEraser
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # it uses torch.jit.script
+        from concept_erasure import LeaceEraser
 
     one_hot = nn.functional.one_hot(groups.attributes, len(groups.attribute_names))
     return LeaceEraser.fit(x.double(), one_hot.double())
