@@ -28,3 +28,13 @@ def test_row_and_column_of_all_edges(gradient: str) -> None:
         edges_into(*known, 1, 30)
     with pytest.raises(FeatureError, match="there is no 5"):
         edges_out_of(*known, 5, 0)
+
+
+def test_edges_past_attention_whose_weights_are_zero() -> None:
+    lens = lens_of("cls")
+    for block in lens.vit.blocks:
+        torch.nn.init.zeros_(block.attn.qkv.weight)  # type: ignore[union-attr, arg-type]
+    image = torch.randn(3, 24, 24, dtype=torch.float64)
+    exact, slow = (lens.importances(image, engine=engine) for engine in ("exact", "vjp"))
+    for found, expected in zip(exact.edges, slow.edges, strict=True):
+        torch.testing.assert_close(found, expected, atol=1e-12, rtol=1e-8)

@@ -178,7 +178,9 @@ class SplitBlock:
         seen = self._push(_probe_direction(directions).expand(n_tokens, -1), "libragrad")
         # Keys matter for plain gradients only: with LibraGrad they may be rotated or normalised.
         flat = torch.cat([x.flatten(1) for x in self._needed(seen)], dim=1)
-        factor = (flat @ flat[0]) / flat[0].square().sum()
+        size = flat[0].square().sum()
+        # Where weights are zero nothing is pushed, whatever the factor.
+        factor = (flat @ flat[0]) / size if size > 0 else flat.new_ones(n_tokens)
         if _differ(flat, factor[:, None] * flat[0]):
             raise ModelError(
                 f"The {self.pair.gradient} gradient of this block's attention inputs differs from "
