@@ -138,7 +138,8 @@ def _report(atlas: Atlas, out: Path) -> None:
     features = f"{sum(atlas.sizes)} features in {atlas.n_layers} layers"
     print(f"\n{features}, {atlas.n_images} images: {out}, {size / 1e6:.1f} MB")
     if atlas.skipped:
-        print(f"{len(atlas.skipped)} images could not be read:")
+        n = len(atlas.skipped)
+        print(f"{n} image{'s' * (n > 1)} could not be read:")
         for key, why in atlas.skipped[:_SHOWN]:
             print(f"  {key}: {why}")
         if len(atlas.skipped) > _SHOWN:
