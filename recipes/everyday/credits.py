@@ -2,20 +2,20 @@
 
 from recipes.everyday.sources import Cutout
 
-# Photographs of mate-backgrounds, by author.
+# Photographs of mate-backgrounds: years and authors, as its copyright file has them.
 AUTHORS = {
-    "Aqua": "Charles Barbin",
-    "Blinds": "Lennart Poettering",
-    "Dune": "Marco Cogoni",
-    "FreshFlower": "Jens Ansorg",
-    "Garden": "Charles Barbin",
-    "GreenMeadow": "Timothy Schellhase",
-    "LadyBird": "Charles Barbin",
-    "RainDrops": "blackcombwhistler07",
-    "Storm": "Sergey Nazarov",
-    "TwoWings": "Charles Barbin",
-    "Wood": "Jean-François Fortin Tam",
-    "YellowFlower": "Charles Barbin",
+    "Aqua": "2008 Charles Barbin",
+    "Blinds": "2008 Lennart Poettering and Andrea Cimitan",
+    "Dune": "2007 Marco Cogoni, 2008 Hylke Bons",
+    "FreshFlower": "2005 Jens Ansorg",
+    "Garden": "2008 Charles Barbin",
+    "GreenMeadow": "2005 Timothy Schellhase, 2008 Lapo Calamandrei",
+    "LadyBird": "2008 Charles Barbin",
+    "RainDrops": "2008 blackcombwhistler07",
+    "Storm": "2008 Sergey Nazarov",
+    "TwoWings": "2008 Charles Barbin and Hylke Bons",
+    "Wood": "2008 Jean-François Fortin Tam",
+    "YellowFlower": "2008 Charles Barbin",
 }
 
 

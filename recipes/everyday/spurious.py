@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from recipes.everyday import sources
+from recipes.everyday import credits, sources
 from recipes.everyday.fetch import WORK, fetch
 from recipes.everyday.sources import CLASSES, Cutout
 from recipes.everyday.store import BUNDLE as EVERYDAY
@@ -37,6 +37,12 @@ _ALBUM = "kphotoalbum: demo/{}.jpg"
 _KDE = "copyright 2014 KDE Visual Design Group, GPL-2.0-or-later"
 _KPHOTO = "copyright 2003-2014 Jesper K. Pedersen and the KPhotoAlbum developers, GPL-2.0-or-later"
 _LXQT_TEAM = "copyright 2010-2022 Razor team and LXQt team, LGPL-2.1-or-later"
+
+
+def _mate(name: str) -> str:
+    return f"copyright {credits.AUTHORS[name]}, GPL-2.0-or-later"
+
+
 # Split, kind, name, where it is from, credit.
 BACKGROUNDS = (
     ("train", 0, "BytheWater", _PLASMA, _KDE),
@@ -44,20 +50,18 @@ BACKGROUNDS = (
     ("train", 0, "DarkestHour", _PLASMA, _KDE),
     ("train", 0, "Kite", _PLASMA, _KDE),
     ("train", 0, "summer_1am", _PLASMA, _KDE),
-    ("train", 1, "Blinds", _MATE, "copyright 2008 Lennart Poettering and Andrea Cimitan, "
-     "GPL-2.0-or-later"),
+    ("train", 1, "Blinds", _MATE, _mate("Blinds")),
     ("train", 1, "OneStandsOut", _PLASMA, _KDE),
     ("train", 1, "appleflower", _LXQT, _LXQT_TEAM),
     ("train", 1, "drop", _LXQT, _LXQT_TEAM),
     ("val", 0, "cloud", _LXQT, _LXQT_TEAM),
     ("val", 0, "skagen", _ALBUM, _KPHOTO),
     ("val", 1, "FallenLeaf", _PLASMA, _KDE),
-    ("val", 1, "GreenMeadow", _MATE, "copyright 2005 Timothy Schellhase, 2008 Lapo Calamandrei, "
-     "GPL-2.0-or-later"),
-    ("test", 0, "Aqua", _MATE, "copyright 2008 Charles Barbin, GPL-2.0-or-later"),
+    ("val", 1, "GreenMeadow", _MATE, _mate("GreenMeadow")),
+    ("test", 0, "Aqua", _MATE, _mate("Aqua")),
     ("test", 0, "skagen_2", _ALBUM, _KPHOTO),
     ("test", 1, "Path", _PLASMA, _KDE),
-    ("test", 1, "RainDrops", _MATE, "copyright 2008 blackcombwhistler07, GPL-2.0-or-later"),
+    ("test", 1, "RainDrops", _MATE, _mate("RainDrops")),
 )  # fmt: skip
 _STAMPS = "copyright 2002-2022 Bill Kendrick and the Tux Paint contributors, GPL-2.0"
 
