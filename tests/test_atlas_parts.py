@@ -14,6 +14,7 @@ from timm.models import VisionTransformer
 from torch import Tensor, nn
 
 import vitlens
+from tests.test_logit_lens import SIZES
 from tests.tiny import tiny_lens
 from vitlens.atlas.layout import layout
 from vitlens.atlas.logits import Readout, effects, readout_directions
@@ -33,14 +34,6 @@ from vitlens.errors import CheckpointError, FeatureError, ImageError, ModelError
 from vitlens.models.cls_mean import ClsMeanViT
 from vitlens.models.libragrad import libragrad
 
-SIZES = {
-    "img_size": 24,
-    "patch_size": 8,
-    "embed_dim": 24,
-    "depth": 3,
-    "num_heads": 3,
-    "num_classes": 5,
-}
 HEADS: dict[str, Callable[[], nn.Module]] = {
     "cls": lambda: VisionTransformer(**SIZES),
     "average": lambda: VisionTransformer(**SIZES, global_pool="avg", class_token=False),
