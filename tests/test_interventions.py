@@ -14,7 +14,7 @@ from timm.models import VisionTransformer
 import vitlens
 from tests.test_models import FAMILIES, image, lens_of, make
 from tests.tiny import CLASSES, tiny_image, tiny_lens
-from vitlens import Ablate, Scale, SetTo, Steer, Swap
+from vitlens import Ablate, Project, Scale, SetTo, Steer, Swap
 from vitlens.errors import FeatureError, ImageError
 from vitlens.interventions.hooks import _active
 
@@ -44,6 +44,13 @@ def code(
     for feature in raw.argsort(descending=True)[: k or sae.k].tolist():
         z[feature] = max(float(raw[feature]), 0.0)
     return z, float(mean), float(std), x - build(sae, z, float(mean), float(std))
+
+
+def component(v: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+    """The part of v in the span of some rows, by least squares (rows may be dependent or none)."""
+    if not len(rows):
+        return torch.zeros_like(v)
+    return rows.T @ torch.linalg.lstsq(rows.T, v[:, None], driver="gelsd").solution[:, 0]
 
 
 def build(sae: vitlens.TopKSAE, z: Sequence[float], mean: float, std: float) -> torch.Tensor:
@@ -90,6 +97,10 @@ def slow(
             for token, running in enumerate(out[0]):
                 z, mean, std, error = code(sae, running)
                 z0, _, _, clean_error = code(sae, clean[layer][token])
+                if held[layer] == "clean":
+                    error = clean_error
+                elif held[layer] == "baseline":
+                    error = lens.baselines.errors[layer][token]
                 for change in changes:
                     for at, f in change.features:
                         if at != layer or not meant(change, token):
@@ -107,10 +118,17 @@ def slow(
                             z[f] = 0.0
                         else:
                             z[f] = float(lens.baselines.features[layer][token, f])
-                if held[layer] == "clean":
-                    error = clean_error
-                elif held[layer] == "baseline":
-                    error = lens.baselines.errors[layer][token]
+                    if isinstance(change, Project) and meant(change, token):
+                        named = [f for at, f in change.features if at == layer]
+                        goal = torch.zeros_like(running)
+                        if change.to == "baseline":
+                            usual = lens.baselines.features[layer][token].tolist()
+                            goal = build(sae, usual, mean, std) - build(
+                                sae, [0.0] * sae.size, mean, std
+                            )
+                            goal += lens.baselines.errors[layer][token]
+                        now = build(sae, z, mean, std) + error - mean - std * sae.b_dec
+                        error = error - component(now - goal, sae.W_dec[named])
                 rows.append(build(sae, z, mean, std) + error)
             return torch.stack(rows)[None]
 
@@ -144,6 +162,8 @@ def kinds(features: Any, *, patches: Any = None) -> dict[str, Any]:
         "set": SetTo(features, -1.5, patches=patches),
         "steer": Steer(features, 3.0, patches=patches),
         "swap": Swap(features, tiny_image(4, DOUBLE), patches=patches),
+        "project": Project(features, patches=patches),
+        "project to zero": Project(features, "zero", patches=patches),
     }
 
 
@@ -182,6 +202,54 @@ def test_many_at_many_layers(lens: vitlens.Lens, errors: Any) -> None:
     expected = slow(lens, x, changes, errors)
     close(lens.run_with(x, changes, errors=errors).after, expected)
     close(lens.plan(changes, errors=errors).logits_of(lens.trace(x)), expected)
+
+
+def test_projections_among_others(lens: vitlens.Lens) -> None:
+    x = tiny_image(7, DOUBLE)
+    a, b, c = active(lens, 1), active(lens, 1, 1), active(lens, 2)
+    changes = (
+        Steer(a, 2.0)
+        + Project([b, c, active(lens, 1, 2)], patches=[(0, 1), (1, 1), (-1, 0)])
+        + Scale([a, b], 0.5)
+        + Project(active(lens, 1, 4), "zero")
+        + Steer(b, 1.5)
+    )
+    for errors in ("clean", "free", ("clean", "baseline", "free")):
+        close(lens.run_with(x, changes, errors=errors).after, slow(lens, x, changes, errors))
+    with pytest.raises(FeatureError, match="nothing of the first is left"):
+        Steer(b, 1.5) + Project(b)
+
+
+@pytest.mark.parametrize("to", ["zero", "baseline"])
+def test_a_projection_leaves_only_what_it_says(lens: vitlens.Lens, to: str) -> None:
+    x = tiny_image(7, DOUBLE)
+    sae, base = lens.saes[1], lens.baselines
+    features = [3, 11, 25, 0]
+    change = Project([(1, f) for f in features], to)
+    with lens.intervene(change, errors="free"):
+        stream = lens.vit.residuals(x[None])[1][0]
+    mean, std = (v[0] for v in sae.encode_with_stats(lens.vit.residuals(x[None])[1])[1:])
+    left = (stream - mean - sae.b_dec * std) @ sae.W_dec[features].T
+    usual = (base.features[1] @ sae.W_dec * std + base.errors[1]) @ sae.W_dec[features].T
+    close(left, usual if to == "baseline" else torch.zeros_like(left))
+    apart = Project((1, 3), to) + Project((1, 11), to)
+    again = Project([(1, 11), (1, 3)], to)
+    once = lens.run_with(x, Project([(1, 3), (1, 11)], to), errors="free").after
+    close(lens.run_with(x, again, errors="free").after, once)
+    assert not torch.allclose(lens.run_with(x, apart, errors="free").after, once, atol=1e-9)
+
+
+def test_directions_that_are_parallel() -> None:
+    lens = tiny_lens(7, dtype=DOUBLE)
+    rows = lens.saes[1].W_dec
+    rows[5] = rows[9] = -rows[2]
+    x = tiny_image(7, DOUBLE)
+    change = Project([(1, 2), (1, 5), (1, 9), (1, 7)])
+    close(lens.run_with(x, change).after, slow(lens, x, [change]))
+    close(
+        lens.run_with(x, Project([(1, 2), (1, 7)], "zero"), errors="free").after,
+        lens.run_with(x, Project([(1, 5), (1, 7)], "zero"), errors="free").after,
+    )
 
 
 def test_the_order_counts(lens: vitlens.Lens) -> None:
@@ -387,6 +455,7 @@ def test_values_compare_and_name_features_in_many_ways(lens: vitlens.Lens) -> No
         (lambda: Ablate([]), "at least one feature"),
         (lambda: Ablate((0, 1), patches=[]), "no patch"),
         (lambda: Ablate((0, 1), "zeros"), "not 'zeros'. Did you mean 'zero'"),
+        (lambda: Project((0, 1), "mean"), "Project takes features to one of baseline, zero"),
         (lambda: Ablate((0, 1), "mean"), "belong together"),
         (lambda: Ablate((0, 1), over=[tiny_image()]), "belong together"),
         (lambda: Ablate("5/3"), "named \\(layer, feature\\)"),

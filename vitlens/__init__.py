@@ -20,6 +20,7 @@ _MODULE_OF = {
     "Importances": "vitlens.attribution.importances",
     "Lens": "vitlens.lens",
     "Outcome": "vitlens.interventions.outcome",
+    "Project": "vitlens.interventions.kinds",
     "Scale": "vitlens.interventions.kinds",
     "SetTo": "vitlens.interventions.kinds",
     "Steer": "vitlens.interventions.kinds",
@@ -49,7 +50,7 @@ if TYPE_CHECKING:
     from vitlens.debias.search import Debiasing
     from vitlens.debias.spurious import spurious
     from vitlens.errors import VitlensError
-    from vitlens.interventions.kinds import Ablate, Scale, SetTo, Steer, Swap
+    from vitlens.interventions.kinds import Ablate, Project, Scale, SetTo, Steer, Swap
     from vitlens.interventions.outcome import Outcome
     from vitlens.lens import Lens
     from vitlens.models.adapter import ViT
@@ -70,6 +71,7 @@ __all__ = [
     "Importances",
     "Lens",
     "Outcome",
+    "Project",
     "Scale",
     "SetTo",
     "Steer",

@@ -70,9 +70,10 @@ class ChangingLens(LensBase):
         image
             An image, or a list of them.
         wanted
-            One of `vitlens.Ablate`, `Scale`, `SetTo`, `Steer` and `Swap`, or several: ``a + b`` or
-            a list, done in this order. At every layer the running stream is encoded anew, so that
-            later interventions see what earlier ones did. Without any, the model's own output.
+            One of `vitlens.Ablate`, `Project`, `Scale`, `SetTo`, `Steer` and `Swap`, or several:
+            ``a + b`` or a list, done in this order. At every layer the running stream is encoded
+            anew, so that later interventions see what earlier ones did. Without any, the model's
+            own output.
         keep
             Instead of interventions, for each layer the indices of the features to keep, or a
             boolean mask [F_l]; all others are at their baselines.

@@ -22,13 +22,14 @@ from vitlens.errors import FeatureError, near_matches
 from vitlens.images import ImageLike
 from vitlens.interventions.names import Key, Patch, feature_keys, listed, patch_keys
 
+ProjectTo: TypeAlias = Literal["baseline", "zero"]
 To: TypeAlias = Literal["baseline", "zero", "mean"]
 
 _SHOWN = 4
 
 
 class Intervention:
-    """A change of one feature or several; see `Ablate`, `Scale`, `SetTo`, `Steer`, `Swap`.
+    """A change of one feature or several: `Ablate`, `Project`, `Scale`, `SetTo`, `Steer`, `Swap`.
 
     ``a + b`` does a, then b.
     """
@@ -128,11 +129,7 @@ class Ablate(Intervention):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.to not in get_args(To):
-            raise FeatureError(
-                f"Ablate takes features to one of {', '.join(get_args(To))}, not {self.to!r}."
-                f"{near_matches(str(self.to), get_args(To))}"
-            )
+        _check_to(self, self.to, get_args(To))
         object.__setattr__(self, "over", tuple(self.over))
         if (self.to == "mean") != bool(self.over):
             raise FeatureError(f'{self!r}: to="mean" and the images `over` belong together.')
@@ -144,7 +141,50 @@ class Ablate(Intervention):
 
     def changed(self, now: Tensor, reference: Tensor | None) -> Tensor:
         """The reference; without one, zero."""
-        return torch.zeros_like(now) if reference is None else reference.expand_as(now)
+        return _replaced(now, reference)
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Project(Intervention):
+    """Project features out of the stream: nothing is left along their decoder directions.
+
+    `Ablate` takes away what the features themselves add to the stream; other features that are not
+    orthogonal to them, and the error node, still have a component along their directions. Here
+    this goes, too. With U an orthonormal basis of the span of the features' rows of W_dec at a
+    layer, and v = x - mu - sd · b_dec the stream without the SAE's centre, v becomes
+    v - U Uᵀ (v - v̄): one joint projection, so that the order of the features does not matter.
+
+    Parameters
+    ----------
+    features, patches
+        As for `Ablate`.
+    to
+        "baseline": v̄ is what baseline features and the baseline error node give, sd · z̄ W_dec + ē;
+        "zero": v̄ = 0.
+
+    Raises
+    ------
+    FeatureError
+        If there are no features or no tokens, or `to` is unknown.
+
+    Notes
+    -----
+    Removal of a subspace, as of word vectors by Bolukbasi et al. (NeurIPS 2016, arXiv 1607.06520,
+    "neutralize"), here of dictionary directions and relative to a baseline.
+    """
+
+    features: Any
+    to: ProjectTo = "baseline"
+    _: KW_ONLY
+    patches: Any = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check_to(self, self.to, get_args(ProjectTo))
+
+    def changed(self, now: Tensor, reference: Tensor | None) -> Tensor:
+        """The reference; without one, zero."""
+        return _replaced(now, reference)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -296,8 +336,9 @@ def interventions(*parts: InterventionsLike) -> Interventions:
     Raises
     ------
     FeatureError
-        If something else is given, or two contradict each other: when one sets (`Ablate`, `SetTo`,
-        `Swap`) a feature on a token on which an earlier one has set or changed it already.
+        If something else is given, or two contradict each other: when one sets (`Ablate`,
+        `Project`, `SetTo`, `Swap`) a feature on a token on which an earlier one has set or changed
+        it already.
     """
     items: list[Any] = []
     for part in parts:
@@ -305,7 +346,7 @@ def interventions(*parts: InterventionsLike) -> Interventions:
     for item in items:
         if not isinstance(item, Intervention):
             raise FeatureError(
-                f"An intervention is Ablate, Scale, SetTo, Steer or Swap, not {item!r}."
+                f"An intervention is Ablate, Project, Scale, SetTo, Steer or Swap, not {item!r}."
             )
     _check_contradictions(items)
     return Interventions(tuple(items))
@@ -331,6 +372,18 @@ def _check_contradictions(items: list[Intervention]) -> None:
 
 def _overlap(a: tuple[Patch, ...] | None, b: tuple[Patch, ...] | None) -> bool:
     return a is None or b is None or not set(a).isdisjoint(b)
+
+
+def _check_to(item: Intervention, to: str, known: tuple[str, ...]) -> None:
+    if to not in known:
+        raise FeatureError(
+            f"{type(item).__name__} takes features to one of {', '.join(known)}, not {to!r}."
+            f"{near_matches(str(to), known)}"
+        )
+
+
+def _replaced(now: Tensor, reference: Tensor | None) -> Tensor:
+    return torch.zeros_like(now) if reference is None else reference.expand_as(now)
 
 
 def _check_finite(item: Intervention, name: str) -> None:

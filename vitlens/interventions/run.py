@@ -1,8 +1,8 @@
 """Running the model with interventions: checked once, then quick on any batch.
 
 At every layer the running stream x is encoded anew: x = x_hat(z) + e. Interventions change z, and
-the stream goes on as x_hat(z') plus what the layer's error node holds. Source: Kim et al., NeurIPS
-2025, arXiv 2509.17401, section 3.
+the stream goes on as x_hat(z') plus what the layer's error node holds, plus what projections take
+out of this sum. Source: Kim et al., NeurIPS 2025, arXiv 2509.17401, section 3.
 """
 
 from __future__ import annotations
@@ -12,16 +12,18 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from vitlens.errors import FeatureError
 from vitlens.images import ImageLike
+from vitlens.interventions.edits import Edit, LayerEdits, projection
 from vitlens.interventions.kinds import (
     Ablate,
     Intervention,
     Interventions,
     InterventionsLike,
+    Project,
     interventions,
 )
 from vitlens.interventions.names import Patch
@@ -38,55 +40,6 @@ class Clean(NamedTuple):
 
     features: Float[Tensor, "*n T F"]
     error: Float[Tensor, "*n T D"]
-
-
-@dataclass(frozen=True, eq=False)
-class Edit:
-    """One intervention at one layer.
-
-    Attributes
-    ----------
-    intervention
-        What is done.
-    columns
-        Which of the layer's touched features it is about.
-    tokens
-        True where it acts, [T, 1].
-    reference
-        What `Intervention.changed` replaces activations with, [T, k], or None.
-    """
-
-    intervention: Intervention
-    columns: Int[Tensor, " k"]
-    tokens: Bool[Tensor, "T 1"]
-    reference: Float[Tensor, "T k"] | None
-
-
-@dataclass(frozen=True, eq=False)
-class LayerEdits:
-    """All that is done at one layer: `features` are touched, by `edits` in this order."""
-
-    features: Int[Tensor, " k"]
-    edits: tuple[Edit, ...]
-
-    @property
-    def need_clean(self) -> bool:
-        """Whether they depend on where features are active on the untouched model."""
-        return any(edit.intervention.only_active for edit in self.edits)
-
-    def changed(
-        self, now: Float[Tensor, "n T k"], clean: Float[Tensor, "*n T k"]
-    ) -> Float[Tensor, "n T k"]:
-        """Activations of the touched features after all edits."""
-        now = now.clone()
-        for edit in self.edits:
-            part = now[..., edit.columns]
-            where = edit.tokens
-            if edit.intervention.only_active:
-                where = where & (clean[..., edit.columns] > 0)
-            new = edit.intervention.changed(part, edit.reference)
-            now[..., edit.columns] = torch.where(where, new, part)
-        return now
 
 
 @dataclass(frozen=True, eq=False)
@@ -154,16 +107,19 @@ class Plan:
         if edits is None and keeps_error:
             return stream
         features, mean, std = sae.encode_with_stats(stream)
-        if edits is not None:
-            now = features[..., edits.features]
-            known = now if clean is None else clean.features[..., edits.features]
-            new = edits.changed(now, known)
-            if keeps_error:
-                return stream + (new - now) @ sae.W_dec[edits.features] * std
-            features = features.index_copy(-1, edits.features, new)
-        if held == "clean" and clean is not None:
-            return sae.decode(features, mean, std) + clean.error
-        return sae.decode(features, mean, std) + self.baselines.errors[layer]
+        if keeps_error:
+            base = stream
+        elif held == "clean" and clean is not None:
+            base = sae.decode(features, mean, std) + clean.error
+        else:
+            base = sae.decode(features, mean, std) + self.baselines.errors[layer]
+        if edits is None:
+            return base
+        now = features[..., edits.features]
+        known = now if clean is None else clean.features[..., edits.features]
+        return base + edits.difference(
+            now, known, sae.W_dec[edits.features], std, lambda: base - mean - sae.b_dec * std
+        )
 
     def logits(self, images: Float[Tensor, "n 3 H W"]) -> Float[Tensor, "n C"]:
         """Logits with the interventions."""
@@ -293,10 +249,13 @@ def make_plan(
             reference = None
             if item.images:
                 reference = means[id(item)][layer][:, features]
-            elif isinstance(item, Ablate) and item.to == "baseline":
+            elif isinstance(item, Ablate | Project) and item.to == "baseline":
                 reference = baselines.features[layer][:, features]
+            taken = None
+            if isinstance(item, Project):
+                taken = projection(item, saes[layer], baselines, layer, features)
             columns = torch.tensor([place[f] for f in features], device=vit.device)
-            edits.append(Edit(item, columns, tokens[id(item)], reference))
+            edits.append(Edit(item, columns, tokens[id(item)], reference, taken))
         chosen = torch.tensor(touched, device=vit.device)
         layers.append(LayerEdits(chosen, tuple(edits)) if edits else None)
     held = tuple(error_nodes(errors, len(saes)))
