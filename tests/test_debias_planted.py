@@ -9,7 +9,9 @@ import torch
 
 import vitlens
 from tests.planted import BIRD, LAND, MAMMAL, WATER, planted_images, planted_lens
+from vitlens import Ablate, Project
 from vitlens.debias import DebiasedModel, Debiasing, GroupedImages, GroupRuns, debias
+from vitlens.debias.removal import Removal
 from vitlens.debias.runs import margins
 from vitlens.debias.search import _check_classes
 from vitlens.errors import CheckpointError, FeatureError, GroupError
@@ -50,7 +52,7 @@ def test_the_shortcut_is_ranked_first(found: Debiasing) -> None:
 def test_ablation_restores_the_worst_group(found: Debiasing) -> None:
     assert {feature for _, feature in found.features} == SHORTCUTS
     assert found.reports["nothing"].worst < 0.1
-    assert found.reports["ablated"].worst == 1
+    assert found.reports["removed"].worst == 1
     assert found.reports["random features"].worst < 0.1
     assert found.reports["DFR"].worst == found.reports["mean difference"].worst == 1
     assert found.collateral == {}
@@ -66,7 +68,7 @@ def test_removing_the_true_feature_is_collateral_damage() -> None:
     assert result.reports["nothing"].worst == 1
     assert set(result.collateral) == {"bird, land", "bird, water"}
     assert result.collateral["bird, land"] < -0.5
-    by_class = result.reports["ablated"].by_class()
+    by_class = result.reports["removed"].by_class()
     assert by_class["mammal"] == 1
     assert by_class["bird"] < 0.7
     assert "bird, land -" in str(result)
@@ -81,31 +83,42 @@ def test_picks_are_candidates_whatever_they_are(lens: vitlens.Lens) -> None:
     assert "random features" not in result.reports
 
 
+@pytest.mark.parametrize("project", [False, True], ids=["ablated", "projected"])
 @pytest.mark.parametrize("to", ["baseline", "zero"])
-def test_runs_from_the_middle_are_runs_of_the_whole_model(to: str) -> None:
+def test_runs_from_the_middle_are_runs_of_the_whole_model(to: str, project: bool) -> None:
     lens = planted_lens(dtype=torch.float64)
     images = planted_images((3, 2, 2, 3), seed=4)
     lens.fit_baselines(images.images, progress=False)
     runs = GroupRuns(lens, images, [0, 1], batch_size=4)
     features = [(0, WATER), (1, LAND), (1, 9)]
     batch = torch.stack([lens.tensor(image) for image in images.images])
-    model = DebiasedModel(lens, features, to=to)
-    torch.testing.assert_close(runs.ablated(features, to=to), model(batch))
+    model = DebiasedModel(lens, features, to=to, project=project)
+    found = runs.without(features, removal=Removal(to, project))
+    torch.testing.assert_close(found, model(batch))
+    kind = Project if project else Ablate
+    outcome = lens.run_with(list(batch), kind(features, to), errors="free")
+    torch.testing.assert_close(found, outcome.after)
     torch.testing.assert_close(runs.logits, lens.vit.model(batch))
     assert not torch.allclose(model(batch), runs.logits)
 
 
-def test_first_order_effects_are_the_slope_of_the_margin() -> None:
-    """Against finite differences: the stream moved a little towards the ablated one."""
+@pytest.mark.parametrize("project", [False, True], ids=["ablated", "projected"])
+def test_first_order_effects_are_the_slope_of_the_margin(project: bool) -> None:
+    """Against finite differences: the stream moved a little towards the changed one."""
     lens = planted_lens(dtype=torch.float64)
     images = planted_images((2, 2, 2, 2), seed=5)
     runs = GroupRuns(lens, images, [0, 1], batch_size=3)
     keys = [(0, WATER), (1, LAND), (1, BIRD)]
     batch = torch.stack([lens.tensor(image) for image in images.images])
     for given in ([], [(0, LAND)]):
-        effects = runs.effects(keys, given=given, gradient="plain")
+        effects = runs.effects(
+            keys, given=given, removal=Removal("zero", project), gradient="plain"
+        )
         for column, (layer, feature) in enumerate(keys):
-            moved = [_margin(lens, batch, images, given, layer, feature, h) for h in (0, 1e-5)]
+            moved = [
+                _margin(lens, batch, images, given, (layer, feature), h, project=project)
+                for h in (0, 1e-5)
+            ]
             torch.testing.assert_close(
                 effects[:, column], (moved[1] - moved[0]) / 1e-5, atol=1e-4, rtol=1e-3
             )
@@ -116,9 +129,10 @@ def _margin(
     batch: torch.Tensor,
     images: GroupedImages,
     given: list[tuple[int, int]],
-    layer: int,
-    feature: int,
+    key: tuple[int, int],
     step: float,
+    *,
+    project: bool,
 ) -> torch.Tensor:
     """Margins with `given` at zero, and one feature this part of the way to zero."""
     with torch.no_grad():
@@ -128,14 +142,27 @@ def _margin(
             stream = block(stream)
             if at == len(lens.saes):
                 break
-            z, _, sd = lens.saes[at].encode_with_stats(stream)
-            W_dec = lens.saes[at].W_dec
-            for other, gone in given:
-                if other == at:
-                    stream = stream - z[..., gone, None] * W_dec[gone] * sd
-            if at == layer:
-                stream = stream - step * z[..., feature, None] * W_dec[feature] * sd
+            sae = lens.saes[at]
+            z, mean, sd = sae.encode_with_stats(stream)
+            changes = [(feature, 1.0) for layer, feature in given if layer == at]
+            for feature, part in changes + [(key[1], step)] * (key[0] == at):
+                row = sae.W_dec[feature]
+                size = z[..., feature, None] * sd
+                if project:
+                    size = (stream - mean - sae.b_dec * sd) @ row[:, None]
+                stream = stream - part * size * row
         return margins(lens.vit.readout(stream), images.labels)
+
+
+def test_projecting_out_restores_the_worst_group(lens: vitlens.Lens) -> None:
+    result = debias(
+        lens, planted_images(), test=planted_images(seed=1), project=True, progress=False
+    )
+    assert {feature for _, feature in result.features} <= SHORTCUTS
+    assert result.reports["nothing"].worst < 0.1
+    assert result.reports["removed"].worst == 1
+    assert result.model().removal == Removal(project=True)
+    assert "projected out, to baseline" in str(result)
 
 
 def test_the_debiased_model_travels(lens: vitlens.Lens, found: Debiasing, tmp_path: Path) -> None:
@@ -145,8 +172,13 @@ def test_the_debiased_model_travels(lens: vitlens.Lens, found: Debiasing, tmp_pa
     again = DebiasedModel.load(tmp_path / "debiased.json", lens)
     assert again.features == found.features
     assert torch.equal(again(batch), model(batch))
+    projected = DebiasedModel(lens, found.features, to="zero", project=True)
+    projected.save(tmp_path / "projected.json")
+    other = DebiasedModel.load(tmp_path / "projected.json", lens)
+    assert other.removal == Removal("zero", project=True)
+    assert torch.equal(other(batch), projected(batch))
     right = again(batch).argmax(1) == planted_images(seed=1).labels
-    assert float(right.double().mean()) == found.reports["ablated"].average
+    assert float(right.double().mean()) == found.reports["removed"].average
     assert again.predict(batch[0])[0][0] == "bird"
     assert torch.equal(found.model(0)(batch), lens.vit.logits(batch))
     with pytest.raises(FeatureError, match="0 to"):
@@ -185,7 +217,7 @@ def test_bad_input(lens: vitlens.Lens) -> None:
     with pytest.raises(FeatureError, match="Layers are 0 to 1"):
         lens.debias(whole, layers=[2], progress=False)
     with pytest.raises(FeatureError, match="streams of layers"):
-        GroupRuns(lens, whole, [0]).ablated([(1, WATER)])
+        GroupRuns(lens, whole, [0]).without([(1, WATER)])
     with pytest.raises(FeatureError, match='"baseline" or "zero"'):
         DebiasedModel(lens, [(1, WATER)], to="mean")
 

@@ -38,7 +38,7 @@ LAYERS = (6,)
 SIX_CLASSES = 48  # composites for the collateral damage
 NAMES = {
     "nothing": "nothing",
-    "ablated": "ablated features",
+    "removed": "removed features",
     "random features": "as many random features",
     "mean difference": "mean difference projected out",
     "LEACE": "LEACE",
@@ -133,19 +133,19 @@ def summary(results: list[dict[str, Any]]) -> str:
 def _words(results: list[dict[str, Any]]) -> str:
     """What the table shows, in a paragraph."""
     by_method = {
-        name: [_row(result, name) for result in results] for name in ("nothing", "ablated", "DFR")
+        name: [_row(result, name) for result in results] for name in ("nothing", "removed", "DFR")
     }
     gain, gap = (
         [b["worst"] - a["worst"] for a, b in zip(by_method["nothing"], by_method[x], strict=True)]
-        for x in ("ablated", "DFR")
+        for x in ("removed", "DFR")
     )
     shares = ", ".join(f"{100 * a / b:.0f}" for a, b in zip(gain, gap, strict=True))
-    pairs = zip(by_method["nothing"], by_method["ablated"], strict=True)
+    pairs = zip(by_method["nothing"], by_method["removed"], strict=True)
     change = [after["average"] - before["average"] for before, after in pairs]
     lost = {
         group: statistics.mean(
             b["groups"][group] - a["groups"][group]
-            for a, b in zip(by_method["nothing"], by_method["ablated"], strict=True)
+            for a, b in zip(by_method["nothing"], by_method["removed"], strict=True)
         )
         for group in by_method["nothing"][0]["groups"]
     }

@@ -321,7 +321,7 @@ def test_the_last_wish_wins_and_cancel_goes_back(
     panel = DebiasPanel(lens, groups, batch_size=4)
     go, begun, parts = threading.Event(), threading.Event(), []
     runs = panel.live.runs
-    real = runs.ablated_in_parts
+    real = runs.without_in_parts
 
     def slow(features: Any, *rest: Any, **options: Any) -> Any:
         for part in real(features, *rest, **options):
@@ -330,7 +330,7 @@ def test_the_last_wish_wins_and_cancel_goes_back(
             assert go.wait(20)
             yield part
 
-    monkeypatch.setattr(runs, "ablated_in_parts", slow)
+    monkeypatch.setattr(runs, "without_in_parts", slow)
     told = []
     panel.observe(lambda change: told.append(change.new["chosen"]), "report")
     first, second, third = ((0, WATER),), ((0, LAND),), SHORTCUT

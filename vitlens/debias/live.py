@@ -10,10 +10,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from vitlens.debias.groups import GroupedImages
+from vitlens.debias.removal import Removal
 from vitlens.debias.report import GroupReport, TradeOff, group_report
-from vitlens.debias.runs import GroupRuns
+from vitlens.debias.runs import ABLATED, GroupRuns
 from vitlens.errors import FeatureError
-from vitlens.interventions.kinds import Key, To
+from vitlens.interventions.kinds import Key
 from vitlens.lens_base import LensBase
 
 #: Told the figures of the images so far, and their share, 0 to 1; what it raises ends the work.
@@ -31,8 +32,8 @@ class LiveReports:
         Images to report on; they are run once, here.
     layers
         Layers whose features can be chosen.
-    to
-        What features are taken to: "baseline" or "zero".
+    removal
+        How features are taken out.
     settings
         As for `GroupRuns`.
 
@@ -50,11 +51,11 @@ class LiveReports:
         groups: GroupedImages,
         layers: Sequence[int],
         *,
-        to: To = "baseline",
+        removal: Removal = ABLATED,
         **settings: Any,
     ):
         groups.check()
-        self.to, self.groups = to, groups
+        self.removal, self.groups = removal, groups
         self.runs = GroupRuns(lens, groups, layers, **settings)
         self.before = group_report("nothing", self.runs.logits, groups)
         self._known: dict[frozenset[Key], GroupReport] = {frozenset(): self.before}
@@ -94,7 +95,7 @@ class LiveReports:
         return True
 
     def evaluate(self, chosen: Iterable[Key], *, watch: Watch | None = None) -> GroupReport:
-        """Report on all images with the chosen features ablated.
+        """Report on all images without the chosen features.
 
         Parameters
         ----------
@@ -114,7 +115,7 @@ class LiveReports:
             return found
         logits = torch.empty_like(self.runs.logits)
         done = 0
-        for index, part in self.runs.ablated_in_parts(features, self._order, to=self.to):
+        for index, part in self.runs.without_in_parts(features, self._order, removal=self.removal):
             logits[index] = part
             done += len(index)
             if watch is not None:
@@ -128,7 +129,7 @@ class LiveReports:
     def _report(
         self, logits: Float[Tensor, "m C"], groups: GroupedImages, features: Sequence[Key]
     ) -> GroupReport:
-        return group_report("ablated", logits, groups, n_features=len(features))
+        return group_report("removed", logits, groups, n_features=len(features))
 
 
 def _same(a: GroupReport, b: GroupReport) -> bool:

@@ -4,37 +4,38 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, get_args
+from typing import TYPE_CHECKING
 
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from vitlens.debias.removal import Removal
 from vitlens.errors import CheckpointError, FeatureError
 from vitlens.files import read_json, write_json
 from vitlens.images import ImageLike
-from vitlens.interventions.kinds import Ablate, Key, To
+from vitlens.interventions.kinds import Key, ProjectTo
 from vitlens.interventions.run import make_plan
 
 if TYPE_CHECKING:
     from vitlens.lens_base import LensBase
 
-_FORMAT, _VERSION = "vitlens debiased model", 1
+_FORMAT, _VERSION = "vitlens debiased model", 2
 
 
 class DebiasedModel(nn.Module):
-    """The model of a lens with features ablated: images in, logits out.
+    """The model of a lens without some features: images in, logits out.
 
-    Error nodes are free, so that nothing but the ablated features' difference is added to the
-    stream. The lens' own model is not changed.
+    Error nodes are free, so that nothing but what `Removal` says is taken out of the stream.
+    The lens' own model is not changed.
 
     Parameters
     ----------
     lens
         The model with its SAEs and baselines.
     features
-        (layer, feature) of what is ablated; with none it is the model itself.
-    to
-        "baseline" or "zero"; see `vitlens.interventions.kinds.Ablate`.
+        (layer, feature) of what is taken out; with none it is the model itself.
+    to, project
+        How: see `vitlens.debias.removal.Removal`.
 
     Raises
     ------
@@ -42,19 +43,24 @@ class DebiasedModel(nn.Module):
         If a feature does not exist, or `to` is unknown.
     """
 
-    def __init__(self, lens: LensBase, features: Iterable[Key], *, to: To = "baseline"):
+    def __init__(
+        self,
+        lens: LensBase,
+        features: Iterable[Key],
+        *,
+        to: ProjectTo = "baseline",
+        project: bool = False,
+    ):
         super().__init__()
-        if to not in ("baseline", "zero"):
-            raise FeatureError(f'Features are taken to "baseline" or "zero", not {to!r}.')
         self.features = tuple((int(layer), int(feature)) for layer, feature in features)
-        self.to_value: To = to
+        self.removal = Removal(to, project)
         # In a tuple: a lens is no module, and its model's weights are not this module's own.
         self._lens = (lens,)
         self._plan = make_plan(
             lens.vit,
             lens.saes,
             lens.baselines,
-            [Ablate(self.features, to)] if self.features else [],
+            [self.removal.of(self.features)] if self.features else [],
             errors="free",
             tensor=lens.tensor,
         )
@@ -77,7 +83,7 @@ class DebiasedModel(nn.Module):
 
     def extra_repr(self) -> str:
         """What `repr` shows."""
-        return f"{len(self.features)} features to {self.to_value}"
+        return f"{len(self.features)} features {self.removal}"
 
     def save(self, path: str | Path) -> None:
         """Write feature ids and settings to a JSON file; weights stay where they are.
@@ -95,7 +101,8 @@ class DebiasedModel(nn.Module):
                 "model": self.lens.fingerprint,
                 "name": self.lens.about.name,
                 "features": self.features,
-                "to": self.to_value,
+                "to": self.removal.to,
+                "project": self.removal.project,
                 "errors": "free",
             },
         )
@@ -131,8 +138,7 @@ class DebiasedModel(nn.Module):
             )
         try:
             features = [(int(layer), int(feature)) for layer, feature in facts["features"]]
-            if facts["to"] not in get_args(To):
-                raise ValueError(facts["to"])
-        except (KeyError, TypeError, ValueError) as error:
+            removal = Removal(facts["to"], bool(facts["project"]))
+        except (KeyError, TypeError, ValueError, FeatureError) as error:
             raise CheckpointError(f"{path} is not complete: {error!r}.") from error
-        return cls(lens, features, to=facts["to"])
+        return cls(lens, features, to=removal.to, project=removal.project)

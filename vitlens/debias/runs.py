@@ -11,21 +11,24 @@ from torch import Tensor
 from vitlens.attribution.gradients import Gradient, backward_rules
 from vitlens.debias.groups import GroupedImages
 from vitlens.debias.readout import last_layer, pooled
+from vitlens.debias.removal import Removal
 from vitlens.debias.report import GroupReport, group_report
 from vitlens.errors import FeatureError
-from vitlens.interventions.kinds import Ablate, Key, To
+from vitlens.interventions.kinds import Key
 from vitlens.interventions.run import Plan, make_plan
 from vitlens.lens_base import LensBase
 from vitlens.models.adapter import Block
 from vitlens.progress import Progress, steps
 from vitlens.saes.stream import batched
 
+ABLATED = Removal()
+
 
 class GroupRuns:
     """The streams of a set of images at some layers, kept, and what follows from changing them.
 
-    Ablations leave error nodes free: only the changed features' difference is added to the
-    stream. So a run starts at the first layer that changes, from the stream kept there.
+    Error nodes are free: only what `Removal` says is taken out of the stream. So a run starts
+    at the first layer that changes, from the stream kept there.
 
     Parameters
     ----------
@@ -35,7 +38,7 @@ class GroupRuns:
         Its images are run once, here.
     layers
         Layers whose stream is kept, n x T x D numbers each; features of other layers cannot be
-        ablated.
+        taken out.
     batch_size
         Images that are run together.
     progress
@@ -93,8 +96,10 @@ class GroupRuns:
         self.logits: Float[Tensor, "n C"] = torch.cat(logits)
         self.inputs: Float[Tensor, "n E"] | None = torch.cat(inputs) if linear else None
 
-    def ablated(self, features: Sequence[Key], *, to: To = "baseline") -> Float[Tensor, "n C"]:
-        """Logits of all images with features ablated.
+    def without(
+        self, features: Sequence[Key], *, removal: Removal = ABLATED
+    ) -> Float[Tensor, "n C"]:
+        """Logits of all images without some features.
 
         Raises
         ------
@@ -104,13 +109,13 @@ class GroupRuns:
         if not features:
             return self.logits
         everything = torch.arange(len(self.groups))
-        parts = self.ablated_in_parts(features, everything, to=to)
+        parts = self.without_in_parts(features, everything, removal=removal)
         return torch.cat([logits for _, logits in parts])
 
-    def ablated_in_parts(
-        self, features: Sequence[Key], order: Int[Tensor, " n"], *, to: To = "baseline"
+    def without_in_parts(
+        self, features: Sequence[Key], order: Int[Tensor, " n"], *, removal: Removal = ABLATED
     ) -> Iterator[tuple[Int[Tensor, " m"], Float[Tensor, "m C"]]]:
-        """Yield indices of images and their logits, batch by batch; see `ablated`.
+        """Yield indices of images and their logits, batch by batch; see `without`.
 
         Parameters
         ----------
@@ -119,7 +124,7 @@ class GroupRuns:
         order
             Images in the order in which they are run.
         """
-        plan, blocks = self._plan(features, to), self._blocks()
+        plan, blocks = self._plan(features, removal), self._blocks()
         for index in order.split(self._batch_size):
             with torch.no_grad():
                 stream = plan.change(plan.first, self._streams[plan.first][index], None)
@@ -135,10 +140,10 @@ class GroupRuns:
             return self.lens.saes[layer].encode(self._streams[layer][index])[..., column].cpu()
 
     def report(
-        self, features: Sequence[Key], *, name: str = "", to: To = "baseline"
+        self, features: Sequence[Key], *, name: str = "", removal: Removal = ABLATED
     ) -> GroupReport:
-        """Accuracy by group with features ablated."""
-        found = self.ablated(features, to=to)
+        """Accuracy by group without some features."""
+        found = self.without(features, removal=removal)
         return group_report(name, found, self.groups, n_features=len(features))
 
     def effects(
@@ -146,24 +151,25 @@ class GroupRuns:
         features: Sequence[Key],
         *,
         given: Sequence[Key] = (),
-        to: To = "baseline",
+        removal: Removal = ABLATED,
         gradient: Gradient = "plain",
         progress: Progress = False,
     ) -> Float[Tensor, "n k"]:
-        """First-order change of every image's margin when a feature is ablated.
+        """First-order change of every image's margin when a feature is taken out.
 
         The margin is the true class's logit minus the highest other one's. Like a node's
         importance, with the other sign and along all paths: the sum over tokens of
-        ``(new - z) sd <gradient, W_dec[f]>``.
+        ``(new - z) sd <gradient, W_dec[f]>``; for projections the stream's component along the
+        feature's direction stands for z.
 
         Parameters
         ----------
         features
             Features of kept layers.
         given
-            Features that are ablated already; the change is the one beside theirs.
-        to
-            What features are taken to.
+            Features that are taken out already; the change is the one beside theirs.
+        removal
+            How features are taken out.
         gradient
             "libragrad" or "plain".
         progress
@@ -172,7 +178,7 @@ class GroupRuns:
         out = torch.zeros(len(self.groups), len(features), dtype=self.logits.dtype)
         if not features:
             return out
-        plan, blocks = self._plan(given, to), self._blocks()
+        plan, blocks = self._plan(given, removal), self._blocks()
         columns = {
             layer: [i for i, (at, _) in enumerate(features) if at == layer]
             for layer in sorted({layer for layer, _ in features})
@@ -192,13 +198,14 @@ class GroupRuns:
                 grads = torch.autograd.grad(margin.sum(), [after[layer] for layer in columns])
             for (layer, places), grad in zip(columns.items(), grads, strict=True):
                 ids = [features[i][1] for i in places]
-                change = self._first_order(layer, ids, before[layer].detach(), grad, to)
+                streams = before[layer].detach(), after[layer].detach()
+                change = self._first_order(layer, ids, *streams, grad, removal)
                 out[part, places] = change.cpu()
         return out
 
-    def _plan(self, features: Sequence[Key], to: To) -> Plan:
+    def _plan(self, features: Sequence[Key], removal: Removal) -> Plan:
         lens = self.lens
-        wanted = [Ablate(tuple(features), to)] if features else []
+        wanted = [removal.of(features)] if features else []
         plan = make_plan(
             lens.vit, lens.saes, lens.baselines, wanted, errors="free", tensor=lens.tensor
         )
@@ -210,13 +217,28 @@ class GroupRuns:
         return plan
 
     def _first_order(
-        self, layer: int, ids: list[int], x: Tensor, grad: Tensor, to: To
+        self,
+        layer: int,
+        ids: list[int],
+        before: Float[Tensor, "n T D"],
+        after: Float[Tensor, "n T D"],
+        grad: Float[Tensor, "n T D"],
+        removal: Removal,
     ) -> Float[Tensor, "n k"]:
-        sae = self.lens.saes[layer]
-        features, _, std = sae.encode_with_stats(x)
-        now = features[..., ids]
-        new = self.lens.baselines.features[layer][:, ids] if to == "baseline" else 0.0
-        return ((grad @ sae.W_dec[ids].T) * (new - now) * std).sum(1)
+        """As `effects`, from a layer's stream before and after the given features went."""
+        sae, base = self.lens.saes[layer], self.lens.baselines
+        rows = sae.W_dec[ids]
+        features, mean, std = sae.encode_with_stats(before)
+        along = grad @ rows.T
+        if removal.project:
+            # Activations leave each other alone, directions overlap: what the others left counts.
+            now = (after - mean - sae.b_dec * std) @ rows.T
+            usual = base.features[layer] @ (sae.W_dec @ rows.T) * std + base.errors[layer] @ rows.T
+            difference = (usual if removal.to == "baseline" else 0.0) - now
+        else:
+            new = base.features[layer][:, ids] if removal.to == "baseline" else 0.0
+            difference = (new - features[..., ids]) * std
+        return (along * difference).sum(1)
 
     def _blocks(self) -> tuple[Block, ...]:
         """The blocks, with all that images of this size bind to them."""

@@ -1,4 +1,4 @@
-"""Find the few features whose ablation removes a shortcut: chosen on one set, reported on another.
+"""Find the few features whose removal undoes a shortcut: chosen on one set, reported on another.
 
 Features that tell about the attribute and not about the class are candidates (`candidates`). They
 are added one by one: the next is the one whose first-order effect promises the lowest loss, every
@@ -22,10 +22,11 @@ from vitlens.debias.candidates import Candidate, conflicting, find_candidates
 from vitlens.debias.groups import GroupedImages
 from vitlens.debias.model import DebiasedModel
 from vitlens.debias.readout import last_layer
+from vitlens.debias.removal import Removal
 from vitlens.debias.report import GroupReport, TradeOff, group_report, mean_report, table
 from vitlens.debias.runs import GroupRuns, margins
 from vitlens.errors import FeatureError, GroupError
-from vitlens.interventions.kinds import Key, To
+from vitlens.interventions.kinds import Key, ProjectTo
 from vitlens.progress import Progress, steps
 
 if TYPE_CHECKING:
@@ -44,7 +45,7 @@ class Debiasing:
     Attributes
     ----------
     candidates
-        Suspected features, those first whose ablation promises most to what is wrong.
+        Suspected features, those first whose removal promises most to what is wrong.
     path
         Features in the order in which they were added.
     n_features
@@ -58,8 +59,8 @@ class Debiasing:
         search, where it flatters.
     random
         Single draws of as many random features, on the same images.
-    to
-        What features were taken to.
+    removal
+        How features were taken out.
     tested
         Whether `table` is of images that the search did not see.
     lens
@@ -73,7 +74,7 @@ class Debiasing:
     test: TradeOff | None
     table: tuple[GroupReport, ...]
     random: tuple[GroupReport, ...]
-    to: To
+    removal: Removal
     tested: bool
     lens: Lens = field(repr=False, compare=False)
 
@@ -84,20 +85,21 @@ class Debiasing:
 
     @property
     def reports(self) -> dict[str, GroupReport]:
-        """`table` by name: "nothing", "ablated", "random features", ..."""
+        """`table` by name: "nothing", "removed", "random features", ..."""
         return {report.name: report for report in self.table}
 
     @property
     def collateral(self) -> dict[str, float]:
-        """Groups that lost accuracy by the chosen ablation, and how much."""
-        return self.reports["ablated"].collateral(self.reports["nothing"])
+        """Groups that lost accuracy by the chosen removal, and how much."""
+        return self.reports["removed"].collateral(self.reports["nothing"])
 
     def model(self, n_features: int | None = None) -> DebiasedModel:
         """The classifier without the chosen features, or without the first `n_features`."""
         n = self.n_features if n_features is None else n_features
         if not 0 <= n <= len(self.path):
-            raise FeatureError(f"There are 0 to {len(self.path)} features to ablate, not {n}.")
-        return DebiasedModel(self.lens, self.path[:n], to=self.to)
+            raise FeatureError(f"There are 0 to {len(self.path)} features to take out, not {n}.")
+        how = self.removal
+        return DebiasedModel(self.lens, self.path[:n], to=how.to, project=how.project)
 
     def __str__(self) -> str:
         chosen = ", ".join(f"{layer}/{feature}" for layer, feature in self.features) or "none"
@@ -105,7 +107,7 @@ class Debiasing:
         lost = "; ".join(f"{name} {100 * x:+.1f}" for name, x in self.collateral.items())
         return "\n".join(
             [
-                f"{len(self.candidates)} candidates; ablated (to {self.to}): {chosen}",
+                f"{len(self.candidates)} candidates; {self.removal}: {chosen}",
                 f"Accuracy on {where}, in %:",
                 table(self.table),
                 f"Collateral damage, in points: {lost or 'none'}",
@@ -125,14 +127,15 @@ def debias(
     max_features: int = 20,
     max_drop: float = 0.02,
     alpha: float = 0.01,
-    to: To = "baseline",
+    to: ProjectTo = "baseline",
+    project: bool = False,
     gradient: Gradient = "plain",
     n_random: int = 5,
     seed: int = 0,
     batch_size: int = 16,
     progress: Progress = True,
 ) -> Debiasing:
-    """Find features that carry an attribute and not the class, ablate them, and report.
+    """Find features that carry an attribute and not the class, take them out, and report.
 
     Parameters
     ----------
@@ -148,17 +151,17 @@ def debias(
     picks
         Features of yours that are candidates in any case.
     features
-        Ablate exactly these, in this order, instead of searching.
+        Take out exactly these, in this order, instead of searching.
     circuits
         From how many circuits of the worst group's most wrong images features are taken, too.
     max_features
-        Most features to ablate.
+        Most features to take out.
     max_drop
         By how much the average accuracy may fall on `groups`.
     alpha
         False discovery rate of candidates.
-    to
-        "baseline" or "zero".
+    to, project
+        How: see `vitlens.debias.removal.Removal`.
     gradient
         For the first-order effects: "plain", the derivative itself; or "libragrad", whose promises
         are far off here.
@@ -177,8 +180,9 @@ def debias(
         If a group is empty, there is one class only, the attribute is equal to the class, or the
         classes are not the model's.
     FeatureError
-        If a layer or picked feature does not exist.
+        If a layer or picked feature does not exist, or `to` is unknown.
     """
+    removal = Removal(to, project)
     for part in (groups, *([test] if test is not None else [])):
         part.check()
         _check_classes(lens, part)
@@ -195,23 +199,24 @@ def debias(
         circuits=_from_circuits(lens, runs, circuits),
         picks=picks,
     )
-    effects = runs.effects([c.key for c in candidates], to=to, gradient=gradient)
+    effects = runs.effects([c.key for c in candidates], removal=removal, gradient=gradient)
     candidates, effects = _with_relief(runs, candidates, effects)
     if features is None:
-        path, validation = _search(runs, candidates, effects, max_features, to, gradient, progress)
+        path, validation = _search(
+            runs, candidates, effects, max_features, removal, gradient, progress
+        )
         chosen = int(validation.n_features[validation.best(max_drop=max_drop)])
     else:
         path = tuple((int(layer), int(feature)) for layer, feature in features)
-        validation, chosen = _curve(runs, path, len(path), to), len(path)
-    ablated = path[:chosen]
+        validation, chosen = _curve(runs, path, len(path), removal), len(path)
     shown = runs
     if test is not None:
         used = sorted({layer for layer, _ in path}) or [max(runs.layers)]
         shown = GroupRuns(lens, test, used, batch_size=batch_size, progress=progress)
-    curve = _curve(shown, path, chosen, to)
+    curve = _curve(shown, path, chosen, removal)
     controls = [
-        shown.report(draw, name="random features", to=to)
-        for draw in _random_features(runs, ablated, n_random, seed)
+        shown.report(draw, name="random features", removal=removal)
+        for draw in _random_features(runs, path[:chosen], n_random, seed)
     ]
     reports = [
         shown.report((), name="nothing"),
@@ -227,7 +232,7 @@ def debias(
         None if test is None else curve,
         tuple(reports),
         tuple(controls),
-        to,
+        removal,
         test is not None,
         lens,
     )
@@ -272,7 +277,7 @@ def _from_circuits(lens: Lens, runs: GroupRuns, n: int) -> dict[Key, float]:
 def _with_relief(
     runs: GroupRuns, candidates: Sequence[Candidate], effects: Float[Tensor, "n k"]
 ) -> tuple[tuple[Candidate, ...], Float[Tensor, "n k"]]:
-    """Rank candidates by what their ablation promises to the images that are classified wrongly."""
+    """Rank candidates by what their removal promises to the images that are classified wrongly."""
     margin = margins(runs.logits, runs.groups.labels).cpu()
     reliefs = effects[margin <= max(0.0, float(margin.min()))].mean(0)
     order = reliefs.argsort(descending=True, stable=True)
@@ -285,7 +290,7 @@ def _search(
     candidates: Sequence[Candidate],
     effects: Float[Tensor, "n k"],
     max_features: int,
-    to: To,
+    removal: Removal,
     gradient: Gradient,
     progress: Progress,
 ) -> tuple[tuple[Key, ...], TradeOff]:
@@ -303,11 +308,11 @@ def _search(
         effects = torch.cat([effects[:, :best], effects[:, best + 1 :]], 1)
         if len(path) not in {*NUMBERS, n}:
             continue
-        logits = runs.ablated(path, to=to)
-        reports.append(group_report("ablated", logits, groups, n_features=len(path)))
+        logits = runs.without(path, removal=removal)
+        reports.append(group_report("removed", logits, groups, n_features=len(path)))
         margin = margins(logits, groups.labels).cpu()
         if n > len(path) > 2 * taken_at + 1:
-            effects = runs.effects(left, given=path, to=to, gradient=gradient)
+            effects = runs.effects(left, given=path, removal=removal, gradient=gradient)
             taken_at = len(path)
     return tuple(path), TradeOff(tuple(reports))
 
@@ -353,7 +358,7 @@ def _alternatives(lens: Lens, runs: GroupRuns, shown: GroupRuns, seed: int) -> l
     return [group_report(name, value, shown.groups) for name, value in logits.items()]
 
 
-def _curve(shown: GroupRuns, path: tuple[Key, ...], chosen: int, to: To) -> TradeOff:
+def _curve(shown: GroupRuns, path: tuple[Key, ...], chosen: int, removal: Removal) -> TradeOff:
     """Reports for `NUMBERS` of features, for those chosen, and for all."""
     numbers = sorted({0, chosen, len(path), *(n for n in NUMBERS if n < len(path))})
-    return TradeOff(tuple(shown.report(path[:n], name="ablated", to=to) for n in numbers))
+    return TradeOff(tuple(shown.report(path[:n], name="removed", removal=removal) for n in numbers))

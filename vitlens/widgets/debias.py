@@ -10,9 +10,10 @@ import traitlets as t
 from vitlens.debias.candidates import Candidate
 from vitlens.debias.groups import GroupedImages
 from vitlens.debias.live import LiveReports
+from vitlens.debias.removal import Removal
 from vitlens.debias.report import GroupReport, TradeOff
 from vitlens.debias.search import Debiasing, default_layers
-from vitlens.interventions.kinds import Key, To
+from vitlens.interventions.kinds import Key, ProjectTo
 from vitlens.lens import Lens
 from vitlens.widgets import debias_cards as cards
 from vitlens.widgets.base import Widget
@@ -65,7 +66,8 @@ class DebiasPart(ChosenPart):
                 "group_names": list(before.group_names),
                 "layers": list(live.runs.layers),
                 "grid": list(lens.vit.grid),
-                "to": live.to,
+                "to": live.removal.to,
+                "project": live.removal.project,
                 "examples": list(cards.EXAMPLES),
             }
             self._show_cards(made)
@@ -175,7 +177,7 @@ class DebiasPart(ChosenPart):
     def _take_curve(self, found: Debiasing) -> None:
         """Show the search's own curve of these images; one of other images would mislead."""
         for curve in (found.validation, found.test):
-            if found.to == self.live.to and curve and self.live.learn(found.path, curve):
+            if found.removal == self.live.removal and curve and self.live.learn(found.path, curve):
                 self._show_curve(curve, found.path, "In the order of the search")
                 return
 
@@ -211,8 +213,9 @@ class DebiasPanel(DebiasPart, Widget, bundle="debias"):
     layers
         Layers whose features can be chosen, kept in memory as images x T x D numbers each; by
         default the three in the middle, and those of `found` and `chosen`.
-    to
-        What features are taken to: "baseline" or "zero"; by default as in `found`.
+    to, project
+        How features are taken out (see `vitlens.debias.removal.Removal`); by default as in
+        `found`, else to "baseline", without projection.
     chosen
         The choice to begin with, ((layer, feature), ...).
     n_cards
@@ -268,7 +271,8 @@ class DebiasPanel(DebiasPart, Widget, bundle="debias"):
         found: Debiasing | Sequence[Candidate] | None = None,
         *,
         layers: Sequence[int] | None = None,
-        to: To | None = None,
+        to: ProjectTo | None = None,
+        project: bool | None = None,
         chosen: Iterable[Key] = (),
         n_cards: int = 24,
         name: str = "images",
@@ -282,9 +286,13 @@ class DebiasPanel(DebiasPart, Widget, bundle="debias"):
             layers = sorted(
                 {*default_layers(lens), *_layers_of(found), *(layer for layer, _ in chosen)}
             )
-        if to is None:
-            to = found.to if isinstance(found, Debiasing) else "baseline"
-        live = LiveReports(lens, groups, layers, to=to, batch_size=batch_size, progress=progress)
+        usual = found.removal if isinstance(found, Debiasing) else Removal()
+        removal = Removal(
+            usual.to if to is None else to, usual.project if project is None else project
+        )
+        live = LiveReports(
+            lens, groups, layers, removal=removal, batch_size=batch_size, progress=progress
+        )
         self.show_groups(lens, live, found, n_cards=n_cards, name=name)
         if chosen:
             self.chosen = chosen

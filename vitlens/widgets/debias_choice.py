@@ -68,7 +68,8 @@ class ChosenPart(NamesPart):
             When no groups are shown yet.
         """
         live = self.live
-        return DebiasedModel(live.runs.lens, self.chosen, to=live.to)
+        how = live.removal
+        return DebiasedModel(live.runs.lens, self.chosen, to=how.to, project=how.project)
 
     def save(self, path: str | Path) -> None:
         """Write the choice as `DebiasedModel.save` does; `DebiasedModel.load` reads it.
