@@ -5,7 +5,9 @@ from __future__ import annotations
 import builtins
 import io
 import json
+import re
 import shutil
+import warnings
 from pathlib import Path
 
 import pytest
@@ -400,7 +402,7 @@ def test_a_crash_leaves_the_old_one(
         (lambda f: (f / "atlas.json").write_text("[]"), "not that of an atlas"),
         (lambda f: edit(f, version=2), "format 2; this version .* reads format 1"),
         (lambda f: edit(f, images=3), "is damaged"),
-        (lambda f: (f / "layer_01.safetensors").unlink(), "not whole: layer_01.* is missing"),
+        (lambda f: (f / "evolution.json").unlink(), "not whole: evolution.* is missing"),
         (lambda f: cut(f / "pictures.safetensors"), r"not whole: pictures.* has \d+ of \d+ bytes"),
     ],
 )
@@ -419,7 +421,9 @@ def test_damage_inside_a_file_is_found_on_reading(folder: Path, tmp_path: Path) 
     data = bytearray(file.read_bytes())
     data[-400:-300] = bytes(100)
     file.write_bytes(data)
-    with pytest.raises(CheckpointError, match=r"layer_00\.safetensors is damaged: '.*' is"):
+    with pytest.raises(
+        CheckpointError, match=r"layer_00\.safetensors is damaged: '.*' is.*data\. Put a sound"
+    ):
         Atlas.load(copy).feature(0, 0)
     shutil.copy(copy / "layer_01.safetensors", copy / "pictures.safetensors")
     header = json.loads((copy / "atlas.json").read_text())
@@ -428,6 +432,48 @@ def test_damage_inside_a_file_is_found_on_reading(folder: Path, tmp_path: Path) 
     })  # fmt: skip
     with pytest.raises((CheckpointError, ImageError)):
         _ = Atlas.load(copy).top(1, 0)[0].picture
+
+
+def rename_a_score(file: Path) -> None:
+    data = file.read_bytes()
+    assert data.count(b"selectivity") >= 1
+    file.write_bytes(data.replace(b"selectivity", b"selestivity"))
+
+
+@pytest.mark.parametrize(
+    ("spoil", "told", "message"),
+    [
+        (lambda file: file.unlink(), "is missing", "There is no file"),
+        (lambda file: cut(file), r"has \d+ of \d+ bytes", "is a truncated"),
+        (rename_a_score, "", "is damaged: there is no score 'selestivity'"),
+    ],
+)
+def test_a_damaged_layer_is_refused_and_the_others_are_read(
+    folder: Path, tmp_path: Path, spoil, told: str, message: str
+) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(folder, copy)
+    spoil(copy / "layer_01.safetensors")
+    with warnings.catch_warnings(record=True) as warned:
+        warnings.simplefilter("always")
+        atlas = Atlas.load(copy)
+    assert len(warned) == bool(told)
+    for warning in warned:
+        assert re.search(rf"not whole: layer_01\.safetensors {told}", str(warning.message))
+    whole = Atlas.load(folder)
+    assert torch.equal(atlas.scores(0)["frequency"], whole.scores(0)["frequency"])
+    assert atlas.feature(2, 0).scores == pytest.approx(whole.feature(2, 0).scores, nan_ok=True)
+    for asked in (
+        lambda: atlas.feature(1, 0),
+        lambda: atlas.scores(1),
+        lambda: atlas.top(1, 0),
+        lambda: atlas.proposals(1, 0),
+        lambda: atlas.save(tmp_path / "again", mergeable=False),
+    ):
+        with pytest.raises(CheckpointError, match=rf"layer_01.*{message}|{message}.*layer_01") as e:
+            asked()
+        assert "Put a sound copy of this file in its place" in str(e.value)
+    assert not (tmp_path / "again").exists()
 
 
 def test_the_bundle_opens_its_own_atlas_late(

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -303,6 +305,81 @@ def test_a_map_needs_a_layout(folder: Path) -> None:
     with pytest.raises(FeatureError, match="layout=True"):
         FeatureMap(lens)
     assert lens.explore(tiny_picture()).map == {}
+
+
+@pytest.fixture
+def damaged(folder: Path, tmp_path: Path) -> vitlens.Lens:
+    """A lens with an atlas whose layer 1 has other bytes than were written."""
+    copy = tmp_path / "atlas"
+    shutil.copytree(folder, copy)
+    file = copy / "layer_01.safetensors"
+    data = bytearray(file.read_bytes())
+    data[-400:-300] = bytes(100)
+    file.write_bytes(data)
+    return opened(copy, tmp_path)
+
+
+def test_views_go_on_beside_a_damaged_layer(damaged: vitlens.Lens, lens: vitlens.Lens) -> None:
+    why = r"The atlas cannot be read for layer 1\..*layer_01\.safetensors is damaged: .*sound copy"
+    card, sound = FeatureCard(damaged, selected=(1, 5)), FeatureCard(lens, selected=(1, 5))
+    assert "atlas" not in card.card
+    assert card.card["top_images"]["available"] is False
+    assert re.match(why, card.card["top_images"]["why"])
+    card.selected = sound.selected = (0, 5)
+    assert card.card == sound.card
+    on_image, sound = (
+        FeatureCard(with_atlas, tiny_picture(), selected=(1, 5)) for with_atlas in (damaged, lens)
+    )
+    for name in ("importance", "edges_in", "up"):
+        assert on_image.card[name] == sound.card[name]
+
+    browser, sound_browser = FeatureBrowser(damaged, layer=1), FeatureBrowser(lens, layer=1)
+    assert re.match(why, browser.browser["unreadable"])
+    assert browser.browser["columns"] == sound_browser.browser["columns"]
+    assert np.isnan(from_bytes(browser.browser_table)).all()
+    assert browser.listed == [(1, feature) for feature in range(60)]
+    browser.layer = sound_browser.layer = 2
+    assert browser.browser["unreadable"] == ""
+    assert browser.browser == sound_browser.browser
+    assert browser.browser_table == sound_browser.browser_table
+
+    features = FeatureMap(damaged, colour_by="kind")
+    assert len(features.map["unreadable"]) == 1
+    assert re.match(why, features.map["unreadable"][0])
+    columns = from_bytes(features.map_columns, "float16", (len(ATLAS_COLUMNS), 180))
+    assert np.isnan(columns[:, 60:120]).all()
+    assert not np.isnan(columns[0, :60]).any()
+    assert features.map_points == FeatureMap(lens).map_points
+    for widget in (card, browser, features):
+        json.dumps([widget.trait_values().get(name) for name in ("card", "browser", "map")],
+                   allow_nan=False)  # fmt: skip
+
+
+def test_the_explorer_opens_beside_a_damaged_layer(damaged: vitlens.Lens) -> None:
+    explorer = damaged.explore(tiny_picture())
+    assert explorer.notice == ""
+    assert explorer.graph["counts"]
+    for (layer, feature), words in zip(
+        explorer.candidates.keys, explorer.graph["kinds"], strict=True
+    ):
+        assert ("cannot be read" in words) == (layer == 1 and feature >= 0)
+    explorer.selected = (1, 5)
+    assert "layer_01" in explorer.card["top_images"]["why"]
+    assert "layer_01" in explorer.browser["unreadable"]
+    explorer.selected = (2, 5)
+    assert explorer.card["top_images"]["available"] is True
+    assert explorer.browser["unreadable"] == ""
+
+
+def test_figures_say_that_a_layer_is_damaged(damaged: vitlens.Lens, tmp_path: Path) -> None:
+    card = FeatureCard(damaged, selected=(1, 5))
+    text = " ".join(t.get_text() for t in card.figure().texts)
+    assert "The atlas cannot be read for layer 1" in text
+    for widget in (card, FeatureBrowser(damaged, layer=1), FeatureMap(damaged, colour_by="trust")):
+        widget.to_html(tmp_path / "page.html")
+        data, _ = widget._repr_mimebundle_()  # type: ignore[misc]
+        assert "image/png" in data
+        assert widget.notice == ""
 
 
 def test_a_diagram_knows_the_kind_of_its_nodes(lens: vitlens.Lens) -> None:

@@ -161,7 +161,8 @@ class Atlas(AtlasBase):
         Raises
         ------
         CheckpointError
-            If there is no atlas, it is damaged, or it is of another model or other SAEs.
+            If there is no atlas, it is not whole, or it is of another model or other SAEs. A
+            damaged layer is only refused where it is asked for.
         """
         path = Path(path)
         contents = open_folder(path)

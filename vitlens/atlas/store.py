@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import json
 import math
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -25,6 +26,7 @@ import torch
 from torch import Tensor
 
 from vitlens.atlas.packing import Packed, unpack, unpack_bytes
+from vitlens.atlas.scores import MEANING
 from vitlens.atlas.table import LayerTable, ShownTable
 from vitlens.errors import CheckpointError
 from vitlens.files import read_json, read_result, write_tensors
@@ -45,6 +47,7 @@ _FEW_LEVELS = 15
 _EFFECT_LEVELS = 127
 # Scores that follow from the counts.
 _DERIVED = ("frequency", "image_frequency")
+_MEND = "Put a sound copy of this file in its place, or build the atlas anew."
 _COUNTS = ("n_active", "n_images", "prefix_active", "histogram", "peak_histogram")
 
 
@@ -150,6 +153,8 @@ def write_header(folder: Path, header: Header) -> None:
 def read_header(folder: Path) -> Header:
     """Read ``atlas.json``, and check that all files are there in full.
 
+    A layer that is not is warned of, and `read_layer` refuses it: the other layers do not need it.
+
     Raises
     ------
     CheckpointError
@@ -171,7 +176,7 @@ def read_header(folder: Path) -> Header:
             f"{_VERSION}."
         )
     try:
-        _check_files(folder, found.pop("files"))
+        _check_files(folder, found.pop("files"), n_layers=len(found["sizes"]))
         sentences = found.pop("credits")
         found["images"] = tuple(
             ImageRow(key, path, label, _SENTENCE.join(sentences[number] for number in credit))
@@ -261,16 +266,19 @@ def read_layer(folder: Path, layer: int, header: Header) -> LayerTable:
         If the file is missing, damaged, or of another number of features.
     """
     path = layer_path(folder, layer)
-    tensors, about = read_result(
-        path, what="a layer of an atlas", format=f"{_FORMAT}.layer", version=_VERSION
-    )
+    try:
+        tensors, about = read_result(
+            path, what="a layer of an atlas", format=f"{_FORMAT}.layer", version=_VERSION
+        )
+    except CheckpointError as error:
+        raise CheckpointError(f"{error} {_MEND}") from error
     try:
         table = _table(tensors, about, header)
     except (CheckpointError, AttributeError, KeyError, TypeError, ValueError) as error:
-        raise CheckpointError(f"{path} is damaged: {error}") from error
+        raise CheckpointError(f"{path} is damaged: {str(error).rstrip('.')}. {_MEND}") from error
     if table.size != header.sizes[layer]:
         raise CheckpointError(
-            f"{path} holds {table.size} features instead of {header.sizes[layer]}."
+            f"{path} holds {table.size} features instead of {header.sizes[layer]}. {_MEND}"
         )
     return table
 
@@ -323,6 +331,8 @@ def _table(tensors: Mapping[str, Tensor], about: Mapping[str, Any], header: Head
         "image_frequency": get("n_images") / header.n_images,
     }
     scores |= dict(zip(about["scores"], get("scores"), strict=True))
+    if unknown := {*scores, *about["chance"]} - set(MEANING):
+        raise ValueError(f"there is no score {min(unknown)!r}")
     return LayerTable(
         **{name: get(name) for name in (*_COUNTS, "map_error", "effects", "effect_classes")},
         **{name: get(name).T for name in ("mean_map", "class_mean", "class_share")},
@@ -334,16 +344,22 @@ def _table(tensors: Mapping[str, Tensor], about: Mapping[str, Any], header: Head
     )
 
 
-def _check_files(folder: Path, files: Mapping[str, int]) -> None:
+def _check_files(folder: Path, files: Mapping[str, int], *, n_layers: int) -> None:
+    layers = {layer_path(folder, layer).name for layer in range(n_layers)}
     for name, size in files.items():
         path = folder / name
         if not path.is_file():
-            raise CheckpointError(f"The atlas {folder} is not whole: {name} is missing.")
-        if path.stat().st_size != size:
-            raise CheckpointError(
-                f"The atlas {folder} is not whole: {name} has {path.stat().st_size} of "
-                f"{size} bytes."
-            )
+            wrong = f"{name} is missing"
+        elif (found := path.stat().st_size) != size:
+            wrong = f"{name} has {found} of {size} bytes"
+        else:
+            continue
+        if name not in layers:
+            raise CheckpointError(f"The atlas {folder} is not whole: {wrong}.")
+        warnings.warn(
+            f"The atlas {folder} is not whole: {wrong}. {_MEND} Other layers are not affected.",
+            stacklevel=4,
+        )
 
 
 def _plain(value: float) -> float | None:

@@ -12,6 +12,7 @@ from vitlens.plots.save import save_figure
 from vitlens.plots.table import table_figure
 from vitlens.plots.tuning import tuning_figure
 from vitlens.plots.verify import verification_figure
+from vitlens.plots.words import words_figure
 
 __all__ = [
     "circuit_figure",
@@ -28,4 +29,5 @@ __all__ = [
     "table_figure",
     "tuning_figure",
     "verification_figure",
+    "words_figure",
 ]

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 from jaxtyping import Float
 from numpy.typing import NDArray
 
+from vitlens.errors import CheckpointError
+
 if TYPE_CHECKING:
     from vitlens.atlas.atlas import Atlas
+    from vitlens.atlas.scores import Scores
 
 #: Columns of an atlas, by the names of its scores.
 ATLAS_COLUMNS = (
@@ -26,19 +30,34 @@ ATLAS_COLUMNS = (
 )
 
 
-def columns_of(atlas: Atlas, layer: int) -> dict[str, Float[NDArray[np.float32], " F"]]:
+def scores_of(atlas: Atlas, layer: int) -> tuple[Scores, str]:
+    """Return a layer's scores and ""; or NaN for all, and why, where its file cannot be read."""
+    try:
+        return atlas.scores(layer), ""
+    except CheckpointError as error:
+        import torch
+
+        from vitlens.atlas.scores import NAMES, Scores
+
+        missing = torch.full((atlas.sizes[layer],), torch.nan)
+        return (
+            Scores(layer, dict.fromkeys(NAMES, missing)),
+            f"The atlas cannot be read for layer {layer}. {error}",
+        )
+
+
+def columns_of(scores: Scores) -> dict[str, Float[NDArray[np.float32], " F"]]:
     """Return `ATLAS_COLUMNS` of a layer; NaN for what was not measured."""
-    values = atlas.scores(layer).values
-    missing = np.full(atlas.sizes[layer], np.nan, np.float32)
+    missing = np.full(len(scores), np.nan, np.float32)
     return {
-        name: values[name].numpy().astype(np.float32) if name in values else missing
+        name: scores[name].numpy().astype(np.float32) if name in scores.values else missing
         for name in ATLAS_COLUMNS
     }
 
 
-def chance_of(atlas: Atlas, layer: int) -> dict[str, float]:
+def chance_of(scores: Scores) -> dict[str, float]:
     """Return the chance level of each of `ATLAS_COLUMNS` that has one."""
-    chance = atlas.scores(layer).chance
+    chance = scores.chance
     # Where no feature is live the level is infinite, which JSON does not know.
     return {name: chance[name] for name in ATLAS_COLUMNS if math.isfinite(chance.get(name, np.inf))}
 
@@ -53,31 +72,33 @@ def texts_of(atlas: Atlas, layer: int) -> list[str]:
 
 def most_trusted(atlas: Atlas, layer: int) -> tuple[int, int]:
     """Return the feature of a layer whose pictures can be trusted most."""
-    trust = columns_of(atlas, layer)["trust"]
-    return layer, int(np.nan_to_num(trust, nan=-1.0).argmax())
+    scores, _ = scores_of(atlas, layer)
+    return layer, int(np.nan_to_num(columns_of(scores)["trust"], nan=-1.0).argmax())
 
 
-def kinds_of(atlas: Atlas, layer: int) -> list[str]:
+def kinds_of(scores: Scores) -> list[str]:
     """Return the name of each feature's kind; see `vitlens.atlas.scores.kind_of`."""
     from vitlens.atlas.scores import KINDS, kind_of
 
-    scores = atlas.scores(layer)
     needed = {name for names in KINDS.values() for name in names} & set(scores.values)
     columns = {name: scores.values[name].tolist() for name in needed}
     return [
         kind_of({name: column[feature] for name, column in columns.items()}, scores.chance).name
-        for feature in range(atlas.sizes[layer])
+        for feature in range(len(scores))
     ]
 
 
-def kind_words(atlas: Atlas, node: tuple[int, int]) -> str:
-    """Return a feature's kind with its figures, such as "curve, curvature 0.62, chance 0.21"."""
+def kind_words(atlas: Atlas, nodes: Sequence[tuple[int, int]]) -> list[str]:
+    """Return each node's kind with its figures, such as "curve, curvature 0.62, chance 0.21"."""
+    read = {layer: scores_of(atlas, layer) for layer in {layer for layer, f in nodes if f >= 0}}
+    return ["" if feature < 0 else _kind(*read[layer], feature) for layer, feature in nodes]
+
+
+def _kind(scores: Scores, unreadable: str, feature: int) -> str:
     from vitlens.atlas.scores import KINDS
 
-    layer, feature = node
-    if feature < 0:
-        return ""
-    scores = atlas.scores(layer)
+    if unreadable:
+        return "the atlas cannot be read for this layer"
     kind = scores.kind(feature)
     if kind.name == "none":
         return "no score above chance"

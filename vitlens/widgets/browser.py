@@ -15,7 +15,13 @@ from numpy.typing import NDArray
 from vitlens.attribution.targets import TargetLike
 from vitlens.images import ImageLike
 from vitlens.lens import Lens
-from vitlens.widgets.atlas_table import ATLAS_COLUMNS, chance_of, columns_of, texts_of
+from vitlens.widgets.atlas_table import (
+    ATLAS_COLUMNS,
+    chance_of,
+    columns_of,
+    scores_of,
+    texts_of,
+)
 from vitlens.widgets.base import Widget
 from vitlens.widgets.buffers import from_bytes, to_bytes
 from vitlens.widgets.part import ScenePart, scene_of
@@ -150,11 +156,13 @@ class BrowserPart(ScenePart):
                 "target": scene.importances.target,
             }
         if atlas is not None:
-            columns |= columns_of(atlas, self.layer)
+            scores, unreadable = scores_of(atlas, self.layer)
+            columns |= columns_of(scores)
             about |= {
                 "n_images": atlas.n_images,
-                "texts": texts_of(atlas, self.layer),
-                "chance": chance_of(atlas, self.layer),
+                "texts": [] if unreadable else texts_of(atlas, self.layer),
+                "chance": chance_of(scores),
+                "unreadable": unreadable,
             }
         with self.hold_sync():
             self.browser_table = to_bytes(np.stack(list(columns.values())))
@@ -206,7 +214,8 @@ class FeatureBrowser(BrowserPart, Widget, bundle="browser"):
     listed
         The nodes of the list, in its order.
     browser_table
-        float32 [K, F], the columns that ``browser["columns"]`` names.
+        float32 [K, F], the columns that ``browser["columns"]`` names; NaN where the atlas's file
+        of this layer is damaged, which ``browser["unreadable"]`` then says.
 
     Raises
     ------

@@ -104,7 +104,7 @@ class DiagramPart(ImageTraits, ScenePart):
         self._candidates = candidates
         packed = _packed(candidates)
         if self.atlas is not None:
-            packed["graph"]["kinds"] = [kind_words(self.atlas, node) for node in candidates.keys]
+            packed["graph"]["kinds"] = kind_words(self.atlas, candidates.keys)
         with self.hold_sync(), self.hold_trait_notifications():
             self.pinned = tuple(node for node in self.pinned if node in keys)
             self.hovered = None

@@ -177,11 +177,9 @@ class Explorer(
         """Return the circuit in sight as a matplotlib figure; see `vitlens.plots`."""
         if self._candidates is not None:
             return self.diagram_figure()
-        from matplotlib.figure import Figure
+        from vitlens.plots import words_figure
 
-        figure = Figure(figsize=(6, 0.6))
-        figure.text(0.5, 0.4, "The circuit was not computed yet.", ha="center")
-        return figure
+        return words_figure("The circuit was not computed yet.")
 
     def _look(self) -> None:
         lens, image, target = self._lens, self._image, self._target

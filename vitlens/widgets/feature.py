@@ -13,7 +13,7 @@ from vitlens.errors import FeatureError
 from vitlens.images import ImageLike
 from vitlens.lens import Lens
 from vitlens.widgets import atlas_card, card
-from vitlens.widgets.atlas_table import most_trusted
+from vitlens.widgets.atlas_table import most_trusted, scores_of
 from vitlens.widgets.base import Widget
 from vitlens.widgets.buffers import encode_strip, to_bytes
 from vitlens.widgets.part import ScenePart, scene_of
@@ -105,13 +105,14 @@ class CardPart(ImageTraits, ScenePart):
         FeatureError
             When no feature is selected, or the target is.
         """
-        from vitlens.plots import feature_figure, feature_sheet
+        from vitlens.plots import feature_figure, feature_sheet, words_figure
 
         node = self.selected
         if node is None or node[1] == TARGET:
             raise FeatureError("Select a feature to draw its card.")
         if self._scene is None and self.atlas is not None:
-            return feature_sheet(self.atlas, [node])
+            _, unreadable = scores_of(self.atlas, node[0])
+            return words_figure(unreadable) if unreadable else feature_sheet(self.atlas, [node])
         scene = self.scene
         return feature_figure(
             scene.picture,
@@ -218,6 +219,10 @@ def _fill(lens: Lens, scene: Scene | None, node: Node) -> _Filled:
     atlas = lens.atlas
     if atlas is None:
         top = {"available": False, "why": atlas_card.NO_ATLAS, "items": []}
+        return _Filled({**said, "top_images": top}, data)
+    _, unreadable = scores_of(atlas, node[0])
+    if unreadable:
+        top = {"available": False, "why": unreadable, "items": []}
         return _Filled({**said, "top_images": top}, data)
     shown = atlas_card.shown_images(atlas, node)
     return _Filled(

@@ -15,7 +15,13 @@ from torch import Tensor
 from vitlens.attribution.logit_lens import check_node
 from vitlens.errors import FeatureError
 from vitlens.lens import Lens
-from vitlens.widgets.atlas_table import ATLAS_COLUMNS, chance_of, columns_of, kinds_of
+from vitlens.widgets.atlas_table import (
+    ATLAS_COLUMNS,
+    chance_of,
+    columns_of,
+    kinds_of,
+    scores_of,
+)
 from vitlens.widgets.base import Widget
 from vitlens.widgets.buffers import to_bytes
 from vitlens.widgets.part import ScenePart
@@ -86,8 +92,9 @@ class MapPart(ScenePart):
             return
         self._mapped = atlas
         layers = range(len(atlas.sizes))
-        columns = [columns_of(atlas, layer) for layer in layers]
-        kinds = [kind for layer in layers for kind in kinds_of(atlas, layer)]
+        scores, unreadable = zip(*(scores_of(atlas, layer) for layer in layers), strict=True)
+        columns = [columns_of(one) for one in scores]
+        kinds = [kind for one in scores for kind in kinds_of(one)]
         names = sorted(set(kinds) - {"none"})
         places = {name: place for place, name in enumerate(("none", *names))}
         with self.hold_sync():
@@ -100,9 +107,10 @@ class MapPart(ScenePart):
             self.map = {
                 "sizes": list(atlas.sizes),
                 "columns": list(ATLAS_COLUMNS),
-                "chance": [chance_of(atlas, layer) for layer in layers],
+                "chance": [chance_of(one) for one in scores],
                 "kinds": list(places),
                 "n_images": atlas.n_images,
+                "unreadable": [why for why in unreadable if why],
             }
 
     @t.validate("map_layers")
@@ -192,8 +200,9 @@ def _values(
     atlas: Atlas, name: str, layers: Sequence[int]
 ) -> list[str] | Float[NDArray[np.float32], " N"]:
     """What the points of some layers are coloured by."""
-    if name == "kind":
-        return [kind for layer in layers for kind in kinds_of(atlas, layer)]
     if name == "layer":
         return np.repeat(np.array(layers, np.float32), [atlas.sizes[layer] for layer in layers])
-    return np.concatenate([columns_of(atlas, layer)[name] for layer in layers])
+    scores = [scores_of(atlas, layer)[0] for layer in layers]
+    if name == "kind":
+        return [kind for one in scores for kind in kinds_of(one)]
+    return np.concatenate([columns_of(one)[name] for one in scores])

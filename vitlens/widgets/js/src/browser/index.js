@@ -32,6 +32,7 @@ export function mount(model, el, signal) {
     head.element,
     rows.viewport,
   );
+  const unreadable = h("p", { class: "vl-unreadable", hidden: true });
   const empty = h("p", { class: "vl-browser-empty vl-muted", hidden: true });
   const keys =
     "Up and down, page up and down, home and end walk; Enter selects; left and right change " +
@@ -41,6 +42,7 @@ export function mount(model, el, signal) {
     { class: "vl-browser" },
     tools.element,
     h("p", { id: `${id}-keys`, class: "vl-hint" }, keys),
+    unreadable,
     grid,
     empty,
   );
@@ -71,6 +73,8 @@ export function mount(model, el, signal) {
     widest = strongest(columns.get("importance") ?? []) || 1;
     const next = shownColumns(names, texts.length > 0);
     head.columns(next, chance);
+    unreadable.textContent = about().unreadable ?? "";
+    unreadable.hidden = !unreadable.textContent;
     if (same(next, shown)) return;
     shown = next;
     const tracks = shown.map(({ wide }) => (wide ? `${wide}px` : "minmax(90px, 1fr)"));

@@ -34,7 +34,7 @@ const AROUND = 1.5; // patches on each side of the strongest that are enlarged w
  * @param {Pictures} pictures
  */
 export function topImages(top, pictures) {
-  if (!top?.available) return h("p", { class: "vl-muted" }, top?.why ?? "");
+  if (!top?.available) return h("p", { class: "vl-muted vl-card-why" }, top?.why ?? "");
   const limit = Math.max(...top.items.map(({ activation }) => activation));
   /** @type {[HTMLElement[], HTMLElement[]]} */
   const lists = [[], []];

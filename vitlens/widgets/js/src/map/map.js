@@ -5,7 +5,7 @@
 /** @import { Data } from "./data.js" */
 /** @import { View } from "./view.js" */
 import { labelOf } from "../card/name.js";
-import { h } from "../lib/dom.js";
+import { fill, h } from "../lib/dom.js";
 import { listen, same, save, slowSave } from "../lib/model.js";
 import { coloursOf } from "./colours.js";
 import { keyOf, pointOf, readMap } from "./data.js";
@@ -55,12 +55,14 @@ export class FeatureMap {
       chooseAll: () => this.chooseAll(),
     });
     this.chosen = createChosen(model);
+    this.unreadable = h("div", { class: "vl-unreadable" });
     this.empty = h("p", { class: "vl-muted" }, "There is no map: this lens has no atlas with one.");
     this.body = h(
       "div",
       { class: "vl-map-body" },
       this.tools.element,
       this.tools.layers,
+      this.unreadable,
       this.stage,
       h("p", { class: "vl-muted vl-map-note" }, "Near points have similar decoder rows; distances between groups and how dense they are mean little. Keys: arrows, Enter, Space, O, L."),
       this.chosen.element,
@@ -158,6 +160,10 @@ export class FeatureMap {
     this.empty.hidden = Boolean(this.data);
     this.body.hidden = !this.data;
     if (this.data) this.grid = createGrid(this.data.x, this.data.y);
+    /** @type {string[]} */
+    const unreadable = this.model.get("map")?.unreadable ?? [];
+    fill(this.unreadable, unreadable.map((words) => h("p", {}, words)));
+    this.unreadable.hidden = !unreadable.length;
     this.cursor = -1;
   }
 

@@ -19,7 +19,8 @@ export function describe(data, point, label, by) {
   const parts = [`${layer}/${feature}${label ? ` ${label}` : ""}`];
   const column = by === "kind" ? BEHIND[kind] : by;
   if (by === "kind" && headOf(column) !== kind) {
-    parts.push(kind === "none" ? "no score above chance" : kind);
+    const known = Object.keys(data.chance[layer] ?? {}).length > 0;
+    parts.push(kind !== "none" ? kind : known ? "no score above chance" : "not measured");
   }
   const value = data.columns.get(column)?.[point];
   if (value !== undefined) parts.push(figure(column, value, data.chance[layer]?.[column]));
