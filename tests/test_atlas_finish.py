@@ -86,7 +86,7 @@ def test_a_control_is_kept(lens: vitlens.Lens, tmp_path: Path) -> None:
         atlas.add_control("x", Atlas.from_state(state_by_hand(narrow, range(4)), narrow, **QUICK))
 
 
-def test_another_embedding_and_the_health_of_the_saes(lens: vitlens.Lens) -> None:
+def test_another_embedding_and_the_health_of_the_saes(lens: vitlens.Lens, tmp_path: Path) -> None:
     state = state_by_hand(lens, range(N))
     health = HealthReport(
         layers=tuple(SAEHealth(i, 30, 4, 0.1, 0.2 + 0.1 * i, 0, 4, 1) for i in range(3)),
@@ -115,6 +115,9 @@ def test_another_embedding_and_the_health_of_the_saes(lens: vitlens.Lens) -> Non
             chance = sum(float(units[i] @ units[j]) for i, j in pairs) / len(pairs)
             assert scores[name] == pytest.approx(sum(inside) / len(inside) - chance, abs=1e-5)
         assert atlas.feature(1, f).trust.health == pytest.approx(0.3)
+    atlas.save(tmp_path / "atlas")
+    found = Atlas.load(tmp_path / "atlas").scores(1)
+    assert found.names == atlas.scores(1).names
     with pytest.raises(ModelError, match="not a row for each"):
         Atlas.from_state(state, lens, embed=lambda images: torch.zeros(1, 2), **QUICK)
     with pytest.raises(CheckpointError, match="state is of another model"):

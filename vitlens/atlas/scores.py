@@ -39,6 +39,7 @@ MEANING = {
     "texture": "best texture over the mean of all textures, 0 to 1",
     "response": "largest response to any stimulus, over the 99th percentile of its activation",
     "monosemanticity": "how much more alike its top images are than random ones",
+    "monosemanticity_given": "the same, in another embedding of the pictures",
     "trust": "how far its pictures can be trusted to show what it stands for",
 }
 NAMES = tuple(MEANING)
