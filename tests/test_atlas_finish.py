@@ -124,6 +124,32 @@ def test_another_embedding_and_the_health_of_the_saes(lens: vitlens.Lens, tmp_pa
         Atlas.from_state(state, tiny_lens(1), **QUICK)
 
 
+def test_ctrl_c_while_the_map_is_made_leaves_the_pass_to_be_taken_up(
+    lens: vitlens.Lens, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from sklearn.manifold import TSNE
+
+    photos = [picture(n) for n in range(6)]
+    out = tmp_path / "atlas"
+    options = {"n_top": 3, "n_sampled": 2, "stimuli": False, "progress": False}
+
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as changed, pytest.raises(KeyboardInterrupt):
+        changed.setattr(TSNE, "fit_transform", interrupted)
+        Atlas.build(lens, photos, out=out, **options)
+    assert not out.exists()
+    assert "atlas.partial" in {path.name for path in tmp_path.iterdir()}
+    read = []
+    monkeypatch.setattr(lens, "tensor", lambda *_: read.append(1))
+    Atlas.build(lens, photos, out=out, **options)
+    assert not read  # no image goes through the model again
+    Atlas.build(tiny_lens(), photos, out=tmp_path / "whole", **options)
+    for file in (tmp_path / "whole").iterdir():
+        assert (out / file.name).read_bytes() == file.read_bytes()
+
+
 def test_build_in_one_go(lens: vitlens.Lens, tmp_path: Path) -> None:
     (tmp_path / "photos").mkdir()
     for n in range(6):

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import itertools
+import re
+import threading
+import time
 from collections.abc import Callable
 
 import numpy as np
@@ -33,6 +36,7 @@ from vitlens.atlas.shown import quantile, spread
 from vitlens.errors import CheckpointError, FeatureError, ImageError, ModelError
 from vitlens.models.cls_mean import ClsMeanViT
 from vitlens.models.libragrad import libragrad
+from vitlens.progress import waiting
 
 HEADS: dict[str, Callable[[], nn.Module]] = {
     "cls": lambda: VisionTransformer(**SIZES),
@@ -154,6 +158,31 @@ def test_the_map_keeps_what_is_alike_together_and_is_the_same_again() -> None:
     assert torch.equal(nearer, one)
     assert torch.equal(layout(lens.saes, perplexity=10), places)
     assert layout([tiny_lens(features=4).saes[0]]).shape == (4, 2)
+
+
+def test_the_map_says_that_it_is_being_made(capsys: pytest.CaptureFixture[str]) -> None:
+    saes = tiny_lens(features=8).saes
+    told: list[tuple[float, str]] = []
+    silent = layout(saes, progress=False)
+    assert capsys.readouterr().err == ""
+    assert torch.equal(layout(saes, progress=lambda *now: told.append(now)), silent)
+    assert [done for done, _ in told] == [0.0, 1.0]
+    assert "map of 24 features" in told[0][1]
+    assert torch.equal(layout(saes, progress=True), silent)
+    assert "map of 24 features" in capsys.readouterr().err
+
+
+def test_the_clock_goes_on_and_stops_with_what_it_waits_for(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    before = threading.active_count()
+    with pytest.raises(KeyboardInterrupt), waiting("a long step", True):
+        time.sleep(2.5)
+        raise KeyboardInterrupt
+    assert threading.active_count() == before
+    assert re.search(
+        r"a long step 00:00.*a long step 00:0[1-9]", capsys.readouterr().err, re.DOTALL
+    )
 
 
 def test_monosemanticity_is_the_mean_over_pairs() -> None:

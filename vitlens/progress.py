@@ -1,7 +1,9 @@
 """Telling a caller how far a long computation is."""
 
 from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from threading import Event, Thread
 from typing import TypeAlias, TypeVar
 
 from tqdm.auto import tqdm
@@ -32,6 +34,43 @@ def steps(items: Sequence[T], what: str, progress: Progress) -> Iterator[T]:
         progress(number / len(items), what)
         yield item
     progress(1.0, what)
+
+
+@contextmanager
+def waiting(what: str, progress: Progress) -> Iterator[None]:
+    """Show what is being done in the block, and for how long by now.
+
+    For a step of a library that tells nothing of its progress.
+
+    Parameters
+    ----------
+    what
+        What is done, in a few words.
+    progress
+        How to report; a function is called before and after the block.
+    """
+    if callable(progress):
+        progress(0.0, what)
+        yield
+        progress(1.0, what)
+        return
+    if not progress:
+        yield
+        return
+    over = Event()
+    with tqdm(desc=what, bar_format="{desc} {elapsed}", leave=False) as bar:
+
+        def tick() -> None:
+            while not over.wait(1.0):
+                bar.refresh()
+
+        clock = Thread(target=tick, name="vitlens clock", daemon=True)
+        clock.start()
+        try:
+            yield
+        finally:
+            over.set()
+            clock.join()
 
 
 @dataclass

@@ -26,7 +26,7 @@ from vitlens.atlas.state import AtlasState, LayerState
 from vitlens.atlas.store import Header, ImageRow
 from vitlens.atlas.table import LayerTable, ShownTable
 from vitlens.errors import CheckpointError, ImageError, ModelError
-from vitlens.progress import Progress
+from vitlens.progress import Progress, steps
 
 if TYPE_CHECKING:
     from vitlens.lens_base import LensBase
@@ -69,7 +69,7 @@ def finish(
     health
         Of the SAEs; by default the figures of the lens's bundle, if it has them.
     progress
-        Show progress bars.
+        Show progress bars; or a function, see `vitlens.progress`.
 
     Raises
     ------
@@ -95,7 +95,8 @@ def finish(
     )
     known = _health(lens, health)
     tables, scores = [], []
-    for number, layer in enumerate(state.layers):
+    for number in steps(range(len(state.layers)), "scores by layer", progress):
+        layer = state.layers[number]
         answers = None if responses is None else responses[number]
         found = layer_scores(
             number,
@@ -111,7 +112,7 @@ def finish(
         moved = effects(lens.saes, directions, number).float().cpu()
         tables.append(_table(state, layer, found, moved, answers, embeddings))
     course = evolution(scores).to_dict()
-    places = place_features(lens.saes) if layout else None
+    places = place_features(lens.saes, progress=progress) if layout else None
     header = Header(
         model=state.model,
         network=network_fingerprint(lens),
