@@ -5,25 +5,26 @@
 /** @param {KeyboardEvent} event @param {FeatureMap} map */
 export function handleKey(event, map) {
   if (event.ctrlKey || event.metaKey || event.altKey) return;
+  const { actions } = map;
   /** @type {Record<string, () => void>} */
-  const actions = {
-    ArrowRight: () => map.walk([1, 0]),
-    ArrowLeft: () => map.walk([-1, 0]),
-    ArrowUp: () => map.walk([0, -1]),
-    ArrowDown: () => map.walk([0, 1]),
-    Enter: () => (map.circle ? map.closeCircle(event.shiftKey) : map.select(map.cursor)),
-    " ": () => map.toggle(map.cursor),
-    o: () => map.toggleCircle(),
-    l: () => map.setLasso(!map.lassoing),
-    "[": () => map.widen(1 / 1.25),
-    "]": () => map.widen(1.25),
+  const keys = {
+    ArrowRight: () => actions.walk([1, 0]),
+    ArrowLeft: () => actions.walk([-1, 0]),
+    ArrowUp: () => actions.walk([0, -1]),
+    ArrowDown: () => actions.walk([0, 1]),
+    Enter: () => actions.enter(event.shiftKey),
+    " ": actions.toggle,
+    o: actions.toggleCircle,
+    l: () => actions.setLasso(!actions.lassoing()),
+    "[": () => actions.widen(1 / 1.25),
+    "]": () => actions.widen(1.25),
     "+": () => map.zoom(1.4),
     "=": () => map.zoom(1.4),
     "-": () => map.zoom(0.7),
     0: () => map.fit(),
-    Escape: () => map.letGo(),
+    Escape: actions.letGo,
   };
-  const action = actions[event.key.length === 1 ? event.key.toLowerCase() : event.key];
+  const action = keys[event.key.length === 1 ? event.key.toLowerCase() : event.key];
   if (!action) return;
   event.preventDefault();
   event.stopPropagation();

@@ -6,7 +6,8 @@
 /** @import { View } from "./view.js" */
 import { labelOf } from "../card/name.js";
 import { fill, h } from "../lib/dom.js";
-import { listen, same, save, slowSave } from "../lib/model.js";
+import { listen, same } from "../lib/model.js";
+import { createActions } from "./actions.js";
 import { coloursOf } from "./colours.js";
 import { keyOf, pointOf, readMap } from "./data.js";
 import { handleGestures } from "./gestures.js";
@@ -14,13 +15,10 @@ import { createGrid } from "./grid.js";
 import { handleKey } from "./keys.js";
 import { drawOver } from "./overlay.js";
 import { createPainter } from "./paint.js";
-import { inside, towards, within } from "./regions.js";
 import { createChosen, createTools, shownLayers } from "./tools.js";
 import { fitted, revealing, zoomed } from "./view.js";
 import { describe } from "./words.js";
 
-const REACH = 12; // CSS pixels from the pointer to the point it means
-const CIRCLE = 40; // CSS pixels: the first radius of the keyboard's circle
 const KEYS =
   "Arrows walk from point to point, Enter selects, Space chooses or lets go, O opens a circle " +
   "around the point ([ and ] change it, Enter chooses what is inside, Shift and Enter adds), " +
@@ -49,10 +47,10 @@ export class FeatureMap {
       this.tip,
     );
     this.tools = createTools(model, {
-      lasso: (on) => this.setLasso(on),
+      lasso: (on) => this.actions.setLasso(on),
       zoom: (factor) => this.zoom(factor),
       fit: () => this.fit(),
-      chooseAll: () => this.chooseAll(),
+      chooseAll: () => this.actions.chooseAll(),
     });
     this.chosen = createChosen(model);
     this.unreadable = h("div", { class: "vl-unreadable" });
@@ -84,18 +82,17 @@ export class FeatureMap {
     this.view = fitted(600, 400);
     this.isFitted = true;
     this.cursor = -1; // the point that keys act on
-    this.lassoing = false;
     /** @type {number[]} */
     this.lasso = [];
     this.circle = 0; // radius in CSS pixels, 0 for none
     this.frame = 0;
     /** @type {Set<string>} */
     this.plans = new Set();
-    this.hoverSoon = slowSave(model, 120);
+    this.actions = createActions(this);
   }
 
   start() {
-    const { model, signal, stage } = this;
+    const { model, signal, stage, actions } = this;
     const again = (/** @type {string[]} */ ...what) => () => this.plan(...what);
     listen(model, ["map", "map_points", "map_columns", "map_kinds"], again("data"), signal);
     listen(model, ["colour_by"], again("colours"), signal);
@@ -108,19 +105,16 @@ export class FeatureMap {
       view: () => this.view,
       move: (view) => this.move(view),
       zoom: (factor, x, y) => this.zoom(factor, x, y),
-      hover: (x, y) => this.hover(x, y),
-      leave: () => this.point(-1),
-      click: (x, y, event) => this.click(x, y, event),
-      lassoing: () => this.lassoing,
-      draw: (line) => {
-        this.lasso = line;
-        this.plan("over");
-      },
-      close: (line, add) => this.closeLasso(line, add),
+      hover: actions.hover,
+      leave: actions.leave,
+      click: actions.click,
+      lassoing: actions.lassoing,
+      draw: actions.drawLasso,
+      close: actions.closeLasso,
       wheels: (event) => event.ctrlKey || event.metaKey || stage.matches(":focus-within"),
     });
     stage.addEventListener("keydown", (event) => handleKey(event, this), { signal });
-    stage.addEventListener("blur", () => this.point(-1), { signal });
+    stage.addEventListener("blur", actions.leave, { signal });
     const sized = new ResizeObserver(() => this.plan("size"));
     sized.observe(stage);
     const root = this.root.closest(".vl-root") ?? this.root;
@@ -305,143 +299,6 @@ export class FeatureMap {
     this.plan("view");
   }
 
-  /** @param {number} x @param {number} y in CSS pixels */
-  near(x, y) {
-    const { grid, view } = this;
-    if (!grid) return -1;
-    const { scale } = view;
-    return grid.nearest((x - view.x) / scale, (y - view.y) / scale, REACH / scale, this.shown);
-  }
-
-  /** @param {number} x @param {number} y */
-  hover(x, y) {
-    this.point(this.near(x, y));
-  }
-
-  /** @param {number} point */
-  point(point) {
-    if (!this.data) return;
-    const key = point < 0 ? null : keyOf(this.data, point);
-    if (same(key, this.model.get("hovered") ?? null)) return;
-    this.hoverSoon({ hovered: key });
-    this.plan("over");
-  }
-
-  /** @param {number} x @param {number} y @param {MouseEvent} event */
-  click(x, y, event) {
-    const point = this.near(x, y);
-    this.stage.focus({ preventScroll: true });
-    if (point < 0) return;
-    this.cursor = point;
-    if (event.ctrlKey || event.metaKey || event.shiftKey) this.toggle(point);
-    else this.select(point);
-  }
-
-  /** @param {number} point */
-  select(point) {
-    if (point < 0 || !this.data) return;
-    save(this.model, { selected: keyOf(this.data, point) });
-    this.announce(`Selected ${this.words(point)}`);
-  }
-
-  /** Takes a point into what is chosen, or out of it. @param {number} point */
-  toggle(point) {
-    if (point < 0 || !this.data) return;
-    const key = keyOf(this.data, point);
-    const chosen = this.model.get("chosen") ?? [];
-    const rest = chosen.filter((/** @type {unknown} */ other) => !same(other, key));
-    const added = rest.length === chosen.length;
-    save(this.model, { chosen: added ? [...rest, key] : rest });
-    this.announce(`${added ? "Chosen" : "No longer chosen"}: ${this.words(point)}`);
-  }
-
-  /** @param {number[]} found points @param {boolean} add to those chosen before */
-  choose(found, add) {
-    const data = this.data;
-    if (!data) return;
-    const points = new Set(found);
-    if (add && this.marked) this.marked.forEach((on, point) => on && points.add(point));
-    const keys = [...points].sort((a, b) => a - b).map((point) => keyOf(data, point));
-    save(this.model, { chosen: keys });
-    this.announce(`${keys.length} chosen`);
-  }
-
-  chooseAll() {
-    const all = [];
-    for (let i = 0; i < this.shown.length; i++) if (this.shown[i]) all.push(i);
-    this.choose(all, false);
-  }
-
-  /** @param {number[]} line in CSS pixels @param {boolean} add */
-  closeLasso(line, add) {
-    this.lasso = [];
-    this.plan("over");
-    if (!this.data || line.length < 6) return;
-    const { view } = this;
-    const corners = line.map((v, i) => (v - (i % 2 ? view.y : view.x)) / view.scale);
-    this.choose(inside(this.data, this.shown, corners), add);
-  }
-
-  /** @param {boolean} add */
-  closeCircle(add) {
-    const { data, cursor } = this;
-    if (!data || cursor < 0) return;
-    const radius = this.circle / this.view.scale;
-    this.circle = 0;
-    this.choose(within(data, this.shown, data.x[cursor], data.y[cursor], radius), add);
-  }
-
-  /** Opens the circle around the point in hand, or lets it go. */
-  toggleCircle() {
-    if (this.cursor < 0) this.walk([0, 0]);
-    this.circle = this.circle ? 0 : CIRCLE;
-    this.announce(this.circle ? "Circle opened" : "Circle closed");
-    this.plan("over");
-  }
-
-  /** @param {number} factor */
-  widen(factor) {
-    if (!this.circle) return;
-    this.circle = Math.max(8, Math.min(600, this.circle * factor));
-    this.plan("over");
-  }
-
-  /** @param {boolean} on */
-  setLasso(on) {
-    this.lassoing = on;
-    this.tools.setLasso(on);
-    this.stage.classList.toggle("vl-lassoing", on);
-  }
-
-  /** @param {[number, number]} way */
-  walk(way) {
-    const { data } = this;
-    if (!data) return;
-    const selected = pointOf(data, this.model.get("selected"));
-    const from = this.cursor >= 0 ? this.cursor : this.shown[selected] ? selected : -1;
-    const centre = [this.stage.clientWidth / 2, this.stage.clientHeight / 2];
-    const { view } = this;
-    const next =
-      this.cursor < 0
-        ? from >= 0
-          ? from
-          : (this.grid?.nearest((centre[0] - view.x) / view.scale, (centre[1] - view.y) / view.scale, 2, this.shown) ?? -1)
-        : towards(data, this.shown, from, way);
-    if (next < 0) return;
-    this.cursor = next;
-    this.hoverSoon({ hovered: keyOf(data, next) });
-    this.announce(this.words(next));
-    this.reveal(next);
-  }
-
-  letGo() {
-    if (this.circle) this.circle = 0;
-    else if (this.lassoing) this.setLasso(false);
-    else if (this.marked) save(this.model, { chosen: [] });
-    else save(this.model, { selected: null });
-    this.plan("over");
-  }
-
   /** @param {number} point */
   reveal(point) {
     const { data, stage } = this;
@@ -450,10 +307,5 @@ export class FeatureMap {
       if (!same(next, this.view)) this.move(next);
     }
     this.plan("over");
-  }
-
-  /** @param {string} words */
-  announce(words) {
-    this.live.textContent = words;
   }
 }
