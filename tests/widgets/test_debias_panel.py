@@ -110,7 +110,7 @@ def test_figures_on_the_way_are_of_the_images_so_far(lens: Lens, groups: Grouped
         SHORTCUT, watch=lambda report, done: seen.append((float(report.count.sum()), done))
     )
     n = len(groups)
-    assert [count for count, _ in seen] == [min(8 * (i + 1), n) for i in range(len(seen))]
+    assert [count for count, _ in seen] == [4, *range(12, n, 8), n]  # early, then by eights
     assert seen[-1] == (n, 1.0)
     assert [done for _, done in seen] == pytest.approx([count / n for count, _ in seen])
     plain = live.runs.report(SHORTCUT)
@@ -123,6 +123,18 @@ def test_figures_on_the_way_are_of_the_images_so_far(lens: Lens, groups: Grouped
     with pytest.raises(KeyboardInterrupt):
         live.evaluate(((1, GREEN),), watch=stop)
     assert live.known(((1, GREEN),)) is None
+
+
+def test_the_images_so_far_stand_for_all(lens: Lens) -> None:
+    groups = planted_images((40, 10, 4, 26))
+    live = LiveReports(lens, groups, (1,), batch_size=8)
+    seen: list[torch.Tensor] = []
+    live.evaluate(SHORTCUT, watch=lambda report, _: seen.append(report.count))
+    assert seen[0].tolist() == [1, 1, 1, 1]  # figures of every group at once
+    for count in seen[1:]:
+        expected = groups.counts * (count.sum() / len(groups))
+        assert float((count - expected).abs().max()) <= 2
+    assert sorted(live._order.tolist()) == list(range(len(groups)))
 
 
 def test_history(panel: DebiasPanel) -> None:

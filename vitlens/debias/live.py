@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from vitlens.debias.groups import GroupedImages
@@ -19,6 +19,8 @@ from vitlens.lens_base import LensBase
 
 #: Told the figures of the images so far, and their share, 0 to 1; what it raises ends the work.
 Watch = Callable[[GroupReport, float], None]
+
+_FIRST = 4  # images before the first figures
 
 
 class LiveReports:
@@ -59,9 +61,7 @@ class LiveReports:
         self.runs = GroupRuns(lens, groups, layers, **settings)
         self.before = group_report("nothing", self.runs.logits, groups)
         self._known: dict[frozenset[Key], GroupReport] = {frozenset(): self.before}
-        # Files often come group by group: figures of the images so far need all groups early.
-        generator = torch.Generator().manual_seed(0)
-        self._order = torch.randperm(len(groups), generator=generator)
+        self._order = _evenly(groups)
 
     def check(self, feature: Key) -> None:
         """Raise `FeatureError` unless this is a feature of a layer that is kept."""
@@ -115,7 +115,10 @@ class LiveReports:
             return found
         logits = torch.empty_like(self.runs.logits)
         done = 0
-        for index, part in self.runs.without_in_parts(features, self._order, removal=self.removal):
+        parts = self.runs.without_in_parts(
+            features, self._order, removal=self.removal, first=_FIRST
+        )
+        for index, part in parts:
             logits[index] = part
             done += len(index)
             if watch is not None:
@@ -130,6 +133,19 @@ class LiveReports:
         self, logits: Float[Tensor, "m C"], groups: GroupedImages, features: Sequence[Key]
     ) -> GroupReport:
         return group_report("removed", logits, groups, n_features=len(features))
+
+
+def _evenly(groups: GroupedImages) -> Int[Tensor, " n"]:
+    """An order in which the images so far have all groups in about the proportions of all.
+
+    One image of every group comes first, so that there are figures of every group at once.
+    """
+    generator = torch.Generator().manual_seed(0)
+    shuffled = torch.randperm(len(groups), generator=generator)
+    of = groups.groups[shuffled]
+    earlier = torch.nn.functional.one_hot(of, len(groups.counts)).cumsum(0)
+    rank = earlier.gather(1, of[:, None]).squeeze(1) - 1
+    return shuffled[(rank / groups.counts[of]).argsort(stable=True)]
 
 
 def _same(a: GroupReport, b: GroupReport) -> bool:

@@ -113,7 +113,12 @@ class GroupRuns:
         return torch.cat([logits for _, logits in parts])
 
     def without_in_parts(
-        self, features: Sequence[Key], order: Int[Tensor, " n"], *, removal: Removal = ABLATED
+        self,
+        features: Sequence[Key],
+        order: Int[Tensor, " n"],
+        *,
+        removal: Removal = ABLATED,
+        first: int | None = None,
     ) -> Iterator[tuple[Int[Tensor, " m"], Float[Tensor, "m C"]]]:
         """Yield indices of images and their logits, batch by batch; see `without`.
 
@@ -123,9 +128,14 @@ class GroupRuns:
             At least one.
         order
             Images in the order in which they are run.
+        removal
+            How features are taken out.
+        first
+            Images in the first batch, for an early answer; the next ones double until they have
+            the usual size. By default all have it.
         """
         plan, blocks = self._plan(features, removal), self._blocks()
-        for index in order.split(self._batch_size):
+        for index in order.split(_growing(len(order), first or self._batch_size, self._batch_size)):
             with torch.no_grad():
                 stream = plan.change(plan.first, self._streams[plan.first][index], None)
                 for layer in range(plan.first + 1, self.lens.vit.depth):
@@ -252,6 +262,14 @@ class GroupRuns:
 
 def _changed(plan: Plan, layer: int, stream: Tensor) -> Tensor:
     return plan.change(layer, stream, None) if layer < len(plan.saes) else stream
+
+
+def _growing(n: int, first: int, most: int) -> list[int]:
+    """Sizes of batches that double from `first` up to `most`, n in all."""
+    sizes: list[int] = []
+    while (left := n - sum(sizes)) > 0:
+        sizes.append(min(2 * sizes[-1] if sizes else first, most, left))
+    return sizes
 
 
 def margins(logits: Float[Tensor, "n C"], labels: Tensor) -> Float[Tensor, " n"]:

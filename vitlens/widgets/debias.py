@@ -223,7 +223,7 @@ class DebiasPanel(DebiasPart, Widget, bundle="debias"):
     name
         What the images are, for the view.
     batch_size
-        Images that are run together.
+        Images that are run together; a new choice waits for those that are running.
     progress
         Show a progress bar while the images are run.
     traits
@@ -276,7 +276,7 @@ class DebiasPanel(DebiasPart, Widget, bundle="debias"):
         chosen: Iterable[Key] = (),
         n_cards: int = 24,
         name: str = "images",
-        batch_size: int = 16,
+        batch_size: int = 8,
         progress: bool = False,
         **traits: Any,
     ):
