@@ -1,5 +1,7 @@
 """Run the notebooks and store them with pictures of their widgets: ``python -m recipes.notebooks``.
 
+Names of files, as further arguments, run only those.
+
 A stored widget would show nothing on a page without a kernel, and weigh a megabyte; a picture of
 how it looked at the end reads well everywhere.
 """
@@ -91,7 +93,8 @@ def _forget_the_run(notebook: nbformat.NotebookNode) -> None:
 
 
 def main() -> None:
-    for path in sorted(NOTEBOOKS.glob("*.ipynb")):
+    wanted = [NOTEBOOKS / name for name in sys.argv[1:]]
+    for path in wanted or sorted(NOTEBOOKS.glob("*.ipynb")):
         notebook = execute(path)
         path.write_text(json.dumps(notebook, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
         print(f"{path.name}: {path.stat().st_size / 1e6:.2f} MB")

@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 COLUMNS = ("importance", "max_activation", "mean_activation", "active_tokens")
 
 _ROWS_DRAWN = 24
+# Short heads, as the view has them; the others are the columns' names.
+_HEADS = {"class_information": "class", "monosemanticity": "one meaning"}
 
 
 class BrowserPart(ScenePart):
@@ -103,7 +105,8 @@ class BrowserPart(ScenePart):
                 ]
                 for layer, feature in shown
             ]
-            return table_figure(["feature", "name", *names], texts, title=title)
+            heads = ["feature", "name", *(_HEADS.get(name, name) for name in names)]
+            return table_figure(heads, texts, title=title)
         return features_figure(
             table(self._scene, self.layer)[:, [feature for _, feature in shown]],
             names=[str(feature) for _, feature in shown],
