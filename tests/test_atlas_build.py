@@ -227,7 +227,7 @@ def test_kept_images_have_their_marks(state, lens, images, labels, ids):
         torch.testing.assert_close(record.embedding.float(), normed[0], rtol=1e-2, atol=1e-2)
 
 
-def test_images_of_one_difference_hash_count_once(lens, images):
+def test_images_of_one_perceptual_hash_count_once(lens, images):
     state = build(lens, images, n_top=60, n_sampled=60)
     noise = {bins.hash_text(str(number)): noise_of(number) for number in range(N)}
 

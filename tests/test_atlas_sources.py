@@ -11,10 +11,11 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
+import vitlens
 from tests.tiny import tiny_image, tiny_lens
-from vitlens.atlas.bins import difference_hash
+from vitlens.atlas.bins import perceptual_hash
 from vitlens.atlas.build import build_state
-from vitlens.atlas.pictures import decode
+from vitlens.atlas.pictures import PictureFile, decode
 from vitlens.atlas.reading import Reader, Ready, read_batches
 from vitlens.atlas.sources import open_source
 from vitlens.errors import ImageError, TargetError
@@ -356,9 +357,9 @@ def test_only_the_part_that_is_wanted_is_read(folder):
     assert all(isinstance(entry, Ready) for batch in batches for entry in batch)
 
 
-def test_resized_copies_have_one_difference_hash(lens):
+def test_resized_copies_have_one_perceptual_hash(lens):
     def hashed(pictures):
-        return difference_hash(torch.stack([lens.tensor(picture) for picture in pictures]))
+        return perceptual_hash(torch.stack([lens.tensor(picture) for picture in pictures]))
 
     originals = [photograph(seed, (400, 400)) for seed in range(40)]
     copies = []
@@ -369,6 +370,55 @@ def test_resized_copies_have_one_difference_hash(lens):
     hashes = hashed(originals)
     assert len(hashes.unique()) == 40
     assert (hashed(copies) == hashes).sum() >= 32
+
+
+def test_photographs_keep_their_hash_and_share_it_with_no_other():
+    folder = Path(vitlens.__file__).parent / "bundles" / "everyday" / "atlas"
+    stored = PictureFile(folder / "pictures.safetensors", 391)
+    originals = [decode(stored.get(number)) for number in range(391)]
+    hashes = hashed_pictures(originals)
+    assert len(hashes.unique()) == 391
+    for copy, least in ((recompressed, 0.9), (halved, 0.97)):
+        kept = hashed_pictures([copy(picture) for picture in originals[::3]]) == hashes[::3]
+        assert kept.float().mean() >= least
+
+
+def recompressed(picture):
+    buffer = io.BytesIO()
+    picture.save(buffer, "JPEG", quality=50)
+    return Image.open(buffer)
+
+
+def halved(picture):
+    half = picture.resize((112, 112), Image.Resampling.LANCZOS)
+    return half.resize((224, 224), Image.Resampling.BICUBIC)
+
+
+def hashed_pictures(pictures):
+    return torch.cat([perceptual_hash(pixels(picture)[None]) for picture in pictures])
+
+
+def pixels(picture):
+    return torch.from_numpy(np.array(picture)).permute(2, 0, 1) / 255
+
+
+def test_the_hash_is_that_of_an_independent_cosine_transform():
+    from scipy.fft import dctn
+
+    for seed in range(5):
+        image = pixels(photograph(seed, (64, 96)))
+        grey = image[0] * 0.299 + image[1] * 0.587 + image[2] * 0.114
+        small = grey.double().reshape(32, grey.shape[0] // 32, 32, -1).mean((1, 3)).numpy()
+        found = dctn(small, type=2)
+        lowest = [found[t - b, b] for t in range(1, 7) for b in range(t + 1)]
+        median = sorted(lowest)[(len(lowest) - 1) // 2]
+        number = sum(1 << bit for bit, strength in enumerate(lowest) if strength > median)
+        assert int(perceptual_hash(image[None])) == number
+
+
+def test_pictures_without_contrast_share_a_hash():
+    flat = torch.tensor([0.0, 0.3, 1.0])[:, None, None, None].expand(3, 3, 48, 48)
+    assert perceptual_hash(flat).tolist() == [0, 0, 0]
 
 
 def test_a_webp_of_the_models_size_is_stored_as_it_is(lens, tmp_path):

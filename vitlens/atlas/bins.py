@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 
 import torch
 from jaxtyping import Float, Int
@@ -21,7 +22,10 @@ IMAGE_SQUARE_UNIT = 2.0**-30
 _LOWEST = 2.0**-6
 _LARGEST_ACTIVATION = 2048.0
 _ID_BITS = 63
-_HASHED = (5, 6)
+_LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601, as in JPEG
+_SHRUNK = (32, 32)
+_HALF_WAVES = 6
+_STRENGTH = 2.0**-16
 
 
 def bin_edges() -> Float[Tensor, " edges"]:
@@ -77,17 +81,33 @@ def hash_text(text: str, *, what: str = "image") -> int:
     return int.from_bytes(digest, "big") >> 1
 
 
-def difference_hash(images: Float[Tensor, "n 3 H W"]) -> Int[Tensor, " n"]:
-    """25 bits of each image that resizing and recompressing hardly change.
+def perceptual_hash(images: Float[Tensor, "n 3 H W"]) -> Int[Tensor, " n"]:
+    """27 bits of each image that resizing and recompressing hardly change.
 
-    Each bit says whether the picture, shrunk to 5 x 6 grey pixels, gets brighter from one pixel
-    to the next on the right ("dHash", N. Krawetz, hackerfactor.com, 2013). Of copies shrunk to
-    50 to 90 % and saved as JPEG again, 84 % kept all bits, among 162 pictures without a chance
-    match; with the usual 64 bits it would be little more than half.
+    Each bit says whether one of the 27 lowest frequencies (of the discrete cosine transform of the
+    picture, shrunk to 32 x 32 grey pixels; those of at most 6 half waves down and across together,
+    without the mean) is stronger than their median: a "pHash" (C. Zauner, "Implementation and
+    benchmarking of perceptual image hash functions", 2010, section 3.2.1), with fewer bits, as
+    all of them must be the same.
+
+    Copies were made at 100, 75 and 50 % of the size, as they are and as JPEG of quality 75, 50 and
+    30. Of the 391 pictures of `everyday`'s atlas, on which the number of bits was chosen, no two
+    share a hash, and 93 % of the copies keep it (JPEG 75, 50, 30: 95, 94, 90 %; the worst, JPEG 30
+    at half the size: 86 %). Of 76 other pictures, desktop wallpapers, 87 %; the only different ones
+    that share a hash are without any contrast. For comparison, a difference hash of 25 bits: 77 and
+    81 %. A distance between hashes would find more copies, but makes no groups that parts of an
+    atlas could be merged by.
     """
-    small = adaptive_avg_pool2d(images.float().mean(dim=1), _HASHED)
-    brighter = (small.diff(dim=2) > 0).flatten(1).to(torch.int64)
-    return (brighter << torch.arange(brighter.shape[1], device=images.device)).sum(dim=1)
+    # Luma, which JPEG keeps better than colours; the channels of normalised images have nearly
+    # one scale.
+    weights = torch.tensor(_LUMA, device=images.device)[:, None, None]
+    grey = (images.float() * weights).sum(dim=1)
+    small = adaptive_avg_pool2d(grey, _SHRUNK).cpu().double()
+    strengths = (small[:, None] * _waves()).flatten(2).sum(dim=2)
+    # In whole steps, or rounding errors would decide where a picture has nothing of a frequency.
+    steps = (strengths / _STRENGTH).round()
+    above = (steps > steps.median(dim=1, keepdim=True).values).to(torch.int64)
+    return (above << torch.arange(above.shape[1])).sum(dim=1).to(images.device)
 
 
 def mix(ids: Int[Tensor, "*any"], salt: int) -> Int[Tensor, "*any"]:
@@ -121,6 +141,14 @@ def shuffled_tokens(ids: Int[Tensor, " n"], n_prefix: int, n_tokens: int) -> Int
 def shuffled_labels(ids: Int[Tensor, " n"], n_classes: int) -> Int[Tensor, " n"]:
     """A class drawn for each image by its id, all classes alike."""
     return mix(ids, 3) % n_classes
+
+
+def _waves() -> Float[Tensor, "27 32 32"]:
+    """The cosines of the lowest frequencies, lowest first."""
+    places = (torch.arange(_SHRUNK[0], dtype=torch.float64) + 0.5) * (math.pi / _SHRUNK[0])
+    lines = [(places * number).cos() for number in range(_HALF_WAVES + 1)]
+    both = [(total - b, b) for total in range(1, _HALF_WAVES + 1) for b in range(total + 1)]
+    return torch.stack([lines[down][:, None] * lines[across] for down, across in both])
 
 
 def _signed(number: int) -> int:

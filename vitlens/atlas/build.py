@@ -63,8 +63,8 @@ def build_state(
         function of the key. Each is an index, a name, or None.
     groups
         What counts as one image in the top pools, such as crops of one photograph or frames of
-        one film: given in the same ways as `labels`. By default images whose difference hash is
-        the same: most resized copies.
+        one film: given in the same ways as `labels`. By default images whose perceptual hash
+        is the same: most copies that were resized or compressed again, but no crops.
     credits
         Who made an image: in the same ways again.
     n_top, n_sampled
@@ -111,7 +111,7 @@ def build_state(
         "quality": quality,
         "heats": heats,
         "batch_size": batch_size,
-        "groups": "difference hash" if groups is None else "given",
+        "groups": "perceptual hash" if groups is None else "given",
         "dtype": str(lens.vit.dtype).removeprefix("torch."),
     }
     state = new_state(lens, classes, settings)

@@ -88,7 +88,7 @@ class Gatherer:
     start
         Batches that the state holds already.
     groups, credits
-        What the caller says of each image; without groups, those of the same difference hash
+        What the caller says of each image; without groups, those of the same perceptual hash
         are one.
 
     Attributes
@@ -155,7 +155,7 @@ class Gatherer:
         entries = [entry for _, entry in ready]
         ids = [bins.hash_text(entry.item.key) for entry in entries]
         if self.groups is None:
-            groups = bins.difference_hash(images[places])
+            groups = bins.perceptual_hash(images[places])
         else:
             names = [str(self.groups(e.position, e.item)) for e in entries]
             groups = self._numbers([bins.hash_text(name, what="group") for name in names])
