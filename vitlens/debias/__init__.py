@@ -3,7 +3,7 @@
 from vitlens.debias.candidates import Candidate, find_candidates
 from vitlens.debias.groups import GroupedImages, load_groups, load_waterbirds
 from vitlens.debias.model import DebiasedModel
-from vitlens.debias.report import GroupReport, TradeOff
+from vitlens.debias.report import GroupReport, TradeOff, group_report
 from vitlens.debias.runs import GroupRuns
 from vitlens.debias.search import Debiasing, debias
 
@@ -17,6 +17,7 @@ __all__ = [
     "TradeOff",
     "debias",
     "find_candidates",
+    "group_report",
     "load_groups",
     "load_waterbirds",
 ]
