@@ -17,6 +17,7 @@ import traitlets as t
 from tests.planted import BIRD, DARK_GREEN, GREEN, LAND, WATER, planted_images, planted_lens
 from vitlens.debias import DebiasedModel, GroupedImages, debias, find_candidates
 from vitlens.debias.live import LiveReports, wilson
+from vitlens.debias.removal import Removal
 from vitlens.errors import CheckpointError, FeatureError, GroupError
 from vitlens.lens import Lens
 from vitlens.widgets import DebiasPanel
@@ -197,6 +198,36 @@ def test_the_file_gives_the_same_figures(
     assert panel._answer_export({}, []) == (tmp_path / "choice.json").read_text("utf-8")
     with pytest.raises(CheckpointError, match="another lens"):
         DebiasedModel.load(tmp_path / "choice.json", planted_lens(dtype=torch.float64))
+
+
+def test_projected_out(lens: Lens, groups: GroupedImages, tmp_path: Path) -> None:
+    panel = DebiasPanel(lens, groups, to="zero", project=True, chosen=SHORTCUT[:1])
+    assert (panel.debias["to"], panel.debias["project"]) == ("zero", True)
+    assert panel.figure().get_suptitle() == "1 feature projected out, to zero"
+    (tmp_path / "choice.json").write_text(panel._answer_export({}, []))
+    loaded = DebiasedModel.load(tmp_path / "choice.json", lens)
+    assert (loaded.features, loaded.removal) == (SHORTCUT[:1], Removal("zero", project=True))
+    inputs = torch.stack([lens.tensor(image) for image in groups.images])
+    # "Water" and "land" are one direction's two ends: one projection takes both, ablation one.
+    projected, ablated = (
+        model(inputs) for model in (loaded, DebiasedModel(lens, SHORTCUT[:1], to="zero"))
+    )
+    torch.testing.assert_close(panel.model()(inputs), projected)
+    right = projected.argmax(1) == groups.labels
+    found = [float(right[groups.groups == g].double().mean()) for g in range(4)]
+    assert found == pytest.approx(shown(panel.report))
+    assert float((projected - ablated).abs().max()) > 0.1
+    assert min(found) > min(accuracies(lens, groups, SHORTCUT[:1]))
+
+
+def test_the_panel_takes_out_as_the_search_did(lens: Lens, groups: GroupedImages) -> None:
+    found = debias(
+        lens, groups, layers=(1,), features=SHORTCUT, project=True, n_random=0, progress=False
+    )
+    assert DebiasPanel(lens, groups, found).live.removal == Removal(project=True)
+    other = DebiasPanel(lens, groups, found, project=False)
+    assert other.live.removal == Removal()
+    assert other.trade_off == {}  # the search's curve is of projections
 
 
 def test_cards_say_where_a_feature_is_active(

@@ -44,7 +44,7 @@ def groups_figure(
         _curve(axes[1], curve, after)
     n = after.n_features
     figure.suptitle(
-        f"{n} feature{'' if n == 1 else 's'} ablated" if title is None else title,
+        f"{n} feature{'' if n == 1 else 's'} taken out" if title is None else title,
         color=INK,
         fontsize=11,
     )
@@ -87,7 +87,7 @@ def _curve(axes: Axes, curve: TradeOff, after: GroupReport) -> None:
             after.n_features, 100 * point, "D", ms=9, mfc="none", mec=INK, mew=1.6, clip_on=False
         )
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.set_xlabel("features ablated; the diamonds are the choice", fontsize=9)
+    axes.set_xlabel("features taken out; the diamonds are the choice", fontsize=9)
     axes.set_ylabel("accuracy in %", fontsize=9)
     axes.set_ylim(0, 102)
     axes.legend(frameon=False, fontsize=9, loc="lower right")

@@ -95,7 +95,7 @@ class DebiasPart(ChosenPart):
         Parameters
         ----------
         order
-            Features in the order in which they are ablated; by default those of the search, else
+            Features in the order in which they are taken out; by default those of the search, else
             the cards'.
         at_most
             How many features of the default.
@@ -145,7 +145,13 @@ class DebiasPart(ChosenPart):
         live = self.live
         shown = tuple((layer, feature) for layer, feature in self.report["chosen"])
         after = live.known(shown)
-        return groups_figure(live.before, after or live.before, curve=self._curve)
+        n = len(shown)
+        return groups_figure(
+            live.before,
+            after or live.before,
+            curve=self._curve,
+            title=f"{n} feature{'' if n == 1 else 's'} {live.removal}",
+        )
 
     @t.observe("chosen")
     def _add_missing(self, _: Any = None) -> None:
@@ -196,7 +202,7 @@ class DebiasPart(ChosenPart):
 
 
 class DebiasPanel(DebiasPart, Widget, bundle="debias"):
-    """Groups of images with their accuracies, and features to ablate, one tick each.
+    """Groups of images with their accuracies, and features to take out, one tick each.
 
     Choose on validation images: what looks best on the images of a choice flatters it. Report on
     others with ``panel.model()``.
@@ -213,9 +219,11 @@ class DebiasPanel(DebiasPart, Widget, bundle="debias"):
     layers
         Layers whose features can be chosen, kept in memory as images x T x D numbers each; by
         default the three in the middle, and those of `found` and `chosen`.
-    to, project
-        How features are taken out (see `vitlens.debias.removal.Removal`); by default as in
-        `found`, else to "baseline", without projection.
+    to
+        What features are taken to: "baseline" or "zero"; by default as in `found`.
+    project
+        Take out the stream's whole component along the features' decoder directions, not only
+        their activations (`vitlens.Project`); by default as in `found`, else no.
     chosen
         The choice to begin with, ((layer, feature), ...).
     n_cards
@@ -232,7 +240,7 @@ class DebiasPanel(DebiasPart, Widget, bundle="debias"):
     Attributes
     ----------
     chosen
-        The features that are ablated. Setting it, here or in the browser, runs the model again;
+        The features that are taken out. Setting it, here or in the browser, runs the model again;
         the last wish wins. What was asked before is answered at once.
     report
         Accuracies ``before`` and after of every group, their average and the worst; see

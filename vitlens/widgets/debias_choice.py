@@ -1,4 +1,4 @@
-"""Which features are ablated: a choice with its report, its history, and its file."""
+"""Which features are taken out: a choice with its report, its history, and its file."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class ChosenPart(NamesPart):
         return self._live
 
     def evaluate(self, chosen: Iterable[Key]) -> GroupReport:
-        """Report on the groups with other features ablated; the panel stays as it is.
+        """Report on the groups without other features; the panel stays as it is.
 
         Raises
         ------

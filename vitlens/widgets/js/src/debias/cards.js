@@ -1,11 +1,11 @@
-// The candidates: what speaks for each, where it is active in every group, and a tick to ablate it.
+// The candidates: what speaks for each, where it is active in every group, and a tick to take it out.
 
 /** @import { Model, NodeKey } from "../lib/types" */
 import { fill, h, show } from "../lib/dom.js";
 import { drawHeat, loadStrip } from "../lib/heat.js";
 import { legend } from "../lib/legend.js";
 import { halfs, same, save } from "../lib/model.js";
-import { chosen, has, idOf, labelOf, toggle } from "./wish.js";
+import { capital, chosen, has, idOf, labelOf, toggle, verb } from "./wish.js";
 
 const SIDE = 56; // CSS pixels of an example
 const SHARP = 2;
@@ -115,7 +115,7 @@ function card(model, candidate, strongest) {
   const element = h(
     "li",
     { class: "vl-debias-card", "data-node": idOf(node) },
-    h("div", { class: "vl-debias-head" }, h("label", { class: "vl-debias-tick" }, tick, "ablate"), select, name),
+    h("div", { class: "vl-debias-head" }, h("label", { class: "vl-debias-tick" }, tick, verb(model).now), select, name),
     h(
       "div",
       { class: "vl-debias-sources" },
@@ -136,7 +136,7 @@ function card(model, candidate, strongest) {
       tick.checked = isChosen;
       tick.disabled = isSaved;
       tick.title = isSaved ? "Ticking needs a running kernel." : "";
-      tick.setAttribute("aria-label", `Ablate ${idOf(node)}${label ? `, ${label}` : ""}`);
+      tick.setAttribute("aria-label", `${capital(verb(model).now)} ${idOf(node)}${label ? `, ${label}` : ""}`);
       select.setAttribute("aria-pressed", String(isSelected));
       select.setAttribute("aria-label", `Select ${idOf(node)}`);
       name.textContent = label;

@@ -5,10 +5,10 @@ import { ask } from "../lib/ask.js";
 import { fill, h, s } from "../lib/dom.js";
 import { same } from "../lib/model.js";
 import { tell } from "../lib/notice.js";
-import { accuracy, chosen, features, wish } from "./wish.js";
+import { accuracy, chosen, features, verb, wish } from "./wish.js";
 
 const HEIGHT = 210;
-const MARGIN = { left: 44, right: 16, top: 12, bottom: 38 };
+const MARGIN = { left: 44, right: 16, top: 12, bottom: 42 };
 const DIAMOND = "M0,-7L7,0L0,7L-7,0Z";
 const SQUARE = "M-3.5,-3.5H3.5V3.5H-3.5Z";
 const DISC = "M-3.5,0a3.5,3.5 0 1,0 7,0a3.5,3.5 0 1,0 -7,0Z";
@@ -84,7 +84,7 @@ export function curvePlot(model, signal) {
     measure.hidden = known && curve.n.length > curve.order.length;
     words.textContent = known
       ? `${curve.source}; a choice of others lies beside the lines.`
-      : "Not measured yet: accuracies with the first, the first two, … candidates ablated.";
+      : `Not measured yet: accuracies with the first, the first two, … candidates ${verb(model).done}.`;
     const n = report.chosen?.length ?? 0;
     const most = Math.max(n, 1, ...(curve.n ?? []));
     const plotWidth = width - MARGIN.left - MARGIN.right;
@@ -139,8 +139,8 @@ function axes(x, y, low, most, width, bottom) {
     );
   }
   const stride = [1, 2, 5, 10, 20, 50, 100].find((k) => most / k <= 10) ?? 200;
-  for (let k = 0; k <= most; k += stride) parts.push(text(`${k}`, x(k), bottom + 16, "middle"));
-  parts.push(text("features ablated", (MARGIN.left + width - MARGIN.right) / 2, bottom + 33, "middle"));
+  for (let k = 0; k <= most; k += stride) parts.push(text(`${k}`, x(k), bottom + 20, "middle"));
+  parts.push(text("features taken out", (MARGIN.left + width - MARGIN.right) / 2, bottom + 37, "middle"));
   return parts;
 }
 
@@ -176,7 +176,7 @@ function spoken(curve, report) {
   if (!curve.n?.length) return `Accuracy over the number of features. ${now}`;
   const best = curve.worst.indexOf(Math.max(...curve.worst));
   return (
-    `Accuracy over the number of features ablated: worst group from ${accuracy(curve.worst[0])} without any ` +
+    `Accuracy over the number of features taken out: worst group from ${accuracy(curve.worst[0])} without any ` +
     `to at best ${accuracy(curve.worst[best])} with ${curve.n[best]}; average from ` +
     `${accuracy(curve.average[0])} to ${accuracy(curve.average[best])} there. ${now}`
   );

@@ -11,7 +11,7 @@ import { groupTable } from "./groups.js";
 import { history } from "./history.js";
 import "./style.css";
 import { inBrief, summary } from "./summary.js";
-import { chosen, has, idOf, step, wish } from "./wish.js";
+import { chosen, has, idOf, step, verb, wish } from "./wish.js";
 
 const LONG = 2 ** 31 - 1; // a kernel may be busy for hours, and answer then
 
@@ -22,7 +22,7 @@ export function mount(model, el, signal) {
     h("button", { class: "vl-button", title, onclick }, words);
   const undo = button("Undo", "Ctrl+Z", () => step(model, "undo"));
   const redo = button("Redo", "Ctrl+Shift+Z", () => step(model, "redo"));
-  const reset = button("Reset", "Ablate nothing", () => wish(model, []));
+  const reset = button("Reset", "Take nothing out", () => wish(model, []));
   const save = button("Export choice", "A file for DebiasedModel.load", download);
   const add = button("", "A card of its own, to tick", () => {
     const node = /** @type {NodeKey} */ (model.get("selected"));
@@ -101,7 +101,7 @@ export function mount(model, el, signal) {
     undo.disabled = !isLive || place <= 0;
     redo.disabled = !isLive || place >= (model.get("choices") ?? []).length - 1;
     reset.disabled = !isLive || !now.length;
-    about.textContent = n_images ? `${n_images} ${name}; features go to ${to === "zero" ? "zero" : "their baseline"}` : "";
+    about.textContent = n_images ? `${n_images} ${name}; ticked features are ${verb(model).done}, to ${to === "zero" ? "zero" : "their baseline"}` : "";
     add.hidden = !selected || selected[1] < 0 || has(known, selected);
     add.textContent = selected ? `Add ${idOf(selected)}, the selected feature` : "";
     heading.textContent = `Candidate features: ${now.length} of ${known.length} ticked`;

@@ -3,7 +3,7 @@
 /** @import { Model } from "../lib/types" */
 import { fill, h } from "../lib/dom.js";
 import { same } from "../lib/model.js";
-import { accuracy, chosen, features, points } from "./wish.js";
+import { accuracy, chosen, features, points, verb } from "./wish.js";
 
 /** @param {Model} model */
 export function summary(model) {
@@ -27,7 +27,7 @@ export function summary(model) {
       if (!n) {
         fill(
           main,
-          h("strong", {}, "Nothing ablated. "),
+          h("strong", {}, `Nothing ${verb(model).done}. `),
           `Worst group: ${was.name}, ${accuracy(was.before.accuracy)}; average ${accuracy(average.accuracy)}.`,
         );
         fill(damage, pending && "Computing …");
@@ -35,7 +35,7 @@ export function summary(model) {
       }
       fill(
         main,
-        h("strong", {}, `${features(n)} ablated. `),
+        h("strong", {}, `${features(n)} ${verb(model).done}. `),
         `Worst group: ${was.name} ${accuracy(was.before.accuracy)} → ${worst.name} ${accuracy(worst.accuracy)}; `,
         `average ${accuracy(average.before.accuracy)} → ${accuracy(average.accuracy)} (${points(average.change)} points).`,
       );

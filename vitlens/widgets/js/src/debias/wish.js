@@ -1,4 +1,4 @@
-// Wishes: which features are ablated, and going through the history.
+// Wishes: which features are taken out, and going through the history.
 
 /** @import { Model, NodeKey } from "../lib/types" */
 import { ask } from "../lib/ask.js";
@@ -11,7 +11,7 @@ export const chosen = (model) => model.get("chosen") ?? [];
 /** @param {NodeKey[]} list @param {NodeKey | null} node */
 export const has = (list, node) => list.some((key) => same(key, node));
 
-/** Sets what is ablated; Python answers by way of `report`.
+/** Sets what is taken out; Python answers by way of `report`.
  * @param {Model} model @param {NodeKey[]} wanted
  */
 export function wish(model, wanted) {
@@ -51,6 +51,15 @@ export const idOf = ([layer, feature]) => `${layer}/${feature}`;
  */
 export const labelOf = (model, key) =>
   (model.get("labels") ?? []).find((/** @type {any[]} */ [l, f]) => same([l, f], key))?.[2] ?? "";
+
+/** What a tick does, and what is done.
+ * @param {Model} model
+ */
+export const verb = (model) =>
+  model.get("debias")?.project ? { now: "project out", done: "projected out" } : { now: "ablate", done: "ablated" };
+
+/** @param {string} words */
+export const capital = (words) => words[0].toUpperCase() + words.slice(1);
 
 /** @param {number} n */
 export const features = (n) => `${n} feature${n === 1 ? "" : "s"}`;
