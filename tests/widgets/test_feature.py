@@ -207,6 +207,14 @@ def test_files(scene: Scene, card: FeatureCard, browser: FeatureBrowser, tmp_pat
     card.to_png(tmp_path / "error.png")
 
 
+def test_a_card_that_waits_shows_no_error(scene: Scene) -> None:
+    card = FeatureCard(scene.lens, scene)
+    card.selected = None
+    data, _ = card._repr_mimebundle_()  # type: ignore[misc]
+    assert "application/vnd.jupyter.widget-view+json" in data
+    assert card.notice == ""
+
+
 def test_an_export_is_of_the_selected_feature(card: FeatureCard, tmp_path: Path) -> None:
     async def select_and_write() -> None:
         card.selected = (1, 3)  # its card is still being made in the background

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import anywidget
 import traitlets as t
 
-from vitlens.errors import VitlensError
+from vitlens.errors import FeatureError, VitlensError
 from vitlens.widgets.tasks import Latest
 
 if TYPE_CHECKING:
@@ -131,6 +131,8 @@ class Widget(anywidget.AnyWidget):
         data, metadata = bundle
         try:
             picture = self._picture()
+        except FeatureError:  # nothing to draw yet; the view itself says what it waits for
+            return data, metadata
         except Exception as error:  # a picture that fails must not take the view with it
             self.tell(error)
             return data, metadata
