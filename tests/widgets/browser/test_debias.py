@@ -17,6 +17,9 @@ from vitlens.widgets import DebiasPanel
 
 COUNTS = (20, 8, 6, 18)
 SHORTCUT = ((1, WATER), (1, LAND))
+INKS = """canvas => {
+  const { data } = canvas.getContext("2d").getImageData(0, 0, 112, 112);
+  return new Set(new Uint32Array(data.buffer)).size; }"""
 CELLS = (
     f"""
 import traitlets
@@ -143,6 +146,51 @@ def test_in_a_notebook(lab: Host, tmp_path: Path) -> None:
     expect(page.locator(".vl-debias .vl-notice")).to_contain_text("there is no 4711")
 
 
+PROJECTING = (
+    f"""
+from tests.planted import planted_images, planted_lens
+from vitlens.widgets import DebiasPanel
+lens, groups = planted_lens(), planted_images({COUNTS})
+panel = DebiasPanel(lens, groups, name="validation images", project=True)
+panel
+""",
+)
+
+
+def test_ticks_in_every_program(host: Host, tmp_path: Path) -> None:
+    page = host.drive(PROJECTING)
+    lens = planted_lens()
+    summary = page.locator(".vl-debias-summary")
+    expect(summary).to_contain_text("Nothing projected out.")
+    before = with_model(DebiasedModel(lens, ()))
+    assert accuracies(page) == before
+    inks = page.locator(".vl-debias-example canvas").first.evaluate(INKS)
+    assert inks > 3
+
+    box = page.get_by_label(f"Project out {SHORTCUT[0][0]}/{SHORTCUT[0][1]}")
+    box.focus()
+    page.keyboard.press("Space")  # the program does not take the key
+    expect(summary).to_contain_text("1 feature projected out.")
+    after = with_model(DebiasedModel(lens, SHORTCUT[:1], project=True))
+    assert accuracies(page) == after != before
+    with page.expect_download() as download:
+        page.get_by_role("button", name="Export choice").click()
+    download.value.save_as(tmp_path / "choice.json")
+    assert with_model(DebiasedModel.load(tmp_path / "choice.json", lens)) == after
+
+    box.focus()
+    page.keyboard.press("Control+z")
+    expect(summary).to_contain_text("Nothing projected out.")
+    expect(box).not_to_be_checked()
+    assert accuracies(page) == before
+    page.get_by_role("button", name="Redo", exact=True).click()
+    expect(summary).to_contain_text("1 feature projected out.")
+    host.run("panel.chosen = ()")
+    expect(summary).to_contain_text("Nothing projected out.")
+    host.dark()
+    expect(page.locator(".vl-debias.vl-dark")).to_be_visible()
+
+
 @pytest.fixture
 def saved(tmp_path: Path) -> Path:
     panel = DebiasPanel(planted_lens(), planted_images(COUNTS), name="validation images")
@@ -163,11 +211,7 @@ def test_as_a_page(static_page: Callable[[Path], Page], saved: Path, tmp_path: P
         page.get_by_role("button", name="Export choice").click()
     download.value.save_as(tmp_path / "choice.json")
     assert json.loads((tmp_path / "choice.json").read_text())["features"] == [[1, 2], [1, 3]]
-    inks = page.evaluate(
-        """() => [...document.querySelectorAll(".vl-debias-example canvas")].map(canvas => {
-          const { data } = canvas.getContext("2d").getImageData(0, 0, 112, 112);
-          return new Set(new Uint32Array(data.buffer)).size; })"""
-    )
+    inks = [canvas.evaluate(INKS) for canvas in page.locator(".vl-debias-example canvas").all()]
     assert len(inks) % 8 == 0
     assert min(inks) > 3  # pictures, not empty canvases
 
