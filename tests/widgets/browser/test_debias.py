@@ -78,11 +78,13 @@ def test_in_a_notebook(lab: Host, tmp_path: Path) -> None:
     expect(summary).to_contain_text("1 feature ablated.")
     one = with_model(DebiasedModel(lens, SHORTCUT[:1]))
     assert accuracies(page) == one != before
+    expect(page.locator(".vl-debias-tag")).to_have_count(1)
     tick(page, SHORTCUT[1]).focus()
     page.keyboard.press("Space")  # by keyboard
     expect(summary).to_contain_text("2 features ablated.")
     both = with_model(DebiasedModel(lens, SHORTCUT))
     assert accuracies(page) == both == ["100.0%"] * 5
+    expect(page.locator(".vl-debias-tag")).to_have_count(0)  # equal groups: none is the worst
     expect(summary).to_contain_text("no group lost")
 
     # The file, as the browser gets it.

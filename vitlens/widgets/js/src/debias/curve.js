@@ -113,7 +113,7 @@ export function curvePlot(model, signal) {
     const isPrefix = same(now, path.slice(0, now.length));
     slider.value = String(Math.min(now.length, path.length));
     preview(Number(slider.value));
-    if (!isPrefix) said.textContent = `${features(now.length)}, another choice than the first ${now.length}`;
+    if (!isPrefix) said.textContent = `another choice of ${features(now.length)}`;
   }
 
   return { element, update: draw };

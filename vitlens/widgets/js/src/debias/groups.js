@@ -73,7 +73,10 @@ export function groupTable(model) {
 
 /** @param {Row} item @param {any} shown @param {boolean} isInterim */
 function row(item, shown, isInterim) {
-  const isWorst = item !== shown.average && item.accuracy === shown.worst.accuracy;
+  const low = shown.worst.accuracy;
+  // Where all groups are equal, none is worse than the others.
+  const differ = shown.groups.some((/** @type {Row} */ x) => x.accuracy != null && x.accuracy > low);
+  const isWorst = differ && item !== shown.average && item.accuracy === low;
   const kind = item === shown.average ? "vl-debias-average" : isWorst ? "vl-debias-worst" : "";
   return h(
     "tr",
