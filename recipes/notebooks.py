@@ -36,6 +36,7 @@ def execute(path: Path, *, seconds: int = 600) -> nbformat.NotebookNode:
         timeout=seconds,
         resources={"metadata": {"path": str(path.parent)}},
         store_widget_state=False,
+        coalesce_streams=True,  # how prints are split depends on how long they take
     )
     with client.setup_kernel(env={**os.environ, "HF_HUB_OFFLINE": "1"}):
         for number, cell in enumerate(notebook.cells):
