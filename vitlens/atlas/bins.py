@@ -91,13 +91,13 @@ def perceptual_hash(images: Float[Tensor, "n 3 H W"]) -> Int[Tensor, " n"]:
     all of them must be the same.
 
     Copies were made at 100, 75 and 50 % of the size, as they are and as JPEG of quality 75, 50 and
-    30. Of the 391 pictures of `everyday`'s atlas no two share a hash, and 93 % of the copies keep it
-    (JPEG 75, 50, 30: 95, 94, 90 %; the worst, JPEG 30 at half the size: 86 %). The hash was chosen
-    among thirty variants on these and on 3,115 drawings, of which 61 pairs share one, most of them
-    alike (282 with a difference hash of 25 bits). Of 76 wallpapers that had no say in it 87 % of the
-    copies keep it; those that share one have no contrast or are two colourings of one picture. The
-    difference hash: 77 and 81 %. A distance between hashes would find more copies, but makes no
-    groups that parts of an atlas could be merged by.
+    30. Of the 391 pictures of `everyday`'s atlas no two share a hash, and 93 % of the copies keep
+    it (JPEG 75, 50, 30: 95, 94, 90 %; the worst, JPEG 30 at half the size: 86 %). The hash was
+    chosen among thirty variants on these and on 3,115 drawings, of which 61 pairs share one, most
+    of them alike (282 with a difference hash of 25 bits). Of 76 wallpapers that had no say in it
+    87 % of the copies keep it; those that share one have no contrast or are two colourings of one
+    picture. The difference hash: 77 and 81 %. A distance between hashes would find more copies, but
+    makes no groups that parts of an atlas could be merged by.
     """
     # Luma, which JPEG keeps better than colours; the channels of normalised images have nearly
     # one scale.
