@@ -2,9 +2,10 @@
 
     python -m recipes.everyday.debias
 
-For every seed a search on the validation images, then one look at the test images. Besides the
-groups' accuracies it measures what the same ablation does to the six classes of `everyday`, on
-composites of its own test split. Seeds that are done are kept in the work folder.
+For every seed and every way of removal a search on the validation images, then one look at the
+test images. Besides the groups' accuracies it measures what the same removal does to the six
+classes of `everyday`, on composites of its own test split. Seeds that are done are kept in the work
+folder. A seed takes some minutes.
 """
 
 from __future__ import annotations
@@ -24,7 +25,9 @@ import vitlens
 from recipes.everyday.fetch import WORK, fetch
 from recipes.everyday.images import test_composites
 from vitlens.debias import DebiasedModel, Debiasing
+from vitlens.debias.removal import Removal
 from vitlens.debias.report import GroupReport
+from vitlens.debias.search import NUMBERS
 from vitlens.debias.spurious import Spurious
 from vitlens.files import read_json, write_json
 from vitlens.lens import Lens
@@ -33,13 +36,20 @@ OUT = WORK / "debias"
 README = Path(__file__).resolve().parents[2] / "README.md"
 SEEDS = range(5)
 T_95 = {1: math.nan, 2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776}  # Student's t for n means
-# Where single features promised most on validation images of seed 100, none of the five.
-LAYERS = (6,)
+# Layer 6: where single features promised most on validation images of seed 100, none of the five.
+WAYS: dict[str, dict[str, Any]] = {
+    "ablated": {"layers": (6,)},
+    "projected": {"layers": (6,), "project": True},
+    "default layers": {},
+}
 SIX_CLASSES = 48  # composites for the collateral damage
 NAMES = {
     "nothing": "nothing",
-    "removed": "removed features",
-    "random features": "as many random features",
+    "ablated": "ablated, features of layer 6",
+    "random, ablated": "as many random features, ablated",
+    "projected": "projected out, features of layer 6",
+    "random, projected": "as many random features, projected out",
+    "default layers": "ablated, features of layers 5 to 7",
     "mean difference": "mean difference projected out",
     "LEACE": "LEACE",
     "DFR": "DFR (last layer re-trained)",
@@ -68,33 +78,40 @@ def main() -> None:
 
 
 def measure(seed: int) -> dict[str, Any]:
-    """One seed: the search, the test, and the six classes."""
+    """One seed: the searches, the test, and the six classes."""
     start = time.time()
     made: Spurious = vitlens.spurious(seed)
-    found: Debiasing = made.lens.debias(
-        made.validation, test=made.test, layers=LAYERS, n_random=3, seed=seed, progress=False
-    )
-    print(found, flush=True)
+    ways, found = {}, None
+    for name, options in WAYS.items():
+        found = made.lens.debias(
+            made.validation, test=made.test, n_random=3, seed=seed, progress=False, **options
+        )
+        print(f"{name}: {found}", flush=True)
+        ways[name] = _way(found)
+    assert found is not None
+    others = [_figures(report) for report in found.table if report.name in NAMES]
+    return {"seed": seed, "ways": ways, "others": others, "seconds": time.time() - start}
+
+
+def _way(found: Debiasing) -> dict[str, Any]:
     assert found.test is not None
     return {
-        "seed": seed,
         "features": found.features,
         "path": found.path,
         "candidates": len(found.candidates),
         "validation": [_figures(report) for report in found.validation.reports],
         "test": [_figures(report) for report in found.test.reports],
-        "table": [_figures(report) for report in found.table],
+        "removed": _figures(found.reports["removed"]),
         "random": [_figures(report) for report in found.random],
-        "six_classes": six_classes(found.features),
-        "seconds": time.time() - start,
+        "six_classes": six_classes(found.features, found.removal),
     }
 
 
-def six_classes(features: tuple[tuple[int, int], ...]) -> dict[str, float]:
+def six_classes(features: tuple[tuple[int, int], ...], removal: Removal) -> dict[str, float]:
     """Accuracy of `everyday` itself on its own test composites, before and after."""
     everyday: Lens = vitlens.load("everyday")
     made = test_composites(SIX_CLASSES, seed=11)
-    changed = DebiasedModel(everyday, features)
+    changed = DebiasedModel(everyday, features, to=removal.to, project=removal.project)
     right = {"before": 0, "after": 0}
     for start, batch in enumerate(made.batches(16)):
         labels = made.labels[16 * start : 16 * start + len(batch)]
@@ -115,70 +132,77 @@ def _figures(report: GroupReport) -> dict[str, Any]:
 
 def summary(results: list[dict[str, Any]]) -> str:
     """The README's tables."""
-    groups = list(results[0]["table"][0]["groups"])
+    groups = list(results[0]["others"][0]["groups"])
     lines = [
         "| | worst group | average | " + " | ".join(groups) + " |",
         "|---" + "|---:" * (2 + len(groups)) + "|",
     ]
     for name, shown in NAMES.items():
         rows = [_row(result, name) for result in results]
-        if all(rows):
-            cells = [_mean([r["worst"] for r in rows]), _mean([r["average"] for r in rows])]
-            cells += [f"{100 * statistics.mean(r['groups'][g] for r in rows):.0f}" for g in groups]
-            lines.append(f"| {shown} | " + " | ".join(cells) + " |")
-    lines += ["", _words(results), "", _curve(results)]
-    return "\n".join(lines)
+        cells = [_mean([r["worst"] for r in rows]), _mean([r["average"] for r in rows])]
+        cells += [f"{100 * statistics.mean(r['groups'][g] for r in rows):.0f}" for g in groups]
+        lines.append(f"| {shown} | " + " | ".join(cells) + " |")
+    lines += ["", f"Test images, in %, means with 95 % intervals over {len(results)} seeds.", ""]
+    for way in WAYS:
+        lines += [_words(results, way), ""]
+    return "\n".join([*lines, _curve(results)])
 
 
-def _words(results: list[dict[str, Any]]) -> str:
-    """What the table shows, in a paragraph."""
-    by_method = {
-        name: [_row(result, name) for result in results] for name in ("nothing", "removed", "DFR")
-    }
+def _words(results: list[dict[str, Any]], way: str) -> str:
+    """What the table shows of one way of removal, in a paragraph."""
+    nothing, removed, dfr = (
+        [_row(result, name) for result in results] for name in ("nothing", way, "DFR")
+    )
     gain, gap = (
-        [b["worst"] - a["worst"] for a, b in zip(by_method["nothing"], by_method[x], strict=True)]
-        for x in ("removed", "DFR")
+        [b["worst"] - a["worst"] for a, b in zip(nothing, after, strict=True)]
+        for after in (removed, dfr)
     )
     shares = ", ".join(f"{100 * a / b:.0f}" for a, b in zip(gain, gap, strict=True))
-    pairs = zip(by_method["nothing"], by_method["removed"], strict=True)
+    pairs = list(zip(nothing, removed, strict=True))
     change = [after["average"] - before["average"] for before, after in pairs]
     lost = {
-        group: statistics.mean(
-            b["groups"][group] - a["groups"][group]
-            for a, b in zip(by_method["nothing"], by_method["removed"], strict=True)
-        )
-        for group in by_method["nothing"][0]["groups"]
+        group: statistics.mean(b["groups"][group] - a["groups"][group] for a, b in pairs)
+        for group in nothing[0]["groups"]
     }
     worst_loss = min(lost, key=lambda group: lost[group])
-    six = [r["six_classes"]["after"] - r["six_classes"]["before"] for r in results]
+    own = [result["ways"][way] for result in results]
+    six = [w["six_classes"]["after"] - w["six_classes"]["before"] for w in own]
     text = (
-        f"Test images, in %, means with 95 % intervals over {len(results)} seeds. Ablated: "
-        f"{', '.join(str(len(r['features'])) for r in results)} features of layer {LAYERS[0]}. "
+        f"{NAMES[way].capitalize()}: {', '.join(str(len(w['features'])) for w in own)} of them. "
         f"They close {100 * sum(gain) / sum(gap):.0f} % of the worst group's gap between nothing "
         f"and DFR (seed by seed {shares}), and the average changes by {_mean(change, sign=True)} "
         f"points. Collateral damage: {worst_loss!r} changes by {100 * lost[worst_loss]:+.1f} "
         f"points, the most of the four groups downwards; `everyday` on its own six classes, with "
-        f"the same features ablated, by {_mean(six, sign=True)} ({SIX_CLASSES} composites)."
+        f"the same features removed, by {_mean(six, sign=True)} ({SIX_CLASSES} composites)."
     )
     return textwrap.fill(text, 100)
 
 
 def _curve(results: list[dict[str, Any]]) -> str:
     """Worst group and average by number of features, means over seeds."""
-    curves = [{point["n_features"]: point for point in result["test"]} for result in results]
-    shared = sorted(set.intersection(*(set(curve) for curve in curves)))
-    rows = [["features", *map(str, shared)]]
-    for what, shown in (("worst", "worst group"), ("average", "average")):
-        means = (100 * statistics.mean(curve[n][what] for curve in curves) for n in shared)
-        rows.append([shown, *(f"{x:.1f}" for x in means)])
-    lines = ["| " + " | ".join(row) + " |" for row in rows]
-    return "\n".join([lines[0], "|---" + "|---:" * len(shared) + "|", *lines[1:]])
+    rows, numbers = [], set(NUMBERS)
+    for way in WAYS:
+        curves = [{p["n_features"]: p for p in result["ways"][way]["test"]} for result in results]
+        for what, shown in (("worst", "worst group"), ("average", "average")):
+            rows.append((f"{way}, {shown}", curves, what))
+        numbers &= set.intersection(*(set(curve) for curve in curves))
+    shared = [0, *sorted(numbers)]
+    lines = [
+        "| features | " + " | ".join(map(str, shared)) + " |",
+        "|---" + "|---:" * len(shared) + "|",
+    ]
+    for head, curves, what in rows:
+        means = (f"{100 * statistics.mean(curve[n][what] for curve in curves):.1f}" for n in shared)
+        lines.append("| " + " | ".join([head, *means]) + " |")
+    return "\n".join(lines)
 
 
 def _row(result: dict[str, Any], name: str) -> dict[str, Any]:
     """A method's figures; for random features the mean over draws, also of the worst groups."""
-    if name == "random features" and result["random"]:
-        draws = result["random"]
+    if name in result["ways"]:
+        return result["ways"][name]["removed"]
+    if name.startswith("random, "):
+        draws = result["ways"][name.removeprefix("random, ")]["random"]
         return {
             "worst": statistics.mean(d["worst"] for d in draws),
             "average": statistics.mean(d["average"] for d in draws),
@@ -186,7 +210,7 @@ def _row(result: dict[str, Any], name: str) -> dict[str, Any]:
                 g: statistics.mean(d["groups"][g] for d in draws) for g in draws[0]["groups"]
             },
         }
-    return next((row for row in result["table"] if row["name"] == name), {})
+    return next(row for row in result["others"] if row["name"] == name)
 
 
 def _mean(values: list[float], *, sign: bool = False) -> str:
