@@ -17,9 +17,12 @@ PATHS = sorted(NOTEBOOKS.glob("*.ipynb"))
 SAYS = {
     "01-ten-minutes.ipynb": "predicted: mammal",
     "02-the-atlas.ipynb": "Share of live features of each kind",
+    "03-change-and-debias.ipynb": "as in the table: True",
 }
+#: How long a student on two cores should wait for one, in seconds.
+PATIENCE = {"03-change-and-debias.ipynb": 180}
 #: Widgets that a notebook shows, by the names they have in it.
-SHOWN = ("explorer", "plot", "browser", "card", "feature_map")
+SHOWN = ("explorer", "plot", "browser", "card", "feature_map", "heatmap", "panel")
 
 
 def test_there_are_notebooks() -> None:
@@ -36,8 +39,8 @@ def test_it_runs(path: Path, tmp_path: Path) -> None:
     assert [kinds(cell) for cell in notebook.cells] == [kinds(cell) for cell in stored.cells]
     words = "".join(output.get("text", "") for cell in notebook.cells for output in outputs(cell))
     assert SAYS[path.name] in words
-    # Twice what a student on two cores should wait: these may be shared with other programs.
-    assert seconds < 240
+    # Twice as long: the cores may be shared with other programs.
+    assert seconds < 2 * PATIENCE.get(path.name, 120)
 
 
 @pytest.mark.parametrize("path", PATHS, ids=lambda path: path.stem)
