@@ -41,6 +41,7 @@ def execute(path: Path, *, seconds: int = 600) -> nbformat.NotebookNode:
     with client.setup_kernel(env={**os.environ, "HF_HUB_OFFLINE": "1"}):
         for number, cell in enumerate(notebook.cells):
             client.execute_cell(cell, number)
+        client.coalesce_streams = False  # takes minutes with a picture in one line
         for output in _outputs(notebook):
             if VIEW in output.get("data", {}):
                 model_id = output["data"].pop(VIEW)["model_id"]
