@@ -220,6 +220,8 @@ def test_bad_input(lens: vitlens.Lens) -> None:
         GroupRuns(lens, whole, [0]).without([(1, WATER)])
     with pytest.raises(FeatureError, match='"baseline" or "zero"'):
         DebiasedModel(lens, [(1, WATER)], to="mean")
+    with pytest.raises(FeatureError, match="True or False, not 'no'"):
+        DebiasedModel(lens, [(1, WATER)], project="no")
 
 
 def test_classes_must_be_the_models(lens: vitlens.Lens) -> None:

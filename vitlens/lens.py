@@ -287,7 +287,7 @@ class Lens(ChangingLens):
         )
 
     def debias(self, groups: GroupedImages, **options: Any) -> Debiasing:
-        """Find the features that carry a shortcut, and ablate them; see `vitlens.debias.debias`.
+        """Find the features that carry a shortcut, and take them out; see `vitlens.debias.debias`.
 
         Parameters
         ----------

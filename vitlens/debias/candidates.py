@@ -44,7 +44,7 @@ class Candidate:
     share
         With "circuit": mean share of the node in the circuits; else 0.
     relief
-        First-order change of the margin, in logits, when the feature is ablated; mean over the
+        First-order change of the margin, in logits, when the feature is taken out; mean over the
         images that are classified wrongly. What `debias` ranks candidates by.
     """
 

@@ -138,7 +138,7 @@ class DebiasedModel(nn.Module):
             )
         try:
             features = [(int(layer), int(feature)) for layer, feature in facts["features"]]
-            removal = Removal(facts["to"], bool(facts["project"]))
+            removal = Removal(facts["to"], facts["project"])
         except (KeyError, TypeError, ValueError, FeatureError) as error:
             raise CheckpointError(f"{path} is not complete: {error!r}.") from error
         return cls(lens, features, to=removal.to, project=removal.project)

@@ -24,7 +24,7 @@ class Removal:
     Raises
     ------
     FeatureError
-        If `to` is something else.
+        If `to` or `project` is something else.
     """
 
     to: ProjectTo = "baseline"
@@ -33,6 +33,8 @@ class Removal:
     def __post_init__(self) -> None:
         if self.to not in ("baseline", "zero"):
             raise FeatureError(f'Features are taken to "baseline" or "zero", not {self.to!r}.')
+        if not isinstance(self.project, bool):
+            raise FeatureError(f"`project` is True or False, not {self.project!r}.")
 
     def of(self, features: Iterable[Key]) -> Ablate | Project:
         """The intervention on some features, at least one."""
