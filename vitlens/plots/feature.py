@@ -191,6 +191,7 @@ def _draw_effects(axes: Axes, effects: NDArray[np.float64], class_names: Sequenc
     down = [i for i in order[::-1][:_CLASSES] if effects[i] < 0][::-1]
     shown = [*up, *down]
     axes.set_title("logit lens", fontsize=9)
+    axes.xaxis.set_major_locator(MaxNLocator(3))  # more labels would touch
     if not shown:
         axes.set_axis_off()
         return
