@@ -22,7 +22,7 @@ from vitlens.cli import COMMANDS, main, options, parser
 from vitlens.images import Transform
 from vitlens.lens import Lens
 from vitlens.replacement import Baselines, ErrorNodes
-from vitlens.saes import TopKSAE, load_saes, save_saes
+from vitlens.saes import TopKSAE, chain_losses, load_saes, save_saes
 from vitlens.saes.stream import sae_residuals
 
 CLASSES = ("bird", "insect", "mammal", "flower", "fruit", "vehicle", "coin")
@@ -152,7 +152,7 @@ def test_explain_takes_target_and_rule(everyday, photos, tmp_path, capsys):
         (["{photos}/bird/9.png"], "9.png"),
         (["{photos}/notes.txt"], "not an image"),
         (["{photos}/bird/0.png", "--share", "7"], "share"),
-        (["{photos}/bird/0.png", "--saes", "x"], "brings its own SAEs"),
+        (["{photos}/bird/0.png", "--class-names", "x"], "its own class names"),
         (["{photos}/bird/0.png", "--target", "0", "--out", "{photos}/notes.txt"], "notes.txt"),
     ],
 )
@@ -272,6 +272,43 @@ def test_train_saes_goes_on_after_ctrl_c(tiny_timm, photos, tmp_path, monkeypatc
     assert main(command) == 0
     assert len(load_saes(tmp_path / "saes")) == 3
     assert not (tmp_path / "saes" / "checkpoint.safetensors").exists()
+
+
+def test_tune_saes_compares_before_and_after(tiny, tiny_timm, photos, tmp_path, capsys):
+    save_saes(tiny[1], tmp_path / "saes")
+    many = tmp_path / "many"
+    many.mkdir()
+    for i in range(20):
+        (many / f"{i}.png").write_bytes((photos / "bird" / f"{i % 2}.png").read_bytes())
+    out = tmp_path / "tuned"
+    command = ["tune-saes", many, "--model", "tiny", "--saes", tmp_path / "saes", "--out", out]
+    command = [str(word) for word in (*command, "--batch-size", 4, "--chain-weight", 1)]
+    assert main(command) == 0
+    said = capsys.readouterr().out
+    assert "3 SAEs on 18 images: about" in said and "GiB of memory" in said
+    assert "in chain" in said and said.count("all layers replaced") == 2
+    assert "2 images kept out of tuning, before" in said and f"--saes {out}" in said
+    manifest = json.loads((out / "manifest.json").read_text())
+    assert manifest["metadata"]["config"]["chain_weight"] == 1
+    assert len(load_saes(out)) == 3
+
+
+def test_tune_saes_goes_on_after_ctrl_c(everyday, photos, tmp_path, monkeypatch, capsys):
+    command = ["tune-saes", photos, "--model", "everyday", "--out", tmp_path / "tuned"]
+    command = [str(word) for word in (*command, "--batch-size", "1")]
+    calls = []
+
+    def interrupted(*arguments, **settings):
+        calls.append(1)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return chain_losses(*arguments, **settings)
+
+    monkeypatch.setattr("vitlens.saes.tune.chain_losses", interrupted)
+    assert main(command) == 130
+    assert "checkpoint.safetensors is kept; the same command" in capsys.readouterr().err
+    assert main(command) == 0
+    assert len(load_saes(tmp_path / "tuned")) == 3
 
 
 def test_an_empty_folder_is_told(tmp_path, capsys):

@@ -269,3 +269,30 @@ def test_load_a_timm_model_with_a_folder_of_saes(tmp_path: Path, picture: Image.
     save_saes([wide] * 11, tmp_path / "other")
     with pytest.raises(CheckpointError, match="width 16"):
         vitlens.load("vit_tiny_patch16_224", saes=tmp_path / "other", pretrained=False)
+
+
+def test_load_a_bundle_with_other_saes(tmp_path: Path) -> None:
+    from vitlens.saes.files import save_saes
+
+    save_saes([make_sae(width=384) for _ in range(11)], tmp_path / "saes")
+    own, other = vitlens.load("everyday"), vitlens.load("everyday", saes=tmp_path / "saes")
+    assert other.saes[0].size == make_sae().size != own.saes[0].size
+    assert other.class_names == own.class_names
+    # What was measured, named and fitted belongs to the bundle's own SAEs.
+    assert own.about.figures and not other.about.figures
+    assert own.atlas is not None and other.atlas is None
+    assert not any(features.any() for features in other.baselines.features)
+    fitted = other.fit_baselines(own.samples[:2])
+    fitted.save(tmp_path / "baselines.safetensors")
+    third = vitlens.load(
+        "everyday", saes=tmp_path / "saes", baselines=tmp_path / "baselines.safetensors"
+    )
+    assert torch.equal(third.baselines.errors[3], fitted.errors[3])
+    with pytest.raises(ModelError, match="leave out class_names, img_size"):
+        vitlens.load("everyday", class_names=["a"], img_size=96)
+
+
+def test_a_sample_is_taken_as_an_image() -> None:
+    lens = vitlens.load("everyday")
+    sample = lens.samples[0]
+    assert torch.equal(lens.trace(sample).logits, lens.trace(sample.path).logits)

@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 from vitlens.errors import CheckpointError, ImageError, VitlensError
 from vitlens.models.adapter import ViT
 from vitlens.saes import TrainConfig, estimate, load_saes, measure, train_saes
-from vitlens.saes.train import CHECKPOINT
+from vitlens.saes.checkpoint import CHECKPOINT
 
 WIDTH, DEPTH, T = 16, 3, 5
 N_IMAGES = 14

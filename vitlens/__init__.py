@@ -36,6 +36,7 @@ _MODULE_OF = {
     "load_waterbirds": "vitlens.debias.groups",
     "spurious": "vitlens.debias.spurious",
     "train_saes": "vitlens.saes.train",
+    "tune_saes": "vitlens.saes.tune",
 }
 
 if TYPE_CHECKING:
@@ -58,6 +59,7 @@ if TYPE_CHECKING:
     from vitlens.replacement import Baselines, Trace
     from vitlens.saes.topk import TopKSAE
     from vitlens.saes.train import train_saes
+    from vitlens.saes.tune import tune_saes
 
 __all__ = [
     "Ablate",
@@ -88,6 +90,7 @@ __all__ = [
     "load_waterbirds",
     "spurious",
     "train_saes",
+    "tune_saes",
 ]
 
 

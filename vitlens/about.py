@@ -7,7 +7,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Sample:
-    """A sample image of a bundle.
+    """A sample image of a bundle; it can be given wherever an image is taken.
 
     Attributes
     ----------
@@ -22,6 +22,9 @@ class Sample:
     path: Path
     label: str
     credit: str
+
+    def __fspath__(self) -> str:
+        return str(self.path)
 
 
 @dataclass(frozen=True)

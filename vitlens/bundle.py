@@ -53,14 +53,15 @@ def load(
     name
         A bundled lens ("everyday"), or the name of a timm model.
     saes
-        For a timm model: the SAEs, or a folder or hub name to load them from; by default those
-        the authors of the RRM paper released for this model, if there are any.
+        The SAEs, or a folder or hub name to load them from. By default a bundle's own; for a timm
+        model those the authors of the RRM paper released for it, if there are any.
     baselines
-        For a timm model: baselines, or a file of them.
+        Baselines, or a file of them. By default a bundle's own, which go with its own SAEs; zero
+        for other SAEs.
     class_names
         For a timm model: a name a class.
     atlas
-        Folder of an atlas of this model; by default the bundle's own, if it has one.
+        Folder of an atlas of these SAEs; by default that of a bundle's own, if it has one.
     names
         File of people's names of features. By default it is in the atlas's folder; for a bundle's
         own atlas, in the user's data folder.
@@ -81,9 +82,12 @@ def load(
         If a file is missing or damaged.
     """
     if name in bundles():
-        lens = _load_bundle(_FOLDER / name, device, dtype)
+        if class_names is not None or kwargs:
+            given = ", ".join([*(["class_names"] if class_names is not None else []), *kwargs])
+            raise ModelError(f"{name!r} is a bundle with classes of its own; leave out {given}.")
+        lens = _load_bundle(_FOLDER / name, saes, baselines, device, dtype)
         own = _FOLDER / name / "atlas"
-        if atlas is None and own.is_dir():
+        if atlas is None and saes is None and own.is_dir():
             lens.atlas_later(partial(_bundled_atlas, own, name, names))
             return lens
         return _with_atlas(lens, atlas, names)
@@ -97,19 +101,27 @@ def load(
                 f"or train them: `vitlens train-saes`. {known}"
             )
     model = create(name, pretrained=pretrained, **kwargs).to(device=device, dtype=dtype)
-    if isinstance(baselines, str | Path):
-        baselines = Baselines.load(baselines)
     lens = Lens(
         model,
         RELEASES[name].hub_name if saes is None else saes,
-        baselines=baselines,
+        baselines=_opened(baselines),
         class_names=class_names,
         about=About(name=name),
     )
     return _with_atlas(lens, atlas, names)
 
 
-def _load_bundle(folder: Path, device: torch.device | str, dtype: torch.dtype) -> Lens:
+def _opened(baselines: Baselines | str | Path | None) -> Baselines | None:
+    return Baselines.load(baselines) if isinstance(baselines, str | Path) else baselines
+
+
+def _load_bundle(
+    folder: Path,
+    saes: Sequence[TopKSAE] | str | Path | None,
+    baselines: Baselines | str | Path | None,
+    device: torch.device | str,
+    dtype: torch.dtype,
+) -> Lens:
     config = read_json(folder / "bundle.json")
     model = build_model(config)
     weights, _ = read_tensors(folder / "model.safetensors")
@@ -117,10 +129,13 @@ def _load_bundle(folder: Path, device: torch.device | str, dtype: torch.dtype) -
         model.load_state_dict(dequantize(weights))
     except RuntimeError as error:
         raise CheckpointError(f"{folder} is damaged: {error}") from error
+    own = saes is None
+    if own and baselines is None:
+        baselines = folder / "baselines.safetensors"
     return Lens(
         model.to(device=device, dtype=dtype),
-        load_saes(folder / "saes"),
-        baselines=Baselines.load(folder / "baselines.safetensors"),
+        load_saes(folder / "saes") if saes is None else saes,
+        baselines=_opened(baselines),
         class_names=config["class_names"],
         transform=Transform.from_dict(config["transform"]),
         about=About(
@@ -130,7 +145,7 @@ def _load_bundle(folder: Path, device: torch.device | str, dtype: torch.dtype) -
                 for s in read_json(folder / "samples" / "samples.json")
             ),
             card=(folder / "MODEL_CARD.md").read_text(encoding="utf-8"),
-            figures=read_json(folder / "figures.json"),
+            figures=read_json(folder / "figures.json") if own else {},
         ),
     )
 

@@ -1,6 +1,7 @@
 """Any image in, one tensor out; and back to a picture."""
 
 import math
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 
 from vitlens.errors import CheckpointError, ImageError, near_matches
 
-ImageLike = str | Path | Image.Image | np.ndarray | Tensor
+ImageLike = str | os.PathLike[str] | Image.Image | np.ndarray | Tensor
 
 _CROP_MODES = ("center", "squash")
 _INTERPOLATIONS = tuple(method.name.lower() for method in Image.Resampling)
@@ -165,9 +166,10 @@ def open_image(image: ImageLike) -> Image.Image:
     Parameters
     ----------
     image
-        A path; a PIL image of any mode (rotated as its EXIF data say, grey in 16 bits scaled to
-        8, transparent parts over white); an array [H, W], [H, W, 1], [H, W, 3] or [H, W, 4] of
-        uint8, uint16 or of floats in [0, 1]; or a uint8 tensor [H, W] or [C, H, W].
+        A path or a sample of a bundle; a PIL image of any mode (rotated as its EXIF data say,
+        grey in 16 bits scaled to 8, transparent parts over white); an array [H, W], [H, W, 1],
+        [H, W, 3] or [H, W, 4] of uint8, uint16 or of floats in [0, 1]; or a uint8 tensor [H, W] or
+        [C, H, W].
 
     Returns
     -------
@@ -179,7 +181,7 @@ def open_image(image: ImageLike) -> Image.Image:
     ImageError
         When the file is missing, damaged or no image, or the values are not those of a picture.
     """
-    if isinstance(image, (str, Path)):
+    if isinstance(image, (str, os.PathLike)):
         return _from_path(image)
     if isinstance(image, Image.Image):
         return _from_pil(image, "The image")
@@ -248,8 +250,8 @@ def _checked_input(tensor: Tensor, what: str) -> Tensor:
     return tensor
 
 
-def _from_path(path: str | Path) -> Image.Image:
-    if str(path).startswith(("http://", "https://")):
+def _from_path(path: str | os.PathLike[str]) -> Image.Image:
+    if os.fspath(path).startswith(("http://", "https://")):
         raise ImageError(f"{path} is a web address: save the image to a file first.")
     path = Path(path)
     if path.is_dir():

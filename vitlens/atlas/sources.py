@@ -72,13 +72,13 @@ def open_source(images: Any) -> Source:
     """
     if isinstance(images, Source):
         return images
-    if isinstance(images, str | Path):
+    if isinstance(images, str | os.PathLike):
         return _from_paths([images])
     if isinstance(images, Image.Image) or (
         isinstance(images, np.ndarray | Tensor) and images.ndim < 4
     ):
         return _from_sequence([images])
-    if isinstance(images, list | tuple) and all(isinstance(i, str | Path) for i in images):
+    if isinstance(images, list | tuple) and all(isinstance(i, str | os.PathLike) for i in images):
         return _from_paths(images)
     if hasattr(images, "__getitem__") and hasattr(images, "__len__"):
         return _from_sequence(images)
@@ -90,7 +90,7 @@ def open_source(images: Any) -> Source:
     )
 
 
-def _from_paths(paths: Sequence[str | Path]) -> Source:
+def _from_paths(paths: Sequence[str | os.PathLike[str]]) -> Source:
     if not paths:
         raise ImageError("There are no images: the list is empty.")
     roots = [Path(path).absolute() for path in paths]
@@ -119,7 +119,7 @@ def _from_paths(paths: Sequence[str | Path]) -> Source:
     )
 
 
-def _inside(folder: Path, given: str | Path) -> list[Path]:
+def _inside(folder: Path, given: str | os.PathLike[str]) -> list[Path]:
     """Image files in a folder, or its shards where it holds no images, in sorted order."""
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     for suffixes in (SUFFIXES, {".tar"}):

@@ -7,12 +7,12 @@ import warnings
 from collections.abc import Sequence
 
 import vitlens
-from vitlens.cli import atlas, demo, explain, faithfulness, info, lab, train_saes
+from vitlens.cli import atlas, demo, explain, faithfulness, info, lab, train_saes, tune_saes
 from vitlens.cli.options import HelpFormatter
 from vitlens.errors import VitlensError
 
 #: In the order of the help. A new command is a module with `add_to`, and its name here.
-COMMANDS = (demo, lab, explain, faithfulness, atlas, train_saes, info)
+COMMANDS = (demo, lab, explain, faithfulness, atlas, train_saes, tune_saes, info)
 
 _DESCRIPTION = """\
 From an image to a faithful circuit: why a Vision Transformer saw what it saw.

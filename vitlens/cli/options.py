@@ -66,14 +66,15 @@ def add_model_options(command: argparse.ArgumentParser, *, positional: bool = Fa
     group.add_argument(
         "--saes",
         metavar="FOLDER",
-        help="the SAEs of a timm model: a folder or a name on the Hugging Face hub",
+        help="SAEs of the model: a folder or a name on the Hugging Face hub (default: those that"
+        ' come with "everyday", or that were published for the timm model)',
     )
     group.add_argument(
         "--baselines",
         metavar="PATH",
         type=Path,
-        help="what replaced features of a timm model are set to: a file that Baselines.save "
-        "wrote, or a folder of images to take medians over (default: zero)",
+        help="what replaced features are set to: a file that Baselines.save wrote, or a folder of"
+        " images to take medians over (default: zero, or what a bundle brings for its own SAEs)",
     )
     group.add_argument(
         "--class-names",
@@ -120,15 +121,10 @@ def load_lens(arguments: argparse.Namespace) -> Lens:
     """
     from vitlens.bundle import bundles, load
 
-    options = {"saes": arguments.saes, "baselines": arguments.baselines}
-    given = [name for name, value in options.items() if value is not None]
-    if arguments.model in bundles():
-        if given or arguments.class_names:
-            raise VitlensError(
-                f"{arguments.model!r} brings its own SAEs, baselines and class names; --saes, "
-                "--baselines and --class-names go with a timm model."
-            )
-        return load(arguments.model, **device_and_dtype(arguments))
+    if arguments.model in bundles() and arguments.class_names:
+        raise VitlensError(
+            f"{arguments.model!r} brings its own class names; --class-names goes with a timm model."
+        )
     sample = images_in([arguments.baselines]) if _is_folder(arguments.baselines) else None
     lens = load(
         arguments.model,

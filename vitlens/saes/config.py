@@ -1,4 +1,4 @@
-"""Settings of SAE training, checked before anything runs."""
+"""Settings of SAE training and tuning, checked before anything runs."""
 
 from __future__ import annotations
 
@@ -77,18 +77,17 @@ class TrainConfig:
             value = getattr(self, name)
             if not isinstance(value, int):
                 object.__setattr__(self, name, tuple(int(number) for number in value))
-        for name in ("epochs", "batch_tokens", "buffer_tokens", "forward_images", "dead_after"):
-            if getattr(self, name) < 1:
-                raise CheckpointError(f"{name} must be 1 or more, not {getattr(self, name)}.")
-        for name in ("warmup_steps", "aux_weight", "aux_features", "checkpoint_seconds"):
-            if getattr(self, name) < 0:
-                raise CheckpointError(f"{name} must not be negative, but is {getattr(self, name)}.")
-        if self.learning_rate <= 0:
-            raise CheckpointError(f"learning_rate must be above 0, not {self.learning_rate}.")
-        if not 0 <= self.decay_share <= 1:
-            raise CheckpointError(f"decay_share is a share from 0 to 1, not {self.decay_share}.")
-        if self.precision not in ("full", "bfloat16"):
-            raise CheckpointError(f'precision is "full" or "bfloat16", not {self.precision!r}.')
+        _check_numbers(
+            self,
+            at_least_one=(
+                "epochs",
+                "batch_tokens",
+                "buffer_tokens",
+                "forward_images",
+                "dead_after",
+            ),
+            not_negative=("warmup_steps", "aux_weight", "aux_features", "checkpoint_seconds"),
+        )
 
     def layers(self, n_layers: int) -> tuple[tuple[int, int], ...]:
         """Give (size, k) of each of `n_layers` layers.
@@ -114,6 +113,92 @@ class TrainConfig:
             value = values[name]
             values[name] = value if isinstance(value, int) else list(value)
         return values
+
+
+@dataclass(frozen=True, kw_only=True)
+class TuneConfig:
+    """How SAEs are tuned together by `vitlens.saes.tune_saes`.
+
+    Attributes
+    ----------
+    batch_images
+        Images a step.
+    chain_weight, output_weight
+        Weights of the two losses of the chain, beside the loss of each SAE alone, which weighs 1.
+        The larger they are, the better the SAEs do together and the less each explains by itself.
+    learning_rate, warmup_steps, decay_share
+        As in `TrainConfig`.
+    precision
+        "full": the model's own precision (half precision is tuned in float32). "bfloat16": matrix
+        products in bfloat16, weights, losses and Adam in float32.
+    checkpoint_seconds
+        Time between two checkpoints.
+
+    Raises
+    ------
+    CheckpointError
+        If a number is out of its range.
+    """
+
+    batch_images: int = 16
+    chain_weight: float = 0.5
+    output_weight: float = 0.5
+    learning_rate: float = 5e-4
+    warmup_steps: int = 30
+    decay_share: float = 0.6
+    precision: Precision = "full"
+    checkpoint_seconds: float = 120.0
+
+    def __post_init__(self) -> None:
+        _check_numbers(
+            self,
+            at_least_one=("batch_images",),
+            not_negative=("chain_weight", "output_weight", "warmup_steps", "checkpoint_seconds"),
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        return asdict(self)
+
+
+def scheduled_rate(config: TrainConfig | TuneConfig, step: int, n_steps: int | None) -> float:
+    """Learning rate of one step: linear growth, then constant, then linear decay to zero.
+
+    Parameters
+    ----------
+    config
+        Gives `learning_rate`, `warmup_steps` and `decay_share`.
+    step
+        Counted from 0.
+    n_steps
+        Of the whole run; only needed for a decay.
+    """
+    factor = min(1.0, (step + 1) / (config.warmup_steps + 1))
+    if config.decay_share:
+        assert n_steps is not None
+        left = (n_steps - step) / max(1.0, config.decay_share * n_steps)
+        factor = min(factor, max(0.0, left))
+    return config.learning_rate * factor
+
+
+def _check_numbers(
+    config: TrainConfig | TuneConfig,
+    *,
+    at_least_one: Sequence[str],
+    not_negative: Sequence[str],
+) -> None:
+    for name in at_least_one:
+        if getattr(config, name) < 1:
+            raise CheckpointError(f"{name} must be 1 or more, not {getattr(config, name)}.")
+    for name in not_negative:
+        if getattr(config, name) < 0:
+            raise CheckpointError(f"{name} must not be negative, but is {getattr(config, name)}.")
+    if config.learning_rate <= 0:
+        raise CheckpointError(f"learning_rate must be above 0, not {config.learning_rate}.")
+    if not 0 <= config.decay_share <= 1:
+        raise CheckpointError(f"decay_share is a share from 0 to 1, not {config.decay_share}.")
+    if config.precision not in ("full", "bfloat16"):
+        raise CheckpointError(f'precision is "full" or "bfloat16", not {config.precision!r}.')
 
 
 def _per_layer(name: str, value: int | Sequence[int], n_layers: int) -> tuple[int, ...]:

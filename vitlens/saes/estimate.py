@@ -1,17 +1,21 @@
-"""What a training run will cost, from a short timed trial."""
+"""What training or tuning will cost, from a short timed trial."""
 
 from __future__ import annotations
 
+import copy
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from vitlens.models.adapter import ViT
-from vitlens.saes.config import TrainConfig
+from vitlens.saes.config import TrainConfig, TuneConfig
 from vitlens.saes.learner import Learner
 from vitlens.saes.stream import sae_residuals
+from vitlens.saes.topk import TopKSAE, check_saes
+from vitlens.saes.tune import chain_losses
 
 
 @dataclass(frozen=True)
@@ -38,11 +42,30 @@ class Estimate:
     step_seconds: float
 
     def __str__(self) -> str:
-        minutes, seconds = divmod(round(self.seconds), 60)
-        return (
-            f"{self.n_tokens:,} tokens, about {minutes} min {seconds:02d} s and"
-            f" {self.memory_bytes / 2**30:.1f} GiB of memory"
-        )
+        return f"{self.n_tokens:,} tokens, {_cost(self.seconds, self.memory_bytes)}"
+
+
+@dataclass(frozen=True)
+class TuneEstimate:
+    """Time and memory of `tune_saes`.
+
+    Attributes
+    ----------
+    seconds
+        Of the whole run, if the machine stays as busy as it is.
+    memory_bytes
+        Weights with gradients and moments, and what a step keeps for its backward pass; beside
+        the model and the images themselves.
+    image_seconds
+        One image's share of a step.
+    """
+
+    seconds: float
+    memory_bytes: int
+    image_seconds: float
+
+    def __str__(self) -> str:
+        return _cost(self.seconds, self.memory_bytes)
 
 
 def estimate(vit: ViT, config: TrainConfig, n_images: int) -> Estimate:
@@ -82,6 +105,60 @@ def estimate(vit: ViT, config: TrainConfig, n_images: int) -> Estimate:
         forward_seconds=forward,
         step_seconds=step,
     )
+
+
+def estimate_tuning(
+    vit: ViT, saes: Sequence[TopKSAE], config: TuneConfig, n_images: int
+) -> TuneEstimate:
+    """Estimate time and memory of tuning on `n_images` images.
+
+    Two steps' losses and gradients are computed on random images, of which the second is timed
+    and what it keeps is counted.
+
+    Parameters
+    ----------
+    vit
+        The model.
+    saes, config
+        As for `tune_saes`.
+    n_images
+        How many images there are.
+
+    Raises
+    ------
+    CheckpointError
+        If the SAEs do not fit the model.
+    """
+    check_saes(saes, depth=vit.depth, width=vit.width)
+    dtype = torch.float32 if vit.dtype in (torch.float16, torch.bfloat16) else vit.dtype
+    learning = [
+        copy.deepcopy(sae).to(device=vit.device, dtype=dtype).requires_grad_() for sae in saes
+    ]
+    parameters = [parameter for sae in learning for parameter in sae.parameters()]
+    n_batch = min(config.batch_images, n_images)
+    images = torch.randn(n_batch, 3, *vit.image_size, device=vit.device)
+    kept: dict[int, int] = {}
+
+    def count(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    def work() -> None:
+        kept.clear()
+        with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
+            losses = chain_losses(vit, learning, images, bfloat16=config.precision == "bfloat16")
+            loss = losses.alone.mean() + losses.chain.mean() + losses.output
+            torch.autograd.grad(loss, parameters)
+
+    seconds = _seconds(work, vit.device) / n_batch
+    weights = 4 * sum(parameter.nbytes for parameter in parameters)
+    return TuneEstimate(seconds * n_images, weights + sum(kept.values()), seconds)
+
+
+def _cost(seconds: float, memory_bytes: int) -> str:
+    whole, rest = divmod(round(seconds), 60)
+    return f"about {whole} min {rest:02d} s and {memory_bytes / 2**30:.1f} GiB of memory"
 
 
 def _seconds(work: Callable[[], object], device: torch.device) -> float:

@@ -10,11 +10,9 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from vitlens.errors import CheckpointError
+from vitlens.saes.adam import DictionaryAdam, fill
 from vitlens.saes.config import TrainConfig
 from vitlens.saes.topk import TopKSAE
-
-_NAMES = ("W_enc", "W_dec", "b_dec")
 
 
 @dataclass(frozen=True)
@@ -139,7 +137,6 @@ class Learner:
         device: torch.device,
     ) -> None:
         self.config = config
-        self.step_count = 0
         generator = torch.Generator().manual_seed(config.seed)
         self.saes = tuple(
             _fresh_sae(width, size, k, generator).to(device=device, dtype=dtype)
@@ -149,15 +146,12 @@ class Learner:
             torch.zeros(sae.size, dtype=torch.int64, device=device) for sae in self.saes
         )
         self._matmul_dtype = torch.bfloat16 if config.precision == "bfloat16" else dtype
-        parameters = [parameter for sae in self.saes for parameter in sae.parameters()]
-        fused = device.type in ("cpu", "cuda")
-        self._adam = torch.optim.Adam(parameters, lr=config.learning_rate, fused=fused)
-        for parameter in parameters:
-            self._adam.state[parameter] = {
-                "step": torch.zeros((), dtype=torch.float32, device=device),
-                "exp_avg": torch.zeros_like(parameter),
-                "exp_avg_sq": torch.zeros_like(parameter),
-            }
+        self._adam = DictionaryAdam(self.saes, config.learning_rate)
+
+    @property
+    def step_count(self) -> int:
+        """Steps taken."""
+        return self._adam.step_count
 
     @torch.no_grad()
     def step(self, batches: Sequence[Float[Tensor, "N D"]], learning_rate: float) -> StepReport:
@@ -175,36 +169,18 @@ class Learner:
                 aux_features=self.config.aux_features,
                 matmul_dtype=self._matmul_dtype,
             )
-            # A step along a row would only change its length, which is fixed.
-            along = (grads.W_dec * sae.W_dec).sum(-1, keepdim=True)
-            sae.W_enc.grad = grads.W_enc
-            sae.W_dec.grad = grads.W_dec - along * sae.W_dec
+            sae.W_enc.grad, sae.W_dec.grad = grads.W_enc, grads.W_dec
             sae.b_dec.grad = grads.b_dec
             silent.add_(1).masked_fill_(grads.active, 0)
             explained.append(1 - grads.squared_error / grads.total_square)
             dead_fraction.append(is_dead.float().mean())
-        self._adam.param_groups[0]["lr"] = learning_rate
-        self._adam.step()
-        for sae in self.saes:
-            sae.W_dec.copy_(F.normalize(sae.W_dec, dim=-1))
-            for parameter in sae.parameters():
-                parameter.grad = None
-        self.step_count += 1
+        self._adam.step(learning_rate)
         return StepReport(torch.stack(explained), torch.stack(dead_fraction))
 
     def state(self) -> dict[str, Tensor]:
         """Everything a checkpoint needs, by name: weights, moments, counters."""
-        tensors = {}
-        for layer, (sae, silent) in enumerate(zip(self.saes, self.silent, strict=True)):
-            tensors[f"{layer}.silent"] = silent
-            for name in _NAMES:
-                parameter = getattr(sae, name)
-                tensors[f"{layer}.{name}"] = parameter.detach()
-                for moment in ("exp_avg", "exp_avg_sq"):
-                    tensors[f"{layer}.{name}.{moment}"] = self._adam.state[parameter][moment]
-        return tensors
+        return {**self._adam.state(), **self._counters()}
 
-    @torch.no_grad()
     def load_state(self, tensors: dict[str, Tensor], step_count: int) -> None:
         """Continue from what `state` gave after `step_count` steps.
 
@@ -213,13 +189,11 @@ class Learner:
         CheckpointError
             If a tensor is missing or has another shape.
         """
-        for name, target in self.state().items():
-            if name not in tensors or tensors[name].shape != target.shape:
-                raise CheckpointError(f"it lacks {name} of shape {list(target.shape)}")
-            target.copy_(tensors[name])
-        for state in self._adam.state.values():
-            state["step"].fill_(step_count)
-        self.step_count = step_count
+        self._adam.load_state(tensors, step_count)
+        fill(self._counters(), tensors)
+
+    def _counters(self) -> dict[str, Tensor]:
+        return {f"{layer}.silent": silent for layer, silent in enumerate(self.silent)}
 
 
 def _fresh_sae(width: int, size: int, k: int, generator: torch.Generator) -> TopKSAE:

@@ -13,11 +13,12 @@ import torch
 from tqdm.auto import tqdm
 
 from vitlens.errors import CheckpointError, ImageError
-from vitlens.files import fingerprint, read_tensors, write_tensors
+from vitlens.files import fingerprint
 from vitlens.interrupts import interrupts_held
 from vitlens.models.adapter import ViT
-from vitlens.saes.config import TrainConfig
-from vitlens.saes.files import MANIFEST, load_saes, read_manifest, save_saes
+from vitlens.saes.checkpoint import RunFiles
+from vitlens.saes.config import TrainConfig, scheduled_rate
+from vitlens.saes.files import load_saes, save_saes
 from vitlens.saes.learner import Learner, StepReport
 from vitlens.saes.stream import (
     TokenBuffer,
@@ -29,7 +30,6 @@ from vitlens.saes.stream import (
 )
 from vitlens.saes.topk import TopKSAE
 
-CHECKPOINT = "checkpoint.safetensors"
 _SMOOTHING = 0.9
 
 
@@ -142,7 +142,7 @@ class _Run:
     def __init__(
         self, vit: ViT, images: Any, config: TrainConfig, out: Path, n_images: int | None
     ) -> None:
-        self.vit, self.images, self.config, self.out = vit, images, config, out
+        self.vit, self.images, self.config = vit, images, config
         self.n_layers = vit.depth - 1
         self.per_epoch = count_images(images) if n_images is None else n_images
         if self.per_epoch == 0:
@@ -164,19 +164,20 @@ class _Run:
             vit.width, config, self.n_layers, dtype=self.dtype, device=vit.device
         )
         self.progress = _Progress()
-        self.identity = {
+        identity = {
             "model": fingerprint(vit.model.state_dict()),
             "config": config.to_dict(),
             "n_images": self.per_epoch,
         }
+        self.files = RunFiles(out, "vitlens-sae-training", identity)
         self.epoch_rng = torch.get_rng_state()
         self.running: StepReport | None = None
         self.in_step = False
 
     def train(self, *, resume: bool) -> TrainResult:
-        if resume and (self.out / CHECKPOINT).is_file():
+        if resume and self.files.path.is_file():
             self._load()
-        elif resume and (self.out / MANIFEST).is_file():
+        elif resume and self.files.manifest.is_file():
             return self._finished()
         try:
             self._loop()
@@ -233,7 +234,9 @@ class _Run:
 
     def _step(self, batch: tuple[torch.Tensor, ...]) -> None:
         self.in_step = True
-        report = self.learner.step(batch, self._learning_rate())
+        total = self._total_steps() if self.config.decay_share else None
+        rate = scheduled_rate(self.config, self.learner.step_count, total)
+        report = self.learner.step(batch, rate)
         self.progress = replace(self.progress, batch=self.progress.batch + 1)
         if self.running is not None:
             smooth = torch.lerp(
@@ -256,15 +259,6 @@ class _Run:
             refresh=False,
         )
 
-    def _learning_rate(self) -> float:
-        config, step = self.config, self.learner.step_count
-        factor = min(1.0, (step + 1) / (config.warmup_steps + 1))
-        if config.decay_share:
-            total = self._total_steps()
-            left = (total - step) / max(1.0, config.decay_share * total)
-            factor = min(factor, max(0.0, left))
-        return config.learning_rate * factor
-
     def _total_steps(self) -> int:
         assert self.per_epoch is not None
         whole, rest = divmod(self.per_epoch, self.group_images)
@@ -282,21 +276,11 @@ class _Run:
         if self.running is not None:
             tensors["explained_variance"] = self.running.explained_variance
             tensors["dead_fraction"] = self.running.dead_fraction
-        metadata = {
-            **self.identity,
-            "format": "vitlens-sae-training",
-            "step": self.learner.step_count,
-            "progress": asdict(self.progress),
-        }
-        with interrupts_held():
-            write_tensors(self.out / CHECKPOINT, tensors, metadata)
+        progress = {"step": self.learner.step_count, "progress": asdict(self.progress)}
+        self.files.write(tensors, progress)
 
     def _load(self) -> None:
-        path = self.out / CHECKPOINT
-        tensors, metadata = read_tensors(path)
-        if metadata.get("format") != "vitlens-sae-training":
-            raise CheckpointError(f"{path} is not a checkpoint of SAE training.")
-        self._check_identity(path, metadata)
+        tensors, metadata = self.files.read()
         try:
             self.learner.load_state(tensors, metadata["step"])
             self.progress = _Progress(**metadata["progress"])
@@ -309,24 +293,8 @@ class _Run:
                     )
                 )
         except (KeyError, TypeError, CheckpointError) as error:
-            raise CheckpointError(f"{path} is damaged: {error}.") from error
+            raise CheckpointError(f"{self.files.path} is damaged: {error}.") from error
         torch.set_rng_state(self.epoch_rng)
-
-    def _check_identity(self, path: Path, found: dict[str, Any]) -> None:
-        for name, what in (("model", "another model"), ("n_images", "other images")):
-            if found.get(name) != self.identity[name]:
-                raise CheckpointError(
-                    f"{path} is of a run on {what}. Choose another folder, or pass resume=False."
-                )
-        theirs = found.get("config", {})
-        ours = self.config.to_dict()
-        changed = [name for name in ours if theirs.get(name) != ours[name]]
-        if changed:
-            listed = ", ".join(f"{name} {theirs.get(name)} (now {ours[name]})" for name in changed)
-            raise CheckpointError(
-                f"{path} is of a run with other settings: {listed}. Use these, choose another"
-                " folder, or pass resume=False."
-            )
 
     def _finish(self) -> None:
         assert self.running is not None
@@ -337,22 +305,15 @@ class _Run:
             "explained_variance": self.running.explained_variance.tolist(),
             "dead_fraction": self.running.dead_fraction.tolist(),
         }
-        save_saes(self.learner.saes, self.out, metadata={**self.identity, "training": figures})
-        (self.out / CHECKPOINT).unlink(missing_ok=True)
+        metadata = {**self.files.identity, "training": figures}
+        save_saes(self.learner.saes, self.files.folder, metadata=metadata)
+        self.files.path.unlink(missing_ok=True)
 
     def _finished(self) -> TrainResult:
-        path = self.out / MANIFEST
-        metadata = read_manifest(self.out)["metadata"]
-        if "training" not in metadata:
-            raise CheckpointError(
-                f"{self.out} holds SAEs that were not trained here. Choose another folder, or"
-                " pass resume=False."
-            )
-        self._check_identity(path, metadata)
-        figures = metadata["training"]
+        figures, folder = self.files.figures("training"), self.files.folder
         return TrainResult(
-            saes=tuple(load_saes(self.out, dtype=self.dtype, device=self.vit.device)),
-            folder=self.out,
+            saes=tuple(load_saes(folder, dtype=self.dtype, device=self.vit.device)),
+            folder=folder,
             steps=figures["steps"],
             n_images=figures["n_images"],
             n_tokens=figures["n_tokens"],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import operator
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -61,7 +62,7 @@ class ChoicePart(t.HasTraits):
         self._lens.tensor(image)  # whatever is wrong with it is said here and now
         target_choice = self._class_of(target)
         known = [str(sample.path) for sample in self._lens.samples]
-        name = str(image) if isinstance(image, str | Path) else ""
+        name = os.fspath(image) if isinstance(image, str | os.PathLike) else ""
         choice = known.index(name) if name in known else None
         self._choose(image, target, choice, target_choice, name=Path(name).name)
 

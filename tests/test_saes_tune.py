@@ -1,0 +1,276 @@
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from test_saes_train import (
+    Interrupted,
+    Stream,
+    assert_same,
+    make_images,
+    make_vit,
+    weights_of,
+)
+from torch.utils.data import DataLoader, TensorDataset
+
+from vitlens.errors import CheckpointError, ImageError
+from vitlens.saes import (
+    TopKSAE,
+    TrainConfig,
+    TuneConfig,
+    chain_losses,
+    load_saes,
+    measure,
+    train_saes,
+    tune_saes,
+)
+from vitlens.saes.checkpoint import CHECKPOINT
+
+WIDTH, N_IMAGES = 16, 14
+
+
+def make_config(**changes):
+    return TuneConfig(**{"batch_images": 3, "learning_rate": 1e-3, "warmup_steps": 2, **changes})
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    config = TrainConfig(
+        sizes=24,
+        k=4,
+        epochs=8,
+        batch_tokens=20,
+        learning_rate=1e-2,
+        warmup_steps=3,
+        decay_share=0.3,
+    )
+    out = tmp_path_factory.mktemp("trained")
+    return train_saes(make_vit(), make_images(40), config, out=out).saes
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(trained, tmp_path_factory):
+    out = tmp_path_factory.mktemp("whole") / "saes"
+    return tune_saes(make_vit(), trained, make_images(), make_config(), out=out)
+
+
+def rebuild(sae, token):
+    """One token through an SAE, by its definition."""
+    mean, std = token.mean(), token.detach().std(correction=1)
+    normal = (token - mean) / (std + 1e-5)
+    active = torch.relu((normal - sae.b_dec) @ sae.W_enc)
+    strongest = active.argsort(descending=True)[: sae.k]
+    value = sae.b_dec + sum(active[f] * sae.W_dec[f] for f in strongest)
+    return value * std + mean
+
+
+def slow_losses(vit, saes, images):
+    """The three losses, image by image and token by token."""
+    model = vit.model
+    own, replaced = [[] for _ in saes], [[] for _ in saes]
+    alone, divergences = [[] for _ in saes], []
+    for image in images:
+        stream = other = model._pos_embed(model.patch_embed(image[None])).detach()
+        for layer, block in enumerate(model.blocks):
+            stream, other = block(stream).detach(), block(other)
+            if layer < len(saes):
+                other = torch.stack([rebuild(saes[layer], t) for t in other[0]])[None]
+                own[layer].append(stream[0])
+                replaced[layer].append(other[0])
+                alone[layer].append(torch.stack([rebuild(saes[layer], t) for t in stream[0]]))
+        p, q = (model.forward_head(model.norm(s))[0].softmax(-1) for s in (stream, other))
+        divergences.append((p.detach() * (p.detach().log() - q.log())).sum())
+
+    def unexplained(found, truth):
+        found, truth = torch.cat(found), torch.cat(truth)
+        return ((found - truth) ** 2).sum() / ((truth - truth.mean(0)) ** 2).sum()
+
+    return (
+        [unexplained(f, t) for f, t in zip(alone, own, strict=True)],
+        [unexplained(f, t) for f, t in zip(replaced, own, strict=True)],
+        sum(divergences) / len(divergences),
+    )
+
+
+def test_losses_and_gradients_equal_the_slow_ones(trained):
+    vit, images = make_vit(), make_images(3)
+    ours = [sae.requires_grad_() for sae in map(copy_of, trained)]
+    theirs = [sae.requires_grad_() for sae in map(copy_of, trained)]
+    found = chain_losses(vit, ours, images)
+    alone, chain, output = slow_losses(vit, theirs, images)
+    torch.testing.assert_close(found.alone, torch.stack(alone))
+    torch.testing.assert_close(found.chain, torch.stack(chain))
+    torch.testing.assert_close(found.output, output)
+    torch.testing.assert_close(found.alone[0], found.chain[0])
+    (found.alone.mean() + 0.7 * found.chain.mean() + 0.3 * found.output).backward()
+    (sum(alone) / 2 + 0.7 * sum(chain) / 2 + 0.3 * output).backward()
+    for one, other in zip(ours, theirs, strict=True):
+        for name in ("W_enc", "W_dec", "b_dec"):
+            torch.testing.assert_close(getattr(one, name).grad, getattr(other, name).grad)
+
+
+def copy_of(sae):
+    return TopKSAE.from_weights(W_enc=sae.W_enc, W_dec=sae.W_dec, b_dec=sae.b_dec, k=sae.k)
+
+
+def test_perfect_saes_have_no_loss():
+    identity = torch.eye(WIDTH, dtype=torch.float64)
+    both = torch.cat([identity, -identity])
+    sae = TopKSAE.from_weights(
+        W_enc=both.T.contiguous(), W_dec=both, b_dec=torch.zeros(WIDTH).double(), k=WIDTH
+    )
+    losses = chain_losses(make_vit(), [sae, sae], make_images(4))
+    assert losses.alone.max() < 1e-8
+    assert losses.chain.max() < 1e-8
+    assert losses.output < 1e-8
+
+
+def test_tuned_saes_do_better_together_on_other_images(tmp_path, trained):
+    vit, images = make_vit(), make_images(70)
+    with torch.no_grad():
+        vit.model.head.weight *= 50  # as decided as a trained model
+    config = make_config(learning_rate=3e-3)
+    result = tune_saes(vit, trained, images[:60].repeat(6, 1, 1, 1), config, out=tmp_path)
+    with torch.no_grad():
+        before = chain_losses(vit, trained, images[60:])
+        after = chain_losses(vit, result.saes, images[60:])
+    assert after.output < 0.8 * before.output
+    assert after.chain[-1] < 0.95 * before.chain[-1]
+    layers = measure(vit, result.saes, [images[60:]]).layers
+    torch.testing.assert_close(
+        1 - after.alone, torch.tensor([h.explained_variance for h in layers]).double(), rtol=1e-5,
+        atol=0,
+    )  # fmt: skip
+
+
+def test_result_and_folder(uninterrupted, trained):
+    assert (uninterrupted.steps, uninterrupted.n_images) == (5, N_IMAGES)
+    for sae, before in zip(uninterrupted.saes, trained, strict=True):
+        assert (sae.k, sae.size) == (before.k, before.size)
+        torch.testing.assert_close(sae.W_dec.norm(dim=-1), torch.ones(sae.size).double())
+        assert not any(parameter.requires_grad for parameter in sae.parameters())
+    assert_same(uninterrupted.saes, load_saes(uninterrupted.folder, dtype=torch.float64))
+    manifest = json.loads((uninterrupted.folder / "manifest.json").read_text())
+    assert manifest["metadata"]["config"] == make_config().to_dict()
+    assert "in chain" in str(uninterrupted)
+
+
+def test_neither_the_model_nor_the_saes_given_change(tmp_path, trained):
+    vit = make_vit()
+    model = {name: tensor.clone() for name, tensor in vit.model.state_dict().items()}
+    saes = [tensor.clone() for tensor in weights_of(trained)]
+    tune_saes(vit, trained, make_images(), make_config(), out=tmp_path)
+    assert all(torch.equal(tensor, model[name]) for name, tensor in vit.model.state_dict().items())
+    assert all(parameter.grad is None for parameter in vit.model.parameters())
+    assert all(map(torch.equal, weights_of(trained), saes))
+    assert not any(p.requires_grad for sae in trained for p in sae.parameters())
+
+
+@pytest.mark.parametrize("stop", [1, 6, 13])
+def test_ctrl_c_then_resume_gives_the_same(tmp_path, trained, uninterrupted, stop):
+    images = Interrupted(make_images(), stop, times=2)
+    for _ in range(2):
+        with pytest.raises(KeyboardInterrupt):
+            tune_saes(make_vit(), trained, images, make_config(), out=tmp_path)
+        assert [path.name for path in tmp_path.glob("*")] == [CHECKPOINT] * (stop > 2)
+    result = tune_saes(make_vit(), trained, images, make_config(), out=tmp_path)
+    assert_same(result.saes, uninterrupted.saes)
+    assert result.divergence == uninterrupted.divergence
+    assert result.steps == uninterrupted.steps
+    unread = Interrupted(make_images(), 1)
+    again = tune_saes(make_vit(), trained, unread, make_config(), out=tmp_path)
+    assert_same(again.saes, uninterrupted.saes)
+
+
+def test_resume_with_a_shuffling_loader(tmp_path, trained):
+    def loader(stop=None):
+        images = make_images()
+        data = TensorDataset(images) if stop is None else Interrupted(images, stop)
+        return DataLoader(data, batch_size=1, shuffle=True)
+
+    torch.manual_seed(3)
+    whole = tune_saes(make_vit(), trained, loader(), make_config(), out=tmp_path / "whole")
+    torch.manual_seed(3)
+    out = tmp_path / "parts"
+    with pytest.raises(KeyboardInterrupt):
+        tune_saes(make_vit(), trained, loader(stop=5), make_config(), out=out)
+    assert (out / CHECKPOINT).is_file()
+    torch.manual_seed(4)  # whatever was drawn in between
+    parts = tune_saes(make_vit(), trained, loader(), make_config(), out=out)
+    assert_same(whole.saes, parts.saes)
+
+
+def test_periodic_checkpoints_do_not_change_the_result(tmp_path, trained, uninterrupted):
+    config = make_config(checkpoint_seconds=0.0)
+    result = tune_saes(make_vit(), trained, make_images(), config, out=tmp_path)
+    assert_same(result.saes, uninterrupted.saes)
+
+
+def test_bfloat16_is_close_to_full_precision(trained):
+    vit, images = make_vit(torch.float32), make_images(8, torch.float32)
+    saes = [copy_of(sae).float() for sae in trained]
+    full, low = (chain_losses(vit, saes, images, bfloat16=low) for low in (False, True))
+    torch.testing.assert_close(low.alone, full.alone, rtol=0.05, atol=0.01)
+    torch.testing.assert_close(low.chain, full.chain, rtol=0.1, atol=0.02)
+
+
+def test_another_run_is_refused(tmp_path, trained):
+    with pytest.raises(KeyboardInterrupt):
+        tune_saes(make_vit(), trained, Interrupted(make_images(), 9), make_config(), out=tmp_path)
+    for vit, saes, config, message in [
+        (make_vit(), trained, make_config(output_weight=1), r"output_weight 0\.5 \(now 1\)"),
+        (make_vit(seed=1), trained, make_config(), "another model"),
+        (make_vit(), trained[::-1], make_config(), "other SAEs"),
+    ]:
+        with pytest.raises(CheckpointError, match=message):
+            tune_saes(vit, saes, make_images(), config, out=tmp_path)
+    with pytest.raises(CheckpointError, match="not a checkpoint of vitlens-sae-training"):
+        train_saes(make_vit(), make_images(), TrainConfig(sizes=8, k=2), out=tmp_path)
+
+
+def test_a_folder_of_trained_saes_is_not_taken_for_tuned_ones(tmp_path, trained):
+    train_saes(make_vit(), make_images(), TrainConfig(sizes=8, k=2), out=tmp_path)
+    with pytest.raises(CheckpointError, match="not of such a run"):
+        tune_saes(make_vit(), trained, make_images(), make_config(), out=tmp_path)
+
+
+def test_damaged_checkpoint(tmp_path, trained):
+    with pytest.raises(KeyboardInterrupt):
+        tune_saes(make_vit(), trained, Interrupted(make_images(), 9), make_config(), out=tmp_path)
+    path = tmp_path / CHECKPOINT
+    path.write_bytes(path.read_bytes()[:500])
+    with pytest.raises(CheckpointError):
+        tune_saes(make_vit(), trained, make_images(), make_config(), out=tmp_path)
+
+
+def test_nan_image_stops_tuning_and_keeps_what_was_learnt(tmp_path, trained):
+    images = make_images()
+    images[9, 0, 0, 0] = torch.nan
+    with pytest.raises(ImageError, match="NaN"):
+        tune_saes(make_vit(), trained, images, make_config(), out=tmp_path)
+    assert all(torch.isfinite(t).all() for t in load_file(tmp_path / CHECKPOINT).values())
+
+
+@pytest.mark.parametrize(
+    ("images", "message"),
+    [
+        ([], "no images"),
+        (torch.zeros(2, 3, 16, 8), r"shape \[3, 16, 16\], got \[3, 16, 8\]"),
+        (["cat.png"], "got str"),
+        (iter([]), "no images"),
+    ],
+)
+def test_images_that_do_not_fit(tmp_path, trained, images, message):
+    with pytest.raises(ImageError, match=message):
+        tune_saes(make_vit(), trained, images, make_config(decay_share=0), out=tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_saes_and_settings_that_do_not_fit(tmp_path, trained):
+    with pytest.raises(CheckpointError, match="2 SAEs"):
+        tune_saes(make_vit(), trained[:1], make_images(), make_config(), out=tmp_path)
+    with pytest.raises(CheckpointError, match="pass n_images"):
+        tune_saes(make_vit(), trained, Stream(), make_config(), out=tmp_path)
+    for changes in ({"batch_images": 0}, {"chain_weight": -1}, {"precision": "float16"}):
+        with pytest.raises(CheckpointError, match=next(iter(changes))):
+            make_config(**changes)

@@ -1,0 +1,143 @@
+"""What the commands that train and tune SAEs share: images, model, interruption, report."""
+
+from __future__ import annotations
+
+import argparse
+import random
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from vitlens.cli.options import add_machine_options, device_and_dtype, images_in, positive
+from vitlens.errors import ImageError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from vitlens.images import Transform
+    from vitlens.lens import Lens
+    from vitlens.models.adapter import ViT
+    from vitlens.saes import HealthReport, TopKSAE
+
+
+def add_image_options(command: argparse.ArgumentParser) -> None:
+    """Add the images, the model and the folder for the SAEs."""
+    command.add_argument(
+        "images", type=Path, metavar="FOLDER", help="images; subfolders are searched too"
+    )
+    command.add_argument(
+        "--model", required=True, metavar="NAME", help='a model of timm, or "everyday"'
+    )
+    command.add_argument(
+        "--out", required=True, type=Path, metavar="FOLDER", help="for the SAEs and the checkpoint"
+    )
+    command.add_argument("--limit", type=positive, metavar="N", help="use N images, at random")
+    command.add_argument(
+        "--held-out",
+        type=int,
+        default=64,
+        metavar="N",
+        help="images kept for the report, at most a tenth of them; 0 for no report (default: 64)",
+    )
+
+
+def add_run_options(
+    command: argparse.ArgumentParser, group: argparse._ArgumentGroup, seeds: str
+) -> None:
+    """Add precision, seed (of what it says) and where to run."""
+    group.add_argument(
+        "--precision",
+        choices=("full", "bfloat16"),
+        default="full",
+        help="bfloat16 is faster on hardware that has it (default: full)",
+    )
+    group.add_argument("--seed", type=int, default=0, metavar="N", help=f"of {seeds} (default: 0)")
+    add_machine_options(command)
+
+
+def held_out_and_rest(arguments: argparse.Namespace) -> tuple[list[Path], list[Path]]:
+    """Shuffle the images (folders are often sorted by class) and keep some for the report."""
+    paths = images_in([arguments.images])
+    random.Random(arguments.seed).shuffle(paths)
+    paths = paths[: arguments.limit]
+    n_held_out = min(max(arguments.held_out, 0), len(paths) // 10)
+    return paths[:n_held_out], paths[n_held_out:]
+
+
+def load_model(arguments: argparse.Namespace) -> tuple[ViT, Transform]:
+    """Load the model that ``--model`` names, and its transform."""
+    from vitlens.bundle import bundles, load
+    from vitlens.images import Transform
+    from vitlens.models.adapter import ViT
+    from vitlens.models.registry import create
+
+    machine = device_and_dtype(arguments)
+    if arguments.model in bundles():
+        lens = load(arguments.model, **machine)
+        return lens.vit, transform_of(lens)
+    model = create(arguments.model).to(**machine)
+    return ViT(model), Transform.from_timm(model)
+
+
+def transform_of(lens: Lens) -> Transform:
+    """The transform of a lens, which must be one of ours.
+
+    Raises
+    ------
+    ImageError
+        If it is any other function.
+    """
+    from vitlens.images import Transform
+
+    if not isinstance(lens.transform, Transform):
+        raise ImageError(f"The transform of {lens.about.name!r} cannot be used for training.")
+    return lens.transform
+
+
+@contextmanager
+def advice_on_interrupt(out: Path) -> Iterator[None]:
+    """Let Ctrl-C say how to go on, where a checkpoint was kept."""
+    from vitlens.saes.checkpoint import CHECKPOINT
+
+    try:
+        yield
+    except KeyboardInterrupt:
+        checkpoint = out / CHECKPOINT
+        kept = checkpoint.is_file()
+        advice = f"{checkpoint} is kept; the same command goes on from there." if kept else ""
+        raise KeyboardInterrupt(advice) from None
+
+
+def health(vit: ViT, saes: Sequence[TopKSAE], images: ImageFiles, size: int = 8) -> HealthReport:
+    """Figures of SAEs on images kept out of training."""
+    import torch
+
+    from vitlens.saes import measure
+
+    each = [images[index] for index in range(len(images))]
+    batches = [torch.stack(each[start : start + size]) for start in range(0, len(each), size)]
+    return measure(vit, saes, batches)
+
+
+class ImageFiles(Sequence["Tensor"]):
+    """Image files as model inputs, each read when it is asked for.
+
+    Parameters
+    ----------
+    paths
+        The files.
+    transform
+        The model's.
+    """
+
+    def __init__(self, paths: Sequence[Path], transform: Transform) -> None:
+        self.paths, self.transform = paths, transform
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, index):  # type: ignore[no-untyped-def]  # only whole numbers come
+        from vitlens.images import to_tensor
+
+        return to_tensor(self.paths[index], self.transform)
