@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from timm.models.vision_transformer import VisionTransformer
-from torch.utils.data import DataLoader, IterableDataset, TensorDataset
+from torch.utils.data import DataLoader, IterableDataset, Subset, TensorDataset
 
 from vitlens.errors import CheckpointError, ImageError, VitlensError
 from vitlens.models.adapter import ViT
@@ -251,12 +251,14 @@ class Stream(IterableDataset):
         list(make_images().split(5)),
         TensorDataset(make_images()),
         DataLoader(TensorDataset(make_images()), batch_size=4),
+        DataLoader(Subset(TensorDataset(make_images(20)), range(N_IMAGES)), batch_size=4),
         Stream(),
     ],
-    ids=["list", "batches", "data set", "data loader", "stream"],
+    ids=["list", "batches", "data set", "data loader", "loader of a part", "stream"],
 )
 def test_kinds_of_image_source(tmp_path, uninterrupted, images):
-    result = train_saes(make_vit(), images, make_config(), out=tmp_path, n_images=N_IMAGES)
+    n_images = N_IMAGES if isinstance(images, Stream) else None
+    result = train_saes(make_vit(), images, make_config(), out=tmp_path, n_images=n_images)
     assert_same(result.saes, uninterrupted.saes)
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.utils.data import DataLoader
 
 from vitlens.errors import ImageError
 from vitlens.models.adapter import ViT
@@ -18,9 +19,8 @@ from vitlens.saes.topk import normalize_tokens
 
 def count_images(images: Any) -> int | None:
     """How many images one pass over `images` gives, or None when that cannot be told cheaply."""
-    dataset = getattr(images, "dataset", None)
-    if dataset is not None:
-        return count_images(dataset)
+    if isinstance(images, DataLoader):
+        return count_images(images.dataset)
     if not hasattr(images, "__len__"):
         return None
     if isinstance(images, Tensor):
