@@ -19,6 +19,7 @@ from vitlens.saes import (
     TrainConfig,
     TuneConfig,
     chain_losses,
+    estimate_tuning,
     load_saes,
     measure,
     train_saes,
@@ -274,3 +275,19 @@ def test_saes_and_settings_that_do_not_fit(tmp_path, trained):
     for changes in ({"batch_images": 0}, {"chain_weight": -1}, {"precision": "float16"}):
         with pytest.raises(CheckpointError, match=next(iter(changes))):
             make_config(**changes)
+
+
+def test_estimate(trained):
+    small, large = (
+        estimate_tuning(make_vit(), trained, make_config(batch_images=n), 1000) for n in (4, 8)
+    )
+    assert large.seconds == pytest.approx(1000 * large.image_seconds)
+    assert "min" in str(large) and "GiB of memory" in str(large)
+    weights = 4 * 8 * sum(p.numel() for sae in trained for p in sae.parameters())
+    # What a step keeps grows with the batch, but for the weights of model and SAEs in it.
+    kept = [cost.memory_bytes - weights for cost in (small, large)]
+    activations = 2 * 8 * 5 * sum(sae.size for sae in trained) * 8  # of every SAE, both streams
+    assert activations < kept[1] < 30 * activations
+    assert kept[0] < kept[1] <= 2 * kept[0]
+    with pytest.raises(CheckpointError, match="2 SAEs"):
+        estimate_tuning(make_vit(), trained[:1], make_config(), 10)

@@ -97,7 +97,7 @@ def _from_paths(paths: Sequence[str | os.PathLike[str]]) -> Source:
     files: list[Path] = []
     for given, root in zip(paths, roots, strict=True):
         if not root.exists():
-            raise ImageError(f"There is no file or folder {given}.")
+            raise ImageError(f"There is no file or folder {os.fspath(given)}.")
         files += _inside(root, given) if root.is_dir() else [root]
     unique = list(dict.fromkeys(files))
     parents = [root if root.is_dir() else root.parent for root in roots]
@@ -127,7 +127,7 @@ def _inside(folder: Path, given: str | os.PathLike[str]) -> list[Path]:
         if found:
             return found
     kinds = " ".join(sorted(SUFFIXES))
-    raise ImageError(f"The folder {given} holds no image ({kinds}) and no shard (.tar).")
+    raise ImageError(f"The folder {os.fspath(given)} holds no image ({kinds}) and no shard (.tar).")
 
 
 def _class_folders(files: Sequence[Path], base: Path) -> tuple[str, ...] | None:

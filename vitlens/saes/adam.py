@@ -15,6 +15,12 @@ _NAMES = ("W_enc", "W_dec", "b_dec")
 _MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
+def learning_dtype(model_dtype: torch.dtype) -> torch.dtype:
+    """Precision of the weights that learn: the model's own, but float32 for half precision."""
+    half = model_dtype in (torch.float16, torch.bfloat16)
+    return torch.float32 if half else model_dtype
+
+
 class DictionaryAdam:
     """Adam for several SAEs at once.
 

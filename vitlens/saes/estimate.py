@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from vitlens.models.adapter import ViT
+from vitlens.saes.adam import learning_dtype
 from vitlens.saes.config import TrainConfig, TuneConfig
 from vitlens.saes.learner import Learner
 from vitlens.saes.stream import sae_residuals
@@ -89,7 +90,7 @@ def estimate(vit: ViT, config: TrainConfig, n_images: int) -> Estimate:
         If the settings do not fit the model.
     """
     low = config.precision == "bfloat16"
-    dtype = torch.float32 if vit.dtype in (torch.float16, torch.bfloat16) else vit.dtype
+    dtype = learning_dtype(vit.dtype)
     learner = Learner(vit.width, config, vit.depth - 1, dtype=dtype, device=vit.device)
     n_tokens = config.epochs * n_images * vit.n_tokens
     n_forward = min(config.forward_images, n_images)
@@ -130,7 +131,7 @@ def estimate_tuning(
         If the SAEs do not fit the model.
     """
     check_saes(saes, depth=vit.depth, width=vit.width)
-    dtype = torch.float32 if vit.dtype in (torch.float16, torch.bfloat16) else vit.dtype
+    dtype = learning_dtype(vit.dtype)
     learning = [
         copy.deepcopy(sae).to(device=vit.device, dtype=dtype).requires_grad_() for sae in saes
     ]

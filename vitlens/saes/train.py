@@ -16,6 +16,7 @@ from vitlens.errors import CheckpointError, ImageError
 from vitlens.files import fingerprint
 from vitlens.interrupts import interrupts_held
 from vitlens.models.adapter import ViT
+from vitlens.saes.adam import learning_dtype
 from vitlens.saes.checkpoint import RunFiles
 from vitlens.saes.config import TrainConfig, scheduled_rate
 from vitlens.saes.files import load_saes, save_saes
@@ -156,8 +157,7 @@ class _Run:
             raise CheckpointError(
                 "A decaying learning rate needs the number of images: pass n_images."
             )
-        half = vit.dtype in (torch.float16, torch.bfloat16)
-        self.dtype = torch.float32 if half else vit.dtype
+        self.dtype = learning_dtype(vit.dtype)
         self.low = config.precision == "bfloat16"
         self.group_images = max(1, config.buffer_tokens // vit.n_tokens)
         self.learner = Learner(

@@ -20,7 +20,7 @@ from vitlens.errors import CheckpointError, ImageError
 from vitlens.files import fingerprint
 from vitlens.interrupts import interrupts_held
 from vitlens.models.adapter import ViT
-from vitlens.saes.adam import DictionaryAdam
+from vitlens.saes.adam import DictionaryAdam, learning_dtype
 from vitlens.saes.checkpoint import RunFiles
 from vitlens.saes.config import TuneConfig, scheduled_rate
 from vitlens.saes.files import load_saes, save_saes
@@ -222,8 +222,7 @@ class _Run:
             raise CheckpointError(
                 "A decaying learning rate needs the number of images: pass n_images."
             )
-        half = vit.dtype in (torch.float16, torch.bfloat16)
-        self.dtype = torch.float32 if half else vit.dtype
+        self.dtype = learning_dtype(vit.dtype)
         self.saes = tuple(
             copy.deepcopy(sae).to(device=vit.device, dtype=self.dtype).requires_grad_()
             for sae in saes
