@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from vitlens.errors import ImageError
+from vitlens.errors import CheckpointError, ImageError
 from vitlens.models.adapter import ViT
 from vitlens.saes.topk import normalize_tokens
 
@@ -32,6 +32,24 @@ def count_images(images: Any) -> int | None:
     if isinstance(images, list | tuple):
         return sum(len(_as_batch(_image_of(item))) for item in images)
     return None
+
+
+def planned_images(images: Any, n_images: int | None, *, needed: bool) -> int | None:
+    """How many images one pass will give: `n_images` where it is said, else what can be counted.
+
+    Raises
+    ------
+    ImageError
+        If there are none.
+    CheckpointError
+        If the number is `needed`, for a learning rate that decays, and not known.
+    """
+    planned = count_images(images) if n_images is None else n_images
+    if planned == 0:
+        raise ImageError("There are no images to train on.")
+    if needed and planned is None:
+        raise CheckpointError("A decaying learning rate needs the number of images: pass n_images.")
+    return planned
 
 
 def iterate_images(images: Any, start: int = 0) -> Iterator[Float[Tensor, "3 H W"]]:

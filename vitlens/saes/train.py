@@ -24,9 +24,9 @@ from vitlens.saes.learner import Learner, StepReport
 from vitlens.saes.stream import (
     TokenBuffer,
     batched,
-    count_images,
     iterate_images,
     n_batches,
+    planned_images,
     sae_residuals,
 )
 from vitlens.saes.topk import TopKSAE
@@ -145,18 +145,12 @@ class _Run:
     ) -> None:
         self.vit, self.images, self.config = vit, images, config
         self.n_layers = vit.depth - 1
-        self.per_epoch = count_images(images) if n_images is None else n_images
-        if self.per_epoch == 0:
-            raise ImageError("There are no images to train on.")
         if config.epochs > 1 and isinstance(images, Iterator):
             raise ImageError(
                 f"{config.epochs} epochs need images that can be iterated anew; an iterator gives"
                 " one pass. Pass a list, a data set or a data loader."
             )
-        if config.decay_share and self.per_epoch is None:
-            raise CheckpointError(
-                "A decaying learning rate needs the number of images: pass n_images."
-            )
+        self.per_epoch = planned_images(images, n_images, needed=bool(config.decay_share))
         self.dtype = learning_dtype(vit.dtype)
         self.low = config.precision == "bfloat16"
         self.group_images = max(1, config.buffer_tokens // vit.n_tokens)

@@ -24,7 +24,7 @@ from vitlens.saes.adam import DictionaryAdam, learning_dtype
 from vitlens.saes.checkpoint import RunFiles
 from vitlens.saes.config import TuneConfig, scheduled_rate
 from vitlens.saes.files import load_saes, save_saes
-from vitlens.saes.stream import batched, count_images, iterate_images
+from vitlens.saes.stream import batched, iterate_images, planned_images
 from vitlens.saes.topk import TopKSAE, check_saes
 
 _SMOOTHING = 0.9
@@ -215,13 +215,7 @@ class _Run:
     ) -> None:
         check_saes(saes, depth=vit.depth, width=vit.width)
         self.vit, self.images, self.config = vit, images, config
-        self.n_images = count_images(images) if n_images is None else n_images
-        if self.n_images == 0:
-            raise ImageError("There are no images to tune on.")
-        if config.decay_share and self.n_images is None:
-            raise CheckpointError(
-                "A decaying learning rate needs the number of images: pass n_images."
-            )
+        self.n_images = planned_images(images, n_images, needed=bool(config.decay_share))
         self.dtype = learning_dtype(vit.dtype)
         self.saes = tuple(
             copy.deepcopy(sae).to(device=vit.device, dtype=self.dtype).requires_grad_()
