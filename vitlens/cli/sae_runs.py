@@ -1,4 +1,4 @@
-"""What the commands that train and tune SAEs share: images, model, interruption, report."""
+"""What the commands that train and tune SAEs share: images, interruption, report."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vitlens.cli.options import add_machine_options, device_and_dtype, images_in, positive
+from vitlens.cli.options import add_machine_options, images_in, positive
 from vitlens.errors import ImageError
 
 if TYPE_CHECKING:
@@ -63,21 +63,6 @@ def held_out_and_rest(arguments: argparse.Namespace) -> tuple[list[Path], list[P
     paths = paths[: arguments.limit]
     n_held_out = min(max(arguments.held_out, 0), len(paths) // 10)
     return paths[:n_held_out], paths[n_held_out:]
-
-
-def load_model(arguments: argparse.Namespace) -> tuple[ViT, Transform]:
-    """Load the model that ``--model`` names, and its transform."""
-    from vitlens.bundle import bundles, load
-    from vitlens.images import Transform
-    from vitlens.models.adapter import ViT
-    from vitlens.models.registry import create
-
-    machine = device_and_dtype(arguments)
-    if arguments.model in bundles():
-        lens = load(arguments.model, **machine)
-        return lens.vit, transform_of(lens)
-    model = create(arguments.model).to(**machine)
-    return ViT(model), Transform.from_timm(model)
 
 
 def transform_of(lens: Lens) -> Transform:

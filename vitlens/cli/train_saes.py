@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import argparse
+from typing import TYPE_CHECKING
 
-from vitlens.cli.options import Commands, add_command, positive
+from vitlens.cli.options import Commands, add_command, device_and_dtype, positive
 from vitlens.cli.sae_runs import (
     ImageFiles,
     add_image_options,
@@ -12,8 +13,12 @@ from vitlens.cli.sae_runs import (
     advice_on_interrupt,
     health,
     held_out_and_rest,
-    load_model,
+    transform_of,
 )
+
+if TYPE_CHECKING:
+    from vitlens.images import Transform
+    from vitlens.models.adapter import ViT
 
 _TEXT = """\
 Train a sparse autoencoder (SAE) for every layer of a model but the last, all in one pass over the
@@ -73,7 +78,7 @@ def run(arguments: argparse.Namespace) -> None:
 
     from vitlens.saes import TrainConfig, estimate, train_saes
 
-    vit, transform = load_model(arguments)
+    vit, transform = _load(arguments)
     config = TrainConfig(
         sizes=max(1, round(arguments.size_ratio * vit.width)),
         k=arguments.k,
@@ -95,3 +100,18 @@ def run(arguments: argparse.Namespace) -> None:
         f"\nSAEs are in {arguments.out}. Use them:\n"
         f"  vitlens explain IMAGE --model {arguments.model} --saes {arguments.out}"
     )
+
+
+def _load(arguments: argparse.Namespace) -> tuple[ViT, Transform]:
+    """Load the model that ``--model`` names, and its transform."""
+    from vitlens.bundle import bundles, load
+    from vitlens.images import Transform
+    from vitlens.models.adapter import ViT
+    from vitlens.models.registry import create
+
+    machine = device_and_dtype(arguments)
+    if arguments.model in bundles():
+        lens = load(arguments.model, **machine)
+        return lens.vit, transform_of(lens)
+    model = create(arguments.model).to(**machine)
+    return ViT(model), Transform.from_timm(model)
