@@ -19,7 +19,7 @@ from recipes.everyday import (
 
 # A step is skipped while its file is there and no earlier step has run.
 STEPS: dict[str, tuple[Callable[[], None], Path]] = {
-    "fetch": (fetch.fetch, fetch.WORK / fetch.PACKAGES[-1]),
+    "fetch": (fetch.fetch, fetch.GCOMPRIS),
     "backbone": (backbone.build_backbone, backbone.BACKBONE),
     "head": (head.train_head, head.CLASSIFIER),
     "store": (store.store, store.AGREEMENT),

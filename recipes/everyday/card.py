@@ -90,7 +90,7 @@ def card(figures: dict[str, Any]) -> str:
     clip = figures["accuracy"]["test_clip_art"]
     saes = figures["saes"]
     stored = figures["quantisation"]
-    training = figures["sae_training"]["training"]
+    training, tuning = (figures["sae_training"][name] for name in ("training", "tuning"))
     return CARD.format(
         classes=", ".join(CLASSES),
         test=_share(test["all"]),
@@ -113,6 +113,7 @@ def card(figures: dict[str, Any]) -> str:
         sae_model=f"{saes['accuracy']:.1%}",
         sae_all=f"{saes['accuracy_all']:.1%}",
         sae_tokens=f"{training['n_tokens']:,}",
+        tune_images=f"{tuning['n_images']:,}",
         backgrounds=_background_lines(),
         n_albums=len(sources.albums()),
         samples_right=_samples_right(),

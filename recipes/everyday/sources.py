@@ -103,6 +103,12 @@ OPENCV_PICTURES = {
     ),
 }  # fmt: skip
 
+# Of the albums: drawings, and what shows the same place as another.
+NOT_ALBUM = (
+    "graffiti", "party-room", "room1", "room2", "room3", "school2", "spotlight-stage",
+    "tennis-backboard", "woods-and-bench",
+)  # fmt: skip
+
 
 @dataclass(frozen=True)
 class Cutout:
@@ -180,8 +186,13 @@ def albums() -> tuple[Path, ...]:
     found = [path for folder in ALBUMS for path in sorted(folder.iterdir())]
     for folder, names in OPENCV_PICTURES.items():
         found += [next((OPENCV / folder).glob(f"{name}.[jp][pn]g")) for name in names]
-    pictures = (path for path in found if path.suffix in (".jpg", ".png") and path.is_file())
-    return tuple(path for path in pictures if not path.is_symlink() and _side(path) >= 150)
+    pictures = (
+        path
+        for path in found
+        if path.suffix in (".jpg", ".png", ".webp") and path.stem not in NOT_ALBUM
+    )
+    files = (path for path in pictures if path.is_file() and not path.is_symlink())
+    return tuple(path for path in files if _side(path) >= 150)
 
 
 def _side(path: Path) -> int:
