@@ -116,6 +116,7 @@ def card(figures: dict[str, Any]) -> str:
         tune_images=f"{tuning['n_images']:,}",
         backgrounds=_background_lines(),
         n_albums=len(sources.albums()),
+        n_more_albums=len(sources.more_albums()),
         samples_right=_samples_right(),
         left_out=", ".join(sources.NOT_PHOTOS),
     )

@@ -50,6 +50,9 @@ ALBUMS = (
     WORK / "lxqt-themes" / "usr/share/lxqt/wallpapers",
     WORK / "palapeli-data" / "usr/share/palapeli/collection",
     WORK / "palapeli-data" / "usr/share/palapeli/backgrounds",
+)
+# Seen only while SAEs are tuned.
+MORE_ALBUMS = (
     GCOMPRIS,
     WORK / "tuxpaint-data" / "usr/share/tuxpaint/templates",
     *(

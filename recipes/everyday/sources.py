@@ -11,7 +11,14 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from recipes.everyday.fetch import ALBUMS, BACKGROUNDS, CLIP_ART, OPENCV, STAMPS
+from recipes.everyday.fetch import (
+    ALBUMS,
+    BACKGROUNDS,
+    CLIP_ART,
+    MORE_ALBUMS,
+    OPENCV,
+    STAMPS,
+)
 
 CLASSES = ("bird", "coin", "flower", "fruit", "mammal", "vehicle")
 SPLITS = {"train": 0.60, "val": 0.15, "test": 0.25}
@@ -103,7 +110,7 @@ OPENCV_PICTURES = {
     ),
 }  # fmt: skip
 
-# Of the albums: drawings, and what shows the same place as another.
+# Of `more_albums`: drawings, and what shows the same place as another.
 NOT_ALBUM = (
     "graffiti", "party-room", "room1", "room2", "room3", "school2", "spotlight-stage",
     "tennis-backboard", "woods-and-bench",
@@ -186,11 +193,19 @@ def albums() -> tuple[Path, ...]:
     found = [path for folder in ALBUMS for path in sorted(folder.iterdir())]
     for folder, names in OPENCV_PICTURES.items():
         found += [next((OPENCV / folder).glob(f"{name}.[jp][pn]g")) for name in names]
-    pictures = (
-        path
-        for path in found
-        if path.suffix in (".jpg", ".png", ".webp") and path.stem not in NOT_ALBUM
-    )
+    return _pictures(found)
+
+
+@cache
+def more_albums() -> tuple[Path, ...]:
+    """Photographs of no split and no class that SAEs are only tuned on, in a fixed order."""
+    found = [path for folder in MORE_ALBUMS for path in sorted(folder.iterdir())]
+    return _pictures(path for path in found if path.stem not in NOT_ALBUM)
+
+
+def _pictures(paths: Iterable[Path]) -> tuple[Path, ...]:
+    """Those of the paths that are pictures, and not too small."""
+    pictures = (path for path in paths if path.suffix in (".jpg", ".png", ".webp"))
     files = (path for path in pictures if path.is_file() and not path.is_symlink())
     return tuple(path for path in files if _side(path) >= 150)
 

@@ -15,7 +15,7 @@ from vitlens.models.cls_mean import ClsMeanViT
 from vitlens.saes import load_saes, train_saes
 
 FOLDER = WORK / "untrained"
-N_IMAGES = 4_000  # of the 30,000: its streams are much simpler, and two cores are slow
+N_IMAGES = 4_000  # of the 14,000: its streams are much simpler, and two cores are slow
 
 
 def train() -> None:
