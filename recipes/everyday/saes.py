@@ -41,7 +41,7 @@ CONFIG = TrainConfig(
     decay_share=0.3,
     precision="bfloat16",
 )
-TUNE = TuneConfig(precision="bfloat16")
+TUNE = TuneConfig(chain_weight=1.0, output_weight=1.0, precision="bfloat16")
 
 
 def train() -> None:
