@@ -1,26 +1,25 @@
 """Draw the pictures of README and docs: ``python -m recipes.pictures [NAME ...]``.
 
-Widgets are shown as saved pages in Chromium. The figures that come with a measurement are drawn by
+Widgets are shown in Chromium. The figures that come with a measurement are drawn by
 it (`recipes.everyday.faithfulness`, `recipes.everyday.verify`).
 """
 
 import argparse
-import os
-import shutil
-import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
-from typing import Any
+from tempfile import TemporaryDirectory
 
 from matplotlib.figure import Figure
 from PIL import Image
-from playwright.sync_api import Page, sync_playwright
+from playwright.sync_api import Browser, Page, sync_playwright
 
 import vitlens
+from tests.widgets.browser import hosts
 from vitlens.plots import circuit_figure, evolution_figure, save_figure
-from vitlens.widgets import Explorer, FeatureCard, FeatureMap
+from vitlens.widgets import FeatureCard, FeatureMap
+from vitlens.widgets.base import Widget
 
 DOCS = Path(__file__).parents[1] / "docs"
 _DPI = 120
@@ -46,24 +45,38 @@ def evolution() -> None:
 
 
 def explorer() -> None:
-    """The Explorer, light and dark."""
-    shown = _lens().explore()
-    shown.nodes_per_layer = 6
-    for scheme, name in (("light", "explorer"), ("dark", "explorer-dark")):
-        with _page(shown, width=1100, scheme=scheme) as page:
+    """The Explorer in JupyterLab, light and dark."""
+    cells = [
+        'import vitlens\nlens = vitlens.load("everyday")',
+        "explorer = lens.explore()\nexplorer",
+    ]
+    with (
+        TemporaryDirectory() as folder,
+        hosts.jupyter(Path(folder)) as server,
+        _chromium() as browser,
+    ):
+        page = browser.new_page(viewport={"width": 1680, "height": 1150})
+        lab = hosts.Jupyter(page, server, "lab")
+        lab.drive(cells)
+        page.wait_for_selector(".vl-node", timeout=hosts.PATIENCE)
+        lab.run("explorer.nodes_per_layer = 6")
+        for name in ("explorer", "explorer-dark"):
+            page.wait_for_timeout(_SETTLED)
             _photograph(page, ".vl-explorer", name)
+            lab.dark()
+        lab.close()
 
 
 def feature_card() -> None:
     """The card of the feature that matters most to the first sample."""
-    with _page(FeatureCard(_lens(), _lens().samples[0]), width=1100) as page:
-        _photograph(page, ".vl-card", "feature-card")
+    with _page(FeatureCard(_lens(), _lens().samples[0])) as page:
+        _photograph(page, "body", "feature-card")
 
 
 def feature_map() -> None:
     """The map of all features by kind, with a lasso drawn."""
-    with _page(FeatureMap(_lens(), colour_by="kind"), width=1100) as page:
-        page.get_by_role("button", name="Lasso").click()
+    with _page(FeatureMap(_lens(), colour_by="kind")) as page:
+        page.get_by_text("Lasso", exact=True).click()
         box = page.locator(".vl-map canvas").first.bounding_box()
         assert box is not None
         corners = ((0.47, 0.56), (0.59, 0.56), (0.6, 0.76), (0.47, 0.76), (0.47, 0.56))
@@ -73,7 +86,7 @@ def feature_map() -> None:
                 page.mouse.down()
         page.mouse.up()
         page.mouse.move(box["x"] + 0.535 * box["width"], box["y"] + 0.66 * box["height"], steps=4)
-        _photograph(page, "#vl-page", "feature-map")
+        _photograph(page, "body", "feature-map")
 
 
 PICTURES: dict[str, Callable[[], None]] = {
@@ -87,7 +100,7 @@ PICTURES: dict[str, Callable[[], None]] = {
 
 def _figure(figure: Figure, name: str) -> None:
     """Store a figure at half the resolution it is drawn in."""
-    with tempfile.TemporaryDirectory() as folder:
+    with TemporaryDirectory() as folder:
         path = Path(folder) / "figure.png"
         save_figure(figure, path, dpi=2 * _DPI)
         large = Image.open(path).convert("RGB")
@@ -97,25 +110,27 @@ def _figure(figure: Figure, name: str) -> None:
 
 
 @contextmanager
-def _page(widget: Explorer | FeatureCard | FeatureMap, *, width: int, scheme: Any = "light"):
-    """A page with the widget on it, drawn."""
-    names = (os.environ.get("CHROMIUM"), "chromium", "chromium-browser", "google-chrome")
-    browser = next(path for name in names if name and (path := shutil.which(name)))
-    with tempfile.TemporaryDirectory() as folder, sync_playwright() as playwright:
+def _chromium() -> Iterator[Browser]:
+    with sync_playwright() as playwright:
+        yield playwright.chromium.launch(
+            executable_path=hosts.chromium(), args=["--no-sandbox", "--disable-dev-shm-usage"]
+        )
+
+
+@contextmanager
+def _page(widget: Widget) -> Iterator[Page]:
+    """A saved page of the widget, drawn."""
+    with TemporaryDirectory() as folder, _chromium() as browser:
         path = Path(folder) / "page.html"
         widget.to_html(path)
-        chromium = playwright.chromium.launch(executable_path=browser, args=["--no-sandbox"])
-        page = chromium.new_page(
-            viewport={"width": width, "height": 1060}, color_scheme=scheme, offline=True
-        )
+        page = browser.new_page(viewport={"width": 1100, "height": 638})
         page.goto(path.as_uri())
         page.wait_for_timeout(_SETTLED)
         yield page
-        chromium.close()
 
 
 def _photograph(page: Page, what: str, name: str) -> None:
-    with tempfile.TemporaryDirectory() as folder:
+    with TemporaryDirectory() as folder:
         path = Path(folder) / "page.png"
         page.locator(what).first.screenshot(path=path)
         _store(Image.open(path).convert("RGB"), name)
