@@ -89,7 +89,7 @@ class HealthReport:
                 "layer  features     k  explained  normalised    dead  active  " + f"{kept:>9}",
                 *rows,
                 f"all layers replaced: {self.accuracy_all:.1%}, model: {self.accuracy:.1%}"
-                f" ({self.n_images:,} images, "
+                f" ({self.n_images:,} image{'' if self.n_images == 1 else 's'}, "
                 + ("accuracy against labels)" if self.labelled else "agreement with the model)"),
             ]
         )
