@@ -1,7 +1,7 @@
 """Draw the pictures of README and docs: ``python -m recipes.pictures [NAME ...]``.
 
-Widgets are shown in Chromium. The figures that come with a measurement are drawn by
-it (`recipes.everyday.faithfulness`, `recipes.everyday.verify`).
+Widgets are shown in Chromium. Figures that come with a measurement are drawn by it
+(`recipes.everyday.faithfulness`, `recipes.everyday.verify`).
 """
 
 import argparse

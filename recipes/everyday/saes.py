@@ -86,6 +86,10 @@ class TrainingPictures(Dataset):
     and parts are enlarged.
     """
 
+    # Shares of training backgrounds, albums and all scenes; and of what is done to them.
+    of_each = (0.3, 0.5, 0.2)
+    blended, turned, recoloured = 0.3, 0.5, 0.5
+
     def __init__(self, n: int) -> None:
         self.n = n
         self.cutouts = sources.of("train")
@@ -130,15 +134,15 @@ class TrainingPictures(Dataset):
 
     def _scene(self, rng: np.random.Generator) -> Image.Image:
         """A crop of a photograph or wallpaper, perhaps turned, recoloured, blended with another."""
-        known = (self.photographs, self.albums, self.scenes)[rng.choice(3, p=(0.3, 0.5, 0.2))]
+        known = (self.photographs, self.albums, self.scenes)[rng.choice(3, p=self.of_each)]
         scene = images.background_crop(known[rng.integers(len(known))], rng)
-        if rng.random() < 0.3:
+        if rng.random() < self.blended:
             other = self.scenes[rng.integers(len(self.scenes))]
             scene = Image.blend(scene, images.background_crop(other, rng), rng.uniform(0.2, 0.8))
-        if rng.random() < 0.5:
+        if self.turned and rng.random() < self.turned:
             turns = (Transpose.ROTATE_90, Transpose.ROTATE_180, Transpose.FLIP_TOP_BOTTOM)
             scene = scene.transpose(turns[rng.integers(3)])
-        return _recoloured(scene, rng) if rng.random() < 0.5 else scene
+        return _recoloured(scene, rng) if rng.random() < self.recoloured else scene
 
 
 class TuningPictures(TrainingPictures):
@@ -147,6 +151,9 @@ class TuningPictures(TrainingPictures):
     Most show one thing on a photograph, others none or several. Few scenes are blended or
     recoloured: what is unlike a photograph takes room in the dictionary that photographs lack.
     """
+
+    of_each = (0.2, 0.74, 0.06)
+    blended, turned, recoloured = 0.15, 0.0, 0.15
 
     def __init__(self, n: int) -> None:
         super().__init__(n)
@@ -167,15 +174,6 @@ class TuningPictures(TrainingPictures):
             picture = Image.fromarray(thing)
         pixels = np.asarray(_enlarge(picture, rng) if rng.random() < 0.1 else picture)
         return images.normalise(pixels[None])[0]
-
-    def _scene(self, rng: np.random.Generator) -> Image.Image:
-        """A crop of a photograph, now and then of a painting, recoloured or blended."""
-        known = (self.photographs, self.albums, self.scenes)[rng.choice(3, p=(0.2, 0.74, 0.06))]
-        scene = images.background_crop(known[rng.integers(len(known))], rng)
-        if rng.random() < 0.15:
-            other = self.scenes[rng.integers(len(self.scenes))]
-            scene = Image.blend(scene, images.background_crop(other, rng), rng.uniform(0.2, 0.8))
-        return _recoloured(scene, rng) if rng.random() < 0.15 else scene
 
 
 def _recoloured(scene: Image.Image, rng: np.random.Generator) -> Image.Image:
