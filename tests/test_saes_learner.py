@@ -109,7 +109,7 @@ def test_steps_match_autograd_with_torch_adam(tokens):
             W_dec.copy_(F.normalize(W_dec, dim=-1))
         silent = torch.where((features > 0).any(0), 0, silent + 1)
     assert took_part
-    assert torch.equal(learner.silent[0], silent.long())
+    assert torch.equal(learner.silent.batches[0], silent.long())
     for name, weight in weights.items():
         torch.testing.assert_close(
             getattr(sae, name).detach(), weight.detach(), rtol=1e-7, atol=1e-9
@@ -125,7 +125,7 @@ def test_aux_loss_revives_dead_features(tokens, aux_weight, revived):
     used = set()
     for _ in range(100):
         learner.step([tokens], learning_rate=0.02)
-        used |= set((learner.silent[0][quiet] == 0).nonzero().flatten().tolist())
+        used |= set((learner.silent.batches[0][quiet] == 0).nonzero().flatten().tolist())
     assert (len(used) > SIZE // 4) == revived
 
 

@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -31,7 +32,9 @@ WIDTH, N_IMAGES = 16, 14
 
 
 def make_config(**changes):
-    return TuneConfig(**{"batch_images": 3, "learning_rate": 1e-3, "warmup_steps": 2, **changes})
+    return TuneConfig(
+        **{"batch_images": 3, "learning_rate": 1e-3, "warmup_steps": 2, "dead_after": 1, **changes}
+    )
 
 
 @pytest.fixture(scope="module")
@@ -65,11 +68,19 @@ def rebuild(sae, token):
     return value * std + mean
 
 
-def slow_losses(vit, saes, images):
-    """The three losses, image by image and token by token."""
+def rebuild_error(sae, token, dead, most):
+    """What the strongest dead features make of a token's error, in the stream's units."""
+    mean, std = token.mean(), token.std(correction=1)
+    active = torch.relu(((token - mean) / (std + 1e-5) - sae.b_dec) @ sae.W_enc)
+    strongest = sorted(dead, key=lambda f: -active[f])[:most]
+    return sum(active[f] * sae.W_dec[f] for f in strongest) * std
+
+
+def slow_losses(vit, saes, images, dead, most):
+    """The four losses, image by image and token by token."""
     model = vit.model
     own, replaced = [[] for _ in saes], [[] for _ in saes]
-    alone, divergences = [[] for _ in saes], []
+    alone, divergences, left = [[] for _ in saes], [], [[] for _ in saes]
     for image in images:
         stream = other = model._pos_embed(model.patch_embed(image[None])).detach()
         for layer, block in enumerate(model.blocks):
@@ -79,6 +90,9 @@ def slow_losses(vit, saes, images):
                 own[layer].append(stream[0])
                 replaced[layer].append(other[0])
                 alone[layer].append(torch.stack([rebuild(saes[layer], t) for t in stream[0]]))
+                error = (stream[0] - alone[layer][-1]).detach()
+                again = [rebuild_error(saes[layer], t, dead[layer], most) for t in stream[0]]
+                left[layer].append(stream[0] - error + torch.stack(again))
         p, q = (model.forward_head(model.norm(s))[0].softmax(-1) for s in (stream, other))
         divergences.append((p.detach() * (p.detach().log() - q.log())).sum())
 
@@ -90,6 +104,7 @@ def slow_losses(vit, saes, images):
         [unexplained(f, t) for f, t in zip(alone, own, strict=True)],
         [unexplained(f, t) for f, t in zip(replaced, own, strict=True)],
         sum(divergences) / len(divergences),
+        [unexplained(f, t) for f, t in zip(left, own, strict=True)],
     )
 
 
@@ -97,14 +112,17 @@ def test_losses_and_gradients_equal_the_slow_ones(trained):
     vit, images = make_vit(), make_images(3)
     ours = [sae.requires_grad_() for sae in map(copy_of, trained)]
     theirs = [sae.requires_grad_() for sae in map(copy_of, trained)]
-    found = chain_losses(vit, ours, images)
-    alone, chain, output = slow_losses(vit, theirs, images)
+    dead = [[2, 5, 7, 11], [0, 23]]
+    found = chain_losses(vit, ours, images, dead=list(map(torch.tensor, dead)), aux_features=3)
+    alone, chain, output, aux = slow_losses(vit, theirs, images, dead, 3)
     torch.testing.assert_close(found.alone, torch.stack(alone))
     torch.testing.assert_close(found.chain, torch.stack(chain))
     torch.testing.assert_close(found.output, output)
     torch.testing.assert_close(found.alone[0], found.chain[0])
-    (found.alone.mean() + 0.7 * found.chain.mean() + 0.3 * found.output).backward()
-    (sum(alone) / 2 + 0.7 * sum(chain) / 2 + 0.3 * output).backward()
+    torch.testing.assert_close(found.aux, torch.stack(aux))
+    found_loss = found.alone.mean() + 0.7 * found.chain.mean() + 0.3 * found.output
+    (found_loss + 0.4 * found.aux.mean()).backward()
+    (sum(alone) / 2 + 0.7 * sum(chain) / 2 + 0.3 * output + 0.4 * sum(aux) / 2).backward()
     for one, other in zip(ours, theirs, strict=True):
         for name in ("W_enc", "W_dec", "b_dec"):
             torch.testing.assert_close(getattr(one, name).grad, getattr(other, name).grad)
@@ -112,6 +130,36 @@ def test_losses_and_gradients_equal_the_slow_ones(trained):
 
 def copy_of(sae):
     return TopKSAE.from_weights(W_enc=sae.W_enc, W_dec=sae.W_dec, b_dec=sae.b_dec, k=sae.k)
+
+
+def test_active_features_are_those_of_the_models_own_stream(trained):
+    vit, images = make_vit(), make_images(2)
+    found = chain_losses(vit, trained, images)
+    assert found.aux.count_nonzero() == 0  # none is dead
+    layers = measure(vit, trained, [images]).layers
+    for active, layer in zip(found.active, layers, strict=True):
+        assert 1 - active.double().mean().item() == pytest.approx(layer.dead_fraction)
+        assert 0 < active.sum() < len(active)
+
+
+def test_dead_features_come_back_to_life(tmp_path, trained):
+    def with_dead_ones():
+        saes = [copy_of(sae) for sae in trained]
+        for sae in saes:
+            # Read a thousandth as strongly, they are among the strongest nowhere.
+            sae.W_enc.data[:, :6] *= 1e-3
+        return saes
+
+    vit, images = make_vit(), make_images(60)
+    config = make_config(learning_rate=1e-2, dead_after=3, chain_weight=0, output_weight=0)
+    shares = {}
+    for weight in (0, 1):
+        run = replace(config, aux_weight=weight)
+        out = tmp_path / str(weight)
+        result = tune_saes(vit, with_dead_ones(), images.repeat(4, 1, 1, 1), run, out=out)
+        shares[weight] = [h.dead_fraction for h in measure(vit, result.saes, [images]).layers]
+    assert min(shares[0]) >= 6 / 24
+    assert max(shares[1]) <= 2 / 24
 
 
 def test_perfect_saes_have_no_loss():
@@ -272,7 +320,13 @@ def test_saes_and_settings_that_do_not_fit(tmp_path, trained):
         tune_saes(make_vit(), trained[:1], make_images(), make_config(), out=tmp_path)
     with pytest.raises(CheckpointError, match="pass n_images"):
         tune_saes(make_vit(), trained, Stream(), make_config(), out=tmp_path)
-    for changes in ({"batch_images": 0}, {"chain_weight": -1}, {"precision": "float16"}):
+    for changes in (
+        {"batch_images": 0},
+        {"chain_weight": -1},
+        {"aux_weight": -1},
+        {"dead_after": 0},
+        {"precision": "float16"},
+    ):
         with pytest.raises(CheckpointError, match=next(iter(changes))):
             make_config(**changes)
 

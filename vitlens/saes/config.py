@@ -128,6 +128,8 @@ class TuneConfig:
         The larger they are, the better the SAEs do together and the less each explains by itself.
     learning_rate, warmup_steps, decay_share
         As in `TrainConfig`.
+    aux_weight, aux_features, dead_after
+        AuxK, as in `TrainConfig`; a batch is `batch_images` images here.
     precision
         "full": the model's own precision (half precision is tuned in float32). "bfloat16": matrix
         products in bfloat16, weights, losses and Adam in float32.
@@ -151,14 +153,24 @@ class TuneConfig:
     learning_rate: float = 1e-4
     warmup_steps: int = 30
     decay_share: float = 0.6
+    aux_weight: float = 1 / 32
+    aux_features: int = 256
+    dead_after: int = 60
     precision: Precision = "full"
     checkpoint_seconds: float = 120.0
 
     def __post_init__(self) -> None:
         _check_numbers(
             self,
-            at_least_one=("batch_images",),
-            not_negative=("chain_weight", "output_weight", "warmup_steps", "checkpoint_seconds"),
+            at_least_one=("batch_images", "dead_after"),
+            not_negative=(
+                "chain_weight",
+                "output_weight",
+                "warmup_steps",
+                "aux_weight",
+                "aux_features",
+                "checkpoint_seconds",
+            ),
         )
 
     def to_dict(self) -> dict[str, Any]:

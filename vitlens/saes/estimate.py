@@ -12,11 +12,11 @@ from torch import Tensor
 
 from vitlens.models.adapter import ViT
 from vitlens.saes.adam import learning_dtype
+from vitlens.saes.chain import chain_losses
 from vitlens.saes.config import TrainConfig, TuneConfig
 from vitlens.saes.learner import Learner
 from vitlens.saes.stream import sae_residuals
 from vitlens.saes.topk import TopKSAE, check_saes
-from vitlens.saes.tune import chain_losses
 
 
 @dataclass(frozen=True)

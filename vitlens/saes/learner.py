@@ -10,8 +10,9 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from vitlens.saes.adam import DictionaryAdam, fill
+from vitlens.saes.adam import DictionaryAdam
 from vitlens.saes.config import TrainConfig
+from vitlens.saes.dead import SilentFeatures
 from vitlens.saes.topk import TopKSAE
 
 
@@ -142,9 +143,7 @@ class Learner:
             _fresh_sae(width, size, k, generator).to(device=device, dtype=dtype)
             for size, k in config.layers(n_layers)
         )
-        self.silent = tuple(
-            torch.zeros(sae.size, dtype=torch.int64, device=device) for sae in self.saes
-        )
+        self.silent = SilentFeatures(self.saes, config.dead_after)
         self._matmul_dtype = torch.bfloat16 if config.precision == "bfloat16" else dtype
         self._adam = DictionaryAdam(self.saes, config.learning_rate)
 
@@ -156,30 +155,31 @@ class Learner:
     @torch.no_grad()
     def step(self, batches: Sequence[Float[Tensor, "N D"]], learning_rate: float) -> StepReport:
         """Train every layer on one batch of its normalised tokens."""
-        explained, dead_fraction = [], []
-        for sae, silent, tokens in zip(self.saes, self.silent, batches, strict=True):
+        explained, active = [], []
+        all_dead = self.silent.dead()
+        for sae, dead, tokens in zip(self.saes, all_dead, batches, strict=True):
             if self.step_count == 0:
                 sae.b_dec.copy_(tokens.to(sae.b_dec.dtype).mean(0))
-            is_dead = silent >= self.config.dead_after
             grads = gradients(
                 sae,
                 tokens,
-                is_dead.nonzero().flatten(),
+                dead,
                 aux_weight=self.config.aux_weight,
                 aux_features=self.config.aux_features,
                 matmul_dtype=self._matmul_dtype,
             )
             sae.W_enc.grad, sae.W_dec.grad = grads.W_enc, grads.W_dec
             sae.b_dec.grad = grads.b_dec
-            silent.add_(1).masked_fill_(grads.active, 0)
+            active.append(grads.active)
             explained.append(1 - grads.squared_error / grads.total_square)
-            dead_fraction.append(is_dead.float().mean())
+        self.silent.update(active)
         self._adam.step(learning_rate)
-        return StepReport(torch.stack(explained), torch.stack(dead_fraction))
+        shares = [len(dead) / sae.size for dead, sae in zip(all_dead, self.saes, strict=True)]
+        return StepReport(torch.stack(explained), torch.tensor(shares, device=explained[0].device))
 
     def state(self) -> dict[str, Tensor]:
         """Everything a checkpoint needs, by name: weights, moments, counters."""
-        return {**self._adam.state(), **self._counters()}
+        return {**self._adam.state(), **self.silent.state()}
 
     def load_state(self, tensors: dict[str, Tensor], step_count: int) -> None:
         """Continue from what `state` gave after `step_count` steps.
@@ -190,10 +190,7 @@ class Learner:
             If a tensor is missing or has another shape.
         """
         self._adam.load_state(tensors, step_count)
-        fill(self._counters(), tensors)
-
-    def _counters(self) -> dict[str, Tensor]:
-        return {f"{layer}.silent": silent for layer, silent in enumerate(self.silent)}
+        self.silent.load_state(tensors)
 
 
 def _fresh_sae(width: int, size: int, k: int, generator: torch.Generator) -> TopKSAE:

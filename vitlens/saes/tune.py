@@ -5,13 +5,11 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 from tqdm.auto import tqdm
@@ -21,8 +19,10 @@ from vitlens.files import fingerprint
 from vitlens.interrupts import interrupts_held
 from vitlens.models.adapter import ViT
 from vitlens.saes.adam import DictionaryAdam, learning_dtype
+from vitlens.saes.chain import chain_losses
 from vitlens.saes.checkpoint import RunFiles
 from vitlens.saes.config import TuneConfig, scheduled_rate
+from vitlens.saes.dead import SilentFeatures
 from vitlens.saes.files import load_saes, save_saes
 from vitlens.saes.stream import batched, iterate_images, planned_images
 from vitlens.saes.topk import TopKSAE, check_saes
@@ -71,75 +71,6 @@ class TuneResult:
         return "\n".join([head, "layer  explained variance  in chain", *rows, tail])
 
 
-@dataclass(frozen=True)
-class ChainLosses:
-    """How far SAEs are from the model, alone and one after another.
-
-    Attributes
-    ----------
-    alone
-        Per layer, the share of the stream's variance in the batch that the SAE leaves unexplained.
-    chain
-        The same, of the stream that comes through the SAEs of all earlier layers and this one; it
-        is compared with the model's own.
-    output
-        Kullback-Leibler divergence of the outputs' softmax, with all SAEs and no error nodes,
-        from the model's, in nats a picture.
-    """
-
-    alone: Float[Tensor, " layers"]
-    chain: Float[Tensor, " layers"]
-    output: Float[Tensor, ""]
-
-
-def chain_losses(
-    vit: ViT,
-    saes: Sequence[TopKSAE],
-    images: Float[Tensor, "n 3 H W"],
-    *,
-    bfloat16: bool = False,
-) -> ChainLosses:
-    """Losses of a batch, with gradients to the weights of the SAEs.
-
-    As everywhere, each token's standard deviation is a constant in the backward pass.
-
-    Parameters
-    ----------
-    vit
-        The model.
-    saes
-        Of layers 0 to B-2.
-    images
-        Model inputs.
-    bfloat16
-        Run matrix products in bfloat16 (autocast).
-    """
-    dtype = saes[0].W_enc.dtype
-    low = torch.autocast(vit.device.type, torch.bfloat16) if bfloat16 else nullcontext()
-    alone, chain = [], []
-    with low:
-        with torch.no_grad():
-            stem = vit.embed(images.to(device=vit.device, dtype=vit.dtype))
-        own = replaced = stem.tokens
-        for layer, block in enumerate(stem.blocks):
-            with torch.no_grad():
-                own = block(own)
-            replaced = block(replaced.to(vit.dtype)) if layer else own
-            if layer < len(saes):
-                truth = own.to(dtype)
-                # One pass through the SAE for both: it is the larger half of the work.
-                both = saes[layer](torch.cat([replaced.to(dtype), truth])).reconstruction
-                replaced, rebuilt = both.chunk(2)
-                total = (truth - truth.mean((0, 1))).square().sum()
-                alone.append((rebuilt - truth).square().sum() / total)
-                chain.append((replaced - truth).square().sum() / total)
-        with torch.no_grad():
-            expected = vit.readout(own).to(dtype).log_softmax(-1)
-        found = vit.readout(replaced).to(dtype).log_softmax(-1)
-    output = F.kl_div(found, expected, log_target=True, reduction="batchmean")
-    return ChainLosses(torch.stack(alone), torch.stack(chain), output)
-
-
 def tune_saes(
     vit: ViT,
     saes: Sequence[TopKSAE],
@@ -156,7 +87,8 @@ def tune_saes(
     error nodes, each reads what the earlier ones left over, and small errors grow from layer to
     layer. The loss of a step is the mean share of variance each SAE leaves unexplained alone,
     plus `chain_weight` times the same through all earlier SAEs, plus `output_weight` times the
-    divergence of the output. The number of active features stays as it is.
+    divergence of the output, plus `aux_weight` times AuxK's, which keeps features from dying. The
+    number of active features stays as it is.
 
     A checkpoint is written now and then and at Ctrl-C; calling again with the same arguments goes
     on from there, as `train_saes` does. The SAEs given are not changed.
@@ -222,6 +154,7 @@ class _Run:
             for sae in saes
         )
         self.adam = DictionaryAdam(self.saes, config.learning_rate)
+        self.silent = SilentFeatures(self.saes, config.dead_after)
         identity = {
             "model": fingerprint(vit.model.state_dict()),
             "saes": _fingerprint(saes),
@@ -269,9 +202,16 @@ class _Run:
 
     def _step(self, batch: Float[Tensor, "n 3 H W"]) -> None:
         config = self.config
-        losses = chain_losses(self.vit, self.saes, batch, bfloat16=config.precision == "bfloat16")
+        losses = chain_losses(
+            self.vit,
+            self.saes,
+            batch,
+            dead=self.silent.dead(),
+            aux_features=config.aux_features,
+            bfloat16=config.precision == "bfloat16",
+        )
         loss = losses.alone.mean() + config.chain_weight * losses.chain.mean()
-        loss = loss + config.output_weight * losses.output
+        loss = loss + config.output_weight * losses.output + config.aux_weight * losses.aux.mean()
         if not torch.isfinite(loss):
             raise ImageError(
                 "The loss is NaN or infinite: an image is, or the model overflows in this"
@@ -286,6 +226,7 @@ class _Run:
         rate = scheduled_rate(config, self.adam.step_count, total)
         with interrupts_held():
             self.adam.step(rate)
+            self.silent.update(losses.active)
             self.seen += len(batch)
             self.running = (
                 figures if self.running is None else torch.lerp(figures, self.running, _SMOOTHING)
@@ -300,13 +241,19 @@ class _Run:
 
     def _save(self) -> None:
         assert self.running is not None
-        tensors = {**self.adam.state(), "rng": self.rng, "running": self.running}
+        tensors = {
+            **self.adam.state(),
+            **self.silent.state(),
+            "rng": self.rng,
+            "running": self.running,
+        }
         self.files.write(tensors, {"step": self.adam.step_count, "seen": self.seen})
 
     def _load(self) -> None:
         tensors, metadata = self.files.read()
         try:
             self.adam.load_state(tensors, metadata["step"])
+            self.silent.load_state(tensors)
             self.seen = metadata["seen"]
             self.rng = tensors["rng"]
             self.running = tensors["running"].to(self.vit.device)
