@@ -15,6 +15,7 @@ from timm.models.vision_transformer import ParallelScalingBlock, ResPostBlock
 from torch import nn
 
 import vitlens
+from vitlens.attribution.split import TOKENS
 from vitlens.errors import ModelError, NetworkError
 from vitlens.models.heads import ZeroShotHead
 from vitlens.models.registry import create
@@ -226,3 +227,75 @@ def test_no_network_for_weights(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(timm, "create_model", offline)
     with pytest.raises(NetworkError, match=r"Without a network.*vitlens\.Lens"):
         create("vit_tiny_patch16_224")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("family", sorted(NOT_EXACT_IN_PLAIN))
+def test_exact_refuses_what_it_cannot_do_in_every_precision(
+    family: str, dtype: torch.dtype
+) -> None:
+    lens = lens_of(make(family))
+    vit = vitlens.ViT(lens.vit.model.to(dtype))
+    lens = vitlens.Lens(vit, [sae.to(dtype) for sae in lens.saes], transform=lens.transform)
+    with pytest.raises(ModelError, match='engine="jvp"'):
+        lens.importances(image().to(dtype), target=1, gradient="plain", engine="exact")
+
+
+@pytest.mark.parametrize("norm", [nn.LayerNorm, partial(nn.RMSNorm, eps=1e-6)])
+def test_libragrad_norms_in_float16_are_the_models(norm: Callable[[int], nn.Module]) -> None:
+    x = torch.randn(2, 384, generator=torch.Generator().manual_seed(0))
+    x[0, 7] = 900  # float16 cannot hold its square
+    layer = norm(384).half()
+    with vitlens.libragrad(make("vit")):
+        found = layer(x.half())
+    torch.testing.assert_close(found, layer(x.half()), rtol=2e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    "length",
+    [
+        lambda x: x.norm(dim=-1, keepdim=True),
+        lambda x: torch.norm(x, dim=-1, keepdim=True),
+        lambda x: torch.linalg.norm(x, dim=-1, keepdim=True),
+        lambda x: torch.linalg.vector_norm(x, dim=-1, keepdim=True),
+    ],
+)
+def test_an_l2_norm_written_out_is_constant(
+    length: Callable[[torch.Tensor], torch.Tensor],
+) -> None:
+    model, x = make("vit"), torch.randn(3, 8, dtype=torch.float64)
+    weights = torch.randn(3, 8, dtype=torch.float64)
+
+    def gradient(normalise: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
+        point = x.clone().requires_grad_()
+        with vitlens.libragrad(model):
+            out = normalise(point)
+        return torch.autograd.grad((out * weights).sum(), point)[0]
+
+    expected = weights / x.square().sum(1, keepdim=True).sqrt()
+    torch.testing.assert_close(gradient(lambda x: x / length(x)), expected)
+    torch.testing.assert_close(gradient(lambda x: F.normalize(x, dim=-1)), expected)
+
+
+@pytest.mark.parametrize("gradient", ["libragrad", "plain"])
+def test_engines_agree_on_more_tokens_than_are_looked_at_together(gradient: str) -> None:
+    torch.manual_seed(0)
+    model = VisionTransformer(**{**SMALL, "img_size": 48}, num_classes=5).double().eval()
+    lens = lens_of(model)
+    picture = torch.randn(3, 48, 48, dtype=torch.float64)
+    assert lens.vit.n_tokens > 2 * TOKENS
+    exact, slow = (
+        lens.importances(picture, target=1, gradient=gradient, engine=engine)
+        for engine in ("exact", "vjp")
+    )
+    for a, b in zip(exact.edges, slow.edges, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9 * float(b.abs().max()))
+
+
+def test_edges_that_overflow_are_not_given() -> None:
+    lens = lens_of(make("vit"))
+    vit = vitlens.ViT(lens.vit.model.half())
+    saes = [sae.half() for sae in lens.saes]
+    lens = vitlens.Lens(vit, saes, transform=lens.transform)
+    with pytest.raises(ModelError, match="float32"):
+        lens.importances(image().half(), target=lambda logits: 6e4 * logits[1] / logits[1].detach())

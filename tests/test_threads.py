@@ -1,11 +1,12 @@
 """Widgets compute in a thread while the notebook computes in another: results stay the same."""
 
 from concurrent.futures import ThreadPoolExecutor
+from threading import Event
 
 import torch
 
 from tests.test_logit_lens import lens_of
-from vitlens.attribution.gradients import Gradient
+from vitlens.attribution.gradients import Gradient, backward_rules
 from vitlens.attribution.logit_lens import logit_lens
 
 
@@ -30,3 +31,29 @@ def test_two_threads_give_what_one_gives() -> None:
     for mine, theirs in zip(expected, found, strict=True):
         for a, b in zip(mine, theirs, strict=True):
             torch.testing.assert_close(a, b)
+
+
+def test_written_out_attention_leaves_other_threads_theirs() -> None:
+    """Two blocks that overlap and close in the order they opened."""
+    lens = lens_of("cls")
+    opened, second, closed = Event(), Event(), Event()
+
+    def first() -> None:
+        with backward_rules(lens.vit, "plain"):
+            opened.set()
+            assert second.wait(10)
+        closed.set()
+
+    def other() -> None:
+        assert opened.wait(10)
+        with backward_rules(lens.vit, "plain"):
+            second.set()
+            assert closed.wait(10)
+
+    allowed = torch.backends.cuda.flash_sdp_enabled, torch.backends.cuda.mem_efficient_sdp_enabled
+    before = [flag() for flag in allowed]
+    with ThreadPoolExecutor(2) as threads:
+        for done in [threads.submit(first), threads.submit(other)]:
+            done.result()
+    assert before == [True, True]
+    assert [flag() for flag in allowed] == before

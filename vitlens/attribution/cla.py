@@ -48,6 +48,7 @@ def cla_edges(
         error=torch.zeros_like(trace.errors[layer]),
         sae=saes[layer + 1],
         weights=active.to(trace.residuals[layer].dtype),
+        active=active,
         targets=torch.arange(size, device=vit.device) if targets is None else targets,
     )
     return compute_edges(pair, engine)[:-1].abs()

@@ -35,7 +35,7 @@ def compute_edges(pair: LayerPair, engine: Engine) -> Float[Tensor, "F+1 n"]:
     Raises
     ------
     ModelError
-        If the engine is unknown, or "exact" does not know the block.
+        If the engine is unknown, "exact" does not know the block, or the numbers overflow.
     """
     if engine not in ENGINES:
         raise ModelError(f"engine must be one of {', '.join(ENGINES)}, not {engine!r}.")
@@ -44,4 +44,9 @@ def compute_edges(pair: LayerPair, engine: Engine) -> Float[Tensor, "F+1 n"]:
     if active.any():
         with torch.no_grad():
             result[:, active] = ENGINES[engine](replace(pair, targets=pair.targets[active]))
+    if not torch.isfinite(result).all():
+        raise ModelError(
+            f"Edges hold NaN or infinity: they do not fit into {result.dtype}. Load the model in"
+            " float32."
+        )
     return result

@@ -24,10 +24,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from vitlens.attribution.pair import LayerPair
-from vitlens.attribution.split import KeysValues, SplitBlock, by_head, split_block
-
-# Receiving tokens looked at together: bounds the largest tensor, [tokens, F_l, D].
-_TOKENS = 16
+from vitlens.attribution.split import TOKENS, KeysValues, SplitBlock, by_head, split_block
 
 
 def edges(pair: LayerPair) -> Float[Tensor, "F+1 n"]:
@@ -62,9 +59,8 @@ class _Rows:
 
 def _pull_targets(pair: LayerPair, block: SplitBlock) -> _Rows:
     sae, targets = pair.sae, pair.targets
-    features, _, std = sae.encode_with_stats(block.output)
-    weights = torch.where(features > 0, pair.weights, 0)[:, targets]
-    index, weight = _strongest(weights)
+    std = sae.normalize(block.output).std
+    index, weight = _strongest(pair.weights[:, targets])
     encoder = sae.W_enc[:, targets].T
     encoder = encoder - encoder.mean(1, keepdim=True)
     at_stream, at_attended = block.pull_output(encoder, index, weight / (std + sae.std_eps))
@@ -83,7 +79,7 @@ def _within_tokens(pair: LayerPair, rows: _Rows) -> Float[Tensor, "F+1 n"]:
     index, reach = _strongest(pair.coefficients)
     n_features = pair.coefficients.shape[1]
     directions = torch.cat([reach[..., None] * pair.directions[index], pair.error[:, None]], dim=1)
-    index = torch.cat([index, torch.full_like(index[:, :1], n_features)], dim=1)
+    index = torch.cat([index, index.new_full((len(index), 1), n_features)], dim=1)
     products = directions @ rows.at_stream.permute(1, 2, 0)
     places = index[:, :, None] * rows.n + rows.index[:, None, :]
     result = products.new_zeros((n_features + 1) * rows.n)
@@ -96,7 +92,7 @@ def _across_tokens(pair: LayerPair, rows: _Rows, block: SplitBlock) -> Float[Ten
     amount = pair.coefficients * pushed.factor[:, None]
     received = block.probabilities @ amount
     features = rows.at_stream.new_zeros(rows.n, amount.shape[1])
-    for tokens in torch.arange(len(amount), device=amount.device).split(_TOKENS):
+    for tokens in torch.arange(len(amount), device=amount.device).split(TOKENS):
         products = _value_path(pushed.rows.values, received[:, tokens], rows, tokens)
         if pair.gradient == "plain":
             products += _key_path(pushed.rows.keys, amount, rows, block, tokens)
@@ -140,7 +136,7 @@ def _from_tokens(moved: KeysValues, rows: _Rows, block: SplitBlock) -> Float[Ten
     """Change of every target when token t alone moves its key and value, for plain gradients."""
     n_tokens = block.output.shape[0]
     result = rows.at_stream.new_zeros(rows.n, n_tokens)
-    for tokens in torch.arange(n_tokens, device=result.device).split(_TOKENS):
+    for tokens in torch.arange(n_tokens, device=result.device).split(TOKENS):
         at_attended = rows.at_attended[:, tokens]
         reach = by_head(at_attended, moved.values.permute(1, 2, 0))
         scores = block.queries[:, tokens] @ moved.keys.permute(1, 2, 0)

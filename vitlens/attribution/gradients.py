@@ -9,11 +9,10 @@ from typing import Literal
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from vitlens.attribution.targets import Target
 from vitlens.models.adapter import Block, ViT
-from vitlens.models.libragrad import libragrad
+from vitlens.models.libragrad import libragrad, written_out_attention
 from vitlens.replacement import Trace
 from vitlens.saes.topk import TopKSAE
 
@@ -23,8 +22,7 @@ ErrorPaths = Literal["leaf", "through"]
 
 def backward_rules(vit: ViT, gradient: Gradient) -> AbstractContextManager[None]:
     """Context in which the model's forward passes get the wanted backward pass."""
-    # Only the written-out attention kernel has a forward-mode derivative.
-    return libragrad(vit.model) if gradient == "libragrad" else sdpa_kernel(SDPBackend.MATH)
+    return libragrad(vit.model) if gradient == "libragrad" else written_out_attention()
 
 
 def stream_gradients(
@@ -84,7 +82,9 @@ def _leaf(
         weights = feature_gradients(saes[layer + 1], trace.stds[layer + 1], grads[-1])
         stream = trace.residuals[layer][None].detach().requires_grad_()
         with backward_rules(vit, gradient):
-            features = saes[layer + 1].encode(blocks[layer + 1](stream))[0]
+            out = blocks[layer + 1](stream)[0]
+        active = trace.features[layer + 1] > 0
+        features = saes[layer + 1].encode_with_stats(out, among=active).features
         (grad,) = torch.autograd.grad((features * weights).sum(), stream)
         grads.append(grad[0])
     return tuple(reversed(grads))

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import get_args
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+from tqdm.auto import tqdm
 
 from vitlens.attribution.edges import Engine, compute_edges
 from vitlens.attribution.gradients import (
@@ -21,12 +22,12 @@ from vitlens.attribution.pair import LayerPair
 from vitlens.attribution.targets import Target
 from vitlens.errors import ModelError
 from vitlens.models.adapter import ViT
-from vitlens.progress import Progress, steps
+from vitlens.progress import Progress, Watch, steps
 from vitlens.replacement import Baselines, Trace
 from vitlens.saes.topk import TopKSAE
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Importances:
     """How much every feature, error node and edge adds to the target on one image.
 
@@ -154,6 +155,54 @@ def layer_edges(
     return compute_edges(pair, nodes.engine)
 
 
+def edges_on_demand(
+    vit: ViT,
+    saes: Sequence[TopKSAE],
+    trace: Trace,
+    baselines: Baselines,
+    nodes: Importances,
+    *,
+    progress: Progress = False,
+) -> Callable[[int, Int[Tensor, " n"]], Float[Tensor, "F+1 n"]]:
+    """Edges into the features that are asked for, computed when they are.
+
+    For engines whose cost grows with the number of target features.
+
+    Parameters
+    ----------
+    nodes
+        Importances of the image; their edges are not looked at.
+    progress
+        As for `importances`; a layer counts when it is first asked for.
+
+    Returns
+    -------
+    Callable
+        From a layer l and features of layer l + 1 to these columns of the layer's edges; those
+        asked for first are kept.
+    """
+    watch = Watch(progress, total=len(saes) - 1)
+    bar = tqdm(total=watch.total, desc="edges", disable=progress is not True, leave=False)
+    known: dict[int, tuple[Tensor, Tensor]] = {}
+
+    def columns(layer: int, features: Tensor) -> Tensor:
+        features = features.to(vit.device)
+        if layer in known:
+            have, found = known[layer]
+            same = have == features[:, None]
+            if same.any(1).all():
+                return found[:, same.int().argmax(1)]
+        watch.tell("edges")
+        found = layer_edges(vit, saes, trace, baselines, nodes, layer, targets=features)
+        if layer not in known:
+            known[layer] = features, found
+            watch.done += 1
+            bar.update()
+        return found
+
+    return columns
+
+
 def layer_pair(
     vit: ViT,
     saes: Sequence[TopKSAE],
@@ -166,6 +215,7 @@ def layer_pair(
 ) -> LayerPair:
     """What an engine needs for the edges from layer `layer` to the next; see `layer_edges`."""
     size = saes[layer + 1].size
+    active = trace.features[layer + 1] > 0
     return LayerPair(
         vit=vit,
         block=vit.embed(trace.image[None]).blocks[layer + 1],
@@ -175,7 +225,8 @@ def layer_pair(
         directions=saes[layer].W_dec,
         error=trace.errors[layer] - baselines.errors[layer],
         sae=saes[layer + 1],
-        weights=torch.where(trace.features[layer + 1] > 0, nodes.gradients[layer + 1], 0),
+        weights=torch.where(active, nodes.gradients[layer + 1], 0),
+        active=active,
         targets=torch.arange(size, device=vit.device) if targets is None else targets,
     )
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from vitlens.attribution.gradients import Gradient, backward_rules
@@ -34,7 +34,10 @@ class LayerPair:
     sae
         The SAE of layer l+1.
     weights
-        What a unit of each target feature counts, G_{l+1}, [T, F_{l+1}].
+        What a unit of each target feature counts, G_{l+1}, [T, F_{l+1}]; 0 where it is not among
+        the token's k on this image.
+    active
+        Which features of layer l+1 are among the token's k on this image, [T, F_{l+1}].
     targets
         Target features wanted, [n], in the order of the result's columns.
     """
@@ -48,13 +51,15 @@ class LayerPair:
     error: Float[Tensor, "T D"]
     sae: TopKSAE
     weights: Float[Tensor, "T G"]
+    active: Bool[Tensor, "T G"]
     targets: Int[Tensor, " n"]
 
     def target_sums(self, stream: Float[Tensor, "1 T D"]) -> Float[Tensor, " n"]:
         """Weighted activation of each wanted target feature, summed over tokens."""
         with backward_rules(self.vit, self.gradient):
             out = self.block(stream)[0]
-        return (self.sae.encode(out) * self.weights).sum(0)[self.targets]
+        features = self.sae.encode_with_stats(out, among=self.active).features
+        return (features * self.weights).sum(0)[self.targets]
 
     def active_sources(self) -> Int[Tensor, " m"]:
         """Features that differ from their baseline somewhere, then F_l for the error node."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import torch
@@ -26,11 +26,12 @@ def _layer_norm(
     *_: Any,
 ) -> Tensor:
     dims = tuple(range(-len(normalized_shape), 0))
-    centred = x - x.mean(dims, keepdim=True)
+    wide = _wide(x)
+    centred = wide - wide.mean(dims, keepdim=True)
     std = (centred.square().mean(dims, keepdim=True) + eps).sqrt().detach()
     out = centred / std
     out = out if weight is None else out * weight
-    return out if bias is None else out + bias
+    return (out if bias is None else out + bias).to(x.dtype)
 
 
 def _rms_norm(
@@ -38,8 +39,14 @@ def _rms_norm(
 ) -> Tensor:
     dims = tuple(range(-len(normalized_shape), 0))
     eps = torch.finfo(x.dtype).eps if eps is None else eps
-    out = x / (x.square().mean(dims, keepdim=True) + eps).sqrt().detach()
-    return out if weight is None else out * weight
+    wide = _wide(x)
+    out = wide / (wide.square().mean(dims, keepdim=True) + eps).sqrt().detach()
+    return (out if weight is None else out * weight).to(x.dtype)
+
+
+def _wide(x: Tensor) -> Tensor:
+    """Half precision as float32, in which torch's norms compute; float16 may not hold squares."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def _gelu(x: Tensor, approximate: str = "none") -> Tensor:
@@ -70,6 +77,8 @@ def _attention(
     is_causal: bool = False,
     scale: float | None = None,
     enable_gqa: bool = False,
+    *,
+    constant: bool = True,
 ) -> Tensor:
     if enable_gqa:
         groups = q.shape[-3] // k.shape[-3]
@@ -83,7 +92,8 @@ def _attention(
             scores = scores.masked_fill(~attn_mask, -math.inf)
         else:
             scores = scores + attn_mask
-    return F.dropout(scores.softmax(-1).detach(), dropout_p) @ v
+    probabilities = scores.softmax(-1)
+    return F.dropout(probabilities.detach() if constant else probabilities, dropout_p) @ v
 
 
 def _constant(func: Callable[..., Tensor]) -> Callable[..., Tensor]:
@@ -100,7 +110,7 @@ _RULES: dict[Any, Callable[..., Tensor]] = {
     F.normalize: _normalize,
     F.scaled_dot_product_attention: _attention,
     # What remains are pieces of the same rules written out by hand in a model's code: attention
-    # probabilities, sigmoid gates (QuickGELU, gated attention), reciprocal norms.
+    # probabilities, sigmoid gates (QuickGELU, gated attention), norms and their reciprocals.
     **{
         f: _constant(f)
         for f in (
@@ -112,6 +122,10 @@ _RULES: dict[Any, Callable[..., Tensor]] = {
             Tensor.sigmoid,
             torch.rsqrt,
             Tensor.rsqrt,
+            torch.norm,
+            Tensor.norm,
+            torch.linalg.norm,
+            torch.linalg.vector_norm,
         )
     },
 }
@@ -126,6 +140,28 @@ class _LibraGradMode(TorchFunctionMode):
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
         return _RULES.get(func, func)(*args, **(kwargs or {}))
+
+
+class _WrittenOutMode(TorchFunctionMode):
+    def __torch_function__(
+        self,
+        func: Any,
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        if func is F.scaled_dot_product_attention:
+            return _attention(*args, **(kwargs or {}), constant=False)
+        return func(*args, **(kwargs or {}))
+
+
+def written_out_attention() -> AbstractContextManager[Any]:
+    """Context in which attention is computed step by step, with its ordinary derivatives.
+
+    The fused kernels have no forward-mode derivative. Unlike `torch.nn.attention.sdpa_kernel`,
+    which sets the kernels of the whole process, this concerns the thread it is opened in only.
+    """
+    return _WrittenOutMode()
 
 
 def _gate_activations(model: nn.Module) -> Iterator[nn.Module]:
