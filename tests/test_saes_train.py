@@ -7,12 +7,21 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from timm.models.vision_transformer import VisionTransformer
-from torch.utils.data import DataLoader, IterableDataset, Subset, TensorDataset
+from torch.utils.data import (
+    BatchSampler,
+    DataLoader,
+    IterableDataset,
+    RandomSampler,
+    SequentialSampler,
+    Subset,
+    TensorDataset,
+)
 
 from vitlens.errors import CheckpointError, ImageError, VitlensError
 from vitlens.models.adapter import ViT
 from vitlens.saes import TrainConfig, estimate, load_saes, measure, train_saes
 from vitlens.saes.checkpoint import CHECKPOINT
+from vitlens.saes.stream import count_images, iterate_images
 
 WIDTH, DEPTH, T = 16, 3, 5
 N_IMAGES = 14
@@ -335,3 +344,25 @@ def test_estimate():
     buffer = 2 * config.buffer_tokens * WIDTH * 8
     assert buffer < cost.memory_bytes < 100 * buffer
     assert "10,000 tokens, about" in str(cost)
+
+
+def test_images_of_a_loader_are_counted_as_it_gives_them():
+    images = make_images(50)
+    one_by_one, pairs = (
+        TensorDataset(images),
+        TensorDataset(images.reshape(25, 2, *images.shape[1:])),
+    )
+    few = RandomSampler(one_by_one, num_samples=10, replacement=True)
+    loaders = [
+        DataLoader(one_by_one, batch_size=16),
+        DataLoader(one_by_one, batch_size=16, drop_last=True),
+        DataLoader(one_by_one, batch_size=16, sampler=few),
+        DataLoader(list(images.split(7)), batch_size=None),
+        DataLoader(pairs, batch_size=None),
+    ]
+    for loader in loaders:
+        planned = count_images(loader)
+        assert planned in (None, sum(1 for _ in iterate_images(loader)))
+    assert [count_images(loader) for loader in loaders[:4]] == [50, 48, 10, 50]
+    batches = BatchSampler(SequentialSampler(one_by_one), 16, drop_last=True)
+    assert count_images(DataLoader(one_by_one, batch_sampler=batches)) is None

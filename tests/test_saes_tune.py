@@ -332,6 +332,10 @@ def test_saes_and_settings_that_do_not_fit(tmp_path, trained):
 
 
 def test_estimate(trained):
+    vit = make_vit()
+    state = torch.get_rng_state()
+    estimate_tuning(vit, trained, make_config(), 1000)
+    assert torch.equal(torch.get_rng_state(), state)
     small, large = (
         estimate_tuning(make_vit(), trained, make_config(batch_images=n), 1000) for n in (4, 8)
     )

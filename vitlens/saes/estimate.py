@@ -95,8 +95,8 @@ def estimate(vit: ViT, config: TrainConfig, n_images: int) -> Estimate:
     n_tokens = config.epochs * n_images * vit.n_tokens
     n_forward = min(config.forward_images, n_images)
     n_step = min(config.batch_tokens, n_images * vit.n_tokens)
-    images = torch.randn(n_forward, 3, *vit.image_size, device=vit.device)
-    tokens = [torch.randn(n_step, vit.width, device=vit.device)] * (vit.depth - 1)
+    images = _noise(vit, n_forward, 3, *vit.image_size)
+    tokens = [_noise(vit, n_step, vit.width)] * (vit.depth - 1)
     forward = _seconds(lambda: sae_residuals(vit, images, bfloat16=low), vit.device) / n_forward
     step = _seconds(lambda: learner.step(tokens, config.learning_rate), vit.device) / n_step
     return Estimate(
@@ -137,7 +137,7 @@ def estimate_tuning(
     ]
     parameters = [parameter for sae in learning for parameter in sae.parameters()]
     n_batch = min(config.batch_images, n_images)
-    images = torch.randn(n_batch, 3, *vit.image_size, device=vit.device)
+    images = _noise(vit, n_batch, 3, *vit.image_size)
     kept: dict[int, int] = {}
 
     def count(tensor: Tensor) -> Tensor:
@@ -155,6 +155,12 @@ def estimate_tuning(
     seconds = _seconds(work, vit.device) / n_batch
     weights = 4 * sum(parameter.nbytes for parameter in parameters)
     return TuneEstimate(seconds * n_images, weights + sum(kept.values()), seconds)
+
+
+def _noise(vit: ViT, *shape: int) -> Tensor:
+    # A generator of its own: an estimate before a run must not change what the run draws.
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(shape, generator=generator).to(vit.device)
 
 
 def _cost(seconds: float, memory_bytes: int) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, IterableDataset
 
 from vitlens.errors import CheckpointError, ImageError
 from vitlens.models.adapter import ViT
@@ -20,7 +20,7 @@ from vitlens.saes.topk import normalize_tokens
 def count_images(images: Any) -> int | None:
     """How many images one pass over `images` gives, or None when that cannot be told cheaply."""
     if isinstance(images, DataLoader):
-        return count_images(images.dataset)
+        return _loaded(images)
     if not hasattr(images, "__len__"):
         return None
     if isinstance(images, Tensor):
@@ -32,6 +32,18 @@ def count_images(images: Any) -> int | None:
     if isinstance(images, list | tuple):
         return sum(len(_as_batch(_image_of(item))) for item in images)
     return None
+
+
+def _loaded(loader: DataLoader) -> int | None:
+    """How many images a loader gives: its sampler may leave some out, or take some twice."""
+    held = count_images(loader.dataset)
+    if held is None or isinstance(loader.dataset, IterableDataset):
+        return held
+    n = len(loader.sampler)  # type: ignore[arg-type]
+    if loader.batch_size is None:
+        whole = loader.batch_sampler is None and n == len(loader.dataset)  # type: ignore[arg-type]
+        return held if whole else None
+    return n - n % loader.batch_size if loader.drop_last else n
 
 
 def planned_images(images: Any, n_images: int | None, *, needed: bool) -> int | None:
