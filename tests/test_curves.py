@@ -6,6 +6,8 @@ import timm
 import torch
 from safetensors.torch import load_file
 
+import vitlens
+from tests.tiny import tiny_image, tiny_lens
 from vitlens.circuits import curves as curves_module
 from vitlens.circuits.curves import Curves, estimate, faithfulness
 from vitlens.circuits.methods import METHODS, Case, ranked
@@ -550,3 +552,24 @@ def test_unknown_names_are_named():
         STEPS.area("insertion", "cal")
     with pytest.raises(FeatureError, match="no metric"):
         STEPS.mean("insertion", "rrm", "loss")
+
+
+def test_curves_of_another_target_or_head_are_not_given_back(tmp_path):
+    lens, images = tiny_lens(), [tiny_image(0), tiny_image(1)]
+
+    def run(lens, out, target=None):
+        options = {"methods": ["node"], "q": (0, 0.1, 1), "progress": False}
+        return lens.faithfulness(images, target=target, out=tmp_path / out, **options)
+
+    first = run(lens, "target", lambda y: y[0] - y[1])
+    assert run(lens, "target", lambda y: y[0] - y[1]) == first
+    with pytest.raises(CheckpointError, match="other images, weights or settings"):
+        run(lens, "target", lambda y: y[2] - y[3])
+    heads = (lambda y: y, lambda y: 3 * y.flip(-1))
+    one, other = (
+        vitlens.Lens(lens.vit.model, lens.saes, transform=lens.transform, head=head)
+        for head in heads
+    )
+    run(one, "head")
+    with pytest.raises(CheckpointError, match="other images, weights or settings"):
+        run(other, "head")

@@ -125,7 +125,10 @@ def faithfulness(
             "target": _plain(target),
             "errors": errors,
         }
-        settings["run"] = run_key(vit, saes, baselines, images, call | settings)
+        first = vit.logits(images[0][None].to(vit.device, vit.dtype))[0]
+        value = resolve_target(target, first, class_names).function(first)
+        explained = [*first.tolist(), float(value)]
+        settings["run"] = run_key(vit, saes, baselines, images, explained, call | settings)
         finished = load_finished(out, settings["run"])
         if finished is not None:
             return finished

@@ -118,9 +118,14 @@ def run_key(
     saes: Sequence[TopKSAE],
     baselines: Baselines,
     images: Sequence[Float[Tensor, "3 H W"]],
+    explained: Sequence[float],
     settings: Mapping[str, Any],
 ) -> str:
-    """Return a hash of everything the curves depend on; custom functions go by name."""
+    """Return a hash of everything the curves depend on; methods of one's own go by name.
+
+    Heads and targets may be functions, which have no hash: `explained`, the first image's logits
+    and target, tells them apart.
+    """
     tensors = {f"model.{name}": value for name, value in vit.model.state_dict().items()}
     if isinstance(vit.head, nn.Module):
         tensors |= {f"head.{name}": value for name, value in vit.head.state_dict().items()}
@@ -130,6 +135,7 @@ def run_key(
         tensors[f"baseline.{layer}.errors"] = baselines.errors[layer]
     parts = {
         "settings": dict(settings),
+        "explained": [f"{value:.6g}" for value in explained],
         "top_k": [sae.k for sae in saes],
         "weights": fingerprint(tensors),
         "images": [fingerprint({"image": image}) for image in images],

@@ -295,7 +295,8 @@ def random_edges(
         wanted = sum(edge[0][0] == layer for edge in edges)
         last = layer == len(active) - 1
         ends = [TARGET] if last else active[layer + 1]
-        for number in torch.randperm(len(active[layer]) * len(ends), generator=generator).tolist():
+        order = torch.randperm(len(active[layer]) * len(ends), generator=generator)
+        for number in order[: wanted + len(taken)].tolist():
             if not wanted:
                 break
             source, end = active[layer][number // len(ends)], ends[number % len(ends)]
