@@ -534,3 +534,12 @@ def test_mixed_batches_with_float32() -> None:
     outcome = lens.run_with([tiny_image(i) for i in range(3)], Steer((0, 2), 1.0), errors="free")
     assert outcome.after.dtype == torch.float32
     assert outcome[0].class_names[0] == "class 0"
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_projecting_in_half_precision(dtype: torch.dtype) -> None:
+    full, half = tiny_lens(), tiny_lens(dtype=dtype)
+    change = Project([(1, 3), (1, 11)])
+    expected = full.run_with(tiny_image(), change).after
+    found = half.run_with(tiny_image(dtype=dtype), change).after
+    torch.testing.assert_close(found.float(), expected, rtol=0.1, atol=0.1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from weakref import WeakSet
 
 import numpy as np
 import pytest
@@ -12,6 +13,9 @@ from PIL import Image
 from timm.models import VisionTransformer
 
 import vitlens
+from vitlens.attribution import vjp
+from vitlens.attribution.edges import ENGINES
+from vitlens.attribution.pair import LayerPair
 from vitlens.errors import (
     CheckpointError,
     FeatureError,
@@ -21,6 +25,8 @@ from vitlens.errors import (
     TargetError,
 )
 from vitlens.images import Transform
+from vitlens.replacement import fit_baselines
+from vitlens.saes.topk import SAEOutput
 
 CLASSES = ("bird", "mammal", "fruit", "flower", "vehicle")
 
@@ -296,3 +302,74 @@ def test_a_sample_is_taken_as_an_image() -> None:
     lens = vitlens.load("everyday")
     sample = lens.samples[0]
     assert torch.equal(lens.trace(sample).logits, lens.trace(sample.path).logits)
+
+
+def test_reverse_mode_computes_only_the_columns_of_a_circuit(
+    lens: vitlens.Lens, picture: Image.Image, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[int] = []
+    whole = lens.circuit(picture, nodes_per_layer=3)
+
+    def noted(pair: LayerPair) -> torch.Tensor:
+        asked.append(len(pair.targets))
+        return vjp.edges(pair)
+
+    monkeypatch.setitem(ENGINES, "vjp", noted)
+    told: list[float] = []
+    found = lens.circuit(
+        picture, nodes_per_layer=3, engine="vjp", progress=lambda part, _: told.append(part)
+    )
+    assert [node.key for node in found.nodes] == [node.key for node in whole.nodes]
+    assert [(e.source, e.target) for e in found.edges] == [
+        (e.source, e.target) for e in whole.edges
+    ]
+    for a, b in zip(found.edges, whole.edges, strict=True):
+        assert a.weight == pytest.approx(b.weight, rel=1e-3, abs=1e-5)
+    layers = len(lens.saes) - 1
+    assert len(asked) == layers and max(asked) <= 3
+    assert told == [number / layers for number in range(layers)]
+
+
+def test_baselines_let_go_of_the_features_of_other_tokens(lens: vitlens.Lens) -> None:
+    alive: WeakSet[torch.Tensor] = WeakSet()
+    most = 0
+
+    def note(_sae: torch.nn.Module, _args: object, out: SAEOutput) -> None:
+        nonlocal most
+        alive.add(out.features)
+        most = max(most, len(alive))
+
+    handles = [sae.register_forward_hook(note) for sae in lens.saes]
+    images = torch.randn(4, 3, *lens.vit.image_size)
+    try:
+        fitted = fit_baselines(lens.vit, lens.saes, [images], tokens_at_once=1, progress=False)
+    finally:
+        for handle in handles:
+            handle.remove()
+    assert most <= 2
+    streams = lens.vit.residuals(images)
+    for layer, sae in enumerate(lens.saes):
+        expected = sae(streams[layer]).features.median(0).values
+        torch.testing.assert_close(fitted.features[layer], expected)
+
+
+def test_half_precision_opens_without_the_atlas() -> None:
+    assert vitlens.load("everyday").atlas is not None
+    assert vitlens.load("everyday", dtype=torch.bfloat16).atlas is None
+
+
+def test_baselines_that_do_not_fit_a_precision_are_not_written(
+    lens: vitlens.Lens, tmp_path: Path
+) -> None:
+    baselines = lens.baselines
+    large = vitlens.Baselines(baselines.features, [e + 1e5 for e in baselines.errors])
+    with pytest.raises(CheckpointError, match="do not fit into"):
+        large.save(tmp_path / "b.safetensors", dtype=torch.float16)
+    assert not list(tmp_path.iterdir())
+    large.save(tmp_path / "b.safetensors")
+
+
+def test_results_are_compared_as_objects(lens: vitlens.Lens, picture: Image.Image) -> None:
+    trace, again = lens.trace(picture), lens.trace(picture)
+    assert trace == trace and trace != again
+    assert lens.baselines == lens.baselines

@@ -61,7 +61,8 @@ def load(
     class_names
         For a timm model: a name a class.
     atlas
-        Folder of an atlas of these SAEs; by default that of a bundle's own, if it has one.
+        Folder of an atlas of these SAEs; by default that of a bundle's own, if it has one and the
+        model is not in half precision, which rounds its weights.
     names
         File of people's names of features. By default it is in the atlas's folder; for a bundle's
         own atlas, in the user's data folder.
@@ -87,7 +88,9 @@ def load(
             raise ModelError(f"{name!r} is a bundle with classes of its own; leave out {given}.")
         lens = _load_bundle(_FOLDER / name, saes, baselines, device, dtype)
         own = _FOLDER / name / "atlas"
-        if atlas is None and saes is None and own.is_dir():
+        # In half precision the weights are not those that the atlas is of.
+        as_stored = lens.vit.dtype in (torch.float32, torch.float64)
+        if atlas is None and saes is None and own.is_dir() and as_stored:
             lens.atlas_later(partial(_bundled_atlas, own, name, names))
             return lens
         return _with_atlas(lens, atlas, names)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from vitlens.attribution.edges import Engine
 from vitlens.attribution.gradients import ErrorPaths, Gradient
-from vitlens.attribution.importances import Importances, importances
+from vitlens.attribution.importances import Importances, edges_on_demand, importances
 from vitlens.attribution.logit_lens import logit_lens
 from vitlens.attribution.targets import TargetLike, resolve_target
 from vitlens.circuits.build import prune_circuit
@@ -200,12 +200,21 @@ class Lens(ChangingLens):
             If more than one rule is given, or one is out of range.
         """
         trace = self.trace(image)
+        # In reverse mode each target feature costs a pass, and the walk asks for few of them.
+        few = engine == "vjp"
         found = self._importances(
-            trace, target=target, gradient=gradient, errors=errors, engine=engine, progress=progress
+            trace,
+            target=target,
+            gradient=gradient,
+            errors=errors,
+            engine=engine,
+            edges=not few,
+            progress=progress,
         )
+        known = (self.vit, self.saes, trace, self.baselines, found)
         return prune_circuit(
             found,
-            found.edges,
+            edges_on_demand(*known, progress=progress) if few else found.edges,
             nodes_per_layer=nodes_per_layer,
             share=share,
             threshold=threshold,
@@ -272,7 +281,7 @@ class Lens(ChangingLens):
             self.vit,
             self.saes,
             self.baselines,
-            [self.tensor(image) for image in images],
+            [self.tensor(image).cpu() for image in images],
             methods=methods,
             labels=None if labels is None else [self.class_index(label) for label in labels],
             target=target,

@@ -168,8 +168,11 @@ class LensBase:
     def _named(self, values: Float[Tensor, " C"]) -> list[tuple[str, float]]:
         """Class names and values, the highest first."""
         names = self.class_names or [f"class {i}" for i in range(len(values))]
-        order = values.argsort(descending=True).tolist()
-        return [(names[i], float(values[i])) for i in order]
+        ordered = values.sort(descending=True)
+        return [
+            (names[i], value)
+            for i, value in zip(ordered.indices.tolist(), ordered.values.tolist(), strict=True)
+        ]
 
     def _checked_names(self, names: Sequence[str] | None) -> tuple[str, ...] | None:
         if names is not None and len(names) != self.vit.n_classes:

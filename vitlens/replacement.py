@@ -24,7 +24,7 @@ from vitlens.saes.topk import TopKSAE
 ErrorNodes = Literal["clean", "free", "baseline"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Trace:
     """What happens inside the model on one image.
 
@@ -53,7 +53,7 @@ class Trace:
     image: Float[Tensor, "3 H W"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Baselines:
     """What features and error nodes are replaced with: medians at each position.
 
@@ -112,7 +112,7 @@ class Baselines:
         Raises
         ------
         VitlensError
-            If the file cannot be written.
+            If the file cannot be written, or a value does not fit into the precision.
         """
         tensors = {}
         for layer, (z, e) in enumerate(zip(self.features, self.errors, strict=True)):
@@ -121,6 +121,10 @@ class Baselines:
             tensors[f"{layer}.features.where"] = where.to(torch.int32)
             tensors[f"{layer}.features.values"] = z.reshape(-1)[where].to(dtype or z.dtype)
             tensors[f"{layer}.errors"] = e.to(dtype or e.dtype)
+        if not all(torch.isfinite(value).all() for value in tensors.values()):
+            raise CheckpointError(
+                f"Baselines do not fit into {dtype}: some would become infinite. Leave out dtype."
+            )
         write_tensors(path, tensors, {"kind": "baselines", "layers": len(self.features)})
 
     @classmethod
@@ -240,10 +244,18 @@ def fit_baselines(
         ):
             stream = torch.cat(kept)
             kept.clear()
-            coded = [sae(part) for part in stream.split(tokens_at_once, dim=1)]
-            features.append(torch.cat([out.features.median(0).values for out in coded]))
-            errors.append(torch.cat([out.error.median(0).values for out in coded]))
+            medians = [_medians(sae, part) for part in stream.split(tokens_at_once, dim=1)]
+            features.append(torch.cat([of_features for of_features, _ in medians]))
+            errors.append(torch.cat([of_error for _, of_error in medians]))
     return Baselines(features, errors)
+
+
+def _medians(
+    sae: TopKSAE, stream: Float[Tensor, "n t D"]
+) -> tuple[Float[Tensor, "t F"], Float[Tensor, "t D"]]:
+    """Lower medians over images; a function of its own, so that the pass is let go of after it."""
+    out = sae(stream)
+    return out.features.median(0).values, out.error.median(0).values
 
 
 def run_with(

@@ -121,10 +121,12 @@ def projection(
 ) -> Projection:
     """The subspace that some features of a layer span, and what a projection leaves in it."""
     rows = sae.W_dec[features]
-    left, sizes, _ = torch.linalg.svd(rows.T, full_matrices=False)
+    # There is no SVD in half precision.
+    wide = rows.to(torch.promote_types(rows.dtype, torch.float32))
+    left, sizes, _ = torch.linalg.svd(wide.T, full_matrices=False)
     # Parallel rows span less than there are of them.
-    limit = float(sizes[0]) * max(rows.shape) * torch.finfo(rows.dtype).eps
-    basis = left[:, sizes > limit]
+    limit = float(sizes[0]) * max(rows.shape) * torch.finfo(wide.dtype).eps
+    basis = left[:, sizes > limit].to(rows.dtype)
     if item.to == "zero":
         nothing = basis.new_zeros(len(baselines.errors[layer]), basis.shape[1])
         return Projection(basis, nothing, nothing)

@@ -61,9 +61,11 @@ class Outcome:
 
     def ranking(self, *, after: bool = True) -> list[tuple[str, float]]:
         """Class names and probabilities, best first."""
-        probabilities = self.probabilities[int(after)]
-        order = probabilities.argsort(descending=True).tolist()
-        return [(self.class_names[i], float(probabilities[i])) for i in order]
+        ordered = self.probabilities[int(after)].sort(descending=True)
+        return [
+            (self.class_names[i], value)
+            for i, value in zip(ordered.indices.tolist(), ordered.values.tolist(), strict=True)
+        ]
 
     def effect(self, target: TargetLike = None) -> float:
         """How far a target rose: after minus before.
