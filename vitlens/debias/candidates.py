@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from vitlens.debias.groups import GroupedImages
@@ -27,7 +27,8 @@ class Candidate:
     sources
         Where the suspicion comes from: "activation difference", "circuit", "picked".
     attribute
-        The attribute value that it goes along with.
+        The attribute value that it goes along with; "not x" for a feature that goes along with all
+        of three or more values but x.
     effect
         Cohen's d of its mean activation on images of this value against the others, within
         class, averaged over classes.
@@ -81,12 +82,16 @@ class Differences:
         See `Candidate`; [F].
     value
         The value that differs most from the others, [F].
+    without
+        Whether the others are higher than this value, which the figures are then of, [F]; of two
+        values the higher one is named, and this is false.
     """
 
     effect: Float[np.ndarray, " F"]
     auc: Float[np.ndarray, " F"]
     p_value: Float[np.ndarray, " F"]
     value: Int[np.ndarray, " F"]
+    without: Bool[np.ndarray, " F"]
 
 
 def differences(
@@ -95,7 +100,7 @@ def differences(
     """Compare each value with all others, stratum by stratum, and keep the one that differs most.
 
     With two values the comparison is one; with more, p-values are multiplied by their number
-    (Bonferroni).
+    (Bonferroni). What differs most is what tells most, whether it is higher or lower.
 
     Parameters
     ----------
@@ -119,15 +124,14 @@ def differences(
     effect, auc, p = (np.stack([part[i] for part in found]) for i in range(3))
     best = np.abs(effect).argmax(0)
     take = (best, np.arange(x.shape[1]))
-    if len(levels) == 2:
-        up = effect[0] > 0
-        return Differences(
-            np.abs(effect[0]),
-            np.where(up, auc[0], 1 - auc[0]),
-            p[0],
-            np.where(up, levels[1], levels[0]),
-        )
-    return Differences(effect[take], auc[take], np.minimum(1, p[take] * len(levels)), levels[best])
+    up, two = effect[take] > 0, len(levels) == 2
+    return Differences(
+        np.abs(effect[take]),
+        np.where(up, auc[take], 1 - auc[take]),
+        np.minimum(1, p[take] * len(found)),
+        np.where(up, levels[1], levels[0]) if two else levels[best],
+        np.zeros_like(up) if two else ~up,
+    )
 
 
 def _one_against_others(
@@ -216,11 +220,12 @@ def find_candidates(
     start = 0
     for layer, found, other in zip(layers, of_attribute, of_class, strict=True):
         for feature in range(len(found.effect)):
+            value = groups.attribute_names[int(found.value[feature])]
             everything[layer, feature] = Candidate(
                 layer,
                 feature,
                 (),
-                groups.attribute_names[int(found.value[feature])],
+                f"not {value}" if found.without[feature] else value,
                 float(found.effect[feature]),
                 float(found.auc[feature]),
                 float(found.p_value[feature]),
