@@ -128,6 +128,19 @@ def test_a_feature_of_all_values_but_one() -> None:
     assert candidate.effect == pytest.approx(np.mean(gaps)) and candidate.effect > 1
 
 
+def test_strata_with_one_image_of_a_side_have_ranks_but_no_spread() -> None:
+    rng = np.random.default_rng(3)
+    x = torch.from_numpy(rng.normal(size=(44, 300)))
+    strata = torch.tensor([0] * 40 + [1] * 2 + [2] * 2)
+    side = torch.arange(44) % 2
+    whole, large = (differences(x[:n], side[:n], strata[:n]) for n in (44, 40))
+    assert np.array_equal(whole.effect, large.effect)
+    assert not np.array_equal(whole.p_value, large.p_value)
+    assert whole.effect.max() < 1.5
+    pairs = differences(x[40:], side[40:], strata[40:])  # nothing but such strata
+    assert not pairs.effect.any() and (pairs.p_value < 1).any()
+
+
 def test_where_candidates_come_from() -> None:
     groups = groups_of((20,) * 4)
     x = torch.randn(80, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
