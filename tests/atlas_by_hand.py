@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from vitlens.atlas import bins
+from vitlens.atlas import bins, chance
 from vitlens.atlas.pools import EMPTY, Pool
 from vitlens.atlas.state import AtlasState, ImageRecord, LayerState
 from vitlens.atlas.sums import LayerSums
@@ -44,7 +44,7 @@ def state_by_hand(
         fixed = bins.to_fixed(z)
         order = bins.shuffled_tokens(torch.tensor(list(ids.values())), prefix, z.shape[1])
         shuffled = fixed.gather(1, order.argsort(1)[..., None].expand_as(fixed))
-        drawn = bins.shuffled_labels(torch.tensor(list(ids.values())), C)
+        bucket = chance.buckets(torch.tensor(list(ids.values())), C)
         sums = LayerSums.zeros(
             n_tokens=z.shape[1], n_prefix=prefix, n_features=sae.size, n_classes=C
         )
@@ -58,12 +58,11 @@ def state_by_hand(
                     sums.histogram[f] += bins.bin_index(active).bincount(minlength=bins.N_BINS)
                     sums.peak_histogram[f, bins.bin_index(active.max()[None])] += 1
                     sums.class_active[label[n], f] += 1
-                    sums.class_active_shuffled[drawn[i], f] += 1
             sums.position += fixed[i]
             sums.position_shuffled += shuffled[i]
             sums.squares += bins.squares(fixed[i, prefix:]).sum(0)
             sums.class_mean[label[n]] += mean[i]
-            sums.class_mean_shuffled[drawn[i]] += mean[i]
+            sums.bucket_mean[bucket[i]] += mean[i]
             sums.image_mean += mean[i]
             sums.image_squares += bins.image_squares(mean[i])
             sums.stds += bins.to_fixed(traces[n].stds[layer][:, 0])
@@ -92,8 +91,8 @@ def state_by_hand(
         layers=tuple(layers),
         n_images=len(numbers),
         per_class=torch.tensor(list(label.values())).bincount(minlength=C),
-        per_class_shuffled=bins.shuffled_labels(torch.tensor(list(ids.values())), C).bincount(
-            minlength=C
+        per_bucket=chance.buckets(torch.tensor(list(ids.values())), C).bincount(
+            minlength=chance.n_buckets(C)
         ),
         final_stream=bins.to_fixed(torch.stack([traces[n].residuals[-1] for n in numbers])).sum(0),
         images={

@@ -26,6 +26,7 @@ from vitlens.errors import CheckpointError, ImageError, TargetError, VitlensErro
 
 N, BATCH, N_TOP, N_SAMPLED = 210, 16, 5, 6
 T, F, C = 10, 30, 5
+B = 512
 
 
 @pytest.fixture(scope="module")
@@ -187,22 +188,20 @@ def test_positions_are_those_of_brute_force(state, activations, ids):
 
 
 def test_classes_are_those_of_brute_force(state, activations, labels, ids):
-    drawn = [split_mix(i, 3) % C for i in ids]
+    bucket = [max(split_mix(i, 3) % B, split_mix(i, 4) % B) for i in ids]
     known = [n for n in range(N) if labels[n] is not None]
     same(state.per_class, np.bincount([labels[n] for n in known], minlength=C))
-    same(state.per_class_shuffled, np.bincount([drawn[n] for n in known], minlength=C))
+    same(state.per_bucket, np.bincount([bucket[n] for n in known], minlength=B))
     for layer, z in zip(state.layers, activations, strict=True):
         mean = (fixed(z).sum(1) + T // 2) // T
         same(layer.sums.image_mean, mean.sum(0))
         same(layer.sums.image_squares, (mean**2 // 2**10).sum(0))
-        for classes, means, active in (
-            (labels, layer.sums.class_mean, layer.sums.class_active),
-            (drawn, layer.sums.class_mean_shuffled, layer.sums.class_active_shuffled),
-        ):
-            for one in range(C):
-                of_class = [n for n in known if classes[n] == one]
-                same(means[one], mean[of_class].sum(0))
-                same(active[one], (z[of_class].max(1) > 0).sum(0))
+        for one in range(C):
+            of_class = [n for n in known if labels[n] == one]
+            same(layer.sums.class_mean[one], mean[of_class].sum(0))
+            same(layer.sums.class_active[one], (z[of_class].max(1) > 0).sum(0))
+        for one in range(B):
+            same(layer.sums.bucket_mean[one], mean[[n for n in known if bucket[n] == one]].sum(0))
 
 
 def test_streams_are_those_of_each_image(state, lens, images):
@@ -287,6 +286,14 @@ def test_saved_and_loaded_states_are_the_same(state, tmp_path):
     state.save(tmp_path / "a")
     AtlasState.load(tmp_path / "a").save(tmp_path / "b")
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+
+
+def test_a_state_of_an_older_format_is_refused(state, tmp_path, monkeypatch):
+    monkeypatch.setattr("vitlens.atlas.state._VERSION", 1)
+    state.save(tmp_path / "old")
+    monkeypatch.undo()
+    with pytest.raises(CheckpointError, match=r"of format 1; this version .* reads format 2"):
+        AtlasState.load(tmp_path / "old")
 
 
 class Stopper:

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from vitlens.atlas import bins, measures
+from vitlens.atlas import bins, chance, measures
 from vitlens.atlas.evolution import Evolution, evolution
 from vitlens.atlas.scores import KINDS, NAMES, Scores, kind_of, layer_scores
 from vitlens.atlas.sums import LayerSums
@@ -45,8 +45,8 @@ def slow_omega_squared(groups: list[list[float]]) -> float:
     return (between - (len(groups) - 1) * mean_square) / (total + mean_square)
 
 
-def sums_of(z: Tensor, labels: list[int], shuffled: list[int]) -> tuple[LayerSums, Tensor, Tensor]:
-    """The sums of raw activations in whole numbers, by plain loops; and images by class."""
+def sums_of(z: Tensor, labels: list[int], buckets: list[int]) -> tuple[LayerSums, Tensor, Tensor]:
+    """The sums of raw activations in whole numbers, by plain loops; images by class and bucket."""
     n, tokens, features = z.shape
     zero = LayerSums.zeros(n_tokens=tokens, n_prefix=PREFIX, n_features=features, n_classes=CLASSES)
     generator = torch.Generator().manual_seed(7)
@@ -64,24 +64,24 @@ def sums_of(z: Tensor, labels: list[int], shuffled: list[int]) -> tuple[LayerSum
         zero.image_squares += (z[i].mean(0).square() / bins.IMAGE_SQUARE_UNIT).round().long()
         if labels[i] >= 0:
             zero.class_mean[labels[i]] += mean
-        zero.class_mean_shuffled[shuffled[i]] += mean
+            zero.bucket_mean[buckets[i]] += mean
         for f, b in product(range(features), [bins.bin_index(z[i].float())]):
             for t in range(tokens):
                 zero.histogram[f, b[t, f]] += int(z[i, t, f] > 0)
     per_class = torch.tensor([labels.count(c) for c in range(CLASSES)])
-    per_shuffled = torch.tensor([shuffled.count(c) for c in range(CLASSES)])
-    return zero, per_class, per_shuffled
+    known = torch.tensor([b for b, label in zip(buckets, labels, strict=True) if label >= 0])
+    return zero, per_class, known.bincount(minlength=len(zero.bucket_mean))
 
 
 def scored(z: Tensor, labels: list[int]) -> Scores:
-    shuffled = torch.randint(CLASSES, (len(z),), generator=torch.Generator().manual_seed(1))
-    sums, per_class, per_shuffled = sums_of(z, labels, shuffled.tolist())
+    buckets = chance.buckets(torch.arange(len(z)), CLASSES)
+    sums, per_class, per_bucket = sums_of(z, labels, buckets.tolist())
     return layer_scores(
         0,
         sums,
         n_images=len(z),
         per_class=per_class,
-        per_class_shuffled=per_shuffled,
+        per_bucket=per_bucket,
         n_prefix=PREFIX,
     )
 

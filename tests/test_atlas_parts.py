@@ -7,6 +7,7 @@ import re
 import threading
 import time
 from collections.abc import Callable
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -19,6 +20,7 @@ from torch import Tensor, nn
 import vitlens
 from tests.test_logit_lens import SIZES
 from tests.tiny import tiny_lens
+from vitlens.atlas.describe import class_proposals
 from vitlens.atlas.layout import layout
 from vitlens.atlas.logits import Readout, effects, readout_directions
 from vitlens.atlas.neighbours import lineage, neighbours
@@ -229,22 +231,62 @@ def test_trust_is_the_product_of_its_parts() -> None:
 
 
 @pytest.mark.parametrize(
-    ("means", "information", "chance", "proposed"),
+    ("coin", "bird", "cat", "information", "chance", "proposed"),
     [
-        ([("bird", 2.0), ("coin", 1.0)], 0.6, 0.5, True),
-        ([("bird", 2.0), ("coin", 1.1)], 0.6, 0.5, False),  # does not stand out
-        ([("bird", 2.0), ("coin", 0.0)], 0.5, 0.5, False),  # as chance would have it
-        ([("bird", 2.0), ("coin", 0.0)], float("nan"), 0.5, False),
-        ([("bird", 2.0), ("coin", 0.0)], 0.6, float("nan"), False),
-        ([("bird", 0.0), ("coin", 0.0)], 0.6, 0.5, False),
-        ([("bird", 2.0)], 0.6, 0.5, False),
+        (1.0, 2.0, 0.5, 0.6, 0.5, True),
+        (1.1, 2.0, 0.5, 0.6, 0.5, False),  # does not stand out
+        (0.0, 2.0, 0.0, 0.5, 0.5, False),  # as chance would have it
+        (0.0, 2.0, 0.0, float("nan"), 0.5, False),
+        (0.0, 2.0, 0.0, 0.6, float("nan"), False),
+        (0.0, 0.0, 0.0, 0.6, 0.5, False),
+        (None, 2.0, 0.5, 0.6, 0.5, True),
+        (None, 2.0, None, 0.6, 0.5, False),  # one class is no choice
     ],
 )
 def test_a_class_is_proposed_that_stands_out_and_is_above_chance(
-    means: list[tuple[str, float]], information: float, chance: float, proposed: bool
+    coin: float | None,
+    bird: float,
+    cat: float | None,
+    information: float,
+    chance: float,
+    proposed: bool,
 ) -> None:
-    found = from_class(means, information=information, chance=chance)
+    means = torch.tensor([mean or 0.0 for mean in (coin, bird, cat)])
+    found = from_class(
+        ("coin", "bird", "cat"),
+        means,
+        [mean is not None for mean in (coin, bird, cat)],
+        information=information,
+        chance=chance,
+    )
     assert found == ((Proposal("bird", 0.6, "class"),) if proposed else ())
+
+
+def test_proposals_of_many_classes_are_those_of_a_sorted_list_and_quick() -> None:
+    C, n = 1000, 400
+    generator = torch.Generator().manual_seed(0)
+    header = SimpleNamespace(
+        class_names=tuple(f"class {number}" for number in range(C)),
+        per_class=tuple(torch.randint(3, (C,), generator=generator).tolist()),
+    )
+    table = SimpleNamespace(
+        class_mean=torch.rand(C, n, generator=generator) ** 300,
+        class_share=torch.rand(C, n, generator=generator),
+        chance={"class_information": 0.9},
+        scores={"class_information": torch.rand(n, generator=generator)},
+    )
+    start = time.process_time()
+    found = [class_proposals(header, table, feature) for feature in range(n)]
+    assert time.process_time() - start < 1  # a list of all classes for each feature takes 5 s
+    expected = []
+    for feature, information in enumerate(table.scores["class_information"].tolist()):
+        named = zip(table.class_mean[:, feature].tolist(), header.class_names, strict=True)
+        there = [one for one, images in zip(named, header.per_class, strict=True) if images]
+        (best, name), (second, _) = sorted(there, reverse=True)[:2]
+        good = information > 0.9 and best >= 2 * second
+        expected.append((Proposal(name, information, "class"),) if good else ())
+    assert found == expected
+    assert 5 < sum(map(bool, found)) < sum(table.scores["class_information"] > 0.9)
 
 
 COLOURS = {"red": (220, 20, 20), "green": (20, 200, 20), "blue": (20, 20, 220), "grey": (99,) * 3}

@@ -110,6 +110,37 @@ def test_three_attribute_values() -> None:
     assert (candidate.feature, candidate.attribute) == (0, "c")
 
 
+def test_a_feature_of_all_values_but_one() -> None:
+    """It differs most from the value that it is not active on, and goes along with the others."""
+    groups = groups_of((20,) * 6, attributes=3)
+    x = torch.randn(120, 2, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    x[groups.attributes != 2, 0] += 2
+    (candidate,) = find_candidates({0: x}, groups)
+    assert (candidate.feature, candidate.attribute) == (0, "not c")
+    aucs, gaps = [], []
+    for label in (0, 1):
+        here = x[groups.labels == label, 0], groups.attributes[groups.labels == label]
+        with_it, without = here[0][here[1] != 2], here[0][here[1] == 2]
+        aucs.append(float((with_it[:, None] > without).double().mean()))
+        spread = torch.cat([with_it - with_it.mean(), without - without.mean()]).square().sum() / 58
+        gaps.append(float((with_it.mean() - without.mean()) / spread.sqrt()))
+    assert candidate.auc == pytest.approx(np.mean(aucs)) and candidate.auc > 0.8
+    assert candidate.effect == pytest.approx(np.mean(gaps)) and candidate.effect > 1
+
+
+def test_strata_with_one_image_of_a_side_have_ranks_but_no_spread() -> None:
+    rng = np.random.default_rng(3)
+    x = torch.from_numpy(rng.normal(size=(44, 300)))
+    strata = torch.tensor([0] * 40 + [1] * 2 + [2] * 2)
+    side = torch.arange(44) % 2
+    whole, large = (differences(x[:n], side[:n], strata[:n]) for n in (44, 40))
+    assert np.array_equal(whole.effect, large.effect)
+    assert not np.array_equal(whole.p_value, large.p_value)
+    assert whole.effect.max() < 1.5
+    pairs = differences(x[40:], side[40:], strata[40:])  # nothing but such strata
+    assert not pairs.effect.any() and (pairs.p_value < 1).any()
+
+
 def test_where_candidates_come_from() -> None:
     groups = groups_of((20,) * 4)
     x = torch.randn(80, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)

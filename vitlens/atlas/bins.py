@@ -139,11 +139,6 @@ def shuffled_tokens(ids: Int[Tensor, " n"], n_prefix: int, n_tokens: int) -> Int
     return torch.cat([prefix, order + n_prefix], dim=1)
 
 
-def shuffled_labels(ids: Int[Tensor, " n"], n_classes: int) -> Int[Tensor, " n"]:
-    """A class drawn for each image by its id, all classes alike."""
-    return mix(ids, 3) % n_classes
-
-
 def _waves() -> Float[Tensor, "27 32 32"]:
     """The cosines of the lowest frequencies, lowest first."""
     places = (torch.arange(_SHRUNK[0], dtype=torch.float64) + 0.5) * (math.pi / _SHRUNK[0])

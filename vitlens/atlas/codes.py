@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from vitlens.atlas import bins
+from vitlens.atlas import bins, chance
 from vitlens.saes.topk import TopKSAE
 
 
@@ -25,14 +25,16 @@ class ImageMarks:
         Images of one group count as one in the top pools, [n].
     label
         Its class, or -1 without one, [n].
-    shuffled_label, shuffled_tokens
-        A class drawn by its id, [n]; and where each token goes when patches are shuffled, [n, T].
+    bucket
+        Where its class is exchanged for another (`chance.buckets`), [n].
+    shuffled_tokens
+        Where each token goes when patches are shuffled, [n, T].
     """
 
     id: Int[Tensor, " n"]
     group: Int[Tensor, " n"]
     label: Int[Tensor, " n"]
-    shuffled_label: Int[Tensor, " n"]
+    bucket: Int[Tensor, " n"]
     shuffled_tokens: Int[Tensor, "n T"]
 
     @classmethod
@@ -51,7 +53,7 @@ class ImageMarks:
             id=ids,
             group=groups,
             label=labels,
-            shuffled_label=bins.shuffled_labels(ids, n_classes),
+            bucket=chance.buckets(ids, n_classes),
             shuffled_tokens=bins.shuffled_tokens(ids, n_prefix, n_tokens),
         )
 

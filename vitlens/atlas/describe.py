@@ -72,7 +72,9 @@ def class_proposals(header: Header, table: LayerTable, feature: int) -> tuple[Pr
     if "class_information" not in table.chance:
         return ()
     return from_class(
-        [(response.name, response.mean) for response in _classes(header, table, feature)],
+        header.class_names,
+        table.class_mean[:, feature],
+        header.per_class,
         information=float(table.scores["class_information"][feature]),
         chance=table.chance["class_information"],
     )

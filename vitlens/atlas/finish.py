@@ -103,7 +103,7 @@ def finish(
             layer.sums,
             n_images=state.n_images,
             per_class=state.per_class,
-            per_class_shuffled=state.per_class_shuffled,
+            per_bucket=state.per_bucket,
             n_prefix=state.n_prefix,
             responses=answers,
         )

@@ -11,6 +11,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from vitlens.atlas import bins
+from vitlens.atlas.chance import n_buckets
 from vitlens.atlas.codes import Codes, ImageMarks, strongest_features
 from vitlens.atlas.image_table import ImageRecord
 from vitlens.atlas.labels import Labels, Lookup
@@ -71,7 +72,7 @@ def new_state(lens: LensBase, labels: Labels, settings: dict[str, Any]) -> Atlas
         layers=tuple(layers),
         n_images=0,
         per_class=torch.zeros(n_classes, dtype=torch.int64, device=device),
-        per_class_shuffled=torch.zeros(n_classes, dtype=torch.int64, device=device),
+        per_bucket=torch.zeros(n_buckets(n_classes), dtype=torch.int64, device=device),
         final_stream=torch.zeros(n_tokens, vit.width, dtype=torch.int64, device=device),
     )
 
@@ -187,11 +188,8 @@ class Gatherer:
                 kept |= pool.add(codes.activations, codes.peak, marks.id, marks.group)
         state.n_images += len(ready)
         known = marks.label >= 0
-        for counts, classes in (
-            (state.per_class, marks.label),
-            (state.per_class_shuffled, marks.shuffled_label),
-        ):
-            counts.index_add_(0, classes[known], torch.ones_like(classes[known]))
+        for counts, where in ((state.per_class, marks.label), (state.per_bucket, marks.bucket)):
+            counts.index_add_(0, where[known], torch.ones_like(where[known]))
         state.final_stream += bins.to_fixed(run.stream[places]).sum(dim=0)
         self._keep(run.embeddings[places], marks, ready, kept)
 

@@ -46,7 +46,12 @@ class Proposal:
 
 
 def from_class(
-    means: Sequence[tuple[str, float]], *, information: float, chance: float
+    names: Sequence[str],
+    means: Float[Tensor, " C"],
+    n_images: Sequence[int],
+    *,
+    information: float,
+    chance: float,
 ) -> tuple[Proposal, ...]:
     """Propose the class in which a feature is most active, if it stands out.
 
@@ -55,17 +60,21 @@ def from_class(
 
     Parameters
     ----------
-    means
-        Classes and mean activations, the highest first.
+    names, means, n_images
+        Of each class: its name, the mean activation, and how many images there were.
     information
         Score "class_information" of the feature, NaN where it was not measured.
     chance
         Its 99 % level of shuffled labels; NaN proposes nothing.
     """
-    if not information > chance or len(means) < 2:
+    if not information > chance:  # few features are above: only these are worth the search
         return ()
-    (name, best), (_, second) = means[:2]
+    there = torch.tensor(n_images).nonzero().squeeze(1)
+    if len(there) < 2:
+        return ()
+    (best, second), places = means[there].topk(2)
     stands_out = best > 0 and best >= 2 * second
+    name = names[int(there[places[0]])]
     return (Proposal(name, information, "class"),) if stands_out else ()
 
 

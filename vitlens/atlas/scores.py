@@ -1,7 +1,9 @@
 """One table of scores a layer: a row a feature, a column a measure, and what chance reaches.
 
 A feature *is* nothing. It has scores, and each score has a chance level: the 99th percentile of
-the same measure over the layer's features on shuffled data.
+the same measure over the layer's features on shuffled data: the patches of every image shuffled,
+the images dealt anew to classes of the same sizes (`vitlens.atlas.chance`), the labels of the
+stimuli permuted, the pictures' embeddings exchanged.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ from torch import Tensor
 
 from vitlens.atlas import measures, tuning
 from vitlens.atlas.bins import IMAGE_SQUARE_UNIT, SQUARE_UNIT, UNIT, bin_edges
+from vitlens.atlas.chance import dealt
 from vitlens.errors import FeatureError, near_matches
 
 if TYPE_CHECKING:
@@ -216,7 +219,7 @@ def layer_scores(
     *,
     n_images: int,
     per_class: Int[Tensor, " C"],
-    per_class_shuffled: Int[Tensor, " C"],
+    per_bucket: Int[Tensor, " B"],
     n_prefix: int,
     responses: Float[Tensor, "F N"] | None = None,
     seed: int = 0,
@@ -229,8 +232,8 @@ def layer_scores(
         Number of the layer.
     sums
         Of the pass over the images.
-    n_images, per_class, per_class_shuffled
-        How many images there were, in all and by class, and by shuffled class.
+    n_images, per_class, per_bucket
+        How many images there were, in all, by class, and by bucket.
     n_prefix
         Tokens before the patches.
     responses
@@ -252,10 +255,11 @@ def layer_scores(
         "prefix_share": measures.prefix_share(sums.position, n_prefix=n_prefix),
     }
     values |= _from_sums(sums.position, sums.class_mean, per_class, sums, n_images, n_prefix)
+    of_bucket = dealt(per_bucket, per_class)
     shuffled = _from_sums(
         sums.position_shuffled,
-        sums.class_mean_shuffled,
-        per_class_shuffled,
+        torch.zeros_like(sums.class_mean).index_add_(0, of_bucket, sums.bucket_mean),
+        torch.zeros_like(per_class).index_add_(0, of_bucket, per_bucket),
         sums,
         n_images,
         n_prefix,

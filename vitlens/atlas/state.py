@@ -19,7 +19,7 @@ from vitlens.errors import CheckpointError
 from vitlens.files import read_result, write_tensors
 
 _FORMAT = "vitlens.atlas.state"
-_VERSION = 1
+_VERSION = 2
 
 
 @dataclass
@@ -76,8 +76,10 @@ class AtlasState:
         One a SAE.
     n_images
         Images counted.
-    per_class, per_class_shuffled
-        Images of each class, and of each random class, int64 [C].
+    per_class
+        Images of each class, int64 [C].
+    per_bucket
+        The same images by bucket (`chance.buckets`), int64 [B].
     final_stream
         The stream after the last block, summed over images, whole numbers of `bins.UNIT`,
         int64 [T, D].
@@ -96,7 +98,7 @@ class AtlasState:
     layers: tuple[LayerState, ...]
     n_images: int
     per_class: Int[Tensor, " C"]
-    per_class_shuffled: Int[Tensor, " C"]
+    per_bucket: Int[Tensor, " B"]
     final_stream: Int[Tensor, "T D"]
     images: ImageTable = field(default_factory=ImageTable)
     skipped: tuple[tuple[str, str], ...] = ()
@@ -120,7 +122,7 @@ class AtlasState:
             self,
             layers=tuple(layer.to(device) for layer in self.layers),
             per_class=self.per_class.to(device),
-            per_class_shuffled=self.per_class_shuffled.to(device),
+            per_bucket=self.per_bucket.to(device),
             final_stream=self.final_stream.to(device),
         )
 
@@ -140,7 +142,7 @@ class AtlasState:
             ),
             n_images=self.n_images + other.n_images,
             per_class=self.per_class + other.per_class,
-            per_class_shuffled=self.per_class_shuffled + other.per_class_shuffled,
+            per_bucket=self.per_bucket + other.per_bucket,
             final_stream=self.final_stream + other.final_stream,
             images=ImageTable({**self.images, **other.images}),
             skipped=tuple(sorted({*self.skipped, *other.skipped})),
@@ -204,7 +206,7 @@ class AtlasState:
                 layers=tuple(_layer(tensors, layer) for layer in range(about["n_layers"])),
                 n_images=about["n_images"],
                 per_class=tensors["per_class"],
-                per_class_shuffled=tensors["per_class_shuffled"],
+                per_bucket=tensors["per_bucket"],
                 final_stream=tensors["final_stream"],
                 images=_read_images(tensors, about["images"]),
                 skipped=tuple((key, why) for key, why in about["skipped"]),
@@ -216,7 +218,7 @@ class AtlasState:
     def _tensors(self) -> dict[str, Tensor]:
         tensors = {
             "per_class": self.per_class,
-            "per_class_shuffled": self.per_class_shuffled,
+            "per_bucket": self.per_bucket,
             "final_stream": self.final_stream,
         }
         for layer, state in enumerate(self.layers):

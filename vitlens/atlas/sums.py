@@ -11,6 +11,7 @@ from torch import Tensor
 
 from vitlens.atlas import bins
 from vitlens.atlas.bins import N_BINS
+from vitlens.atlas.chance import n_buckets
 from vitlens.atlas.codes import Codes, ImageMarks
 
 
@@ -41,8 +42,9 @@ class LayerSums:
         Mean activation over all tokens of an image, summed over the images of a class, [C, F].
     class_active
         Images of a class in which the feature is active, [C, F].
-    class_mean_shuffled, class_active_shuffled
-        The same with a random class for each image (`bins.shuffled_labels`), [C, F].
+    bucket_mean
+        Mean activation over all tokens of an image, summed over the images of a bucket, those
+        without a class left out, [B, F]; `chance.dealt` makes classes of it.
     image_mean
         Mean activation over all tokens, summed over all images, with or without a class, [F].
     image_squares
@@ -61,8 +63,7 @@ class LayerSums:
     squares: Int[Tensor, " F"]
     class_mean: Int[Tensor, "C F"]
     class_active: Int[Tensor, "C F"]
-    class_mean_shuffled: Int[Tensor, "C F"]
-    class_active_shuffled: Int[Tensor, "C F"]
+    bucket_mean: Int[Tensor, "B F"]
     image_mean: Int[Tensor, " F"]
     image_squares: Int[Tensor, " F"]
     stds: Int[Tensor, " T"]
@@ -90,8 +91,7 @@ class LayerSums:
             "squares": (F,),
             "class_mean": (C, F),
             "class_active": (C, F),
-            "class_mean_shuffled": (C, F),
-            "class_active_shuffled": (C, F),
+            "bucket_mean": (n_buckets(C), F),
             "image_mean": (F,),
             "image_squares": (F,),
             "stds": (T,),
@@ -116,7 +116,7 @@ class LayerSums:
         codes
             Their activations at this layer.
         marks
-            Their classes, and how they are shuffled.
+            Their classes and buckets, and how their tokens are shuffled.
         stds
             Standard deviation of the stream at each token.
         """
@@ -155,8 +155,7 @@ class LayerSums:
         known = marks.label >= 0
         self.class_mean.index_add_(0, marks.label[known], mean[known])
         self.class_active.index_add_(0, marks.label[known], active[known].long())
-        self.class_mean_shuffled.index_add_(0, marks.shuffled_label[known], mean[known])
-        self.class_active_shuffled.index_add_(0, marks.shuffled_label[known], active[known].long())
+        self.bucket_mean.index_add_(0, marks.bucket[known], mean[known])
 
     def to(self, device: torch.device | str) -> LayerSums:
         """Move to a device."""

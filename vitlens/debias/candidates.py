@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from vitlens.debias.groups import GroupedImages
@@ -27,12 +27,14 @@ class Candidate:
     sources
         Where the suspicion comes from: "activation difference", "circuit", "picked".
     attribute
-        The attribute value that it goes along with.
+        The attribute value that it goes along with; "not x" for a feature that goes along with all
+        of three or more values but x.
     effect
         Cohen's d of its mean activation on images of this value against the others, within
-        class, averaged over classes.
+        class, averaged over the classes that have at least two images of either; 0 if none has.
     auc
-        Probability that an image of this value has the higher activation, likewise; .5 is chance.
+        Probability that an image of this value has the higher activation, within class, averaged
+        over classes; .5 is chance.
     p_value
         Of the stratified rank sum test; not corrected, and as if images were independent: those
         that share an object or a background are not.
@@ -81,12 +83,16 @@ class Differences:
         See `Candidate`; [F].
     value
         The value that differs most from the others, [F].
+    without
+        Whether the others are higher than this value, which the figures are then of, [F]; of two
+        values the higher one is named, and this is false.
     """
 
     effect: Float[np.ndarray, " F"]
     auc: Float[np.ndarray, " F"]
     p_value: Float[np.ndarray, " F"]
     value: Int[np.ndarray, " F"]
+    without: Bool[np.ndarray, " F"]
 
 
 def differences(
@@ -95,7 +101,7 @@ def differences(
     """Compare each value with all others, stratum by stratum, and keep the one that differs most.
 
     With two values the comparison is one; with more, p-values are multiplied by their number
-    (Bonferroni).
+    (Bonferroni). What differs most is what tells most, whether it is higher or lower.
 
     Parameters
     ----------
@@ -109,6 +115,8 @@ def differences(
     Notes
     -----
     Rank sums are joined over strata with weights 1 / (n + 1) (van Elteren 1960), ties corrected.
+    Ranks count in every stratum with both sides, Cohen's d where both have two images or more:
+    one image shows no spread, and a gap over next to no spread would outweigh all other strata.
     """
     x, v, s = activations.double().numpy(), values.numpy(), strata.numpy()
     levels = np.unique(v)
@@ -119,15 +127,14 @@ def differences(
     effect, auc, p = (np.stack([part[i] for part in found]) for i in range(3))
     best = np.abs(effect).argmax(0)
     take = (best, np.arange(x.shape[1]))
-    if len(levels) == 2:
-        up = effect[0] > 0
-        return Differences(
-            np.abs(effect[0]),
-            np.where(up, auc[0], 1 - auc[0]),
-            p[0],
-            np.where(up, levels[1], levels[0]),
-        )
-    return Differences(effect[take], auc[take], np.minimum(1, p[take] * len(levels)), levels[best])
+    up, two = effect[take] > 0, len(levels) == 2
+    return Differences(
+        np.abs(effect[take]),
+        np.where(up, auc[take], 1 - auc[take]),
+        np.minimum(1, p[take] * len(found)),
+        np.where(up, levels[1], levels[0]) if two else levels[best],
+        np.zeros_like(up) if two else ~up,
+    )
 
 
 def _one_against_others(
@@ -144,12 +151,8 @@ def _one_against_others(
         n_in, n = int(side.sum()), len(side)
         if not 0 < n_in < n:
             continue
-        a, b = part[side], part[~side]
-        gap = a.mean(0) - b.mean(0)
-        pooled = (a.var(0) * n_in + b.var(0) * (n - n_in)) / max(n - 2, 1)
-        # A feature that is constant on both sides differs by nothing, or without limit.
-        spread = np.sqrt(np.maximum(pooled, (1e-3 * np.abs(gap)) ** 2))
-        effects.append(np.divide(gap, spread, out=np.zeros_like(gap), where=spread > 0))
+        if 2 <= n_in <= n - 2:
+            effects.append(_cohens_d(part[side], part[~side]))
         ranks = rankdata(part, axis=0)
         u = ranks[side].sum(0) - n_in * (n_in + 1) / 2
         aucs.append(u / (n_in * (n - n_in)))
@@ -158,10 +161,20 @@ def _one_against_others(
         weight = 1 / (n + 1)
         statistic += weight * (u - n_in * (n - n_in) / 2)
         variance += weight**2 * tied
-    if not effects:
+    if not aucs:
         return np.zeros(n_columns), np.full(n_columns, 0.5), np.ones(n_columns)
+    effect = np.mean(effects, 0) if effects else np.zeros(n_columns)
     z = np.divide(statistic, np.sqrt(variance), out=np.zeros(n_columns), where=variance > 0)
-    return np.mean(effects, 0), np.mean(aucs, 0), 2 * norm.sf(np.abs(z))
+    return effect, np.mean(aucs, 0), 2 * norm.sf(np.abs(z))
+
+
+def _cohens_d(a: Float[np.ndarray, "p F"], b: Float[np.ndarray, "q F"]) -> np.ndarray:
+    """Gap of the means over the pooled spread, [F]."""
+    gap = a.mean(0) - b.mean(0)
+    pooled = (a.var(0) * len(a) + b.var(0) * len(b)) / (len(a) + len(b) - 2)
+    # A feature that is constant on both sides differs by nothing, or without limit.
+    spread = np.sqrt(np.maximum(pooled, (1e-3 * np.abs(gap)) ** 2))
+    return np.divide(gap, spread, out=np.zeros_like(gap), where=spread > 0)
 
 
 def find_candidates(
@@ -216,11 +229,12 @@ def find_candidates(
     start = 0
     for layer, found, other in zip(layers, of_attribute, of_class, strict=True):
         for feature in range(len(found.effect)):
+            value = groups.attribute_names[int(found.value[feature])]
             everything[layer, feature] = Candidate(
                 layer,
                 feature,
                 (),
-                groups.attribute_names[int(found.value[feature])],
+                f"not {value}" if found.without[feature] else value,
                 float(found.effect[feature]),
                 float(found.auc[feature]),
                 float(found.p_value[feature]),

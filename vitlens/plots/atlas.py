@@ -17,7 +17,7 @@ from vitlens.atlas.scores import KINDS, kind_of
 from vitlens.atlas.stimuli import TEXTURES
 from vitlens.errors import FeatureError
 from vitlens.plots.heat import POSITIVE, colours, heat_on_picture
-from vitlens.plots.page import INK, QUIET
+from vitlens.plots.page import INK, QUIET, literal
 from vitlens.plots.tuning import draw_arcs, draw_hues, draw_orientation, draw_textures
 
 if TYPE_CHECKING:
@@ -88,7 +88,7 @@ def feature_sheet(
         if profile.tuning is not None:
             _draw_tuning(figure, grid[row, tuning], profile.tuning)
         _draw_scores(figure.add_subplot(grid[row, scores]), profile)
-    figure.suptitle(title.replace("$", r"\$"), fontsize=11, x=0.005, ha="left", va="top", y=0.995)
+    figure.suptitle(literal(title), fontsize=11, x=0.005, ha="left", va="top", y=0.995)
     return figure
 
 
@@ -110,7 +110,7 @@ def _draw_words(axes: Axes, profile: FeatureProfile) -> None:
         0, 1, f"{profile.layer}/{profile.feature}", fontsize=11, weight="bold", va="top",
         color=INK, transform=axes.transAxes,
     )  # fmt: skip
-    words = "\n".join(line[:26] for line in lines if line).replace("$", r"\$")
+    words = literal("\n".join(line[:26] for line in lines if line))
     axes.text(
         0, 0.82, words, fontsize=7.5, va="top", color=INK, linespacing=1.35,
         transform=axes.transAxes,
@@ -136,7 +136,7 @@ def _draw_picture(figure: Figure, place: SubplotSpec, shown: Shown, grid: tuple[
         patches = heat.double().numpy()[-n_patches:].reshape(grid) / (shown.peak or 1.0)
         size = (round(_PIXELS * grid[0] / max(grid)), round(_PIXELS * grid[1] / max(grid)))
         below.imshow(heat_on_picture(pixels, patches, size=size), interpolation="none")
-    above.set_title(f"{shown.peak:.3g} {shown.label}"[:14].replace("$", r"\$"), fontsize=6, pad=1.5)
+    above.set_title(literal(f"{shown.peak:.3g} {shown.label}"[:14]), fontsize=6, pad=1.5)
 
 
 def _draw_place(axes: Axes, mean_map: Float[Tensor, " T"], grid: tuple[int, int]) -> None:

@@ -10,7 +10,7 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 from vitlens.circuits.areas import Array, Axis
 from vitlens.circuits.results import Band, Curves, Direction, Metric
-from vitlens.plots.page import QUIET
+from vitlens.plots.page import QUIET, literal
 
 
 @dataclass(frozen=True)
@@ -98,7 +98,7 @@ def curves_figure(
                 axes.axhline(level, color=QUIET, lw=0.7, ls=":", zorder=1)
     name = _METRIC_NAMES[metric]
     left.set_ylabel(f"{name} (empty model 0, full model 1)" if adjusted else f"{name}, as measured")
-    figure.suptitle(_heading(curves) if title is None else title, fontsize=11)
+    figure.suptitle(literal(_heading(curves) if title is None else title), fontsize=11)
     return figure
 
 
@@ -119,7 +119,13 @@ def _draw(
         mean: Array = curves.mean(direction, method, metric)
         band, label = Band(mean, np.full_like(mean, np.nan), np.full_like(mean, np.nan)), method
     axes.plot(
-        curves.q, band.mean, color=style.colour, marker=style.marker, ms=4.5, lw=1.6, label=label
+        curves.q,
+        band.mean,
+        color=style.colour,
+        marker=style.marker,
+        ms=4.5,
+        lw=1.6,
+        label=literal(label),
     )
     if not np.isnan(band.low).all():
         axes.fill_between(curves.q, band.low, band.high, color=style.colour, alpha=0.15, lw=0)

@@ -15,7 +15,7 @@ from matplotlib.ticker import MaxNLocator, PercentFormatter
 from vitlens.atlas.evolution import Course, Evolution
 from vitlens.atlas.scores import KINDS
 from vitlens.errors import FeatureError
-from vitlens.plots.page import QUIET
+from vitlens.plots.page import QUIET, literal
 
 #: Scores that the upper panels show, where they were measured.
 ACTIVITY = (
@@ -85,7 +85,7 @@ def evolution_figure(evolution: Evolution, *, title: str = "", width: float = 13
     for row, words in enumerate(("score", "score", "share of features")[-len(rows) :]):
         panels[row, 0].set_ylabel(words, fontsize=8)
     _draw_legend(figure, evolution, styles)
-    figure.suptitle(title.replace("$", r"\$"), fontsize=11, x=0.01, ha="left")
+    figure.suptitle(literal(title), fontsize=11, x=0.01, ha="left")
     return figure
 
 
@@ -155,7 +155,9 @@ def _frame(axes: Axes, name: str, layers: np.ndarray) -> None:
 def _draw_legend(figure: Figure, evolution: Evolution, styles: dict[str, _Style]) -> None:
     drawn = {"atlas (median, quartiles)": _ATLAS, **styles}
     handles: list[Line2D | Patch] = [
-        Line2D([], [], color=s.colour, marker=s.marker, ls=s.dash, lw=1.4, ms=4, label=name)
+        Line2D(
+            [], [], color=s.colour, marker=s.marker, ls=s.dash, lw=1.4, ms=4, label=literal(name)
+        )
         for name, s in drawn.items()
     ]
     if evolution.chance:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from vitlens.errors import FeatureError
 from vitlens.plots.heat import NEGATIVE, POSITIVE, colours, heat_on_picture
-from vitlens.plots.page import INK, QUIET
+from vitlens.plots.page import INK, QUIET, literal
 
 _PIXELS = 336
 _BINS = 20
@@ -80,7 +80,7 @@ def feature_figure(
     _draw_histogram(axes[2], _numbers(activation))
     _draw_effects(axes[3], _numbers(effects), class_names)
     heading = "\n".join(line for line in (title, subtitle) if line)
-    figure.suptitle(heading.replace("$", r"\$"), fontsize=11, x=0.01, ha="left")
+    figure.suptitle(literal(heading), fontsize=11, x=0.01, ha="left")
     return figure
 
 
@@ -119,7 +119,7 @@ def features_figure(
     axes = figure.add_axes((0.03, 0.1 / height, 0.94, 1 - 0.45 / height))
     axes.set(xlim=(0, 1), ylim=(n + 0.7, -0.7))
     axes.set_axis_off()
-    axes.set_title(title, fontsize=10, loc="left")
+    axes.set_title(literal(title), fontsize=10, loc="left")
     for place, (x, words) in enumerate(zip(_PLACES, _HEADS, strict=True)):
         side = "left" if place < 3 else "right"
         axes.text(x, 0, words, fontsize=8, weight="bold", ha=side, va="center", color=INK)
@@ -134,7 +134,7 @@ def features_figure(
             axes.text(
                 x + 0.07 if place == 2 else x,
                 row + 1,
-                words.replace("$", r"\$"),
+                literal(words),
                 fontsize=8,
                 ha="right" if right else "left",
                 va="center",
@@ -168,7 +168,7 @@ def _draw_heat(
         x, y = -1.5 * side, number * 1.9 * side
         colour = colours()(0.5 + 0.5 * values[number])
         axes.add_patch(Rectangle((x, y), side, side, fc=colour, ec=QUIET, lw=0.6, clip_on=False))
-        axes.text(-0.4 * side, y + 1.1 * side, token, fontsize=6, ha="right", va="top")
+        axes.text(-0.4 * side, y + 1.1 * side, literal(token), fontsize=6, ha="right", va="top")
 
 
 def _draw_histogram(axes: Axes, activation: NDArray[np.float64]) -> None:
@@ -197,7 +197,7 @@ def _draw_effects(axes: Axes, effects: NDArray[np.float64], class_names: Sequenc
         return
     bars = [POSITIVE if effects[i] > 0 else NEGATIVE for i in shown]
     axes.barh(range(len(shown)), effects[shown], color=bars)
-    names = [class_names[i][:24].replace("$", r"\$") for i in shown]
+    names = [literal(class_names[i][:24]) for i in shown]
     axes.set_yticks(range(len(shown)), names, fontsize=7)
     axes.invert_yaxis()
     axes.axvline(0, color=QUIET, lw=0.6)

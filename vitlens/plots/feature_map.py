@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from vitlens.errors import FeatureError
-from vitlens.plots.page import INK, QUIET
+from vitlens.plots.page import INK, QUIET, literal
 
 # Okabe and Ito's colours, the pale ones darker, as the widget has them.
 _KINDS = {
@@ -69,7 +69,7 @@ def map_figure(
     axes = figure.subplots()
     axes.set_axis_off()
     axes.set_aspect("equal")
-    axes.set_title(title, fontsize=10, loc="left", color=INK)
+    axes.set_title(literal(title), fontsize=10, loc="left", color=INK)
     x, y = np.asarray(points, dtype=float).T
     size = 6.0 if len(points) < 20_000 else 2.0
     if values is not None and isinstance(values[0] if len(values) else "", str):
@@ -77,7 +77,9 @@ def map_figure(
         for kind in ("none", *sorted(set(kinds.tolist()) - {"none"})):
             some = kinds == kind
             words = "none above chance" if kind == "none" else kind
-            axes.scatter(x[some], y[some], s=size, c=_KINDS.get(kind, _NONE), lw=0, label=words)
+            axes.scatter(
+                x[some], y[some], s=size, c=_KINDS.get(kind, _NONE), lw=0, label=literal(words)
+            )
         axes.legend(
             fontsize=7, markerscale=2, frameon=False, loc="center left", bbox_to_anchor=(1, 0.5)
         )
@@ -88,7 +90,7 @@ def map_figure(
         shade = np.log10(numbers[known]) if logarithmic else numbers[known]
         drawn = axes.scatter(x[known], y[known], s=size, c=shade, cmap="viridis", lw=0)
         words = f"{name}, log10" if logarithmic else name
-        figure.colorbar(drawn, ax=axes, shrink=0.6, label=words)
+        figure.colorbar(drawn, ax=axes, shrink=0.6, label=literal(words))
     if chosen is not None and chosen.any():
         axes.scatter(x[chosen], y[chosen], s=4 * size, facecolors="none", edgecolors=QUIET, lw=0.6)
     return figure

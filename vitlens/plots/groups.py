@@ -9,7 +9,7 @@ from matplotlib.ticker import MaxNLocator
 
 from vitlens.debias.live import wilson
 from vitlens.debias.report import GroupReport, TradeOff
-from vitlens.plots.page import INK, QUIET
+from vitlens.plots.page import INK, QUIET, literal
 
 _GROUP, _WORST, _AVERAGE = "#0072B2", "#D55E00", "#555555"
 
@@ -44,7 +44,7 @@ def groups_figure(
         _curve(axes[1], curve, after)
     n = after.n_features
     figure.suptitle(
-        f"{n} feature{'' if n == 1 else 's'} taken out" if title is None else title,
+        f"{n} feature{'' if n == 1 else 's'} taken out" if title is None else literal(title),
         color=INK,
         fontsize=11,
     )
@@ -68,7 +68,8 @@ def _bars(axes: Axes, before: GroupReport, after: GroupReport) -> None:
         if old_count:
             axes.plot([old_right / old_count] * 2, [row - 0.4, row + 0.4], color=INK, lw=2)
         axes.text(1.02, row, f"{100 * right / count:.1f}", va="center", color=INK, fontsize=9)
-    axes.set_yticks(range(len(names)), [f"{n} (worst)" if n == worst else n for n in names])
+    shown = [f"{name} (worst)" if name == worst else name for name in names]
+    axes.set_yticks(range(len(names)), [literal(name) for name in shown])
     axes.invert_yaxis()
     axes.set_xlim(0, 1.12)
     axes.set_xticks(np.linspace(0, 1, 6), [f"{x:.0f}" for x in np.linspace(0, 100, 6)])

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from vitlens.errors import ImageError
 from vitlens.plots.heat import colours, heat_on_picture
-from vitlens.plots.page import QUIET
+from vitlens.plots.page import QUIET, literal
 
 _PIXELS = 448
 
@@ -127,15 +127,15 @@ def heatmaps_figure(
     for axes, picture, grid, values in zip(every, pictures, grids, before, strict=True):
         _draw(axes, picture, grid * scale, values * scale, prefix_names)
     for axes, words in zip(every, titles, strict=False):
-        axes.set_title(words.replace("$", r"\$"), fontsize=9)
+        axes.set_title(literal(words), fontsize=9)
     if title and len(grids) == 1 and not titles:
-        every[0].set_title(title.replace("$", r"\$"), fontsize=10)
+        every[0].set_title(literal(title), fontsize=10)
     elif title:
-        figure.suptitle(title.replace("$", r"\$"), fontsize=10)
+        figure.suptitle(literal(title), fontsize=10)
     bounds = Normalize(-strongest if signed else 0, strongest) if strongest else Normalize(0, 1)
     ramp = ScalarMappable(bounds, colours(signed=signed))
     bar = figure.colorbar(ramp, ax=list(every), fraction=0.05 / len(grids), pad=0.03)
-    bar.set_label(label, fontsize=9)
+    bar.set_label(literal(label), fontsize=9)
     bar.ax.tick_params(labelsize=8)
     bar.outline.set_visible(False)
     return figure
@@ -166,4 +166,4 @@ def _draw(
         x, y = -1.6 * side, number * 2.1 * side
         colour = colours()(0.5 + 0.5 * value)
         axes.add_patch(Rectangle((x, y), side, side, fc=colour, ec=QUIET, lw=0.6, clip_on=False))
-        axes.text(x + side / 2, y + 1.15 * side, name, fontsize=7, ha="center", va="top")
+        axes.text(x + side / 2, y + 1.15 * side, literal(name), fontsize=7, ha="center", va="top")

@@ -58,7 +58,7 @@ class Page:
         self.axes.text(
             x,
             y,
-            words.replace("$", r"\$"),
+            literal(words),
             fontsize=size * self.scale,
             ha=align,
             va=rise,
@@ -154,6 +154,11 @@ class Page:
                 zorder=order,
             )
         )
+
+
+def literal(words: str) -> str:
+    """Return words as matplotlib draws them to the letter: a $ would begin a formula."""
+    return words.replace("$", r"\$")
 
 
 def text_width(words: str, size: float) -> float:

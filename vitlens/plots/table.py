@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from matplotlib.figure import Figure
 
-from vitlens.plots.page import INK
+from vitlens.plots.page import INK, literal
 
 _LONGEST = 22  # characters of a cell
 
@@ -35,13 +35,13 @@ def table_figure(
     axes = figure.add_axes((0.02, 0.1 / height, 0.96, 1 - 0.45 / height))
     axes.set(xlim=(0, 1), ylim=(len(rows) + 0.7, -0.7))
     axes.set_axis_off()
-    axes.set_title(title.replace("$", r"\$"), fontsize=10, loc="left")
+    axes.set_title(literal(title), fontsize=10, loc="left")
     for line, texts in enumerate((head, *rows)):
         for place, text in enumerate(texts):
             axes.text(
                 place / len(head),
                 line,
-                text[:_LONGEST].replace("$", r"\$"),
+                literal(text[:_LONGEST]),
                 fontsize=8,
                 weight="normal" if line else "bold",
                 va="center",

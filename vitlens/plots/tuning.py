@@ -12,7 +12,7 @@ from torch import Tensor
 from vitlens.atlas import drawing, stimuli
 from vitlens.atlas.tuning import Tuning
 from vitlens.plots.heat import POSITIVE, colours
-from vitlens.plots.page import INK, QUIET
+from vitlens.plots.page import INK, QUIET, literal
 
 # Edges, then gratings from fine to coarse: told apart by dash and marker as well.
 _LINES = (
@@ -57,7 +57,7 @@ def tuning_figure(tuning: Tuning, *, title: str = "", width: float = 11.0) -> Fi
     for one, (heading, names) in zip(axes, headings.items(), strict=True):
         figures = [f"{name} {tuning.indices[name]:.2f}" for name in names if name in tuning.indices]
         one.set_title((", ".join(figures) or heading).replace("-", "−"), fontsize=9)
-    figure.suptitle(title.replace("$", r"\$"), fontsize=11, x=0.01, ha="left")
+    figure.suptitle(literal(title), fontsize=11, x=0.01, ha="left")
     return figure
 
 

@@ -11,7 +11,7 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 from vitlens.circuits.areas import Array
 from vitlens.circuits.verification import Verification
-from vitlens.plots.page import QUIET
+from vitlens.plots.page import QUIET, literal
 
 _COLOURS = "viridis"
 _DECADES = 3  # whole ones, on each side
@@ -69,7 +69,7 @@ def verification_figure(
         )
         _frame(axes, scale, limit)
         note = (notes or {}).get(name) or f"rank correlation {one.rank_correlation}"
-        axes.set_title(f"{name}: {len(one)} edges\n{note}", fontsize=9)
+        axes.set_title(literal(f"{name}: {len(one)} edges\n{note}"), fontsize=9)
         axes.set_xlabel("predicted change (importance)", fontsize=9)
     row[0].set_ylabel("measured change (edge cut)", fontsize=9)
     assert points is not None
@@ -78,7 +78,7 @@ def verification_figure(
     bar.set_ticks([layer for layer in range(top + 1) if top < 8 or layer % 2 == 0])
     held = first.settings.get("error_nodes", "?")
     above = f"target: {first.target}, error nodes: {held}" if title is None else title
-    figure.suptitle(above, fontsize=11)
+    figure.suptitle(literal(above), fontsize=11)
     return figure
 
 

@@ -4,7 +4,7 @@ import textwrap
 
 from matplotlib.figure import Figure
 
-from vitlens.plots.page import INK
+from vitlens.plots.page import INK, literal
 
 _LINE = 80  # characters
 
@@ -24,7 +24,9 @@ def words_figure(words: str, *, width: float = 6.0) -> Figure:
     matplotlib.figure.Figure
         Not known to pyplot.
     """
-    lines = textwrap.wrap(words.replace("$", r"\$"), _LINE)
+    lines = textwrap.wrap(words, _LINE)
     figure = Figure(figsize=(width, 0.4 + 0.2 * len(lines)), facecolor="white")
-    figure.text(0.5, 0.5, "\n".join(lines), ha="center", va="center", fontsize=9, color=INK)
+    figure.text(
+        0.5, 0.5, literal("\n".join(lines)), ha="center", va="center", fontsize=9, color=INK
+    )
     return figure
