@@ -19,7 +19,7 @@ from vitlens.atlas.atlas import Atlas
 from vitlens.errors import FeatureError
 from vitlens.widgets import CircuitDiagram, FeatureBrowser, FeatureCard, FeatureMap
 from vitlens.widgets.atlas_card import spread
-from vitlens.widgets.atlas_table import ATLAS_COLUMNS
+from vitlens.widgets.atlas_table import ATLAS_COLUMNS, MAP_COLUMNS
 from vitlens.widgets.browser import COLUMNS, order
 from vitlens.widgets.buffers import decode_strip, from_bytes
 
@@ -272,10 +272,15 @@ def test_the_map_holds_all_features(lens: vitlens.Lens) -> None:
     assert atlas.layout is not None
     features = FeatureMap(lens, colour_by="orientation", selected=(1, 5))
     np.testing.assert_array_equal(from_bytes(features.map_points, shape=(-1, 2)), atlas.layout)
-    columns = from_bytes(features.map_columns, "float16", (len(ATLAS_COLUMNS), 180))
-    place = ATLAS_COLUMNS.index("position")
-    wanted = torch.cat([atlas.scores(layer)["position"] for layer in range(3)])
-    np.testing.assert_allclose(columns[place], wanted, atol=1e-3, rtol=1e-3)
+    columns = from_bytes(features.map_columns, "float16", (len(MAP_COLUMNS), 180))
+    assert features.map["columns"] == list(MAP_COLUMNS)
+    for name in ("position", "direction"):
+        wanted = torch.cat([atlas.scores(layer)[name] for layer in range(3)])
+        found = columns[MAP_COLUMNS.index(name)]
+        np.testing.assert_allclose(found, wanted, atol=1e-3, rtol=1e-3)
+    assert features.map["behind"]["curve"] == "direction"
+    assert set(features.map["behind"].values()) <= set(MAP_COLUMNS)
+    assert features.map["chance"][1]["direction"] == atlas.scores(1).chance["direction"]
     kinds = from_bytes(features.map_kinds, "uint8")
     names = features.map["kinds"]
     assert names[kinds[60 + 5]] == atlas.scores(1).kind(5).name
@@ -346,7 +351,7 @@ def test_views_go_on_beside_a_damaged_layer(damaged: vitlens.Lens, lens: vitlens
     features = FeatureMap(damaged, colour_by="kind")
     assert len(features.map["unreadable"]) == 1
     assert re.match(why, features.map["unreadable"][0])
-    columns = from_bytes(features.map_columns, "float16", (len(ATLAS_COLUMNS), 180))
+    columns = from_bytes(features.map_columns, "float16", (len(MAP_COLUMNS), 180))
     assert np.isnan(columns[:, 60:120]).all()
     assert not np.isnan(columns[0, :60]).any()
     assert features.map_points == FeatureMap(lens).map_points

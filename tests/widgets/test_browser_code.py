@@ -1,4 +1,4 @@
-"""The browser's shared functions, run by Node: bytes, colours, and the walk over patches."""
+"""Functions of the browser, run by Node: bytes, colours, the walk over patches, undo, words."""
 
 from __future__ import annotations
 
@@ -116,3 +116,76 @@ def test_the_walk_over_patches_and_prefix_tokens() -> None:
     assert found["bare"] == [1, 0]
     assert found["tokens"] == [2, 3, 8]
     assert found["names"] == ["register 1", "row 2, column 3"]
+
+
+def test_undo_takes_back_only_its_own_step() -> None:
+    found = node(
+        """
+        import { createMarks } from "SRC/diagram/marks.js";
+        const traits = { labels: [], pinned: [], groups: [] };
+        const set = (name, value) => { traits[name] = value; };
+        const model = { get: (name) => traits[name], set, save_changes() {} };
+        const [marks, other] = [createMarks(model), createMarks(model)];
+        const seen = [];
+        const undo = () => seen.push([marks.undo(), structuredClone(traits)]);
+
+        marks.rename([8, 213], "fur");
+        set("labels", [...traits.labels, [10, 348, "given in the card"]]);
+        undo();
+        marks.rename([8, 213], "fur");
+        set("labels", [[8, 213, "hair"]]);
+        undo();
+        set("labels", []);
+
+        marks.togglePins([[1, 1]]);
+        other.togglePins([[2, 2]]);
+        undo();
+
+        marks.group("ears", [[1, 1], [1, 2]]);
+        other.group("eyes", [[1, 2], [1, 3]]);
+        marks.renameGroup("ears", "left ear");
+        undo();
+        undo();
+
+        marks.rename([8, 213], "fur");
+        marks.forget();
+        undo();
+        console.log(JSON.stringify(seen));
+        """
+    )
+    named, pinned = [[10, 348, "given in the card"]], [[2, 2]]
+    assert found == [
+        [True, {"labels": named, "pinned": [], "groups": []}],
+        [False, {"labels": [[8, 213, "hair"]], "pinned": [], "groups": []}],
+        [True, {"labels": [], "pinned": pinned, "groups": []}],
+        [
+            True,
+            {
+                "labels": [],
+                "pinned": pinned,
+                "groups": [["eyes", [[1, 2], [1, 3]]], ["ears", [[1, 1]]]],
+            },
+        ],
+        [True, {"labels": [], "pinned": pinned, "groups": [["eyes", [[1, 2], [1, 3]]]]}],
+        [False, {"labels": [[8, 213, "fur"]], "pinned": pinned, "groups": found[-2][1]["groups"]}],  # type: ignore[index]
+    ]
+
+
+def test_a_point_of_the_map_tells_the_score_behind_its_kind() -> None:
+    found = node(
+        """
+        import { describe } from "SRC/map/words.js";
+        const columns = { curvature: [0.4], direction: [0.62] };
+        const data = {
+          layers: [0], starts: [0], kinds: [1], kindNames: ["none", "curve"],
+          behind: { curve: "direction" }, chance: [{ curvature: 0.9, direction: 0.21 }],
+          columns: new Map(Object.entries(columns)),
+        };
+        const words = ["kind", "curvature"].map((by) => describe(data, 0, "", by));
+        console.log(JSON.stringify(words));
+        """
+    )
+    assert found == [
+        "0/0\ncurve\ndirection 0.62, chance 0.21",
+        "0/0\ncurvature 0.40, chance 0.90",
+    ]

@@ -6,6 +6,7 @@ import asyncio
 import io
 import json
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,8 @@ from vitlens.attribution import cla
 from vitlens.circuits import methods
 from vitlens.errors import ImageError, TargetError, VitlensError
 from vitlens.widgets import Explorer
+from vitlens.widgets.export import page
+from vitlens.widgets.scene import Scene
 
 
 def picture(seed: int) -> Image.Image:
@@ -179,6 +182,23 @@ def test_health_says_what_is_missing(lens: vitlens.Lens) -> None:
     assert residuals == pytest.approx(relative.tolist(), rel=1e-4)
 
 
+def test_a_target_of_zero_has_no_relative_residual(lens: vitlens.Lens) -> None:
+    explorer = lens.explore(target=lambda logits: 0 * logits.sum())
+    assert explorer.explained["value"] == 0
+    assert [layer["residual"] for layer in explorer.health["layers"]] == [None] * 3
+    json.dumps(explorer.health, allow_nan=False)
+
+
+def test_a_page_knows_no_nan(lens: vitlens.Lens) -> None:
+    explorer = lens.explore()
+    layers = [{**layer, "explained_variance": float("nan")} for layer in explorer.health["layers"]]
+    explorer.health = {**explorer.health, "layers": layers, "accuracy": float("inf")}
+    content = page(explorer, title="").split('id="vl-content">')[1].split("</script>")[0]
+    values = json.loads(content, parse_constant=pytest.fail)["values"]
+    assert values["health"]["accuracy"] is None
+    assert {layer["explained_variance"] for layer in values["health"]["layers"]} == {None}
+
+
 def test_health_of_the_bundle() -> None:
     lens = vitlens.load("everyday")
     from vitlens.widgets.health import health
@@ -234,6 +254,92 @@ def test_cancel_stops_and_look_goes_on(lens: vitlens.Lens) -> None:
         ask(explorer, "look", {})
         await explorer.ready()
         assert explorer.graph["n_layers"] == 3
+
+    asyncio.run(story())
+
+
+def slow_to_read(
+    monkeypatch: pytest.MonkeyPatch,
+) -> tuple[threading.Event, threading.Event]:
+    """Let looks wait for the second event; the first one says that one does."""
+    begun, go = threading.Event(), threading.Event()
+    real = Scene.of
+
+    def waits(*arguments: Any, **settings: Any) -> Scene:
+        begun.set()
+        assert go.wait(20)
+        return real(*arguments, **settings)
+
+    monkeypatch.setattr(Scene, "of", waits)
+    return begun, go
+
+
+def choice(explorer: Explorer) -> tuple[object, ...]:
+    """What the view shows as chosen, and what is explained."""
+    shown = explorer.image_choice, explorer.target_choice, explorer.image_name
+    return *shown, explorer.explained["name"], explorer.picture
+
+
+@pytest.mark.parametrize(
+    "wish",
+    [
+        lambda explorer: explorer.set_state({"image_choice": 1}),
+        lambda explorer: explorer.set_state({"target_choice": 3}),
+        lambda explorer: explorer.load(picture(4), target="vehicle"),
+    ],
+    ids=["image", "target", "load"],
+)
+def test_cancel_goes_back_to_what_is_in_sight(
+    lens: vitlens.Lens, monkeypatch: pytest.MonkeyPatch, wish: Callable[[Explorer], None]
+) -> None:
+    async def story() -> None:
+        explorer = lens.explore(lens.samples[0].path, target="fruit")
+        await explorer.ready()
+        before = choice(explorer)
+        circuit = explorer.circuit
+        with monkeypatch.context() as patch:
+            begun, go = slow_to_read(patch)
+            wish(explorer)
+            assert await asyncio.to_thread(begun.wait, 20)
+            ask(explorer, "cancel", {})
+            go.set()
+        await explorer.ready()
+        assert choice(explorer) == before
+        assert explorer.circuit == circuit
+        explorer.measure_curves(methods=("rrm",))  # of the image in sight
+        await explorer.ready()
+        assert explorer.curves["target"] == "fruit"
+        wish(explorer)  # once more, and now it counts
+        await explorer.ready()
+        assert choice(explorer) != before
+
+    asyncio.run(story())
+
+
+def test_a_look_that_fails_goes_back_to_what_is_in_sight(lens: vitlens.Lens) -> None:
+    explorer = lens.explore()
+    before = choice(explorer)
+    explorer.load(picture(4), target=lambda logits: logits[99])
+    assert explorer.notice
+    assert choice(explorer) == before
+    lens.samples[1].path.write_text("no image any more")
+    explorer.set_state({"image_choice": 1})
+    assert choice(explorer) == before
+
+
+def test_cancel_leaves_card_and_ablation(lens: vitlens.Lens) -> None:
+    async def story() -> None:
+        explorer = lens.explore()
+        await explorer.ready()
+        explorer.measure_curves(methods=("rrm",))
+        explorer.ablations = [(1, 4, None)]
+        explorer.selected = (1, 5)
+        ask(explorer, "cancel", {})
+        assert not explorer.background("curves").busy
+        await explorer.ready()
+        assert explorer.curves == {}
+        assert explorer.card["node"] == [1, 5]
+        assert explorer.outcome["ablations"] == [[1, 4, None]]
 
     asyncio.run(story())
 

@@ -99,6 +99,22 @@ def test_nonsense_is_refused(name: str, value: object) -> None:
         setattr(heatmap, name, value)
 
 
+@pytest.mark.parametrize(
+    ("traits", "bar"),
+    [
+        ({}, (0, 1)),
+        ({"limits": (0.5, 1.0)}, (0.5, 1)),
+        ({"limits": (0.5, 2.0), "signed": True}, (-2, 2)),
+        ({"signed": True}, (-1, 1)),
+    ],
+)
+def test_the_figures_bar_goes_from_the_weakest_colour_to_the_strongest(
+    traits: dict, bar: tuple[float, float]
+) -> None:
+    heatmap = PatchHeatmap(None, [[0.0, 0.5], [0.75, 1.0]], **traits)
+    assert heatmap.figure().axes[-1].get_ylim() == bar
+
+
 def test_importance_and_activation_of_a_feature(lens: Lens) -> None:
     image = tiny_image()
     scene = Scene.of(lens, image, target="fruit")

@@ -67,6 +67,8 @@ def test_one_form_in_python_and_one_in_the_browser(
         ("labels", {(1, 2): 3}),
         ("groups", {"a": [(1, 2)], "b": [(1, 2)]}),
         ("groups", {1: [(1, 2)]}),
+        ("groups", {"a": [(1, 2)], "a ": [(1, 3)]}),
+        ("groups", {" ": [(1, 2)]}),
         ("grid", (0, 3)),
         ("measured", [(1, 2)]),
         ("measured", {(1, 2): (1, 2)}),

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from vitlens.errors import ImageError
-from vitlens.plots.heat import colours, heat_on_picture
+from vitlens.plots.heat import COVER, Scale, colours, heat_on_picture
 from vitlens.plots.page import QUIET, literal
 
 _PIXELS = 448
@@ -83,6 +83,10 @@ def heatmaps_figure(
     title: str = "",
     titles: Sequence[str] = (),
     limit: float | None = None,
+    low: float | None = None,
+    signed: bool | None = None,
+    scale: Scale = "heat",
+    opacity: float = COVER,
     width: float = 4.6,
 ) -> Figure:
     """Draw several heatmaps side by side, on one scale.
@@ -95,6 +99,15 @@ def heatmaps_figure(
         Above everything, and above every image.
     prefix_names, label, limit, width
         As for `heatmap_figure`; the width is that of one image.
+    low
+        The value of the weakest colour, which those below it have, too; for values without a
+        sign.
+    signed
+        Whether the bar shows both sides of 0; by default, whether a value is below it.
+    scale
+        "heat", or "cividis", which shows only sizes.
+    opacity
+        Of the strongest colour, 0 to 1.
 
     Raises
     ------
@@ -114,8 +127,11 @@ def heatmaps_figure(
     if not np.isfinite(everything).all():
         raise ImageError("A heatmap must be finite, and holds NaN or infinite values.")
     strongest = float(np.abs(everything).max()) if limit is None else limit
-    scale = 1.0 / strongest if strongest > 0 else 0.0
-    signed = bool((everything < 0).any())
+    if signed is None:
+        signed = low is None and bool((everything < 0).any())
+    weakest = low or 0.0
+    factor = 1.0 / (strongest - weakest) if strongest > weakest else 0.0
+    least = -1.0 if low is None else 0.0
 
     rows, columns = grids[0].shape if pictures[0] is None else pictures[0].shape[:2]
     figure = Figure(
@@ -125,15 +141,16 @@ def heatmaps_figure(
     )
     every = figure.subplots(1, len(grids), squeeze=False)[0]
     for axes, picture, grid, values in zip(every, pictures, grids, before, strict=True):
-        _draw(axes, picture, grid * scale, values * scale, prefix_names)
+        heat, squares = (np.maximum(least, (x - weakest) * factor) for x in (grid, values))
+        _draw(axes, picture, heat, squares, prefix_names, scale, opacity)
     for axes, words in zip(every, titles, strict=False):
         axes.set_title(literal(words), fontsize=9)
     if title and len(grids) == 1 and not titles:
         every[0].set_title(literal(title), fontsize=10)
     elif title:
         figure.suptitle(literal(title), fontsize=10)
-    bounds = Normalize(-strongest if signed else 0, strongest) if strongest else Normalize(0, 1)
-    ramp = ScalarMappable(bounds, colours(signed=signed))
+    span = (-strongest if signed else weakest, strongest) if factor else (weakest, weakest + 1)
+    ramp = ScalarMappable(Normalize(*span), colours(signed=signed, scale=scale, cover=opacity))
     bar = figure.colorbar(ramp, ax=list(every), fraction=0.05 / len(grids), pad=0.03)
     bar.set_label(literal(label), fontsize=9)
     bar.ax.tick_params(labelsize=8)
@@ -154,16 +171,19 @@ def _draw(
     heat: NDArray[np.float64],
     prefix: NDArray[np.float64],
     prefix_names: Sequence[str],
+    scale: Scale,
+    opacity: float,
 ) -> None:
     rows, columns = heat.shape if picture is None else picture.shape[:2]
     longer = max(rows, columns)
     size = (round(_PIXELS * rows / longer), round(_PIXELS * columns / longer))
     pixels = None if picture is None else torch.as_tensor(picture).cpu().numpy()
-    axes.imshow(heat_on_picture(pixels, heat, size=size), interpolation="none")
+    drawn = heat_on_picture(pixels, heat, size=size, scale=scale, cover=opacity)
+    axes.imshow(drawn, interpolation="none")
     axes.set_axis_off()
     for number, (name, value) in enumerate(zip(prefix_names, prefix, strict=True)):
         side = min(size) / 12
         x, y = -1.6 * side, number * 2.1 * side
-        colour = colours()(0.5 + 0.5 * value)
+        colour = colours(scale=scale, cover=opacity)(0.5 + 0.5 * value)
         axes.add_patch(Rectangle((x, y), side, side, fc=colour, ec=QUIET, lw=0.6, clip_on=False))
         axes.text(x + side / 2, y + 1.15 * side, literal(name), fontsize=7, ha="center", va="top")

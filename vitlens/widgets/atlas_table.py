@@ -28,6 +28,8 @@ ATLAS_COLUMNS = (
     "class_information",
     "monosemanticity",
 )
+#: And those of a map, whose points tell the score that their kind was decided by.
+MAP_COLUMNS = (*ATLAS_COLUMNS, "direction", "texture")
 
 
 def scores_of(atlas: Atlas, layer: int) -> tuple[Scores, str]:
@@ -46,20 +48,22 @@ def scores_of(atlas: Atlas, layer: int) -> tuple[Scores, str]:
         )
 
 
-def columns_of(scores: Scores) -> dict[str, Float[NDArray[np.float32], " F"]]:
-    """Return `ATLAS_COLUMNS` of a layer; NaN for what was not measured."""
+def columns_of(
+    scores: Scores, names: Sequence[str] = ATLAS_COLUMNS
+) -> dict[str, Float[NDArray[np.float32], " F"]]:
+    """Return columns of a layer; NaN for what was not measured."""
     missing = np.full(len(scores), np.nan, np.float32)
     return {
         name: scores[name].numpy().astype(np.float32) if name in scores.values else missing
-        for name in ATLAS_COLUMNS
+        for name in names
     }
 
 
-def chance_of(scores: Scores) -> dict[str, float]:
-    """Return the chance level of each of `ATLAS_COLUMNS` that has one."""
+def chance_of(scores: Scores, names: Sequence[str] = ATLAS_COLUMNS) -> dict[str, float]:
+    """Return the chance level of each of these columns that has one."""
     chance = scores.chance
     # Where no feature is live the level is infinite, which JSON does not know.
-    return {name: chance[name] for name in ATLAS_COLUMNS if math.isfinite(chance.get(name, np.inf))}
+    return {name: chance[name] for name in names if math.isfinite(chance.get(name, np.inf))}
 
 
 def texts_of(atlas: Atlas, layer: int) -> list[str]:
@@ -89,7 +93,7 @@ def kinds_of(scores: Scores) -> list[str]:
 
 
 def kind_words(atlas: Atlas, nodes: Sequence[tuple[int, int]]) -> list[str]:
-    """Return each node's kind with its figures, such as "curve, curvature 0.62, chance 0.21"."""
+    """Return each node's kind with its figures, such as "curve, direction 0.62, chance 0.21"."""
     read = {layer: scores_of(atlas, layer) for layer in {layer for layer, f in nodes if f >= 0}}
     return ["" if feature < 0 else _kind(*read[layer], feature) for layer, feature in nodes]
 

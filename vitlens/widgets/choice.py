@@ -7,7 +7,7 @@ import operator
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import traitlets as t
 from PIL import Image
@@ -20,6 +20,16 @@ from vitlens.widgets.buffers import encode_strip
 from vitlens.widgets.scene import Scene
 
 _THUMBNAIL = 96  # pixels, for a screen with two to a point
+
+
+class _Choice(NamedTuple):
+    """An image and what of it is explained, with what the view shows of both."""
+
+    image: ImageLike
+    target: TargetLike
+    image_choice: int | None
+    target_choice: int | None
+    name: str
 
 
 class ChoicePart(t.HasTraits):
@@ -41,6 +51,7 @@ class ChoicePart(t.HasTraits):
     _image: ImageLike | None = None
     _target: TargetLike = None
     _choosing = False
+    _in_sight: _Choice | None = None
 
     def load(self, image: ImageLike, *, target: TargetLike = None) -> None:
         """Look at an image.
@@ -64,7 +75,7 @@ class ChoicePart(t.HasTraits):
         known = [str(sample.path) for sample in self._lens.samples]
         name = os.fspath(image) if isinstance(image, str | os.PathLike) else ""
         choice = known.index(name) if name in known else None
-        self._choose(image, target, choice, target_choice, name=Path(name).name)
+        self._choose(_Choice(image, target, choice, target_choice, Path(name).name))
 
     def _offer(self, lens: Lens) -> None:
         """Tell the view what there is to choose from."""
@@ -78,7 +89,11 @@ class ChoicePart(t.HasTraits):
         self.classes = lens.class_names or tuple(f"class {i}" for i in range(lens.vit.n_classes))
 
     def _tell_choice(self, scene: Scene) -> None:
-        """Tell the view what the model says, and what is explained."""
+        """Tell the view what the model says, and what is explained: the choice is in sight."""
+        assert self._image is not None  # the scene's
+        self._in_sight = _Choice(
+            self._image, self._target, self.image_choice, self.target_choice, self.image_name
+        )
         found = scene.importances
         probabilities = scene.trace.logits.softmax(-1)
         best = int(probabilities.argmax())
@@ -94,26 +109,24 @@ class ChoicePart(t.HasTraits):
         """Do what a new choice asks for."""
         raise NotImplementedError
 
-    def _choose(
-        self,
-        image: ImageLike,
-        target: TargetLike,
-        image_choice: int | None,
-        target_choice: int | None,
-        *,
-        name: str,
-    ) -> None:
-        self._image, self._target = image, target
+    def _choose(self, choice: _Choice) -> None:
+        self._take(choice)
+        self._look()
+
+    def _go_back(self) -> None:
+        """Choose what is in sight again, after a look at something else that came to nothing."""
+        if self._in_sight is not None:
+            self._take(self._in_sight)
+
+    def _take(self, choice: _Choice) -> None:
+        self._image, self._target = choice.image, choice.target
         self._choosing = True
         try:
-            self.image_choice, self.target_choice, self.image_name = (
-                image_choice,
-                target_choice,
-                name,
-            )
+            self.image_choice = choice.image_choice
+            self.target_choice = choice.target_choice
+            self.image_name = choice.name
         finally:
             self._choosing = False
-        self._look()
 
     def _class_of(self, target: TargetLike) -> int | None:
         """Return a class's index; None for the predicted class and for a function."""
@@ -148,7 +161,7 @@ class ChoicePart(t.HasTraits):
         if self._choosing or number is None:
             return
         sample = self._lens.samples[number]
-        self._choose(sample.path, None, number, None, name=sample.path.name)
+        self._choose(_Choice(sample.path, None, number, None, sample.path.name))
 
     @t.observe("target_choice")
     def _target_chosen(self, change: Any) -> None:
@@ -166,10 +179,10 @@ class ChoicePart(t.HasTraits):
             raise
         except Exception as error:  # Pillow's decoders raise nearly anything on damaged files
             raise ImageError(f"{name} is not an image of a known format, or is damaged.") from error
-        self._choose(image, None, None, None, name=name)
+        self._choose(_Choice(image, None, None, None, name))
         return True
 
     def _answer_open_path(self, payload: Any, buffers: Sequence[Any]) -> bool:
         path = Path(str(payload["path"]).strip()).expanduser()
-        self._choose(open_image(path), None, None, None, name=path.name)
+        self._choose(_Choice(open_image(path), None, None, None, path.name))
         return True

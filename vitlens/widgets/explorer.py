@@ -231,6 +231,22 @@ class Explorer(
         if not self.background(but_for).busy:
             self.progress = {}
 
+    def tell(self, error: Exception) -> None:
+        """Show an exception to the user in words; where a look failed, go back to what is seen."""
+        super().tell(error)
+        if not self.background("look").busy:
+            self._go_back()
+
+    def _answer_cancel(self, payload: Any, buffers: Sequence[Any]) -> bool:
+        """Stop what the progress bar stands for: nothing would ask for a card once more."""
+        looking = self.background("look").busy
+        for name in ("look", "curves"):
+            self.background(name).cancel()
+        self.progress = {}
+        if looking:
+            self._go_back()
+        return True
+
     def _answer_compute_curves(self, payload: Any, buffers: Sequence[Any]) -> bool:
         self.measure_curves(methods=(*_CURVES, "cla") if payload.get("cla") else _CURVES)
         return True

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import html
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -35,12 +36,15 @@ def page(widget: Widget, *, title: str) -> str:
     """Return the page of `write_page` as text."""
     values, buffers = state(widget)
     content = json.dumps(
-        {
-            "values": values,
-            "buffers": buffers,
-            "answers": answers(widget),
-            "module": str(widget._esm),
-        }
+        _finite(
+            {
+                "values": values,
+                "buffers": buffers,
+                "answers": answers(widget),
+                "module": str(widget._esm),
+            }
+        ),
+        allow_nan=False,
     )
     content = content.replace("<", "\\u003c")  # neither </script> nor <!-- can stand in it
     program = (STATIC / "page.js").read_text("utf-8")
@@ -91,6 +95,15 @@ def answers(widget: Widget) -> dict[str, dict[str, Any]]:
         }
         for what, known in widget.offline_answers().items()
     }
+
+
+def _finite(value: Any) -> Any:
+    """Put None in the place of numbers that JSON does not know."""
+    if isinstance(value, dict):
+        return {key: _finite(one) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(one) for one in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _inside_element(code: str) -> str:

@@ -16,7 +16,7 @@ from vitlens.attribution.logit_lens import check_node
 from vitlens.errors import FeatureError
 from vitlens.lens import Lens
 from vitlens.widgets.atlas_table import (
-    ATLAS_COLUMNS,
+    MAP_COLUMNS,
     chance_of,
     columns_of,
     kinds_of,
@@ -41,7 +41,7 @@ class MapPart(ScenePart):
     map_points = t.Bytes(b"").tag(sync=True)
     map_columns = t.Bytes(b"").tag(sync=True)
     map_kinds = t.Bytes(b"").tag(sync=True)
-    colour_by = t.Enum(("layer", "kind", *ATLAS_COLUMNS), "layer").tag(sync=True)
+    colour_by = t.Enum(("layer", "kind", *MAP_COLUMNS), "layer").tag(sync=True)
     map_layers = t.Tuple().tag(sync=True)
     chosen = NodeList()
 
@@ -90,25 +90,28 @@ class MapPart(ScenePart):
     def _show_map(self, atlas: Atlas, layout: Float[Tensor, "N 2"]) -> None:
         if self._mapped is atlas:
             return
+        from vitlens.atlas.scores import KINDS
+
         self._mapped = atlas
         layers = range(len(atlas.sizes))
         scores, unreadable = zip(*(scores_of(atlas, layer) for layer in layers), strict=True)
-        columns = [columns_of(one) for one in scores]
+        columns = [columns_of(one, MAP_COLUMNS) for one in scores]
         kinds = [kind for one in scores for kind in kinds_of(one)]
         names = sorted(set(kinds) - {"none"})
         places = {name: place for place, name in enumerate(("none", *names))}
         with self.hold_sync():
             self.map_points = to_bytes(layout)
             self.map_columns = to_bytes(
-                np.stack([np.concatenate([c[name] for c in columns]) for name in ATLAS_COLUMNS]),
+                np.stack([np.concatenate([c[name] for c in columns]) for name in MAP_COLUMNS]),
                 "float16",
             )
             self.map_kinds = to_bytes([places[kind] for kind in kinds], "uint8")
             self.map = {
                 "sizes": list(atlas.sizes),
-                "columns": list(ATLAS_COLUMNS),
-                "chance": [chance_of(one) for one in scores],
+                "columns": list(MAP_COLUMNS),
+                "chance": [chance_of(one, MAP_COLUMNS) for one in scores],
                 "kinds": list(places),
+                "behind": {kind: score for kind, (score, *_) in KINDS.items()},
                 "n_images": atlas.n_images,
                 "unreadable": [why for why in unreadable if why],
             }
@@ -163,8 +166,8 @@ class FeatureMap(MapPart, Widget, bundle="map"):
         The features inside the lasso, ((layer, feature), ...); set it to show others.
     colour_by
         "layer", "kind" (the score that is most above its chance level), "frequency", or a score:
-        "trust", "position", "orientation", "curvature", "hue", "selectivity",
-        "class_information", "monosemanticity".
+        "trust", "position", "orientation", "curvature", "direction", "hue", "texture",
+        "selectivity", "class_information", "monosemanticity".
     map_layers
         The layers shown; () shows all.
     labels
@@ -205,4 +208,4 @@ def _values(
     scores = [scores_of(atlas, layer)[0] for layer in layers]
     if name == "kind":
         return [kind for one in scores for kind in kinds_of(one)]
-    return np.concatenate([columns_of(one)[name] for one in scores])
+    return np.concatenate([columns_of(one, [name])[name] for one in scores])

@@ -24,13 +24,16 @@ def health(lens: Lens, found: Importances | None) -> dict[str, Any]:
     dict
         ``layers``: by layer ``size``, ``k``, ``explained_variance``, ``dead_fraction``,
         ``accuracy_kept`` (of the model with this SAE alone and no error node) and
-        ``residual`` (what the layer's importances lack of the target, over the target's value).
+        ``residual`` (what the layer's importances lack of the target, over the target's value;
+        None where that is 0).
         ``accuracy`` of the model and ``accuracy_all`` with all SAEs and no error nodes, on
         ``n_images``. None stands for what was not measured; ``missing`` says so in words.
     """
     measured: Mapping[str, Any] = lens.about.figures.get("saes") or {}
     by_layer = {figures["layer"]: figures for figures in measured.get("layers", ())}
-    residuals = None if found is None else (found.residual / found.target_value).tolist()
+    residuals = None
+    if found is not None and found.target_value != 0:
+        residuals = (found.residual / found.target_value).tolist()
     layers = []
     for layer, sae in enumerate(lens.saes):
         figures = by_layer.get(layer, {})

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, cast, get_args
 
 import numpy as np
 import torch
@@ -143,9 +143,13 @@ class HeatmapPart(ImageTraits, ScenePart):
     def heatmap_figure(self) -> Figure:
         """Return the images and their heat, for a page."""
         from vitlens.plots import heatmaps_figure
+        from vitlens.plots.heat import Scale
 
         values = torch.from_numpy(self.array)
         patches = values[:, len(self.prefix_names) :].reshape(self.n_images, *self.grid)
+        low, limit = self.limits or (None, None)
+        if self.signed and self.limits is not None:  # symmetric about 0
+            low, limit = None, max(abs(x) for x in self.limits)
         return heatmaps_figure(
             decode_strip(self.picture, self.n_images),
             patches,
@@ -154,7 +158,11 @@ class HeatmapPart(ImageTraits, ScenePart):
             label=self.value_name,
             title=self.title,
             titles=self.image_titles,
-            limit=None if self.limits is None else max(abs(x) for x in self.limits),
+            limit=limit,
+            low=low,
+            signed=self.signed,
+            scale="heat" if self.signed else cast(Scale, self.colours),  # as the trait allows
+            opacity=self.opacity,
         )
 
     @t.observe("selected", "show", "labels")

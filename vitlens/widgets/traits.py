@@ -112,7 +112,10 @@ class Labels(_Sent):
 class Groups(_Sent):
     """Named groups of nodes, {name: ((layer, feature), ...)}; a node is in one group at most."""
 
-    info_text = "a dictionary {name: [(layer, feature), ...]}, a node in one group at most"
+    info_text = (
+        "a dictionary {name: [(layer, feature), ...]}, no name empty or there twice, a node in one "
+        "group at most"
+    )
     default_value: Any = t.Undefined
 
     def make_dynamic_default(self) -> Any:
@@ -122,7 +125,12 @@ class Groups(_Sent):
     def make(self, value: Any) -> dict[str, tuple[NodeKey, ...]]:
         """Return nodes by name of the group, without empty groups."""
         nodes = NodeList()
-        groups = {_text(name): nodes.make(members) for name, members in _entries(value)}
+        groups: dict[str, tuple[NodeKey, ...]] = {}
+        for given, members in _entries(value):
+            name = _text(given)
+            if not name or name in groups:
+                raise ValueError("a name is empty, or there twice")
+            groups[name] = nodes.make(members)
         every = [node for members in groups.values() for node in members]
         if len(every) != len(set(every)):
             raise ValueError("a node is in two groups")

@@ -240,6 +240,40 @@ def test_a_page_of_the_map(
     assert abs(int(told.inner_text().split()[0]) - inside) <= near
 
 
+def test_a_drag_on_the_map_ends_when_the_button_is_let_go_outside(
+    static_page: Callable[[Path], Page], lens: vitlens.Lens, tmp_path: Path
+) -> None:
+    features = FeatureMap(lens, labels={(1, 5): "corners"})
+    features.to_html(tmp_path / "map.html")
+    page = static_page(tmp_path / "map.html")
+    stage = page.locator(".vl-map-stage")
+    box = stage.bounding_box()
+    assert box is not None
+    left, y = box["x"], box["y"] + box["height"] / 2
+    page.mouse.move(left + 3, y)
+    page.mouse.down()
+    page.mouse.move(left - 5, y)
+    page.mouse.up()
+    size = stage.evaluate("el => [el.clientWidth, el.clientHeight]")
+    x, y = placed(features, *size)[60 + 5]
+    page.mouse.move(box["x"] + 1 + x, box["y"] + 1 + y, steps=5)
+    expect(page.locator(".vl-map-tip")).to_contain_text("1/5 corners")  # it moves no view
+
+
+def test_a_proposal_says_which_score_it_has(
+    static_page: Callable[[Path], Page], lens: vitlens.Lens, tmp_path: Path
+) -> None:
+    card = FeatureCard(lens, selected=(1, 5))
+    card.update_card()
+    atlas = {**card.card["atlas"], "proposals": [["bird", 0.4, "class"]]}
+    card.card = {**card.card, "atlas": atlas}
+    card.to_html(tmp_path / "card.html")
+    page = static_page(tmp_path / "card.html")
+    proposal = page.locator(".vl-card-proposal")
+    expect(proposal).to_contain_text("bird")
+    expect(proposal).to_have_attribute("title", re.compile("share of its variance .* classes"))
+
+
 @pytest.mark.parametrize(
     "wish",
     [

@@ -194,10 +194,15 @@ def test_ticks_in_every_program(host: Host, tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def saved(tmp_path: Path) -> Path:
+def panel() -> DebiasPanel:
     panel = DebiasPanel(planted_lens(), planted_images(COUNTS), name="validation images")
     panel.chosen = SHORTCUT
     panel.update_report()  # Playwright's loop runs: the background would take its time
+    return panel
+
+
+@pytest.fixture
+def saved(panel: DebiasPanel, tmp_path: Path) -> Path:
     panel.to_html(tmp_path / "panel.html")
     return tmp_path / "panel.html"
 
@@ -216,6 +221,18 @@ def test_as_a_page(static_page: Callable[[Path], Page], saved: Path, tmp_path: P
     inks = [canvas.evaluate(INKS) for canvas in page.locator(".vl-debias-example canvas").all()]
     assert len(inks) % 8 == 0
     assert min(inks) > 3  # pictures, not empty canvases
+
+
+def test_an_effect_keeps_its_sign(
+    static_page: Callable[[Path], Page], panel: DebiasPanel, tmp_path: Path
+) -> None:
+    first, *_ = panel.debias_cards
+    panel.debias_cards = [{**first, "effect": -0.5, "class_effect": 0.25}]
+    panel.to_html(tmp_path / "panel.html")
+    page = static_page(tmp_path / "panel.html")
+    expect(page.locator(".vl-debias-effects .vl-debias-number")).to_have_text(
+        ["d = −0.50", "d = 0.25"]
+    )
 
 
 @pytest.mark.parametrize("width", [600, 1200])

@@ -305,6 +305,38 @@ def test_a_page_needs_no_python(static_page: Callable[[Path], Page], tmp_path: P
     expect(page.locator(".vl-notice")).to_contain_text("needs a running kernel")
 
 
+def test_a_drag_ends_when_the_button_is_let_go_outside(
+    static_page: Callable[[Path], Page], tmp_path: Path
+) -> None:
+    CircuitDiagram(candidates(), nodes_per_layer=4).to_html(tmp_path / "circuit.html")
+    page = static_page(tmp_path / "circuit.html")
+    page.locator(".vl-node-target").wait_for()
+    stage = page.locator(".vl-stage").bounding_box()
+    assert stage
+    left, y = stage["x"], stage["y"] + 60
+    page.mouse.move(left + 3, y)
+    page.mouse.down()
+    page.mouse.move(left - 5, y)
+    page.mouse.up()
+    place = page.locator(".vl-world").get_attribute("style")
+    page.mouse.move(left + 200, y + 60, steps=5)
+    page.evaluate("() => new Promise(requestAnimationFrame)")
+    assert page.locator(".vl-world").get_attribute("style") == place
+
+
+def test_a_target_of_zero_has_no_shares(
+    static_page: Callable[[Path], Page], tmp_path: Path
+) -> None:
+    known = candidates()
+    edge = known.circuit(4).edges[0]
+    measured = {(edge.source, edge.target): (0.5, 0.25)}
+    diagram = CircuitDiagram(known, nodes_per_layer=4, measured=measured, selected=edge.source)
+    diagram.graph = {**diagram.graph, "target": {**diagram.graph["target"], "value": 0.0}}
+    diagram.to_html(tmp_path / "circuit.html")
+    page = static_page(tmp_path / "circuit.html")
+    expect(page.locator(".vl-side-measured td[title]")).to_have_text(["–", "–"])
+
+
 def test_what_was_measured_is_shown(static_page: Callable[[Path], Page], tmp_path: Path) -> None:
     lens, known = tiny_lens(1), candidates()
     circuit = known.circuit(4)

@@ -30,6 +30,13 @@ def slow(image, *, progress, **settings):
         time.sleep(0.05)
 lens.candidates = slow
 """
+SLOW_ABLATION = """
+import threading
+import vitlens.widgets.ablation as ablation
+real, go, before, asked = ablation._outcome, threading.Event(), explorer.ablations, []
+ablation._outcome = lambda *given: go.wait(20) and real(*given)
+explorer._answer_cancel = lambda *_: asked.append("cancel")
+"""
 
 
 def node(page: Page, explorer: Explorer, key: tuple[int, int]) -> Locator:
@@ -149,6 +156,18 @@ def test_ablation_and_curves(jupyter_host: Host) -> None:
     )
     assert float(str(difference)) < 1e-5
 
+    # Its Cancel goes back to what is known, and stops nothing else.
+    jupyter_host.run(SLOW_ABLATION)
+    jupyter_host.run("explorer.selected = (2, explorer.circuit.features(2)[1])")
+    panel = page.locator(".vl-ablation")
+    panel.get_by_role("button", name="Switch off").click()
+    jupyter_host.wait("len(explorer.ablations) == 2")
+    panel.get_by_role("button", name="Cancel").click()
+    jupyter_host.wait("explorer.ablations == before")
+    jupyter_host.run("go.set()")
+    expect(panel.get_by_role("button", name="Cancel")).to_be_hidden()
+    assert jupyter_host.ask("asked") == []
+
     open_tab(page, "Curves")
     page.get_by_role("button", name="Measure on this image").click()
     jupyter_host.wait("bool(explorer.curves)")
@@ -225,6 +244,11 @@ def test_saved_page(static_page: Callable[[Path], Page], tmp_path: Path, twin: E
     expect(node(page, twin, kept)).to_be_visible()
     open_tab(page, "Curves")
     expect(page.locator(".vl-curves-place")).to_contain_text("1 node a layer")
+
+    open_tab(page, "Map")
+    expect(page.locator(".vl-map")).to_contain_text("There is no map")
+    node(page, twin, kept).click()  # a map that is not there does not mind
+    expect(node(page, twin, kept)).to_have_attribute("aria-pressed", "true")
 
     page.set_viewport_size({"width": 600, "height": 900})
     expect(page.locator(".vl-explorer")).to_have_attribute("data-layout", "stacked")

@@ -169,15 +169,29 @@ def test_a_page_needs_no_python_and_no_network(
     expect(page.locator(".vl-no-kernel")).to_contain_text("A saved view")
 
 
+@pytest.mark.parametrize(
+    "traits",
+    [
+        {"opacity": 0.8},
+        {"opacity": 0.3},
+        {"limits": (0.4, 1.0), "signed": False},
+        {"limits": (0.4, 1.0), "signed": False, "colours": "cividis", "opacity": 1.0},
+        {"limits": (-1.0, 0.5), "signed": False},
+        {"limits": (0.4, 2.0), "signed": True},
+    ],
+    ids=str,
+)
 def test_colours_are_those_of_the_figures(
-    static_page: Callable[[Path], Page], tmp_path: Path
+    static_page: Callable[[Path], Page], tmp_path: Path, traits: dict[str, object]
 ) -> None:
-    heatmap = PatchHeatmap(None, [[1.0, -1, 0], [0.5, 0, 0], [0, 0, 0.25]], opacity=0.8)
+    heatmap = PatchHeatmap(None, [[1.0, -1, 0], [0.5, 0, 0.45], [0.3, 0.8, 0.25]], **traits)
     heatmap.to_html(tmp_path / "page.html")
     page = static_page(tmp_path / "page.html")
     page.locator(".vl-heat-canvas").wait_for()
-    from vitlens.plots.heat import colours
-
-    for (row, column), heat in {(0, 0): 1.0, (0, 1): -1, (1, 0): 0.5, (2, 2): 0.25}.items():
-        wanted = [255 * x for x in colours()(0.5 + heat / 2)[:3]]
-        assert pixel(page, row, column)[:3] == pytest.approx(wanted, abs=4)
+    drawn = heatmap.figure().axes[0].images[0].get_array()
+    assert drawn is not None
+    side = len(drawn) // 3
+    for row in range(3):
+        for column in range(3):
+            wanted = drawn[row * side + side // 2, column * side + side // 2]
+            assert pixel(page, row, column)[:3] == pytest.approx(wanted.tolist(), abs=4)

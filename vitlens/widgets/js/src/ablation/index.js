@@ -1,7 +1,6 @@
 // Nodes switched off or set to a value, and what becomes of the output.
 
 /** @import { Model, Mount, NodeKey } from "../lib/types" */
-import { ask } from "../lib/ask.js";
 import { h, percent, show } from "../lib/dom.js";
 import { listen, same } from "../lib/model.js";
 import { bars } from "./bars.js";
@@ -30,10 +29,8 @@ export function mount(model, el, signal) {
     "button",
     {
       class: "vl-button",
-      onclick: () => {
-        ask(model, "cancel").catch(() => {});
-        wish(model, model.get("outcome")?.ablations ?? []);
-      },
+      // The last wish wins: what is computed for the one before is given up.
+      onclick: () => wish(model, model.get("outcome")?.ablations ?? []),
     },
     "Cancel",
   );

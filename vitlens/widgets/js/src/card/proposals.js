@@ -6,7 +6,7 @@ import { fill, h, show } from "../lib/dom.js";
 
 /** @type {Record<string, string>} */
 const SOURCES = {
-  class: "by the class it prefers; its selectivity",
+  class: "by the class it prefers; the share of its variance over images that classes explain",
   text: "by words near its pictures; how much nearer than to those of other features",
 };
 

@@ -159,7 +159,7 @@ function effects({ attribute, effect, auc, q, class_effect, share }, strongest) 
       { class: "vl-debias-effect-track", "aria-hidden": "true" },
       h("i", { class: kind, style: { width: `${(100 * Math.abs(d)) / strongest}%` } }),
     ),
-    h("span", { class: "vl-debias-number" }, `d = ${Math.abs(d).toFixed(2)}`),
+    h("span", { class: "vl-debias-number" }, `d = ${d.toFixed(2).replace("-", "−")}`),
   ];
   return h(
     "div",

@@ -109,6 +109,7 @@ export class Diagram {
   start() {
     const { model, signal, stage } = this;
     listen(model, ABOUT, () => this.plan("data"), signal);
+    listen(model, ["graph"], () => this.marks.forget(), signal);
     listen(model, ["picture"], () => this.loadPicture(), signal);
     listen(model, [...RULES, "pinned"], () => this.plan("prune"), signal);
     listen(model, ["groups", "labels", "ablations", "can_ablate"], () => this.plan("scene"), signal);

@@ -96,7 +96,7 @@ export function createMeasured(diagram) {
   };
 }
 
-/** In per cent of the target: there is little room.
+/** In per cent of the target, where it is not 0: there is little room.
  * @param {Data} data @param {Checked[]} checked @param {number} id @param {Labels} labels
  */
 function tableOf(data, checked, id, labels) {
@@ -105,7 +105,7 @@ function tableOf(data, checked, id, labels) {
     ["to", checked.filter(({ from }) => from === id)],
   ]);
   if (sides.every(([, edges]) => !edges.length)) return null;
-  const share = (/** @type {number} */ change) => h("td", { title: signed(change) }, tenths(change / data.goal.value));
+  const share = (/** @type {number} */ change) => h("td", { title: signed(change) }, data.goal.value ? tenths(change / data.goal.value) : "–");
   return h(
     "table",
     { class: "vl-side-measured" },

@@ -78,6 +78,7 @@ export function handleGestures(stage, signal, { view, move, wheels }) {
   stage.addEventListener(
     "pointermove",
     (event) => {
+      if (drag && !(event.buttons & 1)) end(); // let go outside, before the stage held the pointer
       if (!drag) return;
       const [dx, dy] = [event.clientX - drag.x, event.clientY - drag.y];
       if (!drag.moved && Math.hypot(dx, dy) < DRAG) return;

@@ -181,7 +181,8 @@ export function mountHeatmap(model, el, signal) {
 function colourScale(model, values) {
   const limits = /** @type {[number, number] | null} */ (model.get("limits"));
   const signed = model.get("signed");
-  let [low, limit] = limits ?? [0, strongest(values) || 1];
-  if (signed) [low, limit] = [0, Math.max(Math.abs(low), Math.abs(limit))];
-  return { low, limit, opacity: model.get("opacity"), scale: signed ? "heat" : model.get("colours") };
+  const [low, high] = limits ?? [undefined, strongest(values) || 1];
+  const opacity = model.get("opacity");
+  if (!signed) return { low, limit: high, opacity, scale: model.get("colours") };
+  return { limit: Math.max(Math.abs(low ?? 0), Math.abs(high)), opacity, scale: /** @type {const} */ ("heat") };
 }

@@ -25,7 +25,8 @@ export async function loadStrip(view) {
  * @property {number} [offset] such as the number of prefix tokens
  * @property {[number, number]} grid rows and columns
  * @property {number} limit the value of the strongest colour
- * @property {number} [low] the value of no colour, by default 0
+ * @property {number} [low] the value of the weakest colour, which those below it have, too; without
+ *   it that is 0, and those below have colours of their own
  * @property {ScaleName} [scale]
  * @property {number} [opacity] of the strongest colour, 0 to 1
  * @property {boolean} [smooth]
@@ -80,7 +81,7 @@ export function drawGround(g, { strip, index = 0, count = 1, pale = true }) {
 }
 
 /** @param {Heat} heat */
-function heatImage({ values, offset = 0, grid: [rows, columns], limit, low = 0, scale, smooth }) {
+function heatImage({ values, offset = 0, grid: [rows, columns], limit, low, scale, smooth }) {
   const fine = smooth ? FINE : 1;
   const canvas = document.createElement("canvas");
   canvas.width = columns * fine;
@@ -88,7 +89,7 @@ function heatImage({ values, offset = 0, grid: [rows, columns], limit, low = 0, 
   const g = context(canvas);
   const image = g.createImageData(canvas.width, canvas.height);
   const colours = table(scale);
-  const factor = limit > low ? 1 / (limit - low) : 0;
+  const strength = strengthOf({ limit, low });
   let out = 0;
   for (let y = 0; y < canvas.height; y++) {
     const [top, bottom, down] = between(y, fine, rows);
@@ -98,13 +99,24 @@ function heatImage({ values, offset = 0, grid: [rows, columns], limit, low = 0, 
         values[offset + r * columns + c];
       const above = at(top, left) * (1 - across) + at(top, right) * across;
       const below = at(bottom, left) * (1 - across) + at(bottom, right) * across;
-      const i = place((above * (1 - down) + below * down - low) * factor);
+      const i = place(strength(above * (1 - down) + below * down));
       image.data.set(colours.subarray(i, i + 4), out);
       out += 4;
     }
   }
   g.putImageData(image, 0, 0);
   return canvas;
+}
+
+/**
+ * How strong a value's colour is, from -1 to 1 or, with `low`, from 0 to 1.
+ * @param {Pick<Heat, "limit" | "low">} heat @returns {(value: number) => number}
+ */
+function strengthOf({ limit, low }) {
+  const weakest = low ?? 0;
+  const factor = limit > weakest ? 1 / (limit - weakest) : 0;
+  const least = low === undefined ? -1 : 0;
+  return (value) => Math.max(least, (value - weakest) * factor);
 }
 
 /**
@@ -139,8 +151,8 @@ export function thumbnail(ground, heat, size = 48) {
  * The colour of one token's square, on a plain ground.
  * @param {number} value @param {Pick<Heat, "limit" | "low" | "scale" | "opacity">} heat
  */
-export const tokenColour = (value, { limit, low = 0, scale, opacity }) =>
-  css(limit > low ? (value - low) / (limit - low) : 0, { scale, opacity });
+export const tokenColour = (value, { limit, low, scale, opacity }) =>
+  css(strengthOf({ limit, low })(value), { scale, opacity });
 
 /** @param {HTMLCanvasElement} canvas */
 function context(canvas) {

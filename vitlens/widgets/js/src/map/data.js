@@ -15,6 +15,7 @@ import { bytes, floats, halfs } from "../lib/model.js";
  * @property {Record<string, number>[]} chance levels by layer and column
  * @property {Uint8Array} kinds by point
  * @property {string[]} kindNames
+ * @property {Record<string, string>} behind the column that decides about each kind
  * @property {Uint32Array} order in which points are drawn: by chance, so that no layer hides others
  * @property {Float32Array} drawnX x in that order, to be read one after the other
  * @property {Float32Array} drawnY
@@ -48,11 +49,11 @@ export function readMap(model) {
     columns.set(name, values.subarray(i * n, (i + 1) * n));
   }
   const { x, y } = placed(points, n);
-  const { chance, kinds: kindNames } = about;
+  const { chance, kinds: kindNames, behind } = about;
   const order = shuffled(n);
   const drawnX = Float32Array.from(order, (i) => x[i]);
   const drawnY = Float32Array.from(order, (i) => y[i]);
-  return { n, x, y, sizes, starts, layers, columns, chance, kinds, kindNames, order, drawnX, drawnY };
+  return { n, x, y, sizes, starts, layers, columns, chance, kinds, kindNames, behind, order, drawnX, drawnY };
 }
 
 /** @param {Data} data @param {number} point @returns {NodeKey} */

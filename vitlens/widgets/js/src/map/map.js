@@ -100,7 +100,7 @@ export class FeatureMap {
     listen(model, ["chosen"], again("chosen"), signal);
     listen(model, ["labels"], () => this.chosen.update(), signal);
     listen(model, ["hovered"], again("over"), signal);
-    listen(model, ["selected"], () => this.reveal(pointOf(/** @type {Data} */ (this.data), this.data && model.get("selected"))), signal);
+    listen(model, ["selected"], () => this.data && this.reveal(pointOf(this.data, model.get("selected"))), signal);
     handleGestures(stage, signal, {
       view: () => this.view,
       move: (view) => this.move(view),

@@ -5,11 +5,6 @@ import { headOf } from "../browser/columns.js";
 import { fixed, percent } from "../lib/dom.js";
 import { keyOf } from "./data.js";
 
-/** The columns behind a kind, as far as the map has them.
- * @type {Record<string, string>}
- */
-const BEHIND = { position: "position", class: "class_information", orientation: "orientation", curve: "curvature", hue: "hue" };
-
 /**
  * @param {Data} data @param {number} point @param {string} label @param {string} by
  */
@@ -17,7 +12,7 @@ export function describe(data, point, label, by) {
   const [layer, feature] = keyOf(data, point);
   const kind = data.kindNames[data.kinds[point]];
   const parts = [`${layer}/${feature}${label ? ` ${label}` : ""}`];
-  const column = by === "kind" ? BEHIND[kind] : by;
+  const column = by === "kind" ? data.behind[kind] : by;
   if (by === "kind" && headOf(column) !== kind) {
     const known = Object.keys(data.chance[layer] ?? {}).length > 0;
     parts.push(kind !== "none" ? kind : known ? "no score above chance" : "not measured");
