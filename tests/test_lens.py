@@ -249,6 +249,45 @@ def test_baselines_round_trip(lens: vitlens.Lens, picture: Image.Image, tmp_path
         vitlens.Baselines.load(tmp_path / "circuit.safetensors")
 
 
+def test_one_image_counts_as_a_list_of_one(
+    lens: vitlens.Lens, picture: Image.Image, tmp_path: Path
+) -> None:
+    picture.save(tmp_path / "image.png")
+    array = np.asarray(picture)
+    uint8 = torch.from_numpy(array.copy()).permute(2, 0, 1)
+    ones = [tmp_path / "image.png", str(tmp_path / "image.png"), picture, array, uint8]
+    baselines = lens.fit_baselines([picture], progress=False)
+    fidelity = lens.faithfulness([picture], methods=("random",), q=(0, 1), progress=False)
+    mean = vitlens.Ablate((0, 1), "mean", over=[picture])
+    for one in [*ones, lens.tensor(picture)]:
+        found = lens.fit_baselines(one, progress=False)
+        assert all(map(torch.equal, found.errors, baselines.errors))
+        assert lens.faithfulness(one, methods=("random",), q=(0, 1), progress=False) == fidelity
+        outcome = lens.run_with(picture, vitlens.Ablate((0, 1), "mean", over=one))
+        assert torch.equal(outcome.after, lens.run_with(picture, mean).after)
+
+
+def test_a_batch_is_a_list_of_images(lens: vitlens.Lens, picture: Image.Image) -> None:
+    turned = picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    expected = lens.fit_baselines([picture, turned], progress=False)
+    arrays = np.stack([np.asarray(picture), np.asarray(turned)])
+    tensors = torch.stack([lens.tensor(picture), lens.tensor(turned)])
+    for batch in (arrays, tensors, iter([picture, turned])):
+        found = lens.fit_baselines(batch, progress=False)
+        assert all(map(torch.equal, found.errors, expected.errors))
+
+
+def test_what_is_no_list_of_images(lens: vitlens.Lens, tmp_path: Path) -> None:
+    for wrong in (None, 5):
+        for take in (lens.fit_baselines, lens.faithfulness):
+            with pytest.raises(ImageError, match="Images are a list of"):
+                take(wrong)
+        with pytest.raises(ImageError, match="Images are a list of"):
+            vitlens.Ablate((0, 1), "mean", over=wrong)
+    with pytest.raises(ImageError, match="is a folder"):
+        lens.fit_baselines(tmp_path, progress=False)
+
+
 def test_load_by_name() -> None:
     with pytest.raises(ModelError, match=r"No SAEs are known.*vitlens train-saes"):
         vitlens.load("vit_tiny_patch16_224")

@@ -2,7 +2,7 @@
 
 import math
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -192,6 +192,33 @@ def open_image(image: ImageLike) -> Image.Image:
     raise ImageError(
         f"An image is a path, a PIL image, an array or a tensor, not {type(image).__name__}."
     )
+
+
+def as_images(images: ImageLike | Iterable[ImageLike]) -> Iterable[ImageLike]:
+    """Return images as something to iterate over; a single one counts as a list of one.
+
+    Parameters
+    ----------
+    images
+        A path, a sample of a bundle, a PIL image, or an array or tensor of at most three
+        dimensions: one image. An array or tensor of four is a batch, and any other iterable
+        gives images one by one.
+
+    Raises
+    ------
+    ImageError
+        When it is none of these.
+    """
+    if isinstance(images, str | os.PathLike | Image.Image):
+        return [images]
+    if isinstance(images, np.ndarray | Tensor):
+        return [images] if images.ndim < 4 else images
+    if not isinstance(images, Iterable):
+        raise ImageError(
+            "Images are a list of paths, PIL images, arrays or tensors, or one of these; "
+            f"not {type(images).__name__}."
+        )
+    return images
 
 
 def to_tensor(

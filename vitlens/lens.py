@@ -20,7 +20,7 @@ from vitlens.circuits.circuit import Circuit
 from vitlens.circuits.curves import DEFAULT_Q, faithfulness
 from vitlens.circuits.methods import Method
 from vitlens.circuits.results import Curves
-from vitlens.images import ImageLike
+from vitlens.images import ImageLike, as_images
 from vitlens.lens_changes import ChangingLens
 from vitlens.progress import Progress
 from vitlens.replacement import ErrorNodes, Trace
@@ -248,7 +248,7 @@ class Lens(ChangingLens):
 
     def faithfulness(
         self,
-        images: Iterable[ImageLike],
+        images: ImageLike | Iterable[ImageLike],
         *,
         methods: Sequence[str | Method] = ("rrm", "cla", "random"),
         labels: Sequence[int | str] | None = None,
@@ -265,6 +265,8 @@ class Lens(ChangingLens):
 
         Parameters
         ----------
+        images
+            The images, or one.
         labels
             Class indices or names; images classified otherwise are left out.
         """
@@ -272,7 +274,7 @@ class Lens(ChangingLens):
             self.vit,
             self.saes,
             self.baselines,
-            [self.tensor(image) for image in images],
+            [self.tensor(image) for image in as_images(images)],
             methods=methods,
             labels=None if labels is None else [self.class_index(label) for label in labels],
             target=target,

@@ -18,7 +18,7 @@ from vitlens.about import About, Sample
 from vitlens.attribution.targets import resolve_target
 from vitlens.errors import ModelError
 from vitlens.files import fingerprint
-from vitlens.images import ImageLike, Transform, to_tensor
+from vitlens.images import ImageLike, Transform, as_images, to_tensor
 from vitlens.models.adapter import ViT
 from vitlens.replacement import Baselines, Trace
 from vitlens.saes.files import load_saes
@@ -130,7 +130,11 @@ class LensBase:
         return replacement.trace(self.vit, self.saes, self.tensor(image))
 
     def fit_baselines(
-        self, images: Iterable[ImageLike], *, batch_size: int = 16, progress: bool = True
+        self,
+        images: ImageLike | Iterable[ImageLike],
+        *,
+        batch_size: int = 16,
+        progress: bool = True,
     ) -> Baselines:
         """Take medians over a sample of images as baselines, use them from now on, return them.
 
@@ -138,8 +142,15 @@ class LensBase:
         ----------
         images
             The sample (paper: 1,024 images).
+
+        Raises
+        ------
+        ImageError
+            If an image cannot be read.
+        ModelError
+            If there is no image.
         """
-        tensors = (self.tensor(image) for image in images)
+        tensors = (self.tensor(image) for image in as_images(images))
         self.baselines = replacement.fit_baselines(
             self.vit,
             self.saes,
