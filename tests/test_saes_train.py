@@ -294,6 +294,7 @@ def test_nan_image_stops_training_and_keeps_what_was_learnt(tmp_path):
         (torch.zeros(2, 1, 16, 16), r"got \[1, 16, 16\]"),
         ([torch.zeros(16, 16)], r"got \[16, 16\]"),
         (["cat.png"], "got str"),
+        (torch.zeros(2, 3, 16, 16, dtype=torch.uint8), r"normalised.*torch\.uint8.*Lens\.tensor"),
         (iter(make_images()), "iterated anew"),
     ],
 )

@@ -306,6 +306,7 @@ def test_nan_image_stops_tuning_and_keeps_what_was_learnt(tmp_path, trained):
         ([], "no images"),
         (torch.zeros(2, 3, 16, 8), r"shape \[3, 16, 16\], got \[3, 16, 8\]"),
         (["cat.png"], "got str"),
+        (torch.zeros(2, 3, 16, 16, dtype=torch.uint8), r"normalised.*torch\.uint8.*Lens\.tensor"),
         (iter([]), "no images"),
     ],
 )

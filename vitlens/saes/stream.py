@@ -30,7 +30,7 @@ def count_images(images: Any) -> int | None:
     if hasattr(images, "__getitem__") and _image_of(images[0]).ndim == 3:
         return len(images)
     if isinstance(images, list | tuple):
-        return sum(len(_as_batch(_image_of(item))) for item in images)
+        return sum(len(batch_of(item)) for item in images)
     return None
 
 
@@ -67,7 +67,7 @@ def iterate_images(images: Any, start: int = 0) -> Iterator[Float[Tensor, "3 H W
     Raises
     ------
     ImageError
-        If an item is neither an image nor a batch of images.
+        If an item is neither an image nor a batch of images, or not of floats.
     """
     if hasattr(images, "__getitem__") and hasattr(images, "__len__"):
         single = len(images) > start and _image_of(images[start]).ndim == 3
@@ -75,7 +75,7 @@ def iterate_images(images: Any, start: int = 0) -> Iterator[Float[Tensor, "3 H W
         items: Iterable[Any] = (images[position] for position in positions)
     else:
         skip, items = start, images
-    each = itertools.chain.from_iterable(_as_batch(_image_of(item)) for item in items)
+    each = itertools.chain.from_iterable(map(batch_of, items))
     return itertools.islice(each, skip, None)
 
 
@@ -195,16 +195,29 @@ def n_batches(n_tokens: int, batch_tokens: int) -> int:
     return max(1, round(n_tokens / batch_tokens))
 
 
+def batch_of(item: Any) -> Float[Tensor, "n 3 H W"]:
+    """Model inputs of an item: an image, a batch, or a tuple that begins with one of them.
+
+    Raises
+    ------
+    ImageError
+        If it is none of these, or not of floats: whole numbers are a picture's, not yet
+        transformed for the model.
+    """
+    tensor = _image_of(item)
+    return tensor if tensor.ndim == 4 else tensor[None]
+
+
 def _image_of(item: Any) -> Tensor:
     tensor = item[0] if isinstance(item, tuple | list) else item
-    if not isinstance(tensor, Tensor) or tensor.ndim not in (3, 4):
-        what = f"{list(tensor.shape)}" if isinstance(tensor, Tensor) else type(tensor).__name__
-        raise ImageError(
-            "Training images are tensors [3, H, W] or batches [n, 3, H, W], transformed for the"
-            f" model already; got {what}."
-        )
-    return tensor
-
-
-def _as_batch(tensor: Tensor) -> Tensor:
-    return tensor if tensor.ndim == 4 else tensor[None]
+    if not isinstance(tensor, Tensor):
+        what = type(tensor).__name__
+    elif tensor.ndim in (3, 4) and tensor.is_floating_point():
+        return tensor
+    else:
+        what = f"{list(tensor.shape)} of {tensor.dtype}"
+    raise ImageError(
+        "Images must be model inputs here, resized and normalised: float tensors [3, H, W] or"
+        f" batches [n, 3, H, W]; got {what}. `Lens.tensor` and `vitlens.images.to_tensor` make"
+        " one of any picture."
+    )

@@ -104,8 +104,9 @@ def train_saes(
     vit
         The model.
     images
-        Model inputs: a sequence, data set or data loader of tensors [3, H, W] or batches
-        [n, 3, H, W] (or tuples that begin with one), which can be iterated once an epoch.
+        Model inputs, resized and normalised: a sequence, data set or data loader of float tensors
+        [3, H, W] or batches [n, 3, H, W] (or tuples that begin with one), which can be iterated
+        once an epoch. `Lens.tensor` and `vitlens.images.to_tensor` make one of any picture.
     config
         Sizes and settings.
     out
