@@ -215,11 +215,25 @@ def test_bad_images(lens: vitlens.Lens, tmp_path: Path) -> None:
             lambda: [make_sae(), make_sae(width=16), make_sae()],
             r"layer 1 has width 16, the model 24",
         ),
+        (make_sae, "3 SAEs.*got 1"),
+        (lambda: None, "a list of `TopKSAE`.*got NoneType"),
+        (lambda: ["saes/"] * 3, "a list of `TopKSAE`.*got str"),
     ],
 )
 def test_saes_that_do_not_fit(saes: object, message: str) -> None:
     with pytest.raises(CheckpointError, match=message):
         vitlens.Lens(make_model(), saes())
+
+
+def test_saes_from_a_generator(lens: vitlens.Lens) -> None:
+    assert vitlens.Lens(lens.vit, (sae for sae in lens.saes)).saes == lens.saes
+
+
+def test_a_lens_is_no_model(lens: vitlens.Lens) -> None:
+    with pytest.raises(ModelError, match=r"A Lens is no model.*give its `vit`"):
+        vitlens.Lens(lens, lens.saes)
+    with pytest.raises(ModelError, match="head goes with the bare model"):
+        vitlens.Lens(lens.vit, lens.saes, head=lambda y: y)
 
 
 def test_names_and_baselines_that_do_not_fit(lens: vitlens.Lens) -> None:
@@ -232,6 +246,8 @@ def test_names_and_baselines_that_do_not_fit(lens: vitlens.Lens) -> None:
         lens.baselines = vitlens.Baselines([z[:5] for z in features], [e[:5] for e in errors])
     with pytest.raises(CheckpointError, match="NaN"):
         vitlens.Baselines(features, [e * float("nan") for e in errors])
+    with pytest.raises(ModelError, match=r"not NoneType.*fit_baselines"):
+        lens.baselines = None
     with pytest.raises(ModelError, match="at least one image"):
         lens.fit_baselines([], progress=False)
 
@@ -244,6 +260,11 @@ def test_baselines_round_trip(lens: vitlens.Lens, picture: Image.Image, tmp_path
         (*found.features, *found.errors), (*loaded.features, *loaded.errors), strict=True
     ):
         assert torch.equal(a, b)
+    by_path = vitlens.Lens(lens.vit, lens.saes, baselines=tmp_path / "baselines.safetensors")
+    assert all(map(torch.equal, by_path.baselines.errors, found.errors))
+    lens.baselines = vitlens.Baselines(found.features, [0 * e for e in found.errors])
+    lens.baselines = str(tmp_path / "baselines.safetensors")
+    assert all(map(torch.equal, lens.baselines.errors, found.errors))
     lens.circuit(picture).save(tmp_path / "circuit.safetensors")
     with pytest.raises(CheckpointError, match="no baselines"):
         vitlens.Baselines.load(tmp_path / "circuit.safetensors")

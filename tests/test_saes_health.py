@@ -147,4 +147,4 @@ def test_input_that_does_not_fit(vit, images):
 
 def test_a_loader_without_labels(vit, images):
     loader = DataLoader(TensorDataset(images), batch_size=5)  # gives lists of one tensor
-    assert not measure(vit, random_saes(), loader).labelled
+    assert not measure(vit.model, random_saes(), loader).labelled

@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 from timm.models.vision_transformer import VisionTransformer
 from torch.utils.data import DataLoader, IterableDataset, Subset, TensorDataset
 
-from vitlens.errors import CheckpointError, ImageError, VitlensError
+from vitlens.errors import CheckpointError, ImageError, ModelError, VitlensError
 from vitlens.models.adapter import ViT
 from vitlens.saes import TrainConfig, estimate, load_saes, measure, train_saes
 from vitlens.saes.checkpoint import CHECKPOINT
@@ -327,9 +327,16 @@ def test_decay_needs_the_number_of_images(tmp_path):
         train_saes(make_vit(), Stream(), make_config(), out=tmp_path)
 
 
+def test_a_bare_model_will_do(tmp_path, uninterrupted):
+    result = train_saes(make_vit().model, make_images(), make_config(), out=tmp_path)
+    assert_same(result.saes, uninterrupted.saes)
+    with pytest.raises(ModelError, match="training mode"):
+        train_saes(make_vit().model.train(), make_images(), make_config(), out=tmp_path)
+
+
 def test_estimate():
     config = make_config()
-    cost = estimate(make_vit(), config, 1000)
+    cost = estimate(make_vit().model, config, 1000)
     assert cost.n_tokens == 2 * 1000 * T
     expected = 2 * 1000 * cost.forward_seconds + cost.n_tokens * cost.step_seconds
     assert cost.seconds == pytest.approx(expected)

@@ -23,6 +23,7 @@ from vitlens.saes import (
     estimate_tuning,
     load_saes,
     measure,
+    save_saes,
     train_saes,
     tune_saes,
 )
@@ -330,6 +331,21 @@ def test_saes_and_settings_that_do_not_fit(tmp_path, trained):
     ):
         with pytest.raises(CheckpointError, match=next(iter(changes))):
             make_config(**changes)
+
+
+def test_a_bare_model_and_a_folder_will_do(tmp_path, trained):
+    save_saes(trained, tmp_path / "trained")
+    saes = load_saes(tmp_path / "trained")  # in float32, as they are read from a folder
+    expected = tune_saes(make_vit(), saes, make_images(), make_config(), out=tmp_path / "one")
+    for n, folder in enumerate((tmp_path / "trained", str(tmp_path / "trained"))):
+        model, out = make_vit().model, tmp_path / f"other{n}"
+        assert_same(
+            tune_saes(model, folder, make_images(), make_config(), out=out).saes, expected.saes
+        )
+    cost = estimate_tuning(make_vit().model, tmp_path / "trained", make_config(), 1000)
+    assert cost.seconds > 0
+    with pytest.raises(CheckpointError, match="holds no SAEs"):
+        tune_saes(make_vit(), tmp_path, make_images(), make_config(), out=tmp_path / "none")
 
 
 def test_estimate(trained):

@@ -42,23 +42,26 @@ class Lens(ChangingLens):
         One `TopKSAE` after each block but the last; or a folder or hub name to load them from.
         They are copied if their dtype or device is not the model's.
     baselines
-        What replaced features are set to; zero if there are none (see `fit_baselines`).
+        What replaced features are set to, or a file of `Baselines`; zero if there are none (see
+        `fit_baselines`).
     class_names
         A name a class; classes are numbered without.
     transform
         Turns an RGB PIL image into the model's input; by default the one timm's configuration
         of the model describes.
     head
-        Optional function of the model's output, [n, C_model] -> [n, C]; see `ViT`.
+        Optional function of the model's output, [n, C_model] -> [n, C]; see `ViT`. Only for a
+        model that is no `ViT` yet.
     about
         Name, samples and model card, as bundles have them.
 
     Raises
     ------
     CheckpointError
-        If the SAEs do not fit the model.
+        If the SAEs do not fit the model, or a file is missing or damaged.
     ModelError
-        If baselines or class names do not fit the model.
+        If the model is of another structure or in training mode, or baselines or class names do
+        not fit it.
 
     Examples
     --------

@@ -169,6 +169,30 @@ class ViT:
             return out if self.head is None else self.head(out)
 
 
+def as_vit(model: nn.Module | ViT, *, head: Callable[[Tensor], Tensor] | None = None) -> ViT:
+    """Return a model as a `ViT`, and a `ViT` as it is.
+
+    Parameters
+    ----------
+    model
+        The model, or a `ViT` of it.
+    head
+        As for `ViT`; only for a model.
+
+    Raises
+    ------
+    ModelError
+        If it cannot be a `ViT`, or a head is given for one.
+    """
+    if isinstance(getattr(model, "vit", None), ViT):
+        raise ModelError(f"A {type(model).__name__} is no model, but holds one: give its `vit`.")
+    if not isinstance(model, ViT):
+        return ViT(model, head=head)
+    if head is not None:
+        raise ModelError("A head goes with the bare model: give it to `ViT(model, head=...)`.")
+    return model
+
+
 def _prefix_names(model: Any) -> tuple[str, ...]:
     names = []
     if getattr(model, "cls_token", None) is not None:

@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 from tqdm.auto import tqdm
 
 from vitlens.errors import CheckpointError, ImageError
 from vitlens.files import fingerprint
 from vitlens.interrupts import interrupts_held
-from vitlens.models.adapter import ViT
+from vitlens.models.adapter import ViT, as_vit
 from vitlens.saes.adam import learning_dtype
 from vitlens.saes.checkpoint import RunFiles
 from vitlens.saes.config import TrainConfig, scheduled_rate
@@ -83,7 +84,7 @@ class _Progress:
 
 
 def train_saes(
-    vit: ViT,
+    vit: nn.Module | ViT,
     images: Any,
     config: TrainConfig,
     *,
@@ -102,7 +103,7 @@ def train_saes(
     Parameters
     ----------
     vit
-        The model.
+        The model, or a `ViT` of it.
     images
         Model inputs, resized and normalised: a sequence, data set or data loader of float tensors
         [3, H, W] or batches [n, 3, H, W] (or tuples that begin with one), which can be iterated
@@ -123,6 +124,8 @@ def train_saes(
 
     Raises
     ------
+    ModelError
+        If the model is of another structure, or in training mode.
     CheckpointError
         If settings do not fit the model, or `out` holds a run of another model or with other
         settings.
@@ -135,7 +138,7 @@ def train_saes(
     -----
     Kim et al., NeurIPS 2025, arXiv 2509.17401.
     """
-    return _Run(vit, images, config, Path(out), n_images).train(resume=resume)
+    return _Run(as_vit(vit), images, config, Path(out), n_images).train(resume=resume)
 
 
 class _Run:
