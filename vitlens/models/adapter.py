@@ -15,6 +15,8 @@ from vitlens.errors import ModelError
 
 Block = Callable[[Tensor], Tensor]
 
+# New modules are in training mode: a last layer put on afterwards is no reason to refuse a model.
+_SAME_IN_TRAINING = {nn.Linear, nn.LayerNorm, nn.Identity, nn.Sequential, nn.ReLU, nn.GELU}
 _NEEDED = ("patch_embed", "_pos_embed", "blocks", "norm", "forward_head", "num_prefix_tokens")
 
 
@@ -61,7 +63,8 @@ class ViT:
     Raises
     ------
     ModelError
-        If the model has another structure, or is in training mode.
+        If the model has another structure, takes other images than those of three channels, or it
+        or its head is in training mode, also only in part.
     """
 
     def __init__(self, model: nn.Module, *, head: Callable[[Tensor], Tensor] | None = None):
@@ -72,13 +75,9 @@ class ViT:
                 f"{', '.join(missing)}. Use a `VisionTransformer` or `Eva` model of timm, or give "
                 "yours these members."
             )
-        if model.training:
-            raise ModelError(
-                "The model is in training mode, where dropout makes every result random. "
-                "Call `model.eval()` first."
-            )
         self.model = cast(Any, model)
         self.head = head
+        self._check_mode()
         self.blocks: tuple[nn.Module, ...] = tuple(self.model.blocks)
         self.depth = len(self.blocks)
         if self.depth < 2:
@@ -124,7 +123,14 @@ class ViT:
         return f"row {row + 1}, column {col + 1}"
 
     def embed(self, images: Float[Tensor, "n 3 H W"]) -> Stem:
-        """Turn images into tokens and bind the blocks they will go through."""
+        """Turn images into tokens and bind the blocks they will go through.
+
+        Raises
+        ------
+        ModelError
+            If the model or its head has been put into training mode, also only in part.
+        """
+        self._check_mode()
         model = self.model
         tokens = model._pos_embed(model.patch_embed(images))
         rope = None
@@ -163,10 +169,29 @@ class ViT:
         return tuple(out)
 
     def logits(self, images: Float[Tensor, "n 3 H W"]) -> Float[Tensor, "n C"]:
-        """The untouched model's output."""
+        """The untouched model's output.
+
+        Raises
+        ------
+        ModelError
+            As for `embed`.
+        """
+        self._check_mode()
         with torch.no_grad():
             out = self.model(images)
             return out if self.head is None else self.head(out)
+
+    def _check_mode(self) -> None:
+        for name, top in (("model", self.model), ("head", self.head)):
+            if not isinstance(top, nn.Module):
+                continue
+            for path, module in top.named_modules():
+                if module.training and type(module) not in _SAME_IN_TRAINING:
+                    part = f" in part ({path})" if path else ""
+                    raise ModelError(
+                        f"The {name} is{part} in training mode, where dropout makes every result "
+                        f"random. Call `{name}.eval()` first."
+                    )
 
 
 def as_vit(model: nn.Module | ViT, *, head: Callable[[Tensor], Tensor] | None = None) -> ViT:
