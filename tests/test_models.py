@@ -223,6 +223,27 @@ def test_model_is_checked() -> None:
         create("vit_bse_patch16_224")
 
 
+def test_output_that_is_no_logits() -> None:
+    unpooled = lens_of(VisionTransformer(**SMALL, num_classes=5, global_pool="").double().eval())
+    for use in (unpooled.predict, unpooled.trace):
+        with pytest.raises(
+            ModelError, match=r"model gives \[1, 10, 5\] for a batch of 1.*global_pool"
+        ):
+            use(image())
+    lens = lens_of(make("vit"), head=lambda y: y[:, 0])
+    with pytest.raises(ModelError, match=r"head gives \[1\] for a batch of 1.*\[n, C\]"):
+        lens.predict(image())
+    pooled = lens_of(unpooled.vit.model, head=lambda y: y[:, 0])
+    torch.testing.assert_close(
+        pooled.trace(image()).logits, unpooled.vit.model(image()[None])[0, 0]
+    )
+
+
+def test_grey_models() -> None:
+    with pytest.raises(ModelError, match=r"images \[1, H, W\].*in_chans=3"):
+        vitlens.ViT(VisionTransformer(**SMALL, in_chans=1).eval())
+
+
 def test_training_mode_is_noticed_later() -> None:
     lens = lens_of(make("vit"))
     for change in (lens.vit.model.train, lens.vit.model.blocks[2].train):

@@ -82,6 +82,12 @@ class ViT:
         self.depth = len(self.blocks)
         if self.depth < 2:
             raise ModelError("The model has fewer than two blocks: there is no circuit to find.")
+        channels = getattr(getattr(model.patch_embed, "proj", None), "in_channels", 3)
+        if channels != 3:
+            raise ModelError(
+                f"The model takes images [{channels}, H, W]; vitlens gives it RGB pictures, "
+                "[3, H, W]. Create it with `in_chans=3`: timm then adapts pretrained weights."
+            )
         self.width: int = self.model.embed_dim
         self.n_prefix: int = self.model.num_prefix_tokens
         self.prefix_names = _prefix_names(model)
@@ -152,11 +158,17 @@ class ViT:
         )
 
     def readout(self, tokens: Float[Tensor, "n T D"]) -> Float[Tensor, "n C"]:
-        """Logits from the stream after the last block."""
+        """Logits from the stream after the last block.
+
+        Raises
+        ------
+        ModelError
+            If the model, or its head, gives something else than a vector of logits an image.
+        """
         out = self.model.forward_head(self.model.norm(tokens))
         if isinstance(out, tuple):
             out = torch.stack(out).mean(0)
-        return out if self.head is None else self.head(out)
+        return self._logits(out)
 
     def residuals(self, images: Float[Tensor, "n 3 H W"]) -> tuple[Float[Tensor, "n T D"], ...]:
         """Residual stream after every block, without gradients."""
@@ -174,12 +186,27 @@ class ViT:
         Raises
         ------
         ModelError
-            As for `embed`.
+            As for `embed` and `readout`.
         """
         self._check_mode()
         with torch.no_grad():
-            out = self.model(images)
-            return out if self.head is None else self.head(out)
+            return self._logits(self.model(images))
+
+    def _logits(self, out: Tensor) -> Float[Tensor, "n C"]:
+        logits = out if self.head is None else self.head(out)
+        if logits.ndim == 2:
+            return logits
+        whose, advice = "head", "It must turn the model's output, [n, C_model], into [n, C]."
+        if self.head is None:
+            whose = "model"
+            advice = (
+                'Create it with a pooling of tokens (`global_pool="token"` or "avg" in timm), or '
+                "give a `head` that makes logits [n, C] of its output."
+            )
+        raise ModelError(
+            f"The {whose} gives {list(logits.shape)} for a batch of {len(out)}, not one "
+            f"vector of logits an image. {advice}"
+        )
 
     def _check_mode(self) -> None:
         for name, top in (("model", self.model), ("head", self.head)):
