@@ -195,6 +195,23 @@ def test_folder_of_another_run_is_refused(tmp_path, interrupted):
     assert result.steps == 7
 
 
+@pytest.mark.parametrize("kind", [lambda x: x, list, TensorDataset, lambda x: list(x.split(5))])
+def test_other_images_are_refused(tmp_path, kind):
+    config = make_config(epochs=1)
+    train_saes(make_vit(), kind(make_images()), config, out=tmp_path)
+    train_saes(make_vit(), kind(make_images()), config, out=tmp_path)
+    with pytest.raises(CheckpointError, match=r"run on other images.*resume=False"):
+        train_saes(make_vit(), kind(make_images().flip(0)), config, out=tmp_path)
+
+
+def test_images_whose_first_is_not_known_are_counted_only(tmp_path):
+    config = make_config(epochs=1)
+    for images in (make_images(), Interrupted(make_images().flip(0), -1), make_images()):
+        train_saes(make_vit(), images, config, out=tmp_path)
+    with pytest.raises(CheckpointError, match="other images"):
+        train_saes(make_vit(), Interrupted(make_images(13), -1), config, out=tmp_path)
+
+
 def test_damaged_checkpoint(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         train_saes(make_vit(), Interrupted(make_images(), 9), make_config(), out=tmp_path)

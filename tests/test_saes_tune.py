@@ -232,6 +232,12 @@ def test_ctrl_c_then_resume_gives_the_same(tmp_path, trained, uninterrupted, sto
     assert_same(again.saes, uninterrupted.saes)
 
 
+def test_other_images_are_refused(tmp_path, trained):
+    tune_saes(make_vit(), trained, make_images(), make_config(), out=tmp_path)
+    with pytest.raises(CheckpointError, match="run on other images"):
+        tune_saes(make_vit(), trained, make_images().flip(0), make_config(), out=tmp_path)
+
+
 def test_resume_with_a_shuffling_loader(tmp_path, trained):
     def loader(stop=None):
         images = make_images()

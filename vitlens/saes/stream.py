@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, TensorDataset
 
 from vitlens.errors import CheckpointError, ImageError
+from vitlens.files import fingerprint
 from vitlens.models.adapter import ViT
 from vitlens.saes.topk import normalize_tokens
 
@@ -50,6 +51,23 @@ def planned_images(images: Any, n_images: int | None, *, needed: bool) -> int | 
     if needed and planned is None:
         raise CheckpointError("A decaying learning rate needs the number of images: pass n_images.")
     return planned
+
+
+def first_image(images: Any) -> str | None:
+    """Fingerprint of the first image, where `images` begins with the same one each time.
+
+    A tensor, a `TensorDataset` and a sequence (`collections.abc.Sequence`) do. None for others: a
+    data loader may shuffle, a data set draw crops by chance, and an iterator be used up.
+
+    Raises
+    ------
+    ImageError
+        If it is no image.
+    """
+    same_each_time = isinstance(images, Tensor | TensorDataset | Sequence)
+    if not same_each_time or len(images) == 0:
+        return None
+    return fingerprint({"image": batch_of(images[0])[:1]})
 
 
 def iterate_images(images: Any, start: int = 0) -> Iterator[Float[Tensor, "3 H W"]]:

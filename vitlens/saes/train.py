@@ -25,6 +25,7 @@ from vitlens.saes.learner import Learner, StepReport
 from vitlens.saes.stream import (
     TokenBuffer,
     batched,
+    first_image,
     iterate_images,
     n_batches,
     planned_images,
@@ -99,6 +100,7 @@ def train_saes(
     written now and then and at Ctrl-C; calling again with the same arguments goes on from there,
     and gives what an uninterrupted run gives if `images` comes in the same order. The state of
     torch's global random generator is kept for that, so that a shuffling `DataLoader` qualifies.
+    Other images are told by their number, and in tensors and sequences by the first one.
 
     Parameters
     ----------
@@ -127,8 +129,8 @@ def train_saes(
     ModelError
         If the model is of another structure, or in training mode.
     CheckpointError
-        If settings do not fit the model, or `out` holds a run of another model or with other
-        settings.
+        If settings do not fit the model, or `out` holds a run of another model, on other images
+        or with other settings.
     ImageError
         If there is no image, or one does not fit the model or is not finite.
     VitlensError
@@ -166,6 +168,7 @@ class _Run:
             "model": fingerprint(vit.model.state_dict()),
             "config": config.to_dict(),
             "n_images": self.per_epoch,
+            "first_image": first_image(images),
         }
         self.files = RunFiles(out, "vitlens-sae-training", identity)
         self.epoch_rng = torch.get_rng_state()

@@ -24,7 +24,7 @@ from vitlens.saes.checkpoint import RunFiles
 from vitlens.saes.config import TuneConfig, scheduled_rate
 from vitlens.saes.dead import SilentFeatures
 from vitlens.saes.files import load_saes, resolve_saes, save_saes
-from vitlens.saes.stream import batched, iterate_images, planned_images
+from vitlens.saes.stream import batched, first_image, iterate_images, planned_images
 from vitlens.saes.topk import TopKSAE
 
 _SMOOTHING = 0.9
@@ -164,6 +164,7 @@ class _Run:
             "saes": _fingerprint(saes),
             "config": config.to_dict(),
             "n_images": self.n_images,
+            "first_image": first_image(images),
         }
         self.files = RunFiles(out, "vitlens-sae-tuning", identity)
         self.seen = 0
