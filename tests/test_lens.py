@@ -221,11 +221,25 @@ def test_bad_images(lens: vitlens.Lens, tmp_path: Path) -> None:
             lambda: [make_sae(), make_sae(width=16), make_sae()],
             r"layer 1 has width 16, the model 24",
         ),
+        (make_sae, "3 SAEs.*got 1"),
+        (lambda: None, "a list of `TopKSAE`.*got NoneType"),
+        (lambda: ["saes/"] * 3, "a list of `TopKSAE`.*got str"),
     ],
 )
 def test_saes_that_do_not_fit(saes: object, message: str) -> None:
     with pytest.raises(CheckpointError, match=message):
         vitlens.Lens(make_model(), saes())
+
+
+def test_saes_from_a_generator(lens: vitlens.Lens) -> None:
+    assert vitlens.Lens(lens.vit, (sae for sae in lens.saes)).saes == lens.saes
+
+
+def test_a_lens_is_no_model(lens: vitlens.Lens) -> None:
+    with pytest.raises(ModelError, match=r"A Lens is no model.*give its `vit`"):
+        vitlens.Lens(lens, lens.saes)
+    with pytest.raises(ModelError, match="head goes with the bare model"):
+        vitlens.Lens(lens.vit, lens.saes, head=lambda y: y)
 
 
 def test_names_and_baselines_that_do_not_fit(lens: vitlens.Lens) -> None:
@@ -238,6 +252,8 @@ def test_names_and_baselines_that_do_not_fit(lens: vitlens.Lens) -> None:
         lens.baselines = vitlens.Baselines([z[:5] for z in features], [e[:5] for e in errors])
     with pytest.raises(CheckpointError, match="NaN"):
         vitlens.Baselines(features, [e * float("nan") for e in errors])
+    with pytest.raises(ModelError, match=r"not NoneType.*fit_baselines"):
+        lens.baselines = None
     with pytest.raises(ModelError, match="at least one image"):
         lens.fit_baselines([], progress=False)
 
@@ -250,9 +266,53 @@ def test_baselines_round_trip(lens: vitlens.Lens, picture: Image.Image, tmp_path
         (*found.features, *found.errors), (*loaded.features, *loaded.errors), strict=True
     ):
         assert torch.equal(a, b)
+    by_path = vitlens.Lens(lens.vit, lens.saes, baselines=tmp_path / "baselines.safetensors")
+    assert all(map(torch.equal, by_path.baselines.errors, found.errors))
+    lens.baselines = vitlens.Baselines(found.features, [0 * e for e in found.errors])
+    lens.baselines = str(tmp_path / "baselines.safetensors")
+    assert all(map(torch.equal, lens.baselines.errors, found.errors))
     lens.circuit(picture).save(tmp_path / "circuit.safetensors")
     with pytest.raises(CheckpointError, match="no baselines"):
         vitlens.Baselines.load(tmp_path / "circuit.safetensors")
+
+
+def test_one_image_counts_as_a_list_of_one(
+    lens: vitlens.Lens, picture: Image.Image, tmp_path: Path
+) -> None:
+    picture.save(tmp_path / "image.png")
+    array = np.asarray(picture)
+    uint8 = torch.from_numpy(array.copy()).permute(2, 0, 1)
+    ones = [tmp_path / "image.png", str(tmp_path / "image.png"), picture, array, uint8]
+    baselines = lens.fit_baselines([picture], progress=False)
+    fidelity = lens.faithfulness([picture], methods=("random",), q=(0, 1), progress=False)
+    mean = vitlens.Ablate((0, 1), "mean", over=[picture])
+    for one in [*ones, lens.tensor(picture)]:
+        found = lens.fit_baselines(one, progress=False)
+        assert all(map(torch.equal, found.errors, baselines.errors))
+        assert lens.faithfulness(one, methods=("random",), q=(0, 1), progress=False) == fidelity
+        outcome = lens.run_with(picture, vitlens.Ablate((0, 1), "mean", over=one))
+        assert torch.equal(outcome.after, lens.run_with(picture, mean).after)
+
+
+def test_a_batch_is_a_list_of_images(lens: vitlens.Lens, picture: Image.Image) -> None:
+    turned = picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    expected = lens.fit_baselines([picture, turned], progress=False)
+    arrays = np.stack([np.asarray(picture), np.asarray(turned)])
+    tensors = torch.stack([lens.tensor(picture), lens.tensor(turned)])
+    for batch in (arrays, tensors, iter([picture, turned])):
+        found = lens.fit_baselines(batch, progress=False)
+        assert all(map(torch.equal, found.errors, expected.errors))
+
+
+def test_what_is_no_list_of_images(lens: vitlens.Lens, tmp_path: Path) -> None:
+    for wrong in (None, 5):
+        for take in (lens.fit_baselines, lens.faithfulness):
+            with pytest.raises(ImageError, match="Images are a list of"):
+                take(wrong)
+        with pytest.raises(ImageError, match="Images are a list of"):
+            vitlens.Ablate((0, 1), "mean", over=wrong)
+    with pytest.raises(ImageError, match="is a folder"):
+        lens.fit_baselines(tmp_path, progress=False)
 
 
 def test_load_by_name() -> None:

@@ -214,10 +214,57 @@ def test_zero_shot_head() -> None:
 def test_model_is_checked() -> None:
     with pytest.raises(ModelError, match=r"model\.eval\(\)"):
         vitlens.ViT(make("vit").train())
+    part = make("vit")
+    part.blocks[1].train()
+    with pytest.raises(ModelError, match=r"model is in part \(blocks\.1\).*model\.eval\(\)"):
+        vitlens.ViT(part)
     with pytest.raises(ModelError, match="does not look like a timm VisionTransformer"):
         vitlens.ViT(timm.create_model("resnet18").eval())
     with pytest.raises(ModelError, match=r"no model 'vit_bse_patch16_224'.*vit_base_patch16_224"):
         create("vit_bse_patch16_224")
+
+
+def test_output_that_is_no_logits() -> None:
+    unpooled = lens_of(VisionTransformer(**SMALL, num_classes=5, global_pool="").double().eval())
+    for use in (unpooled.predict, unpooled.trace):
+        with pytest.raises(
+            ModelError, match=r"model gives \[1, 10, 5\] for a batch of 1.*global_pool"
+        ):
+            use(image())
+    lens = lens_of(make("vit"), head=lambda y: y[:, 0])
+    with pytest.raises(ModelError, match=r"head gives \[1\] for a batch of 1.*\[n, C\]"):
+        lens.predict(image())
+    pooled = lens_of(unpooled.vit.model, head=lambda y: y[:, 0])
+    torch.testing.assert_close(
+        pooled.trace(image()).logits, unpooled.vit.model(image()[None])[0, 0]
+    )
+
+
+def test_grey_models() -> None:
+    with pytest.raises(ModelError, match=r"images \[1, H, W\].*in_chans=3"):
+        vitlens.ViT(VisionTransformer(**SMALL, in_chans=1).eval())
+
+
+def test_training_mode_is_noticed_later() -> None:
+    lens = lens_of(make("vit"))
+    for change in (lens.vit.model.train, lens.vit.model.blocks[2].train):
+        change()
+        for use in (lens.predict, lens.trace, lens.circuit):
+            with pytest.raises(ModelError, match=r"training mode.*model\.eval\(\)"):
+                use(image())
+        lens.vit.model.eval()
+        lens.trace(image())
+
+
+def test_training_mode_of_a_head() -> None:
+    model = make("vit")
+    head = nn.Sequential(nn.Dropout(0.9), nn.Linear(5, 2)).double()
+    with pytest.raises(ModelError, match=r"head is in part \(0\) in training.*head\.eval\(\)"):
+        vitlens.ViT(model, head=head)
+    assert vitlens.ViT(model, head=head.eval()).n_classes == 2
+    # New linear layers are in training mode, and nothing depends on it.
+    model.head = nn.Linear(24, 3).double()
+    assert vitlens.ViT(model, head=nn.Linear(3, 2).double()).n_classes == 2
 
 
 def test_no_network_for_weights(monkeypatch: pytest.MonkeyPatch) -> None:

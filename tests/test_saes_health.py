@@ -5,6 +5,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from timm.models.vision_transformer import VisionTransformer
+from torch.utils.data import DataLoader, TensorDataset
 
 from vitlens.errors import CheckpointError, ImageError
 from vitlens.models.adapter import ViT
@@ -140,3 +141,10 @@ def test_input_that_does_not_fit(vit, images):
         measure(vit, random_saes(), [])
     with pytest.raises(ImageError, match="Some batches have labels"):
         measure(vit, random_saes(), [images, (images, torch.zeros(23).long())])
+    with pytest.raises(ImageError, match=r"normalised.*torch\.uint8"):
+        measure(vit, random_saes(), [torch.zeros(2, 3, 16, 16, dtype=torch.uint8)])
+
+
+def test_a_loader_without_labels(vit, images):
+    loader = DataLoader(TensorDataset(images), batch_size=5)  # gives lists of one tensor
+    assert not measure(vit.model, random_saes(), loader).labelled

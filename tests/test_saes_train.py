@@ -17,7 +17,7 @@ from torch.utils.data import (
     TensorDataset,
 )
 
-from vitlens.errors import CheckpointError, ImageError, VitlensError
+from vitlens.errors import CheckpointError, ImageError, ModelError, VitlensError
 from vitlens.models.adapter import ViT
 from vitlens.saes import TrainConfig, estimate, load_saes, measure, train_saes
 from vitlens.saes.checkpoint import CHECKPOINT
@@ -204,6 +204,23 @@ def test_folder_of_another_run_is_refused(tmp_path, interrupted):
     assert result.steps == 7
 
 
+@pytest.mark.parametrize("kind", [lambda x: x, list, TensorDataset, lambda x: list(x.split(5))])
+def test_other_images_are_refused(tmp_path, kind):
+    config = make_config(epochs=1)
+    train_saes(make_vit(), kind(make_images()), config, out=tmp_path)
+    train_saes(make_vit(), kind(make_images()), config, out=tmp_path)
+    with pytest.raises(CheckpointError, match=r"run on other images.*resume=False"):
+        train_saes(make_vit(), kind(make_images().flip(0)), config, out=tmp_path)
+
+
+def test_images_whose_first_is_not_known_are_counted_only(tmp_path):
+    config = make_config(epochs=1)
+    for images in (make_images(), Interrupted(make_images().flip(0), -1), make_images()):
+        train_saes(make_vit(), images, config, out=tmp_path)
+    with pytest.raises(CheckpointError, match="other images"):
+        train_saes(make_vit(), Interrupted(make_images(13), -1), config, out=tmp_path)
+
+
 def test_damaged_checkpoint(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         train_saes(make_vit(), Interrupted(make_images(), 9), make_config(), out=tmp_path)
@@ -303,6 +320,7 @@ def test_nan_image_stops_training_and_keeps_what_was_learnt(tmp_path):
         (torch.zeros(2, 1, 16, 16), r"got \[1, 16, 16\]"),
         ([torch.zeros(16, 16)], r"got \[16, 16\]"),
         (["cat.png"], "got str"),
+        (torch.zeros(2, 3, 16, 16, dtype=torch.uint8), r"normalised.*torch\.uint8.*Lens\.tensor"),
         (iter(make_images()), "iterated anew"),
     ],
 )
@@ -335,9 +353,16 @@ def test_decay_needs_the_number_of_images(tmp_path):
         train_saes(make_vit(), Stream(), make_config(), out=tmp_path)
 
 
+def test_a_bare_model_will_do(tmp_path, uninterrupted):
+    result = train_saes(make_vit().model, make_images(), make_config(), out=tmp_path)
+    assert_same(result.saes, uninterrupted.saes)
+    with pytest.raises(ModelError, match="training mode"):
+        train_saes(make_vit().model.train(), make_images(), make_config(), out=tmp_path)
+
+
 def test_estimate():
     config = make_config()
-    cost = estimate(make_vit(), config, 1000)
+    cost = estimate(make_vit().model, config, 1000)
     assert cost.n_tokens == 2 * 1000 * T
     expected = 2 * 1000 * cost.forward_seconds + cost.n_tokens * cost.step_seconds
     assert cost.seconds == pytest.approx(expected)

@@ -23,6 +23,7 @@ from vitlens.saes import (
     estimate_tuning,
     load_saes,
     measure,
+    save_saes,
     train_saes,
     tune_saes,
 )
@@ -231,6 +232,12 @@ def test_ctrl_c_then_resume_gives_the_same(tmp_path, trained, uninterrupted, sto
     assert_same(again.saes, uninterrupted.saes)
 
 
+def test_other_images_are_refused(tmp_path, trained):
+    tune_saes(make_vit(), trained, make_images(), make_config(), out=tmp_path)
+    with pytest.raises(CheckpointError, match="run on other images"):
+        tune_saes(make_vit(), trained, make_images().flip(0), make_config(), out=tmp_path)
+
+
 def test_resume_with_a_shuffling_loader(tmp_path, trained):
     def loader(stop=None):
         images = make_images()
@@ -306,6 +313,7 @@ def test_nan_image_stops_tuning_and_keeps_what_was_learnt(tmp_path, trained):
         ([], "no images"),
         (torch.zeros(2, 3, 16, 8), r"shape \[3, 16, 16\], got \[3, 16, 8\]"),
         (["cat.png"], "got str"),
+        (torch.zeros(2, 3, 16, 16, dtype=torch.uint8), r"normalised.*torch\.uint8.*Lens\.tensor"),
         (iter([]), "no images"),
     ],
 )
@@ -329,6 +337,21 @@ def test_saes_and_settings_that_do_not_fit(tmp_path, trained):
     ):
         with pytest.raises(CheckpointError, match=next(iter(changes))):
             make_config(**changes)
+
+
+def test_a_bare_model_and_a_folder_will_do(tmp_path, trained):
+    save_saes(trained, tmp_path / "trained")
+    saes = load_saes(tmp_path / "trained")  # in float32, as they are read from a folder
+    expected = tune_saes(make_vit(), saes, make_images(), make_config(), out=tmp_path / "one")
+    for n, folder in enumerate((tmp_path / "trained", str(tmp_path / "trained"))):
+        model, out = make_vit().model, tmp_path / f"other{n}"
+        assert_same(
+            tune_saes(model, folder, make_images(), make_config(), out=out).saes, expected.saes
+        )
+    cost = estimate_tuning(make_vit().model, tmp_path / "trained", make_config(), 1000)
+    assert cost.seconds > 0
+    with pytest.raises(CheckpointError, match="holds no SAEs"):
+        tune_saes(make_vit(), tmp_path, make_images(), make_config(), out=tmp_path / "none")
 
 
 def test_estimate(trained):

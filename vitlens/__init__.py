@@ -27,6 +27,8 @@ _MODULE_OF = {
     "Swap": "vitlens.interventions.kinds",
     "TopKSAE": "vitlens.saes.topk",
     "Trace": "vitlens.replacement",
+    "TrainConfig": "vitlens.saes.config",
+    "TuneConfig": "vitlens.saes.config",
     "ViT": "vitlens.models.adapter",
     "Verification": "vitlens.circuits.verification",
     "VitlensError": "vitlens.errors",
@@ -57,6 +59,7 @@ if TYPE_CHECKING:
     from vitlens.models.adapter import ViT
     from vitlens.models.libragrad import libragrad
     from vitlens.replacement import Baselines, Trace
+    from vitlens.saes.config import TrainConfig, TuneConfig
     from vitlens.saes.topk import TopKSAE
     from vitlens.saes.train import train_saes
     from vitlens.saes.tune import tune_saes
@@ -80,6 +83,8 @@ __all__ = [
     "Swap",
     "TopKSAE",
     "Trace",
+    "TrainConfig",
+    "TuneConfig",
     "Verification",
     "ViT",
     "VitlensError",

@@ -107,15 +107,11 @@ def load(
     lens = Lens(
         model,
         RELEASES[name].hub_name if saes is None else saes,
-        baselines=_opened(baselines),
+        baselines=baselines,
         class_names=class_names,
         about=About(name=name),
     )
     return _with_atlas(lens, atlas, names)
-
-
-def _opened(baselines: Baselines | str | Path | None) -> Baselines | None:
-    return Baselines.load(baselines) if isinstance(baselines, str | Path) else baselines
 
 
 def _load_bundle(
@@ -138,7 +134,7 @@ def _load_bundle(
     return Lens(
         model.to(device=device, dtype=dtype),
         load_saes(folder / "saes") if saes is None else saes,
-        baselines=_opened(baselines),
+        baselines=baselines,
         class_names=config["class_names"],
         transform=Transform.from_dict(config["transform"]),
         about=About(

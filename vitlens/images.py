@@ -2,7 +2,7 @@
 
 import math
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -167,7 +167,8 @@ def open_image(image: ImageLike) -> Image.Image:
     ----------
     image
         A path or a sample of a bundle; a PIL image of any mode (rotated as its EXIF data say,
-        grey in 16 bits scaled to 8, transparent parts over white); an array [H, W], [H, W, 1],
+        grey in 16 bits scaled to 8, transparent parts over white; in mode "I", which does not
+        tell, grey is in 16 bits where a level is above 255, else in 8); an array [H, W], [H, W, 1],
         [H, W, 3] or [H, W, 4] of uint8, uint16 or of floats in [0, 1]; or a uint8 tensor [H, W] or
         [C, H, W].
 
@@ -192,6 +193,33 @@ def open_image(image: ImageLike) -> Image.Image:
     raise ImageError(
         f"An image is a path, a PIL image, an array or a tensor, not {type(image).__name__}."
     )
+
+
+def as_images(images: ImageLike | Iterable[ImageLike]) -> Iterable[ImageLike]:
+    """Return images as something to iterate over; a single one counts as a list of one.
+
+    Parameters
+    ----------
+    images
+        A path, a sample of a bundle, a PIL image, or an array or tensor of at most three
+        dimensions: one image. An array or tensor of four is a batch, and any other iterable
+        gives images one by one.
+
+    Raises
+    ------
+    ImageError
+        When it is none of these.
+    """
+    if isinstance(images, str | os.PathLike | Image.Image):
+        return [images]
+    if isinstance(images, np.ndarray | Tensor):
+        return [images] if images.ndim < 4 else images
+    if not isinstance(images, Iterable):
+        raise ImageError(
+            "Images are a list of paths, PIL images, arrays or tensors, or one of these; "
+            f"not {type(images).__name__}."
+        )
+    return images
 
 
 def to_tensor(
@@ -279,7 +307,7 @@ def _from_pil(image: Image.Image, what: str) -> Image.Image:
     if 0 in image.size:
         raise ImageError(f"{what} has no pixels.")
     if image.mode.startswith("I"):
-        return _from_wide_grey(np.asarray(image), what)
+        return _from_wide_grey(np.asarray(image), what, sixteen_bits=image.mode != "I")
     if image.mode == "F":
         return _from_array(np.asarray(image))
     if image.has_transparency_data:
@@ -290,13 +318,15 @@ def _from_pil(image: Image.Image, what: str) -> Image.Image:
     return image.convert("RGB")
 
 
-def _from_wide_grey(levels: np.ndarray, what: str) -> Image.Image:
-    """Pillow's integer modes hold grey of 16 bits."""
+def _from_wide_grey(levels: np.ndarray, what: str, *, sixteen_bits: bool) -> Image.Image:
+    """From Pillow's integer modes: grey of 16 bits, or of 8 where mode "I" holds no more."""
     if levels.min() < 0 or levels.max() > 65535:
         raise ImageError(
             f"{what} has grey levels from {levels.min()} to {levels.max()}, beyond 16 bits."
         )
-    return Image.fromarray(_eight_bits(levels)).convert("RGB")
+    if sixteen_bits or levels.max() > 255:
+        levels = _eight_bits(levels)
+    return Image.fromarray(levels.astype(np.uint8)).convert("RGB")
 
 
 def _from_array(array: np.ndarray) -> Image.Image:

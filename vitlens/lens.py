@@ -20,7 +20,7 @@ from vitlens.circuits.circuit import Circuit
 from vitlens.circuits.curves import DEFAULT_Q, faithfulness
 from vitlens.circuits.methods import Method
 from vitlens.circuits.results import Curves
-from vitlens.images import ImageLike
+from vitlens.images import ImageLike, as_images
 from vitlens.lens_changes import ChangingLens
 from vitlens.progress import Progress
 from vitlens.replacement import ErrorNodes, Trace
@@ -42,23 +42,26 @@ class Lens(ChangingLens):
         One `TopKSAE` after each block but the last; or a folder or hub name to load them from.
         They are copied if their dtype or device is not the model's.
     baselines
-        What replaced features are set to; zero if there are none (see `fit_baselines`).
+        What replaced features are set to, or a file of `Baselines`; zero if there are none (see
+        `fit_baselines`).
     class_names
         A name a class; classes are numbered without.
     transform
         Turns an RGB PIL image into the model's input; by default the one timm's configuration
         of the model describes.
     head
-        Optional function of the model's output, [n, C_model] -> [n, C]; see `ViT`.
+        Optional function of the model's output, [n, C_model] -> [n, C]; see `ViT`. Only for a
+        model that is no `ViT` yet.
     about
         Name, samples and model card, as bundles have them.
 
     Raises
     ------
     CheckpointError
-        If the SAEs do not fit the model.
+        If the SAEs do not fit the model, or a file is missing or damaged.
     ModelError
-        If baselines or class names do not fit the model.
+        If the model is of another structure or in training mode, or baselines or class names do
+        not fit it.
 
     Examples
     --------
@@ -257,7 +260,7 @@ class Lens(ChangingLens):
 
     def faithfulness(
         self,
-        images: Iterable[ImageLike],
+        images: ImageLike | Iterable[ImageLike],
         *,
         methods: Sequence[str | Method] = ("rrm", "cla", "random"),
         labels: Sequence[int | str] | None = None,
@@ -274,6 +277,8 @@ class Lens(ChangingLens):
 
         Parameters
         ----------
+        images
+            The images, or one.
         labels
             Class indices or names; images classified otherwise are left out.
         """
@@ -281,7 +286,7 @@ class Lens(ChangingLens):
             self.vit,
             self.saes,
             self.baselines,
-            [self.tensor(image).cpu() for image in images],
+            [self.tensor(image).cpu() for image in as_images(images)],
             methods=methods,
             labels=None if labels is None else [self.class_index(label) for label in labels],
             target=target,

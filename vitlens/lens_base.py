@@ -18,12 +18,12 @@ from vitlens.about import About, Sample
 from vitlens.attribution.targets import resolve_target
 from vitlens.errors import ModelError
 from vitlens.files import fingerprint
-from vitlens.images import ImageLike, Transform, to_tensor
-from vitlens.models.adapter import ViT
+from vitlens.images import ImageLike, Transform, as_images, to_tensor
+from vitlens.models.adapter import ViT, as_vit
 from vitlens.replacement import Baselines, Trace
-from vitlens.saes.files import load_saes
+from vitlens.saes.files import resolve_saes
 from vitlens.saes.stream import batched
-from vitlens.saes.topk import TopKSAE, check_saes
+from vitlens.saes.topk import TopKSAE
 
 if TYPE_CHECKING:
     from vitlens.atlas.atlas import Atlas
@@ -35,32 +35,43 @@ class LensBase:
     def __init__(
         self,
         model: nn.Module | ViT,
-        saes: Sequence[TopKSAE] | str | Path,
+        saes: Iterable[TopKSAE] | str | Path,
         *,
-        baselines: Baselines | None = None,
+        baselines: Baselines | str | Path | None = None,
         class_names: Sequence[str] | None = None,
         transform: Callable[[Image.Image], Tensor] | None = None,
         head: Callable[[Tensor], Tensor] | None = None,
         about: About | None = None,
     ):
-        self.vit = model if isinstance(model, ViT) else ViT(model, head=head)
-        if isinstance(saes, str | Path):
-            saes = load_saes(saes)
-        check_saes(saes, depth=self.vit.depth, width=self.vit.width)
-        self.saes = tuple(_like(sae, self.vit) for sae in saes)
+        self.vit = as_vit(model, head=head)
+        found = resolve_saes(saes, depth=self.vit.depth, width=self.vit.width)
+        self.saes = tuple(_like(sae, self.vit) for sae in found)
         self.class_names = self._checked_names(class_names)
         self.transform = transform or Transform.from_timm(self.vit.model)
-        self.baselines = baselines or replacement.zero_baselines(self.vit, self.saes)
+        if baselines is None:
+            baselines = replacement.zero_baselines(self.vit, self.saes)
+        self.baselines = baselines
         self.about = about or About()
         self._atlas: Atlas | Callable[[], Atlas | None] | None = None
 
     @property
     def baselines(self) -> Baselines:
-        """What replaced features and error nodes are set to."""
+        """What replaced features and error nodes are set to.
+
+        It may be set to `Baselines`, or to a file of them; those of another model or other SAEs
+        are a `ModelError`.
+        """
         return self._baselines
 
     @baselines.setter
-    def baselines(self, baselines: Baselines) -> None:
+    def baselines(self, baselines: Baselines | str | Path) -> None:
+        if isinstance(baselines, str | Path):
+            baselines = Baselines.load(baselines)
+        if not isinstance(baselines, Baselines):
+            raise ModelError(
+                "Baselines are a `vitlens.Baselines` or the file of one, not "
+                f"{type(baselines).__name__}. `lens.fit_baselines(images)` makes some."
+            )
         replacement.check_baselines(self.vit, self.saes, baselines)
         self._baselines = baselines.to(dtype=self.vit.dtype, device=self.vit.device)
 
@@ -130,7 +141,11 @@ class LensBase:
         return replacement.trace(self.vit, self.saes, self.tensor(image))
 
     def fit_baselines(
-        self, images: Iterable[ImageLike], *, batch_size: int = 16, progress: bool = True
+        self,
+        images: ImageLike | Iterable[ImageLike],
+        *,
+        batch_size: int = 16,
+        progress: bool = True,
     ) -> Baselines:
         """Take medians over a sample of images as baselines, use them from now on, return them.
 
@@ -138,8 +153,15 @@ class LensBase:
         ----------
         images
             The sample (paper: 1,024 images).
+
+        Raises
+        ------
+        ImageError
+            If an image cannot be read.
+        ModelError
+            If there is no image.
         """
-        tensors = (self.tensor(image) for image in images)
+        tensors = (self.tensor(image) for image in as_images(images))
         self.baselines = replacement.fit_baselines(
             self.vit,
             self.saes,

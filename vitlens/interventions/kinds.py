@@ -19,7 +19,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from vitlens.errors import FeatureError, near_matches
-from vitlens.images import ImageLike
+from vitlens.images import ImageLike, as_images
 from vitlens.interventions.names import Key, Patch, feature_keys, listed, patch_keys
 
 ProjectTo: TypeAlias = Literal["baseline", "zero"]
@@ -119,6 +119,8 @@ class Ablate(Intervention):
     FeatureError
         If there are no features or no tokens, `to` is unknown, or `over` and "mean" do not come
         together.
+    ImageError
+        If `over` is no image and no list of them.
     """
 
     features: Any
@@ -130,7 +132,7 @@ class Ablate(Intervention):
     def __post_init__(self) -> None:
         super().__post_init__()
         _check_to(self, self.to, get_args(To))
-        object.__setattr__(self, "over", tuple(self.over))
+        object.__setattr__(self, "over", tuple(as_images(self.over)))
         if (self.to == "mean") != bool(self.over):
             raise FeatureError(f'{self!r}: to="mean" and the images `over` belong together.')
 

@@ -15,6 +15,8 @@ from vitlens.errors import ModelError
 
 Block = Callable[[Tensor], Tensor]
 
+# New modules are in training mode: a last layer put on afterwards is no reason to refuse a model.
+_SAME_IN_TRAINING = {nn.Linear, nn.LayerNorm, nn.Identity, nn.Sequential, nn.ReLU, nn.GELU}
 _NEEDED = ("patch_embed", "_pos_embed", "blocks", "norm", "forward_head", "num_prefix_tokens")
 
 
@@ -61,7 +63,8 @@ class ViT:
     Raises
     ------
     ModelError
-        If the model has another structure, or is in training mode.
+        If the model has another structure, takes other images than those of three channels, or it
+        or its head is in training mode, also only in part.
     """
 
     def __init__(self, model: nn.Module, *, head: Callable[[Tensor], Tensor] | None = None):
@@ -72,17 +75,19 @@ class ViT:
                 f"{', '.join(missing)}. Use a `VisionTransformer` or `Eva` model of timm, or give "
                 "yours these members."
             )
-        if model.training:
-            raise ModelError(
-                "The model is in training mode, where dropout makes every result random. "
-                "Call `model.eval()` first."
-            )
         self.model = cast(Any, model)
         self.head = head
+        self._check_mode()
         self.blocks: tuple[nn.Module, ...] = tuple(self.model.blocks)
         self.depth = len(self.blocks)
         if self.depth < 2:
             raise ModelError("The model has fewer than two blocks: there is no circuit to find.")
+        channels = getattr(getattr(model.patch_embed, "proj", None), "in_channels", 3)
+        if channels != 3:
+            raise ModelError(
+                f"The model takes images [{channels}, H, W]; vitlens gives it RGB pictures, "
+                "[3, H, W]. Create it with `in_chans=3`: timm then adapts pretrained weights."
+            )
         self.width: int = self.model.embed_dim
         self.n_prefix: int = self.model.num_prefix_tokens
         self.prefix_names = _prefix_names(model)
@@ -124,7 +129,14 @@ class ViT:
         return f"row {row + 1}, column {col + 1}"
 
     def embed(self, images: Float[Tensor, "n 3 H W"]) -> Stem:
-        """Turn images into tokens and bind the blocks they will go through."""
+        """Turn images into tokens and bind the blocks they will go through.
+
+        Raises
+        ------
+        ModelError
+            If the model or its head has been put into training mode, also only in part.
+        """
+        self._check_mode()
         model = self.model
         tokens = model._pos_embed(model.patch_embed(images))
         rope = None
@@ -146,11 +158,17 @@ class ViT:
         )
 
     def readout(self, tokens: Float[Tensor, "n T D"]) -> Float[Tensor, "n C"]:
-        """Logits from the stream after the last block."""
+        """Logits from the stream after the last block.
+
+        Raises
+        ------
+        ModelError
+            If the model, or its head, gives something else than a vector of logits an image.
+        """
         out = self.model.forward_head(self.model.norm(tokens))
         if isinstance(out, tuple):
             out = torch.stack(out).mean(0)
-        return out if self.head is None else self.head(out)
+        return self._logits(out)
 
     def residuals(self, images: Float[Tensor, "n 3 H W"]) -> tuple[Float[Tensor, "n T D"], ...]:
         """Residual stream after every block, without gradients."""
@@ -163,10 +181,68 @@ class ViT:
         return tuple(out)
 
     def logits(self, images: Float[Tensor, "n 3 H W"]) -> Float[Tensor, "n C"]:
-        """The untouched model's output."""
+        """The untouched model's output.
+
+        Raises
+        ------
+        ModelError
+            As for `embed` and `readout`.
+        """
+        self._check_mode()
         with torch.no_grad():
-            out = self.model(images)
-            return out if self.head is None else self.head(out)
+            return self._logits(self.model(images))
+
+    def _logits(self, out: Tensor) -> Float[Tensor, "n C"]:
+        logits = out if self.head is None else self.head(out)
+        if logits.ndim == 2:
+            return logits
+        whose, advice = "head", "It must turn the model's output, [n, C_model], into [n, C]."
+        if self.head is None:
+            whose = "model"
+            advice = (
+                'Create it with a pooling of tokens (`global_pool="token"` or "avg" in timm), or '
+                "give a `head` that makes logits [n, C] of its output."
+            )
+        raise ModelError(
+            f"The {whose} gives {list(logits.shape)} for a batch of {len(out)}, not one "
+            f"vector of logits an image. {advice}"
+        )
+
+    def _check_mode(self) -> None:
+        for name, top in (("model", self.model), ("head", self.head)):
+            if not isinstance(top, nn.Module):
+                continue
+            for path, module in top.named_modules():
+                if module.training and type(module) not in _SAME_IN_TRAINING:
+                    part = f" in part ({path})" if path else ""
+                    raise ModelError(
+                        f"The {name} is{part} in training mode, where dropout makes every result "
+                        f"random. Call `{name}.eval()` first."
+                    )
+
+
+def as_vit(model: nn.Module | ViT, *, head: Callable[[Tensor], Tensor] | None = None) -> ViT:
+    """Return a model as a `ViT`, and a `ViT` as it is.
+
+    Parameters
+    ----------
+    model
+        The model, or a `ViT` of it.
+    head
+        As for `ViT`; only for a model.
+
+    Raises
+    ------
+    ModelError
+        If it cannot be a `ViT`, or a head is given for one.
+    """
+    if isinstance(getattr(model, "vit", None), ViT):
+        raise ModelError(f"A {type(model).__name__} is no model, but holds one: give its `vit`.")
+    if not isinstance(model, ViT):
+        return ViT(model, head=head)
+    if head is not None:
+        raise ModelError("A head goes with the bare model: give it to `ViT(model, head=...)`.")
+    return model
 
 
 def _prefix_names(model: Any) -> tuple[str, ...]:

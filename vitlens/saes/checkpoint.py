@@ -15,7 +15,13 @@ from vitlens.interrupts import interrupts_held
 from vitlens.saes.files import MANIFEST, read_manifest
 
 CHECKPOINT = "checkpoint.safetensors"
-_WHAT = {"model": "another model", "saes": "other SAEs", "n_images": "other images"}
+_WHAT = {
+    "model": "another model",
+    "saes": "other SAEs",
+    "n_images": "other images",
+    "first_image": "other images",
+}
+_NOT_ALWAYS_KNOWN = {"first_image"}
 
 
 @dataclass(frozen=True)
@@ -85,14 +91,17 @@ class RunFiles:
 
     def _check(self, path: Path, found: dict[str, Any]) -> None:
         for name, what in _WHAT.items():
-            if found.get(name) != self.identity.get(name):
+            theirs, ours = found.get(name), self.identity.get(name)
+            if name in _NOT_ALWAYS_KNOWN and None in (theirs, ours):
+                continue
+            if theirs != ours:
                 raise CheckpointError(
                     f"{path} is of a run on {what}. Choose another folder, or pass resume=False."
                 )
-        theirs, ours = found.get("config", {}), self.identity["config"]
-        changed = [name for name in ours if theirs.get(name) != ours[name]]
+        before, now = found.get("config", {}), self.identity["config"]
+        changed = [name for name in now if before.get(name) != now[name]]
         if changed:
-            listed = ", ".join(f"{name} {theirs.get(name)} (now {ours[name]})" for name in changed)
+            listed = ", ".join(f"{name} {before.get(name)} (now {now[name]})" for name in changed)
             raise CheckpointError(
                 f"{path} is of a run with other settings: {listed}. Use these, choose another"
                 " folder, or pass resume=False."

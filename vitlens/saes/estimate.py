@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from vitlens.models.adapter import ViT
+from vitlens.models.adapter import ViT, as_vit
 from vitlens.saes.adam import learning_dtype
 from vitlens.saes.chain import chain_losses
 from vitlens.saes.config import TrainConfig, TuneConfig
+from vitlens.saes.files import resolve_saes
 from vitlens.saes.learner import Learner
 from vitlens.saes.stream import sae_residuals
-from vitlens.saes.topk import TopKSAE, check_saes
+from vitlens.saes.topk import TopKSAE
 
 
 @dataclass(frozen=True)
@@ -69,7 +71,7 @@ class TuneEstimate:
         return _cost(self.seconds, self.memory_bytes)
 
 
-def estimate(vit: ViT, config: TrainConfig, n_images: int) -> Estimate:
+def estimate(vit: nn.Module | ViT, config: TrainConfig, n_images: int) -> Estimate:
     """Estimate time and memory of training on `n_images` images (an epoch).
 
     One forward pass and one step of every layer are run on random numbers and timed, each after
@@ -77,9 +79,7 @@ def estimate(vit: ViT, config: TrainConfig, n_images: int) -> Estimate:
 
     Parameters
     ----------
-    vit
-        The model.
-    config
+    vit, config
         As for `train_saes`.
     n_images
         Images an epoch.
@@ -89,6 +89,7 @@ def estimate(vit: ViT, config: TrainConfig, n_images: int) -> Estimate:
     CheckpointError
         If the settings do not fit the model.
     """
+    vit = as_vit(vit)
     low = config.precision == "bfloat16"
     dtype = learning_dtype(vit.dtype)
     learner = Learner(vit.width, config, vit.depth - 1, dtype=dtype, device=vit.device)
@@ -109,7 +110,7 @@ def estimate(vit: ViT, config: TrainConfig, n_images: int) -> Estimate:
 
 
 def estimate_tuning(
-    vit: ViT, saes: Sequence[TopKSAE], config: TuneConfig, n_images: int
+    vit: nn.Module | ViT, saes: Iterable[TopKSAE] | str | Path, config: TuneConfig, n_images: int
 ) -> TuneEstimate:
     """Estimate time and memory of tuning on `n_images` images.
 
@@ -118,9 +119,7 @@ def estimate_tuning(
 
     Parameters
     ----------
-    vit
-        The model.
-    saes, config
+    vit, saes, config
         As for `tune_saes`.
     n_images
         How many images there are.
@@ -130,7 +129,8 @@ def estimate_tuning(
     CheckpointError
         If the SAEs do not fit the model.
     """
-    check_saes(saes, depth=vit.depth, width=vit.width)
+    vit = as_vit(vit)
+    saes = resolve_saes(saes, depth=vit.depth, width=vit.width)
     dtype = learning_dtype(vit.dtype)
     learning = [
         copy.deepcopy(sae).to(device=vit.device, dtype=dtype).requires_grad_() for sae in saes

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ import torch
 from vitlens.errors import CheckpointError
 from vitlens.files import atomic_path, fingerprint, read_json, read_tensors, write_tensors
 from vitlens.saes import rrm
-from vitlens.saes.topk import TopKSAE
+from vitlens.saes.topk import TopKSAE, check_saes
 
 MANIFEST = "manifest.json"
 _SAE_FORMAT = "vitlens-sae"
@@ -163,6 +163,36 @@ def load_saes(
         saes.append(sae)
     _check_widths([sae.width for sae in saes], folder)
     return saes
+
+
+def resolve_saes(
+    saes: Iterable[TopKSAE] | TopKSAE | str | Path, *, depth: int, width: int
+) -> tuple[TopKSAE, ...]:
+    """Return the SAEs of a model, given or loaded, and checked.
+
+    Parameters
+    ----------
+    saes
+        One a layer; or a folder or hub name, as for `load_saes`.
+    depth, width
+        Number of blocks and of channels of the model.
+
+    Raises
+    ------
+    CheckpointError
+        If they cannot be loaded, or there is not one of the width for every block but the last.
+    """
+    if isinstance(saes, str | Path):
+        saes = load_saes(saes)
+    found = tuple(saes) if isinstance(saes, Iterable) else (saes,)
+    for sae in found:
+        if not isinstance(sae, TopKSAE):
+            raise CheckpointError(
+                "SAEs are a list of `TopKSAE`, one after every block but the last, or a folder or"
+                f" hub name to load them from; got {type(sae).__name__}."
+            )
+    check_saes(found, depth=depth, width=width)
+    return found
 
 
 def read_manifest(folder: str | Path) -> dict[str, Any]:

@@ -8,11 +8,12 @@ from typing import Any
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from vitlens.errors import ImageError
-from vitlens.models.adapter import ViT
+from vitlens.models.adapter import ViT, as_vit
+from vitlens.saes.stream import batch_of
 from vitlens.saes.topk import TopKSAE, check_saes
 
 
@@ -95,13 +96,13 @@ class HealthReport:
         )
 
 
-def measure(vit: ViT, saes: Sequence[TopKSAE], batches: Iterable[Any]) -> HealthReport:
+def measure(vit: nn.Module | ViT, saes: Sequence[TopKSAE], batches: Iterable[Any]) -> HealthReport:
     """Measure SAEs on images they were not trained on.
 
     Parameters
     ----------
     vit
-        The model.
+        The model, or a `ViT` of it.
     saes
         Of layers 0 to B-2.
     batches
@@ -117,18 +118,20 @@ def measure(vit: ViT, saes: Sequence[TopKSAE], batches: Iterable[Any]) -> Health
     CheckpointError
         If the SAEs do not fit the model.
     ImageError
-        If there is no image, or some batches have labels and others not.
+        If there is no image, a batch is not of floats, or some batches have labels and others not.
     """
+    vit = as_vit(vit)
     check_saes(saes, depth=vit.depth, width=vit.width)
     sums = [_LayerSums(sae) for sae in saes]
     right_model, right_all = 0, 0
     n_images = 0
     labelled: bool | None = None
     for item in tqdm(batches, desc="SAE health", unit="batch"):
-        images, labels = item if isinstance(item, tuple | list) else (item, None)
+        labels = item[1] if isinstance(item, tuple | list) and len(item) > 1 else None
         if labelled not in (None, labels is not None):
             raise ImageError("Some batches have labels and others do not.")
         labelled = labels is not None
+        images = batch_of(item)
         n_images += len(images)
         with torch.no_grad():
             images = images.to(device=vit.device, dtype=vit.dtype)

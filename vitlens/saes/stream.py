@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.utils.data import DataLoader, IterableDataset
+from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 from vitlens.errors import CheckpointError, ImageError
+from vitlens.files import fingerprint
 from vitlens.models.adapter import ViT
 from vitlens.saes.topk import normalize_tokens
 
@@ -30,7 +31,7 @@ def count_images(images: Any) -> int | None:
     if hasattr(images, "__getitem__") and _image_of(images[0]).ndim == 3:
         return len(images)
     if isinstance(images, list | tuple):
-        return sum(len(_as_batch(_image_of(item))) for item in images)
+        return sum(len(batch_of(item)) for item in images)
     return None
 
 
@@ -64,6 +65,23 @@ def planned_images(images: Any, n_images: int | None, *, needed: bool) -> int | 
     return planned
 
 
+def first_image(images: Any) -> str | None:
+    """Fingerprint of the first image, where `images` begins with the same one each time.
+
+    A tensor, a `TensorDataset` and a sequence (`collections.abc.Sequence`) do. None for others: a
+    data loader may shuffle, a data set draw crops by chance, and an iterator be used up.
+
+    Raises
+    ------
+    ImageError
+        If it is no image.
+    """
+    same_each_time = isinstance(images, Tensor | TensorDataset | Sequence)
+    if not same_each_time or len(images) == 0:
+        return None
+    return fingerprint({"image": batch_of(images[0])[:1]})
+
+
 def iterate_images(images: Any, start: int = 0) -> Iterator[Float[Tensor, "3 H W"]]:
     """Yield the images of one pass one by one, from number `start` on.
 
@@ -79,7 +97,7 @@ def iterate_images(images: Any, start: int = 0) -> Iterator[Float[Tensor, "3 H W
     Raises
     ------
     ImageError
-        If an item is neither an image nor a batch of images.
+        If an item is neither an image nor a batch of images, or not of floats.
     """
     if hasattr(images, "__getitem__") and hasattr(images, "__len__"):
         single = len(images) > start and _image_of(images[start]).ndim == 3
@@ -87,7 +105,7 @@ def iterate_images(images: Any, start: int = 0) -> Iterator[Float[Tensor, "3 H W
         items: Iterable[Any] = (images[position] for position in positions)
     else:
         skip, items = start, images
-    each = itertools.chain.from_iterable(_as_batch(_image_of(item)) for item in items)
+    each = itertools.chain.from_iterable(map(batch_of, items))
     return itertools.islice(each, skip, None)
 
 
@@ -207,16 +225,29 @@ def n_batches(n_tokens: int, batch_tokens: int) -> int:
     return max(1, round(n_tokens / batch_tokens))
 
 
+def batch_of(item: Any) -> Float[Tensor, "n 3 H W"]:
+    """Model inputs of an item: an image, a batch, or a tuple that begins with one of them.
+
+    Raises
+    ------
+    ImageError
+        If it is none of these, or not of floats: whole numbers are a picture's, not yet
+        transformed for the model.
+    """
+    tensor = _image_of(item)
+    return tensor if tensor.ndim == 4 else tensor[None]
+
+
 def _image_of(item: Any) -> Tensor:
     tensor = item[0] if isinstance(item, tuple | list) else item
-    if not isinstance(tensor, Tensor) or tensor.ndim not in (3, 4):
-        what = f"{list(tensor.shape)}" if isinstance(tensor, Tensor) else type(tensor).__name__
-        raise ImageError(
-            "Training images are tensors [3, H, W] or batches [n, 3, H, W], transformed for the"
-            f" model already; got {what}."
-        )
-    return tensor
-
-
-def _as_batch(tensor: Tensor) -> Tensor:
-    return tensor if tensor.ndim == 4 else tensor[None]
+    if not isinstance(tensor, Tensor):
+        what = type(tensor).__name__
+    elif tensor.ndim in (3, 4) and tensor.is_floating_point():
+        return tensor
+    else:
+        what = f"{list(tensor.shape)} of {tensor.dtype}"
+    raise ImageError(
+        "Images must be model inputs here, resized and normalised: float tensors [3, H, W] or"
+        f" batches [n, 3, H, W]; got {what}. `Lens.tensor` and `vitlens.images.to_tensor` make"
+        " one of any picture."
+    )

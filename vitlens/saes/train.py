@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 from tqdm.auto import tqdm
 
 from vitlens.errors import CheckpointError, ImageError
 from vitlens.files import fingerprint
 from vitlens.interrupts import interrupts_held
-from vitlens.models.adapter import ViT
+from vitlens.models.adapter import ViT, as_vit
 from vitlens.saes.adam import learning_dtype
 from vitlens.saes.checkpoint import RunFiles
 from vitlens.saes.config import TrainConfig, scheduled_rate
@@ -24,6 +25,7 @@ from vitlens.saes.learner import Learner, StepReport
 from vitlens.saes.stream import (
     TokenBuffer,
     batched,
+    first_image,
     iterate_images,
     n_batches,
     planned_images,
@@ -83,7 +85,7 @@ class _Progress:
 
 
 def train_saes(
-    vit: ViT,
+    vit: nn.Module | ViT,
     images: Any,
     config: TrainConfig,
     *,
@@ -98,14 +100,16 @@ def train_saes(
     written now and then and at Ctrl-C; calling again with the same arguments goes on from there,
     and gives what an uninterrupted run gives if `images` comes in the same order. The state of
     torch's global random generator is kept for that, so that a shuffling `DataLoader` qualifies.
+    Other images are told by their number, and in tensors and sequences by the first one.
 
     Parameters
     ----------
     vit
-        The model.
+        The model, or a `ViT` of it.
     images
-        Model inputs: a sequence, data set or data loader of tensors [3, H, W] or batches
-        [n, 3, H, W] (or tuples that begin with one), which can be iterated once an epoch.
+        Model inputs, resized and normalised: a sequence, data set or data loader of float tensors
+        [3, H, W] or batches [n, 3, H, W] (or tuples that begin with one), which can be iterated
+        once an epoch. `Lens.tensor` and `vitlens.images.to_tensor` make one of any picture.
     config
         Sizes and settings.
     out
@@ -122,9 +126,11 @@ def train_saes(
 
     Raises
     ------
+    ModelError
+        If the model is of another structure, or in training mode.
     CheckpointError
-        If settings do not fit the model, or `out` holds a run of another model or with other
-        settings.
+        If settings do not fit the model, or `out` holds a run of another model, on other images
+        or with other settings.
     ImageError
         If there is no image, or one does not fit the model or is not finite.
     VitlensError
@@ -134,7 +140,7 @@ def train_saes(
     -----
     Kim et al., NeurIPS 2025, arXiv 2509.17401.
     """
-    return _Run(vit, images, config, Path(out), n_images).train(resume=resume)
+    return _Run(as_vit(vit), images, config, Path(out), n_images).train(resume=resume)
 
 
 class _Run:
@@ -162,6 +168,7 @@ class _Run:
             "model": fingerprint(vit.model.state_dict()),
             "config": config.to_dict(),
             "n_images": self.per_epoch,
+            "first_image": first_image(images),
         }
         self.files = RunFiles(out, "vitlens-sae-training", identity)
         self.epoch_rng = torch.get_rng_state()

@@ -4,28 +4,28 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from vitlens.errors import CheckpointError, ImageError
 from vitlens.files import fingerprint
 from vitlens.interrupts import interrupts_held
-from vitlens.models.adapter import ViT
+from vitlens.models.adapter import ViT, as_vit
 from vitlens.saes.adam import DictionaryAdam, learning_dtype
 from vitlens.saes.chain import chain_losses
 from vitlens.saes.checkpoint import RunFiles
 from vitlens.saes.config import TuneConfig, scheduled_rate
 from vitlens.saes.dead import SilentFeatures
-from vitlens.saes.files import load_saes, save_saes
-from vitlens.saes.stream import batched, iterate_images, planned_images
-from vitlens.saes.topk import TopKSAE, check_saes
+from vitlens.saes.files import load_saes, resolve_saes, save_saes
+from vitlens.saes.stream import batched, first_image, iterate_images, planned_images
+from vitlens.saes.topk import TopKSAE
 
 _SMOOTHING = 0.9
 
@@ -72,8 +72,8 @@ class TuneResult:
 
 
 def tune_saes(
-    vit: ViT,
-    saes: Sequence[TopKSAE],
+    vit: nn.Module | ViT,
+    saes: Iterable[TopKSAE] | str | Path,
     images: Any,
     config: TuneConfig | None = None,
     *,
@@ -96,10 +96,10 @@ def tune_saes(
     Parameters
     ----------
     vit
-        The model; its softmax is compared, so that a tower without a classifier needs a head, or
-        ``output_weight=0``.
+        The model, or a `ViT` of it; its softmax is compared, so that a tower without a
+        classifier needs a head (of the `ViT`), or ``output_weight=0``.
     saes
-        Of layers 0 to B-2.
+        Of layers 0 to B-2; or a folder or hub name to load them from.
     images
         Model inputs, as for `train_saes`.
     config
@@ -117,8 +117,10 @@ def tune_saes(
 
     Raises
     ------
+    ModelError
+        If the model is of another structure, or in training mode.
     CheckpointError
-        If the SAEs do not fit the model, or `out` holds another run.
+        If the SAEs do not fit the model or cannot be loaded, or `out` holds another run.
     ImageError
         If there is no image, or one does not fit the model or is not finite.
     VitlensError
@@ -130,7 +132,10 @@ def tune_saes(
     learning", NeurIPS 2024, arXiv 2405.12241, train one SAE at a time in this way; here all
     layers are in place at once.
     """
-    return _Run(vit, saes, images, config or TuneConfig(), Path(out), n_images).tune(resume=resume)
+    vit = as_vit(vit)
+    saes = resolve_saes(saes, depth=vit.depth, width=vit.width)
+    run = _Run(vit, saes, images, config or TuneConfig(), Path(out), n_images)
+    return run.tune(resume=resume)
 
 
 class _Run:
@@ -145,7 +150,6 @@ class _Run:
         out: Path,
         n_images: int | None,
     ) -> None:
-        check_saes(saes, depth=vit.depth, width=vit.width)
         self.vit, self.images, self.config = vit, images, config
         self.n_images = planned_images(images, n_images, needed=bool(config.decay_share))
         self.dtype = learning_dtype(vit.dtype)
@@ -160,6 +164,7 @@ class _Run:
             "saes": _fingerprint(saes),
             "config": config.to_dict(),
             "n_images": self.n_images,
+            "first_image": first_image(images),
         }
         self.files = RunFiles(out, "vitlens-sae-tuning", identity)
         self.seen = 0
