@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import threading
 from collections.abc import Sequence
 from typing import Any
@@ -374,6 +375,44 @@ def test_other_threads_run_the_untouched_model(lens: vitlens.Lens) -> None:
         thread.start()
         thread.join()
     assert torch.equal(found[0], expected)
+
+
+VERBS: dict[str, Any] = {
+    "importances": lambda lens, x: lens.importances(x).nodes,
+    "circuit": lambda lens, x: lens.circuit(x),
+    "candidates": lambda lens, x: lens.candidates(x).nodes,
+    "conservation": lambda lens, x: lens.conservation(x),
+    "logit_lens": lambda lens, x: dict(lens.logit_lens(x, 1, 0)),
+    "faithfulness": lambda lens, x: lens.faithfulness([x], q=(0, 0.1, 1), progress=False),
+    "fit_baselines": lambda lens, x: vars(lens.fit_baselines([x], progress=False)),
+    "verify": lambda lens, x: lens.verify(lens.circuit(x, nodes_per_layer=2), x).measured,
+    "keep": lambda lens, x: lens.run_with(x, keep=[[1], [2], [3]]),
+}
+
+
+@pytest.mark.parametrize("errors", ["clean", "free"])
+@pytest.mark.parametrize("verb", VERBS)
+def test_other_verbs_see_the_untouched_model(lens: vitlens.Lens, verb: str, errors: str) -> None:
+    x = tiny_image(7, DOUBLE)
+    node, ask = active(lens, 0), VERBS[verb]
+    expected = ask(lens, x)
+    with lens.intervene(Steer(node, 3.0), errors=errors):
+        changed = lens.trace(x).logits
+        found = ask(lens, x)
+        assert torch.equal(lens.trace(x).logits, changed)
+    if isinstance(found, vitlens.Circuit | vitlens.Curves):
+        assert found == expected
+    else:
+        torch.testing.assert_close(found, expected, rtol=0, atol=0)
+
+
+def test_a_copy_of_the_model_is_untouched(lens: vitlens.Lens) -> None:
+    x = tiny_image(7, DOUBLE)[None]
+    expected = lens.vit.model(x)
+    with lens.intervene(Ablate(active(lens, 0))):
+        other = copy.deepcopy(lens.vit.model)
+        assert torch.equal(other(x), expected)
+    assert torch.equal(other(x), expected)
 
 
 def test_gradients_pass_through(lens: vitlens.Lens) -> None:

@@ -24,6 +24,7 @@ from vitlens.images import ImageLike
 from vitlens.lens_changes import ChangingLens
 from vitlens.progress import Progress
 from vitlens.replacement import ErrorNodes, Trace
+from vitlens.undisturbed import undisturbed
 
 if TYPE_CHECKING:
     from vitlens.debias import Debiasing, GroupedImages
@@ -66,6 +67,7 @@ class Lens(ChangingLens):
     >>> print(lens.circuit(lens.samples[0].path, nodes_per_layer=8))
     """
 
+    @undisturbed
     def importances(
         self,
         image: ImageLike,
@@ -109,6 +111,7 @@ class Lens(ChangingLens):
             progress=progress,
         )
 
+    @undisturbed
     def logit_lens(
         self, image: ImageLike, layer: int, feature: int, *, gradient: Gradient = "libragrad"
     ) -> list[tuple[str, float]]:
@@ -135,6 +138,7 @@ class Lens(ChangingLens):
         )
         return self._named(effects)
 
+    @undisturbed
     def conservation(
         self, image: ImageLike, *, target: TargetLike = None, errors: ErrorPaths = "leaf"
     ) -> dict[str, Float[Tensor, " L"]]:
@@ -163,6 +167,7 @@ class Lens(ChangingLens):
             relative[gradient] = found.residual / found.target_value
         return relative
 
+    @undisturbed
     def circuit(
         self,
         image: ImageLike,
@@ -215,6 +220,7 @@ class Lens(ChangingLens):
             **self._facts(image, trace, found),
         )
 
+    @undisturbed
     def candidates(
         self,
         image: ImageLike,
@@ -246,6 +252,7 @@ class Lens(ChangingLens):
         )
         return find_candidates(found, trace, at_most=at_most, **self._facts(image, trace, found))
 
+    @undisturbed
     def faithfulness(
         self,
         images: Iterable[ImageLike],
@@ -286,6 +293,7 @@ class Lens(ChangingLens):
             progress=progress,
         )
 
+    @undisturbed
     def debias(self, groups: GroupedImages, **options: Any) -> Debiasing:
         """Find the features that carry a shortcut, and take them out; see `vitlens.debias.debias`.
 
@@ -301,6 +309,7 @@ class Lens(ChangingLens):
 
         return debias(self, groups, **options)
 
+    @undisturbed
     def explore(
         self, image: ImageLike | None = None, *, target: TargetLike = None, **options: Any
     ) -> Explorer:

@@ -24,6 +24,7 @@ from vitlens.replacement import Baselines, Trace
 from vitlens.saes.files import load_saes
 from vitlens.saes.stream import batched
 from vitlens.saes.topk import TopKSAE, check_saes
+from vitlens.undisturbed import undisturbed
 
 if TYPE_CHECKING:
     from vitlens.atlas.atlas import Atlas
@@ -129,6 +130,7 @@ class LensBase:
         """Residual streams, features and errors of every layer, and the logits."""
         return replacement.trace(self.vit, self.saes, self.tensor(image))
 
+    @undisturbed
     def fit_baselines(
         self, images: Iterable[ImageLike], *, batch_size: int = 16, progress: bool = True
     ) -> Baselines:
