@@ -168,6 +168,19 @@ def test_bad_targets(
         lens.importances(picture, target=target)
 
 
+def test_class_names_that_are_not_unique(picture: Image.Image) -> None:
+    names = ("crane", "Bat", "crane", "bat", "BIRD")
+    lens = vitlens.Lens(make_model(), [make_sae() for _ in range(3)], class_names=names)
+    assert [lens.class_index(name) for name in ("bat", "Bat", "bird", 2)] == [3, 1, 4, 2]
+    twice = "classes 0 \\('crane'\\) and 2 \\('crane'\\). Give the index"
+    for name, words in {"crane": twice, "Crane": twice, "BAT": "1 .*'Bat'.* and 3 .*'bat'"}.items():
+        with pytest.raises(TargetError, match=words):
+            lens.circuit(picture, target=name)
+        with pytest.raises(TargetError, match=words):
+            lens.faithfulness([picture], labels=[name], progress=False)
+    assert lens.importances(picture, target="Bat").target_index == 1
+
+
 def test_class_name_without_names(picture: Image.Image) -> None:
     lens = vitlens.Lens(make_model(), [make_sae() for _ in range(3)])
     with pytest.raises(TargetError, match="class_names"):

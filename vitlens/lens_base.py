@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from vitlens import replacement
 from vitlens.about import About, Sample
-from vitlens.attribution.targets import resolve_target
+from vitlens.attribution.targets import find_class
 from vitlens.errors import ModelError
 from vitlens.files import fingerprint
 from vitlens.images import ImageLike, Transform, to_tensor
@@ -151,11 +151,14 @@ class LensBase:
         return self.baselines
 
     def class_index(self, label: int | str) -> int:
-        """Index of a class given by name or index; raises `TargetError` for an unknown one."""
-        n_classes = len(self.class_names) if self.class_names else self.vit.n_classes
-        index = resolve_target(label, torch.zeros(n_classes), self.class_names).index
-        assert index is not None  # a label is no function
-        return index
+        """Index of a class given by name or index.
+
+        Raises
+        ------
+        TargetError
+            If there is no such class, or several go by the name.
+        """
+        return find_class(label, self.vit.n_classes, self.class_names)
 
     def __repr__(self) -> str:
         sizes = ", ".join(str(sae.size) for sae in self.saes)

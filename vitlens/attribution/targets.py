@@ -57,14 +57,10 @@ def resolve_target(
     Raises
     ------
     TargetError
-        If there is no such class (near matches are named), or the function gives no finite
-        scalar.
+        If there is no such class (near matches are named), several go by the name, or the
+        function gives no finite scalar.
     """
     n_classes = logits.shape[-1]
-    if target is None:
-        target = int(logits.argmax())
-    if isinstance(target, str):
-        target = _index_of(target, class_names)
     if callable(target):
         value = target(logits.detach())
         if not isinstance(value, Tensor) or value.numel() != 1:
@@ -79,16 +75,30 @@ def resolve_target(
         return Target(
             getattr(target, "__name__", "target"), None, lambda y: function(y).reshape(())
         )
+    index = int(logits.argmax()) if target is None else find_class(target, n_classes, class_names)
+    name = class_names[index] if class_names else f"class {index}"
+    return Target(name, index, centred_logit(index))
+
+
+def find_class(label: int | str, n_classes: int, class_names: Sequence[str] | None = None) -> int:
+    """Index of a class given by index or name; case counts only where it tells two names apart.
+
+    Raises
+    ------
+    TargetError
+        If there is no such class (near matches are named), or several go by the name.
+    """
+    if isinstance(label, str):
+        return _index_of(label, class_names)
     try:
-        index = operator.index(target)
+        index = operator.index(label)
     except TypeError:
         raise TargetError(
-            f"A target is a class index, a class name or a function of the logits, not {target!r}."
+            f"A target is a class index, a class name or a function of the logits, not {label!r}."
         ) from None
     if not 0 <= index < n_classes:
         raise TargetError(f"The model has classes 0 to {n_classes - 1}; there is no class {index}.")
-    name = class_names[index] if class_names else f"class {index}"
-    return Target(name, index, centred_logit(index))
+    return index
 
 
 def _index_of(name: str, class_names: Sequence[str] | None) -> int:
@@ -102,4 +112,7 @@ def _index_of(name: str, class_names: Sequence[str] | None) -> int:
     if not found:
         few = f" Classes: {', '.join(class_names)}." if len(class_names) <= 12 else ""
         raise TargetError(f"There is no class {name!r}.{near_matches(name, class_names)}{few}")
+    if len(found) > 1:
+        which = " and ".join(f"{i} ({class_names[i]!r})" for i in found)
+        raise TargetError(f"{name!r} may be any of the classes {which}. Give the index of one.")
     return found[0]
