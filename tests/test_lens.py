@@ -194,6 +194,9 @@ def test_class_name_without_names(picture: Image.Image) -> None:
         ([[0], [30], [0]], "Layer 1 has features 0 to 29; \\[30\\]"),
         ([[0], [-1], [0]], "do not exist"),
         ([[0], [0.5], [0]], "whole numbers"),
+        ([[0], [(1, 5)], [0]], "keep\\[1\\] must be one list of feature numbers of layer 1"),
+        ([[0], [0], 3], "keep\\[2\\] must be one list"),
+        ([torch.ones(1, 30, dtype=torch.bool), [0], [0]], "not of shape \\(1, 30\\)"),
         ([torch.ones(29, dtype=torch.bool), [0], [0]], "29 entries for 30 features"),
     ],
 )
