@@ -168,6 +168,15 @@ def test_bad_targets(
         lens.importances(picture, target=target)
 
 
+def test_a_target_may_work_in_place(lens: vitlens.Lens, picture: Image.Image) -> None:
+    found = lens.circuit(picture, target=lambda y: y.mul_(2)[1])
+    expected = lens.circuit(picture, target=lambda y: 2 * y[1])
+    assert torch.equal(found.logits, lens.trace(picture).logits)
+    assert (found.target_value, found.nodes) == (expected.target_value, expected.nodes)
+    outcome = lens.run_with(picture, vitlens.Steer((0, 1), 1.0))
+    assert outcome.effect(lambda y: y.mul_(2)[1]) == outcome.effect(lambda y: 2 * y[1])
+
+
 def test_class_names_that_are_not_unique(picture: Image.Image) -> None:
     names = ("crane", "Bat", "crane", "bat", "BIRD")
     lens = vitlens.Lens(make_model(), [make_sae() for _ in range(3)], class_names=names)

@@ -62,22 +62,27 @@ def resolve_target(
     """
     n_classes = logits.shape[-1]
     if callable(target):
-        value = target(logits.detach())
+        return _of_function(target, logits)
+    index = int(logits.argmax()) if target is None else find_class(target, n_classes, class_names)
+    name = class_names[index] if class_names else f"class {index}"
+    return Target(name, index, centred_logit(index))
+
+
+def _of_function(function: Callable[[Tensor], Tensor], logits: Float[Tensor, " C"]) -> Target:
+    def scalar(logits: Float[Tensor, " C"]) -> Tensor:
+        # On a copy: the function may work in place.
+        value = function(logits.clone())
         if not isinstance(value, Tensor) or value.numel() != 1:
             what = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
             raise TargetError(
                 f"A target function must return a tensor with one number, got {what}; it receives "
-                f"the logits of one image, [{n_classes}]."
+                f"the logits of one image, [{len(logits)}]."
             )
-        if not torch.isfinite(value).all():
-            raise TargetError("The target function returned NaN or infinity on this image.")
-        function = target
-        return Target(
-            getattr(target, "__name__", "target"), None, lambda y: function(y).reshape(())
-        )
-    index = int(logits.argmax()) if target is None else find_class(target, n_classes, class_names)
-    name = class_names[index] if class_names else f"class {index}"
-    return Target(name, index, centred_logit(index))
+        return value.reshape(())
+
+    if not torch.isfinite(scalar(logits.detach())):
+        raise TargetError("The target function returned NaN or infinity on this image.")
+    return Target(getattr(function, "__name__", "target"), None, scalar)
 
 
 def find_class(label: int | str, n_classes: int, class_names: Sequence[str] | None = None) -> int:
