@@ -400,10 +400,31 @@ def test_other_verbs_see_the_untouched_model(lens: vitlens.Lens, verb: str, erro
         changed = lens.trace(x).logits
         found = ask(lens, x)
         assert torch.equal(lens.trace(x).logits, changed)
+    assert_same(found, expected)
+
+
+def assert_same(found: Any, expected: Any) -> None:
     if isinstance(found, vitlens.Circuit | vitlens.Curves):
         assert found == expected
     else:
         torch.testing.assert_close(found, expected, rtol=0, atol=0)
+
+
+AROUND = {
+    "inference mode": torch.inference_mode,
+    "no grad": torch.no_grad,
+    "autocast": lambda: torch.autocast("cpu", torch.bfloat16),
+}
+
+
+@pytest.mark.parametrize("around", AROUND)
+@pytest.mark.parametrize("verb", VERBS)
+def test_torch_contexts_do_not_count(verb: str, around: str) -> None:
+    lens, ask = tiny_lens(7), VERBS[verb]
+    expected = ask(lens, tiny_image(7))
+    with AROUND[around]():
+        found = ask(lens, tiny_image(7))
+    assert_same(found, expected)
 
 
 def test_a_copy_of_the_model_is_untouched(lens: vitlens.Lens) -> None:

@@ -168,6 +168,31 @@ def test_bad_targets(
         lens.importances(picture, target=target)
 
 
+@pytest.mark.parametrize("errors", ["leaf", "through"])
+@pytest.mark.parametrize(
+    "target", [torch.argmax, lambda y: y[0].detach(), lambda y: torch.tensor(3.0)]
+)
+def test_targets_without_a_derivative(
+    lens: vitlens.Lens, picture: Image.Image, target: object, errors: str
+) -> None:
+    with pytest.raises(TargetError, match="no derivative with respect to the logits"):
+        lens.circuit(picture, target=target, errors=errors)
+
+
+def test_a_target_that_looks_elsewhere(lens: vitlens.Lens, picture: Image.Image) -> None:
+    with pytest.raises(TargetError, match="no derivative"):
+        lens.circuit(picture, target=lambda y: lens.vit.model.head.weight.sum())
+
+
+def test_weights_made_in_inference_mode(lens: vitlens.Lens, picture: Image.Image) -> None:
+    with torch.inference_mode():
+        inside = vitlens.Lens(make_model(), [make_sae() for _ in range(3)])
+    other_saes = vitlens.Lens(lens.vit, inside.saes)
+    for made in (inside, other_saes):
+        with pytest.raises(ModelError, match=r"inside torch\.inference_mode"):
+            made.circuit(picture)
+
+
 def test_a_target_may_work_in_place(lens: vitlens.Lens, picture: Image.Image) -> None:
     found = lens.circuit(picture, target=lambda y: y.mul_(2)[1])
     expected = lens.circuit(picture, target=lambda y: 2 * y[1])

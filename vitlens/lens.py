@@ -98,7 +98,8 @@ class Lens(ChangingLens):
         Raises
         ------
         TargetError
-            If there is no such class, or the function gives no scalar.
+            If there is no such class, several go by the name, or the function gives no scalar, or
+            one without a derivative.
         ModelError
             If a setting is unknown, or the engine does not know the model's blocks.
         """

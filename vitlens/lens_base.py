@@ -112,7 +112,9 @@ class LensBase:
         ImageError
             If the image cannot be read or has no finite pixels.
         """
-        return to_tensor(image, self.transform, dtype=self.vit.dtype, device=self.vit.device)
+        tensor = to_tensor(image, self.transform, dtype=self.vit.dtype, device=self.vit.device)
+        # Autograd keeps no tensor that was made in inference mode.
+        return tensor.clone() if tensor.is_inference() else tensor
 
     def picture(self, image: ImageLike) -> UInt8[Tensor, "H W 3"] | None:
         """The image as the model sees it; None for a transform that cannot be undone."""
