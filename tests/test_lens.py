@@ -32,10 +32,10 @@ def make_sae(width: int = 24, size: int = 30, k: int = 4) -> vitlens.TopKSAE:
     )
 
 
-def make_model(depth: int = 4) -> VisionTransformer:
+def make_model(depth: int = 4, n_classes: int = 5) -> VisionTransformer:
     torch.manual_seed(0)
     return VisionTransformer(
-        img_size=24, patch_size=8, embed_dim=24, depth=depth, num_heads=3, num_classes=5
+        img_size=24, patch_size=8, embed_dim=24, depth=depth, num_heads=3, num_classes=n_classes
     ).eval()
 
 
@@ -191,6 +191,18 @@ def test_weights_made_in_inference_mode(lens: vitlens.Lens, picture: Image.Image
     for made in (inside, other_saes):
         with pytest.raises(ModelError, match=r"inside torch\.inference_mode"):
             made.circuit(picture)
+
+
+def test_one_logit_needs_a_function(picture: Image.Image) -> None:
+    lens = vitlens.Lens(make_model(n_classes=1), [make_sae() for _ in range(3)])
+    for target in (None, 0):
+        with pytest.raises(TargetError, match=r"one logit.*`target=lambda y: y\[0\]`"):
+            lens.circuit(picture, target=target)
+    found = lens.circuit(picture, target=lambda y: y[0])
+    assert found.target_value == pytest.approx(float(lens.trace(picture).logits))
+    options = {"methods": ("activation",), "labels": [0], "progress": False}
+    curves = lens.faithfulness([picture], target=lambda y: y[0], **options)
+    assert curves.untouched["target"].tolist() == pytest.approx([found.target_value])
 
 
 def test_a_target_may_work_in_place(lens: vitlens.Lens, picture: Image.Image) -> None:

@@ -57,13 +57,18 @@ def resolve_target(
     Raises
     ------
     TargetError
-        If there is no such class (near matches are named), several go by the name, or the
-        function gives no finite scalar.
+        If there is no such class (near matches are named), several go by the name, the function
+        gives no finite scalar, or a class is asked for where there is one logit.
     """
     n_classes = logits.shape[-1]
     if callable(target):
         return _of_function(target, logits)
     index = int(logits.argmax()) if target is None else find_class(target, n_classes, class_names)
+    if n_classes == 1:
+        raise TargetError(
+            "The model has one logit, and a class stands for its logit minus the mean of all: "
+            "always 0. Give a function: `target=lambda y: y[0]`."
+        )
     name = class_names[index] if class_names else f"class {index}"
     return Target(name, index, centred_logit(index))
 
