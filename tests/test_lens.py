@@ -12,6 +12,7 @@ from PIL import Image
 from timm.models import VisionTransformer
 
 import vitlens
+from vitlens import lens_base
 from vitlens.errors import (
     CheckpointError,
     FeatureError,
@@ -257,6 +258,42 @@ def test_bad_settings(lens: vitlens.Lens, picture: Image.Image) -> None:
             lens.importances(picture, **wrong)
     with pytest.raises(FeatureError, match="must be one of"):
         lens.run_with(picture, keep=[[0]] * 3, errors="leaf")
+
+
+def test_the_fingerprint_follows_the_weights(
+    lens: vitlens.Lens, picture: Image.Image, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, hashed = lens.vit.model, []
+    real = lens_base.fingerprint
+    monkeypatch.setattr(lens_base, "fingerprint", lambda w: hashed.append(real(w)) or hashed[-1])
+    circuit = lens.circuit(picture)
+    assert circuit.model == lens.fingerprint
+    assert len(hashed) == 1
+    weights = {name: value.clone() for name, value in model.state_dict().items()}
+    with torch.no_grad():
+        model.norm.bias.add_(1)
+    assert lens.circuit(picture).model != circuit.model
+    with pytest.raises(FeatureError, match="another model"):
+        lens.verify(circuit, picture)
+    model.load_state_dict(weights)
+    assert lens.fingerprint == circuit.model
+    model.head = torch.nn.Linear(24, 5)
+    assert lens.fingerprint != circuit.model
+    model.head.weight = torch.nn.Parameter(weights["head.weight"])
+    model.head.bias = torch.nn.Parameter(weights["head.bias"])
+    assert lens.fingerprint == circuit.model
+    with torch.no_grad():
+        lens.saes[0].b_dec.add_(1)
+    assert lens.fingerprint != circuit.model
+
+
+def test_the_fingerprint_of_weights_made_in_inference_mode() -> None:
+    with torch.inference_mode():
+        lens = vitlens.Lens(make_model(), [make_sae() for _ in range(3)])
+        before = lens.fingerprint
+        assert lens.fingerprint == before
+        lens.vit.model.norm.bias.add_(1)
+        assert lens.fingerprint != before
 
 
 def test_bad_images(lens: vitlens.Lens, tmp_path: Path) -> None:

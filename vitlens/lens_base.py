@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterable, Sequence
-from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from jaxtyping import Float, UInt8
@@ -32,6 +31,8 @@ if TYPE_CHECKING:
 
 class LensBase:
     """A model with its SAEs, baselines and names, and how images go in; see `Lens`."""
+
+    _hashed: tuple[Any, str] = (None, "")
 
     def __init__(
         self,
@@ -96,13 +97,18 @@ class LensBase:
         """Sample images of the bundle."""
         return self.about.samples
 
-    @cached_property
+    @property
     def fingerprint(self) -> str:
-        """Hash of the model's and the SAEs' weights; circuits carry it."""
+        """Hash of the model's and the SAEs' weights as they are now; circuits carry it."""
         weights = {f"model.{name}": w for name, w in self.vit.model.state_dict().items()}
         for layer, sae in enumerate(self.saes):
             weights |= {f"sae.{layer}.{name}": w for name, w in sae.state_dict().items()}
-        return fingerprint(weights)
+        # Hashing is slow. What PyTorch counts tells whether weights have changed since the last
+        # time, unless they were changed through `.data`.
+        state = [(name, w.data_ptr(), _changes(w)) for name, w in weights.items()]
+        if state != self._hashed[0]:
+            self._hashed = state, fingerprint(weights)
+        return self._hashed[1]
 
     def tensor(self, image: ImageLike) -> Float[Tensor, "3 H W"]:
         """Any image as the model's input; see `vitlens.images.to_tensor`.
@@ -190,3 +196,8 @@ def _like(sae: TopKSAE, vit: ViT) -> TopKSAE:
     if (sae.W_enc.dtype, sae.W_enc.device) == (vit.dtype, vit.device):
         return sae
     return copy.deepcopy(sae).to(dtype=vit.dtype, device=vit.device)
+
+
+def _changes(weight: Tensor) -> object:
+    """How often a tensor was changed; where nobody counts, something unlike all else."""
+    return object() if weight.is_inference() else weight._version
