@@ -7,6 +7,7 @@ import threading
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -510,6 +511,19 @@ def test_values_compare_and_name_features_in_many_ways(lens: vitlens.Lens) -> No
 
 
 @pytest.mark.parametrize(
+    "two", [2, np.float32(2), np.int64(2), np.array(2.0), torch.tensor(2), torch.tensor(2.0)]
+)
+def test_numbers_of_other_libraries(lens: vitlens.Lens, two: Any) -> None:
+    x = tiny_image(7, DOUBLE)
+    for kind in (Scale, SetTo, Steer):
+        change = kind(active(lens, 0), two)
+        assert change == kind(active(lens, 0), 2.0)
+        assert repr(change) == repr(kind(active(lens, 0), 2.0))
+        expected = lens.run_with(x, kind(active(lens, 0), 2.0)).after
+        assert torch.equal(lens.run_with(x, change).after, expected)
+
+
+@pytest.mark.parametrize(
     ("make_it", "words"),
     [
         (lambda: Ablate([]), "at least one feature"),
@@ -526,6 +540,10 @@ def test_values_compare_and_name_features_in_many_ways(lens: vitlens.Lens) -> No
         (lambda: Steer((0, 1), float("nan")), "Steer.0/1, strength=nan.*finite"),
         (lambda: Scale((0, 1), float("inf")), "factor must be a finite"),
         (lambda: SetTo((0, 1), None), "value must be a finite"),
+        (lambda: SetTo((0, 1), True), "value must be a finite"),
+        (lambda: SetTo((0, 1), torch.tensor(True)), "value must be a finite"),
+        (lambda: SetTo((0, 1), torch.tensor(float("nan"))), "value must be a finite"),
+        (lambda: SetTo((0, 1), torch.ones(2)), "value must be a finite"),
         (lambda: Ablate((0, 1)) + 3, "not 3"),
     ],
 )
