@@ -127,8 +127,32 @@ def test_circuit_rules(lens: vitlens.Lens, picture: Image.Image, tmp_path: Path)
     assert len(lens.circuit(picture, threshold=1.0).nodes) > len(circuit.nodes)
     with pytest.raises(FeatureError):
         lens.circuit(picture, share=0.1, threshold=0.5)
-    with pytest.raises(FeatureError):
-        lens.circuit(picture, nodes_per_layer=0)
+    counted = lens.circuit(picture, nodes_per_layer=np.int64(3), edge_share=np.float32(0.25))
+    counted.save(tmp_path / "counted.safetensors")
+    assert vitlens.Circuit.load(tmp_path / "counted.safetensors") == counted
+
+
+@pytest.mark.parametrize(
+    ("rules", "message"),
+    [
+        ({"nodes_per_layer": 0}, "at least 1, not 0"),
+        ({"nodes_per_layer": 2.0}, "whole number and at least 1, not 2.0"),
+        ({"nodes_per_layer": "3"}, "not '3'"),
+        ({"nodes_per_layer": [2, 3]}, "not \\[2, 3\\]"),
+        ({"nodes_per_layer": 3, "share": 0.1}, "exactly one"),
+        ({"share": 1.5}, "share must be a number above 0 and at most 1, not 1.5"),
+        ({"threshold": "all"}, "threshold must be a number"),
+        ({"node_share": -1}, "node_share must be a number from 0 on"),
+        ({"edge_share": "0.1"}, "edge_share must be a number from 0 on, not '0.1'"),
+    ],
+)
+def test_rules_are_checked_before_the_work(
+    lens: vitlens.Lens, picture: Image.Image, rules: dict, message: str
+) -> None:
+    told: list[float] = []
+    with pytest.raises(FeatureError, match=message):
+        lens.circuit(picture, progress=lambda part, what: told.append(part), **rules)
+    assert not told
 
 
 def test_curves_use_class_names(lens: vitlens.Lens, picture: Image.Image) -> None:

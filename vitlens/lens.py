@@ -14,11 +14,12 @@ from vitlens.attribution.gradients import ErrorPaths, Gradient
 from vitlens.attribution.importances import Importances, importances
 from vitlens.attribution.logit_lens import logit_lens
 from vitlens.attribution.targets import TargetLike, resolve_target
-from vitlens.circuits.build import prune_circuit
+from vitlens.circuits.build import check_rules, prune_circuit
 from vitlens.circuits.candidates import Candidates, find_candidates
 from vitlens.circuits.circuit import Circuit
 from vitlens.circuits.curves import DEFAULT_Q, faithfulness
 from vitlens.circuits.methods import Method
+from vitlens.circuits.prune import check_count
 from vitlens.circuits.results import Curves
 from vitlens.images import ImageLike
 from vitlens.lens_changes import ChangingLens
@@ -205,6 +206,14 @@ class Lens(ChangingLens):
         FeatureError
             If more than one rule is given, or one is out of range.
         """
+        rules: dict[str, Any] = {
+            "nodes_per_layer": nodes_per_layer,
+            "share": share,
+            "threshold": threshold,
+            "node_share": node_share,
+            "edge_share": edge_share,
+        }
+        check_rules(**rules)
         trace = self.trace(image)
         found = self._importances(
             trace, target=target, gradient=gradient, errors=errors, engine=engine, progress=progress
@@ -212,12 +221,8 @@ class Lens(ChangingLens):
         return prune_circuit(
             found,
             found.edges,
-            nodes_per_layer=nodes_per_layer,
-            share=share,
-            threshold=threshold,
-            node_share=node_share,
-            edge_share=edge_share,
             n_prefix=self.vit.n_prefix,
+            **rules,
             **self._facts(image, trace, found),
         )
 
@@ -247,6 +252,7 @@ class Lens(ChangingLens):
         FeatureError
             If `at_most` is below 1.
         """
+        check_count("at_most", at_most)
         trace = self.trace(image)
         found = self._importances(
             trace, target=target, gradient=gradient, errors=errors, engine=engine, progress=progress
