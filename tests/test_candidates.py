@@ -75,8 +75,10 @@ def test_candidates_hold_what_the_walk_reaches_and_no_more() -> None:
 
 def test_candidates_refuse_what_they_do_not_know() -> None:
     candidates = tiny_lens().candidates(tiny_image(), at_most=4)
-    for count in (0, 5):
-        with pytest.raises(FeatureError, match="1 to 4 nodes a layer"):
+    with pytest.raises(FeatureError, match="1 to 4 nodes a layer"):
+        candidates.circuit(5)
+    for count in (0, 2.0, "3"):
+        with pytest.raises(FeatureError, match="nodes_per_layer must be a whole number"):
             candidates.circuit(count)
     with pytest.raises(FeatureError, match=r"Node \(0, 99\) is not among"):
         candidates.circuit(2, pinned=[(0, 99)])
@@ -84,8 +86,9 @@ def test_candidates_refuse_what_they_do_not_know() -> None:
         candidates.circuit(2, node_share=-0.1)
     with pytest.raises(FeatureError, match="edge_share must be"):
         candidates.circuit(2, edge_share=float("nan"))
-    with pytest.raises(FeatureError, match="at_most"):
-        tiny_lens().candidates(tiny_image(), at_most=0)
+    for at_most in (0, 2.5, "3"):
+        with pytest.raises(FeatureError, match="at_most must be a whole number"):
+            tiny_lens().candidates(tiny_image(), at_most=at_most)
 
 
 def test_shares_by_hand() -> None:

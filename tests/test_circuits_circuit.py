@@ -249,3 +249,6 @@ def test_nodes_that_do_not_exist_are_refused():
         build_circuit(importances(), ([0],), EDGES, **options)
     with pytest.raises(FeatureError, match="0/1 is not in this circuit"):
         circuit().node(0, 1)
+    for layer in (-1, 2):
+        with pytest.raises(FeatureError, match=f"layers 0 to 1; there is no {layer}"):
+            circuit().features(layer)

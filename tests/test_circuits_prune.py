@@ -66,6 +66,12 @@ def test_something_is_always_kept():
         {"share": 1.5},
         {"threshold": -0.1},
         {"threshold": math.nan},
+        {"count": 2.0},
+        {"count": "3"},
+        {"count": [2, 3]},
+        {"count": True},
+        {"share": "0.5"},
+        {"threshold": [0.5]},
     ],
 )
 def test_rules_out_of_range_are_refused(rule):

@@ -1,4 +1,5 @@
 import json
+from functools import partial
 
 import numpy as np
 import pytest
@@ -552,6 +553,13 @@ def test_unknown_names_are_named():
         STEPS.area("insertion", "cal")
     with pytest.raises(FeatureError, match="no metric"):
         STEPS.mean("insertion", "rrm", "loss")
+    for ask in (STEPS.ratio, partial(STEPS.area, "insertion")):
+        with pytest.raises(
+            FeatureError, match="axis must be one of linear, log, not 'logarithmic'"
+        ):
+            ask("rrm", axis="logarithmic")
+    with pytest.raises(FeatureError, match="axis must be one of"):
+        STEPS.table(axis=None)
 
 
 def test_curves_of_another_target_or_head_are_not_given_back(tmp_path):

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import threading
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -376,6 +378,65 @@ def test_other_threads_run_the_untouched_model(lens: vitlens.Lens) -> None:
     assert torch.equal(found[0], expected)
 
 
+VERBS: dict[str, Any] = {
+    "importances": lambda lens, x: lens.importances(x).nodes,
+    "circuit": lambda lens, x: lens.circuit(x),
+    "candidates": lambda lens, x: lens.candidates(x).nodes,
+    "conservation": lambda lens, x: lens.conservation(x),
+    "logit_lens": lambda lens, x: dict(lens.logit_lens(x, 1, 0)),
+    "faithfulness": lambda lens, x: lens.faithfulness([x], q=(0, 0.1, 1), progress=False),
+    "fit_baselines": lambda lens, x: vars(lens.fit_baselines([x], progress=False)),
+    "verify": lambda lens, x: lens.verify(lens.circuit(x, nodes_per_layer=2), x).measured,
+    "keep": lambda lens, x: lens.run_with(x, keep=[[1], [2], [3]]),
+}
+
+
+@pytest.mark.parametrize("errors", ["clean", "free"])
+@pytest.mark.parametrize("verb", VERBS)
+def test_other_verbs_see_the_untouched_model(lens: vitlens.Lens, verb: str, errors: str) -> None:
+    x = tiny_image(7, DOUBLE)
+    node, ask = active(lens, 0), VERBS[verb]
+    expected = ask(lens, x)
+    with lens.intervene(Steer(node, 3.0), errors=errors):
+        changed = lens.trace(x).logits
+        found = ask(lens, x)
+        assert torch.equal(lens.trace(x).logits, changed)
+    assert_same(found, expected)
+
+
+def assert_same(found: Any, expected: Any) -> None:
+    if isinstance(found, vitlens.Circuit | vitlens.Curves):
+        assert found == expected
+    else:
+        torch.testing.assert_close(found, expected, rtol=0, atol=0)
+
+
+AROUND = {
+    "inference mode": torch.inference_mode,
+    "no grad": torch.no_grad,
+    "autocast": lambda: torch.autocast("cpu", torch.bfloat16),
+}
+
+
+@pytest.mark.parametrize("around", AROUND)
+@pytest.mark.parametrize("verb", VERBS)
+def test_torch_contexts_do_not_count(verb: str, around: str) -> None:
+    lens, ask = tiny_lens(7), VERBS[verb]
+    expected = ask(lens, tiny_image(7))
+    with AROUND[around]():
+        found = ask(lens, tiny_image(7))
+    assert_same(found, expected)
+
+
+def test_a_copy_of_the_model_is_untouched(lens: vitlens.Lens) -> None:
+    x = tiny_image(7, DOUBLE)[None]
+    expected = lens.vit.model(x)
+    with lens.intervene(Ablate(active(lens, 0))):
+        other = copy.deepcopy(lens.vit.model)
+        assert torch.equal(other(x), expected)
+    assert torch.equal(other(x), expected)
+
+
 def test_gradients_pass_through(lens: vitlens.Lens) -> None:
     x = tiny_image(7, DOUBLE).requires_grad_()
     (before,) = torch.autograd.grad(lens.vit.model(x[None])[0, 0], x)
@@ -450,6 +511,19 @@ def test_values_compare_and_name_features_in_many_ways(lens: vitlens.Lens) -> No
 
 
 @pytest.mark.parametrize(
+    "two", [2, np.float32(2), np.int64(2), np.array(2.0), torch.tensor(2), torch.tensor(2.0)]
+)
+def test_numbers_of_other_libraries(lens: vitlens.Lens, two: Any) -> None:
+    x = tiny_image(7, DOUBLE)
+    for kind in (Scale, SetTo, Steer):
+        change = kind(active(lens, 0), two)
+        assert change == kind(active(lens, 0), 2.0)
+        assert repr(change) == repr(kind(active(lens, 0), 2.0))
+        expected = lens.run_with(x, kind(active(lens, 0), 2.0)).after
+        assert torch.equal(lens.run_with(x, change).after, expected)
+
+
+@pytest.mark.parametrize(
     ("make_it", "words"),
     [
         (lambda: Ablate([]), "at least one feature"),
@@ -466,6 +540,10 @@ def test_values_compare_and_name_features_in_many_ways(lens: vitlens.Lens) -> No
         (lambda: Steer((0, 1), float("nan")), "Steer.0/1, strength=nan.*finite"),
         (lambda: Scale((0, 1), float("inf")), "factor must be a finite"),
         (lambda: SetTo((0, 1), None), "value must be a finite"),
+        (lambda: SetTo((0, 1), True), "value must be a finite"),
+        (lambda: SetTo((0, 1), torch.tensor(True)), "value must be a finite"),
+        (lambda: SetTo((0, 1), torch.tensor(float("nan"))), "value must be a finite"),
+        (lambda: SetTo((0, 1), torch.ones(2)), "value must be a finite"),
         (lambda: Ablate((0, 1)) + 3, "not 3"),
     ],
 )

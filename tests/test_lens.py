@@ -13,6 +13,7 @@ from PIL import Image
 from timm.models import VisionTransformer
 
 import vitlens
+from vitlens import lens_base
 from vitlens.attribution import vjp
 from vitlens.attribution.edges import ENGINES
 from vitlens.attribution.pair import LayerPair
@@ -38,10 +39,10 @@ def make_sae(width: int = 24, size: int = 30, k: int = 4) -> vitlens.TopKSAE:
     )
 
 
-def make_model(depth: int = 4) -> VisionTransformer:
+def make_model(depth: int = 4, n_classes: int = 5) -> VisionTransformer:
     torch.manual_seed(0)
     return VisionTransformer(
-        img_size=24, patch_size=8, embed_dim=24, depth=depth, num_heads=3, num_classes=5
+        img_size=24, patch_size=8, embed_dim=24, depth=depth, num_heads=3, num_classes=n_classes
     ).eval()
 
 
@@ -132,8 +133,32 @@ def test_circuit_rules(lens: vitlens.Lens, picture: Image.Image, tmp_path: Path)
     assert len(lens.circuit(picture, threshold=1.0).nodes) > len(circuit.nodes)
     with pytest.raises(FeatureError):
         lens.circuit(picture, share=0.1, threshold=0.5)
-    with pytest.raises(FeatureError):
-        lens.circuit(picture, nodes_per_layer=0)
+    counted = lens.circuit(picture, nodes_per_layer=np.int64(3), edge_share=np.float32(0.25))
+    counted.save(tmp_path / "counted.safetensors")
+    assert vitlens.Circuit.load(tmp_path / "counted.safetensors") == counted
+
+
+@pytest.mark.parametrize(
+    ("rules", "message"),
+    [
+        ({"nodes_per_layer": 0}, "at least 1, not 0"),
+        ({"nodes_per_layer": 2.0}, "whole number and at least 1, not 2.0"),
+        ({"nodes_per_layer": "3"}, "not '3'"),
+        ({"nodes_per_layer": [2, 3]}, "not \\[2, 3\\]"),
+        ({"nodes_per_layer": 3, "share": 0.1}, "exactly one"),
+        ({"share": 1.5}, "share must be a number above 0 and at most 1, not 1.5"),
+        ({"threshold": "all"}, "threshold must be a number"),
+        ({"node_share": -1}, "node_share must be a number from 0 on"),
+        ({"edge_share": "0.1"}, "edge_share must be a number from 0 on, not '0.1'"),
+    ],
+)
+def test_rules_are_checked_before_the_work(
+    lens: vitlens.Lens, picture: Image.Image, rules: dict, message: str
+) -> None:
+    told: list[float] = []
+    with pytest.raises(FeatureError, match=message):
+        lens.circuit(picture, progress=lambda part, what: told.append(part), **rules)
+    assert not told
 
 
 def test_curves_use_class_names(lens: vitlens.Lens, picture: Image.Image) -> None:
@@ -174,6 +199,65 @@ def test_bad_targets(
         lens.importances(picture, target=target)
 
 
+@pytest.mark.parametrize("errors", ["leaf", "through"])
+@pytest.mark.parametrize(
+    "target", [torch.argmax, lambda y: y[0].detach(), lambda y: torch.tensor(3.0)]
+)
+def test_targets_without_a_derivative(
+    lens: vitlens.Lens, picture: Image.Image, target: object, errors: str
+) -> None:
+    with pytest.raises(TargetError, match="no derivative with respect to the logits"):
+        lens.circuit(picture, target=target, errors=errors)
+
+
+def test_a_target_that_looks_elsewhere(lens: vitlens.Lens, picture: Image.Image) -> None:
+    with pytest.raises(TargetError, match="no derivative"):
+        lens.circuit(picture, target=lambda y: lens.vit.model.head.weight.sum())
+
+
+def test_weights_made_in_inference_mode(lens: vitlens.Lens, picture: Image.Image) -> None:
+    with torch.inference_mode():
+        inside = vitlens.Lens(make_model(), [make_sae() for _ in range(3)])
+    other_saes = vitlens.Lens(lens.vit, inside.saes)
+    for made in (inside, other_saes):
+        with pytest.raises(ModelError, match=r"inside torch\.inference_mode"):
+            made.circuit(picture)
+
+
+def test_one_logit_needs_a_function(picture: Image.Image) -> None:
+    lens = vitlens.Lens(make_model(n_classes=1), [make_sae() for _ in range(3)])
+    for target in (None, 0):
+        with pytest.raises(TargetError, match=r"one logit.*`target=lambda y: y\[0\]`"):
+            lens.circuit(picture, target=target)
+    found = lens.circuit(picture, target=lambda y: y[0])
+    assert found.target_value == pytest.approx(float(lens.trace(picture).logits))
+    options = {"methods": ("activation",), "labels": [0], "progress": False}
+    curves = lens.faithfulness([picture], target=lambda y: y[0], **options)
+    assert curves.untouched["target"].tolist() == pytest.approx([found.target_value])
+
+
+def test_a_target_may_work_in_place(lens: vitlens.Lens, picture: Image.Image) -> None:
+    found = lens.circuit(picture, target=lambda y: y.mul_(2)[1])
+    expected = lens.circuit(picture, target=lambda y: 2 * y[1])
+    assert torch.equal(found.logits, lens.trace(picture).logits)
+    assert (found.target_value, found.nodes) == (expected.target_value, expected.nodes)
+    outcome = lens.run_with(picture, vitlens.Steer((0, 1), 1.0))
+    assert outcome.effect(lambda y: y.mul_(2)[1]) == outcome.effect(lambda y: 2 * y[1])
+
+
+def test_class_names_that_are_not_unique(picture: Image.Image) -> None:
+    names = ("crane", "Bat", "crane", "bat", "BIRD")
+    lens = vitlens.Lens(make_model(), [make_sae() for _ in range(3)], class_names=names)
+    assert [lens.class_index(name) for name in ("bat", "Bat", "bird", 2)] == [3, 1, 4, 2]
+    twice = "classes 0 \\('crane'\\) and 2 \\('crane'\\). Give the index"
+    for name, words in {"crane": twice, "Crane": twice, "BAT": "1 .*'Bat'.* and 3 .*'bat'"}.items():
+        with pytest.raises(TargetError, match=words):
+            lens.circuit(picture, target=name)
+        with pytest.raises(TargetError, match=words):
+            lens.faithfulness([picture], labels=[name], progress=False)
+    assert lens.importances(picture, target="Bat").target_index == 1
+
+
 def test_class_name_without_names(picture: Image.Image) -> None:
     lens = vitlens.Lens(make_model(), [make_sae() for _ in range(3)])
     with pytest.raises(TargetError, match="class_names"):
@@ -187,6 +271,9 @@ def test_class_name_without_names(picture: Image.Image) -> None:
         ([[0], [30], [0]], "Layer 1 has features 0 to 29; \\[30\\]"),
         ([[0], [-1], [0]], "do not exist"),
         ([[0], [0.5], [0]], "whole numbers"),
+        ([[0], [(1, 5)], [0]], "keep\\[1\\] must be one list of feature numbers of layer 1"),
+        ([[0], [0], 3], "keep\\[2\\] must be one list"),
+        ([torch.ones(1, 30, dtype=torch.bool), [0], [0]], "not of shape \\(1, 30\\)"),
         ([torch.ones(29, dtype=torch.bool), [0], [0]], "29 entries for 30 features"),
     ],
 )
@@ -201,6 +288,42 @@ def test_bad_settings(lens: vitlens.Lens, picture: Image.Image) -> None:
             lens.importances(picture, **wrong)
     with pytest.raises(FeatureError, match="must be one of"):
         lens.run_with(picture, keep=[[0]] * 3, errors="leaf")
+
+
+def test_the_fingerprint_follows_the_weights(
+    lens: vitlens.Lens, picture: Image.Image, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, hashed = lens.vit.model, []
+    real = lens_base.fingerprint
+    monkeypatch.setattr(lens_base, "fingerprint", lambda w: hashed.append(real(w)) or hashed[-1])
+    circuit = lens.circuit(picture)
+    assert circuit.model == lens.fingerprint
+    assert len(hashed) == 1
+    weights = {name: value.clone() for name, value in model.state_dict().items()}
+    with torch.no_grad():
+        model.norm.bias.add_(1)
+    assert lens.circuit(picture).model != circuit.model
+    with pytest.raises(FeatureError, match="another model"):
+        lens.verify(circuit, picture)
+    model.load_state_dict(weights)
+    assert lens.fingerprint == circuit.model
+    model.head = torch.nn.Linear(24, 5)
+    assert lens.fingerprint != circuit.model
+    model.head.weight = torch.nn.Parameter(weights["head.weight"])
+    model.head.bias = torch.nn.Parameter(weights["head.bias"])
+    assert lens.fingerprint == circuit.model
+    with torch.no_grad():
+        lens.saes[0].b_dec.add_(1)
+    assert lens.fingerprint != circuit.model
+
+
+def test_the_fingerprint_of_weights_made_in_inference_mode() -> None:
+    with torch.inference_mode():
+        lens = vitlens.Lens(make_model(), [make_sae() for _ in range(3)])
+        before = lens.fingerprint
+        assert lens.fingerprint == before
+        lens.vit.model.norm.bias.add_(1)
+        assert lens.fingerprint != before
 
 
 def test_bad_images(lens: vitlens.Lens, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
 import pytest
@@ -187,6 +188,19 @@ def test_libragrad_against_a_block_written_out(family: str) -> None:
     torch.testing.assert_close(found_grad, expected_grad)
     (plain_grad,) = torch.autograd.grad(block(x), x, direction)
     assert float((plain_grad - expected_grad).abs().max()) > 1e-3
+
+
+@pytest.mark.parametrize("mlp", ["dinov2", "swiglu, rms, qk norm"])
+def test_libragrad_leaves_other_threads_alone(mlp: str) -> None:
+    model, x = make(mlp), image()[None].requires_grad_()
+
+    def gradient() -> torch.Tensor:
+        return torch.autograd.grad(model(x).sum(), x)[0]
+
+    plain = gradient()
+    with vitlens.libragrad(model), ThreadPoolExecutor(1) as threads:
+        assert torch.equal(threads.submit(gradient).result(), plain)
+        assert not torch.allclose(gradient(), plain)
 
 
 def test_unfused_attention_is_put_back() -> None:

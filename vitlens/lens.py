@@ -14,16 +14,18 @@ from vitlens.attribution.gradients import ErrorPaths, Gradient
 from vitlens.attribution.importances import Importances, edges_on_demand, importances
 from vitlens.attribution.logit_lens import logit_lens
 from vitlens.attribution.targets import TargetLike, resolve_target
-from vitlens.circuits.build import prune_circuit
+from vitlens.circuits.build import check_rules, prune_circuit
 from vitlens.circuits.candidates import Candidates, find_candidates
 from vitlens.circuits.circuit import Circuit
 from vitlens.circuits.curves import DEFAULT_Q, faithfulness
 from vitlens.circuits.methods import Method
+from vitlens.circuits.prune import check_count
 from vitlens.circuits.results import Curves
 from vitlens.images import ImageLike, as_images
 from vitlens.lens_changes import ChangingLens
 from vitlens.progress import Progress
 from vitlens.replacement import ErrorNodes, Trace
+from vitlens.undisturbed import undisturbed
 
 if TYPE_CHECKING:
     from vitlens.debias import Debiasing, GroupedImages
@@ -69,6 +71,7 @@ class Lens(ChangingLens):
     >>> print(lens.circuit(lens.samples[0].path, nodes_per_layer=8))
     """
 
+    @undisturbed
     def importances(
         self,
         image: ImageLike,
@@ -99,7 +102,8 @@ class Lens(ChangingLens):
         Raises
         ------
         TargetError
-            If there is no such class, or the function gives no scalar.
+            If there is no such class, several go by the name, or the function gives no scalar, or
+            one without a derivative.
         ModelError
             If a setting is unknown, or the engine does not know the model's blocks.
         """
@@ -112,6 +116,7 @@ class Lens(ChangingLens):
             progress=progress,
         )
 
+    @undisturbed
     def logit_lens(
         self, image: ImageLike, layer: int, feature: int, *, gradient: Gradient = "libragrad"
     ) -> list[tuple[str, float]]:
@@ -138,6 +143,7 @@ class Lens(ChangingLens):
         )
         return self._named(effects)
 
+    @undisturbed
     def conservation(
         self, image: ImageLike, *, target: TargetLike = None, errors: ErrorPaths = "leaf"
     ) -> dict[str, Float[Tensor, " L"]]:
@@ -166,6 +172,7 @@ class Lens(ChangingLens):
             relative[gradient] = found.residual / found.target_value
         return relative
 
+    @undisturbed
     def circuit(
         self,
         image: ImageLike,
@@ -202,6 +209,14 @@ class Lens(ChangingLens):
         FeatureError
             If more than one rule is given, or one is out of range.
         """
+        rules: dict[str, Any] = {
+            "nodes_per_layer": nodes_per_layer,
+            "share": share,
+            "threshold": threshold,
+            "node_share": node_share,
+            "edge_share": edge_share,
+        }
+        check_rules(**rules)
         trace = self.trace(image)
         # In reverse mode each target feature costs a pass, and the walk asks for few of them.
         few = engine == "vjp"
@@ -218,15 +233,12 @@ class Lens(ChangingLens):
         return prune_circuit(
             found,
             edges_on_demand(*known, progress=progress) if few else found.edges,
-            nodes_per_layer=nodes_per_layer,
-            share=share,
-            threshold=threshold,
-            node_share=node_share,
-            edge_share=edge_share,
             n_prefix=self.vit.n_prefix,
+            **rules,
             **self._facts(image, trace, found),
         )
 
+    @undisturbed
     def candidates(
         self,
         image: ImageLike,
@@ -252,12 +264,14 @@ class Lens(ChangingLens):
         FeatureError
             If `at_most` is below 1.
         """
+        check_count("at_most", at_most)
         trace = self.trace(image)
         found = self._importances(
             trace, target=target, gradient=gradient, errors=errors, engine=engine, progress=progress
         )
         return find_candidates(found, trace, at_most=at_most, **self._facts(image, trace, found))
 
+    @undisturbed
     def faithfulness(
         self,
         images: ImageLike | Iterable[ImageLike],
@@ -300,6 +314,7 @@ class Lens(ChangingLens):
             progress=progress,
         )
 
+    @undisturbed
     def debias(self, groups: GroupedImages, **options: Any) -> Debiasing:
         """Find the features that carry a shortcut, and take them out; see `vitlens.debias.debias`.
 
@@ -315,6 +330,7 @@ class Lens(ChangingLens):
 
         return debias(self, groups, **options)
 
+    @undisturbed
     def explore(
         self, image: ImageLike | None = None, *, target: TargetLike = None, **options: Any
     ) -> Explorer:

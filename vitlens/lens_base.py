@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterable, Sequence
-from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from jaxtyping import Float, UInt8
@@ -15,7 +14,7 @@ from torch import Tensor, nn
 
 from vitlens import replacement
 from vitlens.about import About, Sample
-from vitlens.attribution.targets import resolve_target
+from vitlens.attribution.targets import find_class
 from vitlens.errors import ModelError
 from vitlens.files import fingerprint
 from vitlens.images import ImageLike, Transform, as_images, to_tensor
@@ -24,6 +23,7 @@ from vitlens.replacement import Baselines, Trace
 from vitlens.saes.files import resolve_saes
 from vitlens.saes.stream import batched
 from vitlens.saes.topk import TopKSAE
+from vitlens.undisturbed import undisturbed
 
 if TYPE_CHECKING:
     from vitlens.atlas.atlas import Atlas
@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 
 class LensBase:
     """A model with its SAEs, baselines and names, and how images go in; see `Lens`."""
+
+    _hashed: tuple[Any, str] = (None, "")
 
     def __init__(
         self,
@@ -106,13 +108,18 @@ class LensBase:
         """Sample images of the bundle."""
         return self.about.samples
 
-    @cached_property
+    @property
     def fingerprint(self) -> str:
-        """Hash of the model's and the SAEs' weights; circuits carry it."""
+        """Hash of the model's and the SAEs' weights as they are now; circuits carry it."""
         weights = {f"model.{name}": w for name, w in self.vit.model.state_dict().items()}
         for layer, sae in enumerate(self.saes):
             weights |= {f"sae.{layer}.{name}": w for name, w in sae.state_dict().items()}
-        return fingerprint(weights)
+        # Hashing is slow. What PyTorch counts tells whether weights have changed since the last
+        # time, unless they were changed through `.data`.
+        state = [(name, w.data_ptr(), _changes(w)) for name, w in weights.items()]
+        if state != self._hashed[0]:
+            self._hashed = state, fingerprint(weights)
+        return self._hashed[1]
 
     def tensor(self, image: ImageLike) -> Float[Tensor, "3 H W"]:
         """Any image as the model's input; see `vitlens.images.to_tensor`.
@@ -122,7 +129,9 @@ class LensBase:
         ImageError
             If the image cannot be read or has no finite pixels.
         """
-        return to_tensor(image, self.transform, dtype=self.vit.dtype, device=self.vit.device)
+        tensor = to_tensor(image, self.transform, dtype=self.vit.dtype, device=self.vit.device)
+        # Autograd keeps no tensor that was made in inference mode.
+        return tensor.clone() if tensor.is_inference() else tensor
 
     def picture(self, image: ImageLike) -> UInt8[Tensor, "H W 3"] | None:
         """The image as the model sees it; None for a transform that cannot be undone."""
@@ -140,6 +149,7 @@ class LensBase:
         """Residual streams, features and errors of every layer, and the logits."""
         return replacement.trace(self.vit, self.saes, self.tensor(image))
 
+    @undisturbed
     def fit_baselines(
         self,
         images: ImageLike | Iterable[ImageLike],
@@ -171,11 +181,14 @@ class LensBase:
         return self.baselines
 
     def class_index(self, label: int | str) -> int:
-        """Index of a class given by name or index; raises `TargetError` for an unknown one."""
-        n_classes = len(self.class_names) if self.class_names else self.vit.n_classes
-        index = resolve_target(label, torch.zeros(n_classes), self.class_names).index
-        assert index is not None  # a label is no function
-        return index
+        """Index of a class given by name or index.
+
+        Raises
+        ------
+        TargetError
+            If there is no such class, or several go by the name.
+        """
+        return find_class(label, self.vit.n_classes, self.class_names)
 
     def __repr__(self) -> str:
         sizes = ", ".join(str(sae.size) for sae in self.saes)
@@ -208,3 +221,8 @@ def _like(sae: TopKSAE, vit: ViT) -> TopKSAE:
     if (sae.W_enc.dtype, sae.W_enc.device) == (vit.dtype, vit.device):
         return sae
     return copy.deepcopy(sae).to(dtype=vit.dtype, device=vit.device)
+
+
+def _changes(weight: Tensor) -> object:
+    """How often a tensor was changed; where nobody counts, something unlike all else."""
+    return object() if weight.is_inference() else weight._version

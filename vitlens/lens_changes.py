@@ -17,7 +17,7 @@ from vitlens.circuits.verification import Link, Verification
 from vitlens.circuits.verify import Active, verify_circuit
 from vitlens.errors import FeatureError, TargetError
 from vitlens.images import ImageLike
-from vitlens.interventions.hooks import intervening, outer_plan, untouched
+from vitlens.interventions.hooks import intervening, outer_plan
 from vitlens.interventions.kinds import InterventionsLike, interventions
 from vitlens.interventions.outcome import BatchOutcome, Outcome
 from vitlens.interventions.run import Plan, make_plan
@@ -26,6 +26,7 @@ from vitlens.progress import Progress
 from vitlens.replacement import ErrorNodes
 from vitlens.saes.stream import batched
 from vitlens.selections import keep_masks
+from vitlens.undisturbed import undisturbed
 
 Keep = Sequence[Iterable[int] | Tensor]
 Errors = ErrorNodes | Sequence[ErrorNodes]
@@ -54,6 +55,7 @@ class ChangingLens(LensBase):
         self, image: ImageLike, *, keep: Keep, errors: Errors = "clean"
     ) -> Float[Tensor, " C"]: ...
 
+    @undisturbed
     def run_with(
         self,
         image: ImageLike | list[Any] | tuple[Any, ...],
@@ -107,8 +109,7 @@ class ChangingLens(LensBase):
         several = isinstance(image, list | tuple)
         images: Iterable[ImageLike] = image if isinstance(image, list | tuple) else [image]
         tensors = batched(map(self.tensor, images), batch_size, self.vit.image_size)
-        with untouched(self.vit.model):
-            runs = [plan.before_and_after(batch) for batch in tensors]
+        runs = [plan.before_and_after(batch) for batch in tensors]
         if not runs:
             raise FeatureError("There is no image to run.")
         before, after = (torch.cat(part) for part in zip(*runs, strict=True))
@@ -125,11 +126,14 @@ class ChangingLens(LensBase):
         """Make the user's own model run with interventions, inside a `with` block.
 
         Every forward pass of the model gives what `run_with` calls "after", for any batch; so
-        `predict` and `trace` change, too. Gradients pass through, with the SAEs' sd and choice of
-        features as constants. The weights are never touched: hooks on the blocks do it, and are
-        removed when the block ends, also by an exception. Blocks nest: inside, the inner
-        interventions come after the outer ones. Only passes in the thread that opened the block
-        change; with several GPUs or compiled models, none do.
+        `predict` and `trace` change, too. All other verbs of the lens, `circuit`, `importances` and
+        `run_with` among them, give what they give outside: they look at the untouched model.
+
+        Gradients pass through, with the SAEs' sd and choice of features as constants. The weights
+        are never touched: hooks on the blocks do it, and are removed when the block ends, also by
+        an exception; a copy made of the model inside is an untouched model. Blocks nest: inside,
+        the inner interventions come after the outer ones. Only passes in the thread that opened
+        the block change; with several GPUs or compiled models, none do.
 
         Parameters
         ----------
@@ -155,6 +159,7 @@ class ChangingLens(LensBase):
         with intervening(self.plan(interventions(around, wanted), errors=held)):
             yield
 
+    @undisturbed
     def verify(
         self,
         circuit: Circuit,
@@ -218,47 +223,45 @@ class ChangingLens(LensBase):
                 f"The circuit's target, {circuit.target!r}, is no class: give the function again, "
                 "as `target`."
             )
-        with untouched(self.vit.model):
-            trace = self.trace(image)
-            wanted = circuit.target_index if target is None else target
-            return verify_circuit(
-                self.vit,
-                self.saes,
-                trace,
-                self.baselines,
-                resolve_target(wanted, trace.logits, self.class_names),
-                circuit,
-                n=n,
-                paths=paths,
-                errors=errors,
-                active=active,
-                control=control,
-                seed=seed,
-                batch_size=batch_size,
-                progress=progress,
-            )
+        trace = self.trace(image)
+        wanted = circuit.target_index if target is None else target
+        return verify_circuit(
+            self.vit,
+            self.saes,
+            trace,
+            self.baselines,
+            resolve_target(wanted, trace.logits, self.class_names),
+            circuit,
+            n=n,
+            paths=paths,
+            errors=errors,
+            active=active,
+            control=control,
+            seed=seed,
+            batch_size=batch_size,
+            progress=progress,
+        )
 
+    @undisturbed
     def plan(self, wanted: InterventionsLike, *, errors: Errors = "clean") -> Plan:
         """Check interventions against this lens, to run them on batches of tensors again and again.
 
         `Plan.logits` takes the model's input, [n, 3, H, W]. The other parameters and what is raised
         are as for `run_with`.
         """
-        with untouched(self.vit.model):
-            return make_plan(
-                self.vit, self.saes, self.baselines, wanted, errors=errors, tensor=self.tensor
-            )
+        return make_plan(
+            self.vit, self.saes, self.baselines, wanted, errors=errors, tensor=self.tensor
+        )
 
     def _run_on(self, image: ImageLike, keep: Keep, errors: Errors) -> Float[Tensor, " C"]:
         masks = keep_masks(self.saes, keep, self.vit.device)
-        with untouched(self.vit.model):
-            trace = self.trace(image)
-            return replacement.run_with(
-                self.vit,
-                self.saes,
-                trace.image[None],
-                masks,
-                self.baselines,
-                errors=errors,
-                clean_errors=trace.errors,
-            )[0]
+        trace = self.trace(image)
+        return replacement.run_with(
+            self.vit,
+            self.saes,
+            trace.image[None],
+            masks,
+            self.baselines,
+            errors=errors,
+            clean_errors=trace.errors,
+        )[0]

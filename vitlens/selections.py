@@ -28,7 +28,8 @@ def keep_masks(
     Raises
     ------
     FeatureError
-        If there are too few or too many layers, or a feature does not exist.
+        If there are too few or too many layers, a layer's features are not one list, or a
+        feature does not exist.
     """
     if keep is None:
         return [torch.ones(sae.size, dtype=torch.bool, device=device) for sae in saes]
@@ -38,9 +39,13 @@ def keep_masks(
         )
     masks = []
     for layer, (sae, kept) in enumerate(zip(saes, keep, strict=True)):
-        chosen = torch.as_tensor(
-            kept if isinstance(kept, Tensor) else list(kept), device=device
-        ).reshape(-1)
+        given = kept if isinstance(kept, Tensor | int) else list(kept)
+        chosen = torch.as_tensor(given, device=device)
+        if chosen.ndim != 1:
+            raise FeatureError(
+                f"keep[{layer}] must be one list of feature numbers of layer {layer} (or a mask), "
+                f"not of shape {tuple(chosen.shape)}; the list's place says the layer."
+            )
         if chosen.dtype == torch.bool:
             if len(chosen) != sae.size:
                 raise FeatureError(

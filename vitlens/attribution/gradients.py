@@ -11,6 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from vitlens.attribution.targets import Target
+from vitlens.errors import ModelError, TargetError
 from vitlens.models.adapter import Block, ViT
 from vitlens.models.libragrad import libragrad, written_out_attention
 from vitlens.replacement import Trace
@@ -43,7 +44,20 @@ def stream_gradients(
     errors
         "leaf": below the top SAE the gradient only flows through the features of the next
         layer; "through": the model's ordinary gradient.
+
+    Raises
+    ------
+    TargetError
+        If the target does not depend on the logits in a way that has a derivative.
+    ModelError
+        If weights or activations were made in `torch.inference_mode`.
     """
+    weights = (p for part in (vit.model, *saes) for p in part.parameters())
+    if any(tensor.is_inference() for tensor in (*weights, *trace.residuals)):
+        raise ModelError(
+            "Weights or activations were made inside torch.inference_mode, and have no gradients. "
+            "Load the model and the SAEs, and trace images, outside of it."
+        )
     blocks = vit.embed(trace.image[None]).blocks
     with torch.enable_grad():
         if errors == "through":
@@ -60,8 +74,7 @@ def _through(
         for block in blocks[1:]:
             streams.append(block(streams[-1]))
         logits = vit.readout(streams[-1])
-    grads = torch.autograd.grad(target.function(logits[0]), streams[:-1])
-    return tuple(grad[0] for grad in grads)
+    return tuple(grad[0] for grad in _target_gradients(target, logits[0], streams[:-1]))
 
 
 def _leaf(
@@ -76,8 +89,7 @@ def _leaf(
     stream = trace.residuals[top][None].detach().requires_grad_()
     with backward_rules(vit, gradient):
         logits = vit.readout(blocks[-1](stream))
-    (grad,) = torch.autograd.grad(target.function(logits[0]), stream)
-    grads = [grad[0]]
+    grads = [_target_gradients(target, logits[0], [stream])[0][0]]
     for layer in range(top - 1, -1, -1):
         weights = feature_gradients(saes[layer + 1], trace.stds[layer + 1], grads[-1])
         stream = trace.residuals[layer][None].detach().requires_grad_()
@@ -88,6 +100,21 @@ def _leaf(
         (grad,) = torch.autograd.grad((features * weights).sum(), stream)
         grads.append(grad[0])
     return tuple(reversed(grads))
+
+
+def _target_gradients(
+    target: Target, logits: Float[Tensor, " C"], streams: Sequence[Tensor]
+) -> Sequence[Tensor]:
+    value = target.function(logits)
+    if value.requires_grad:
+        grads = torch.autograd.grad(value, streams, allow_unused=True)
+        if all(grad is not None for grad in grads):
+            return grads
+    raise TargetError(
+        f"The target {target.name!r} has no derivative with respect to the logits, so that nothing "
+        "has an importance for it. Let it compute with the logits it is given, without `argmax`, "
+        "`detach`, `item` or a comparison."
+    )
 
 
 def feature_gradients(

@@ -57,38 +57,58 @@ def resolve_target(
     Raises
     ------
     TargetError
-        If there is no such class (near matches are named), or the function gives no finite
-        scalar.
+        If there is no such class (near matches are named), several go by the name, the function
+        gives no finite scalar, or a class is asked for where there is one logit.
     """
     n_classes = logits.shape[-1]
-    if target is None:
-        target = int(logits.argmax())
-    if isinstance(target, str):
-        target = _index_of(target, class_names)
     if callable(target):
-        value = target(logits.detach())
+        return _of_function(target, logits)
+    index = int(logits.argmax()) if target is None else find_class(target, n_classes, class_names)
+    if n_classes == 1:
+        raise TargetError(
+            "The model has one logit, and a class stands for its logit minus the mean of all: "
+            "always 0. Give a function: `target=lambda y: y[0]`."
+        )
+    name = class_names[index] if class_names else f"class {index}"
+    return Target(name, index, centred_logit(index))
+
+
+def _of_function(function: Callable[[Tensor], Tensor], logits: Float[Tensor, " C"]) -> Target:
+    def scalar(logits: Float[Tensor, " C"]) -> Tensor:
+        # On a copy: the function may work in place.
+        value = function(logits.clone())
         if not isinstance(value, Tensor) or value.numel() != 1:
             what = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
             raise TargetError(
                 f"A target function must return a tensor with one number, got {what}; it receives "
-                f"the logits of one image, [{n_classes}]."
+                f"the logits of one image, [{len(logits)}]."
             )
-        if not torch.isfinite(value).all():
-            raise TargetError("The target function returned NaN or infinity on this image.")
-        function = target
-        return Target(
-            getattr(target, "__name__", "target"), None, lambda y: function(y).reshape(())
-        )
+        return value.reshape(())
+
+    if not torch.isfinite(scalar(logits.detach())):
+        raise TargetError("The target function returned NaN or infinity on this image.")
+    return Target(getattr(function, "__name__", "target"), None, scalar)
+
+
+def find_class(label: int | str, n_classes: int, class_names: Sequence[str] | None = None) -> int:
+    """Index of a class given by index or name; case counts only where it tells two names apart.
+
+    Raises
+    ------
+    TargetError
+        If there is no such class (near matches are named), or several go by the name.
+    """
+    if isinstance(label, str):
+        return _index_of(label, class_names)
     try:
-        index = operator.index(target)
+        index = operator.index(label)
     except TypeError:
         raise TargetError(
-            f"A target is a class index, a class name or a function of the logits, not {target!r}."
+            f"A target is a class index, a class name or a function of the logits, not {label!r}."
         ) from None
     if not 0 <= index < n_classes:
         raise TargetError(f"The model has classes 0 to {n_classes - 1}; there is no class {index}.")
-    name = class_names[index] if class_names else f"class {index}"
-    return Target(name, index, centred_logit(index))
+    return index
 
 
 def _index_of(name: str, class_names: Sequence[str] | None) -> int:
@@ -102,4 +122,7 @@ def _index_of(name: str, class_names: Sequence[str] | None) -> int:
     if not found:
         few = f" Classes: {', '.join(class_names)}." if len(class_names) <= 12 else ""
         raise TargetError(f"There is no class {name!r}.{near_matches(name, class_names)}{few}")
+    if len(found) > 1:
+        which = " and ".join(f"{i} ({class_names[i]!r})" for i in found)
+        raise TargetError(f"{name!r} may be any of the classes {which}. Give the index of one.")
     return found[0]

@@ -1,11 +1,13 @@
 """Areas under curves, with confidence intervals over images: arithmetic on arrays."""
 
 from dataclasses import dataclass
-from typing import Literal, TypeAlias
+from typing import Literal, TypeAlias, get_args
 
 import numpy as np
 from jaxtyping import Float
 from numpy.typing import NDArray
+
+from vitlens.errors import FeatureError
 
 Axis: TypeAlias = Literal["linear", "log"]
 Array: TypeAlias = NDArray[np.float64]
@@ -44,7 +46,14 @@ def trapezoid_weights(q: Float[Array, " n"], axis: Axis) -> Float[Array, " n"]:
     -------
     Array
         One weight a step; they sum to 1.
+
+    Raises
+    ------
+    FeatureError
+        When there is no such axis.
     """
+    if axis not in get_args(Axis):
+        raise FeatureError(f"axis must be one of {', '.join(get_args(Axis))}, not {axis!r}.")
     positions = q if axis == "linear" else np.linspace(0.0, 1.0, len(q))
     widths = np.diff(positions)
     weights = np.zeros(len(q))

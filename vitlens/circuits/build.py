@@ -10,7 +10,15 @@ from torch import Tensor
 from vitlens.circuits.circuit import ERROR, TARGET, Circuit, Edge, Node
 from vitlens.circuits.marks import Key
 from vitlens.circuits.places import token_names
-from vitlens.circuits.prune import Edges, check_share, edge_columns, filter_shares, keeps_edge, walk
+from vitlens.circuits.prune import (
+    Edges,
+    check_rule,
+    check_share,
+    edge_columns,
+    filter_shares,
+    keeps_edge,
+    walk,
+)
 from vitlens.errors import FeatureError
 
 
@@ -202,9 +210,28 @@ def prune_circuit(
     )
 
 
+def check_rules(
+    *,
+    nodes_per_layer: int | None,
+    share: float | None,
+    threshold: float | None,
+    node_share: float,
+    edge_share: float,
+) -> None:
+    """Raise what `prune_circuit` would for these rules, before there are importances."""
+    if any(rule is not None for rule in (nodes_per_layer, share, threshold)):
+        check_rule(nodes_per_layer, share, threshold)
+    check_share("node_share", node_share)
+    check_share("edge_share", edge_share)
+
+
 def pruning_settings(**rules: float | None) -> dict[str, float]:
-    """Return the rules that were given, as `Circuit.settings` names them."""
-    return {name: value for name, value in rules.items() if value is not None}
+    """Return the rules that were given, as `Circuit.settings` names them and JSON can hold them."""
+    return {
+        name: int(value) if name == "nodes_per_layer" else float(value)
+        for name, value in rules.items()
+        if value is not None
+    }
 
 
 def feature_names(nodes: Sequence[Tensor]) -> list[Int[Tensor, " F_l+1"]]:

@@ -19,7 +19,7 @@ from vitlens.circuits.build import (
 )
 from vitlens.circuits.circuit import ERROR, Circuit
 from vitlens.circuits.marks import Key, marks_within
-from vitlens.circuits.prune import filter_shares, walk, walk_among
+from vitlens.circuits.prune import check_count, filter_shares, walk, walk_among
 from vitlens.errors import FeatureError
 from vitlens.replacement import Trace
 
@@ -110,7 +110,8 @@ class Candidates:
         FeatureError
             When a rule is out of range, or a pinned node is no candidate.
         """
-        if not 1 <= nodes_per_layer <= self.at_most:
+        check_count("nodes_per_layer", nodes_per_layer)
+        if nodes_per_layer > self.at_most:
             raise FeatureError(
                 f"These candidates are for 1 to {self.at_most} nodes a layer, not "
                 f"{nodes_per_layer}."
@@ -243,8 +244,7 @@ def find_candidates(
     FeatureError
         When `at_most` is below 1.
     """
-    if at_most < 1:
-        raise FeatureError(f"at_most must be at least 1, not {at_most}.")
+    check_count("at_most", at_most)
     largest = max(len(scores) for scores in importances.nodes)
     reached: list[set[int]] = [set() for _ in importances.nodes]
     for count in range(1, min(at_most, largest) + 1):

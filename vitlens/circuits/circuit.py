@@ -181,7 +181,17 @@ class Circuit:
         return self.nodes[self._index(layer, feature)]
 
     def features(self, layer: int) -> tuple[int, ...]:
-        """Return the kept features of a layer, ascending, the error node left out."""
+        """Return the kept features of a layer, ascending, the error node left out.
+
+        Raises
+        ------
+        FeatureError
+            When the circuit has no such layer.
+        """
+        if not 0 <= layer < self.n_layers:
+            raise FeatureError(
+                f"This circuit has layers 0 to {self.n_layers - 1}; there is no {layer}."
+            )
         return tuple(
             sorted(n.feature for n in self.nodes if n.layer == layer and n.feature != ERROR)
         )

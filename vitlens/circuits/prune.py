@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from numbers import Integral, Real
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -60,7 +61,7 @@ def select(
         When not exactly one rule is given, its value is out of range, or the scores are empty,
         not one-dimensional, or not finite.
     """
-    _check_rule(count, share, threshold)
+    check_rule(count, share, threshold)
     values = scores.detach().cpu().double().numpy()
     if values.ndim != 1 or not len(values):
         raise FeatureError(f"Scores must be one list of numbers, not of shape {values.shape}.")
@@ -127,7 +128,7 @@ def walk(
     FeatureError
         When the shapes of nodes and edges do not fit each other, or the rule is not valid.
     """
-    _check_rule(count, share, threshold)
+    check_rule(count, share, threshold)
     if not nodes:
         raise FeatureError("There are no layers to walk through.")
     if not callable(edges) and len(edges) != len(nodes) - 1:
@@ -176,7 +177,7 @@ def walk_among(
     FeatureError
         When there are no layers, or the count is below 1.
     """
-    _check_rule(count, None, None)
+    check_rule(count, None, None)
     if not nodes:
         raise FeatureError("There are no layers to walk through.")
     return _walk_back(
@@ -242,8 +243,14 @@ def keeps_edge(weight: float, share: float, *, edge_share: float, pinned: bool) 
 
 def check_share(name: str, value: float) -> None:
     """Raise `FeatureError` unless a least share is a number from 0 on."""
-    if not 0 <= value < math.inf:
-        raise FeatureError(f"{name} must be a number from 0 on, not {value}.")
+    if not (_is_number(value) and 0 <= value < math.inf):
+        raise FeatureError(f"{name} must be a number from 0 on, not {value!r}.")
+
+
+def check_count(name: str, value: object) -> None:
+    """Raise `FeatureError` unless a count of nodes is a whole number from 1 on."""
+    if isinstance(value, bool) or not isinstance(value, Integral) or value < 1:
+        raise FeatureError(f"{name} must be a whole number and at least 1, not {value!r}.")
 
 
 def edge_columns(edges: Edges, layer: int, features: Int[Tensor, " n"]) -> Float[Tensor, "F_l+1 n"]:
@@ -312,15 +319,20 @@ def _sum_into(edges: Edges, layer: int, features: Tensor, n_nodes: int) -> Tenso
     return torch.from_numpy(rows.sum(axis=0))
 
 
-def _check_rule(count: int | None, share: float | None, threshold: float | None) -> None:
+def check_rule(count: int | None, share: float | None, threshold: float | None) -> None:
+    """Raise `FeatureError` unless exactly one of the rules of `select` is given, and in range."""
     rules = {"count": count, "share": share, "threshold": threshold}
     given = {name: value for name, value in rules.items() if value is not None}
     if len(given) != 1:
         named = " and ".join(given) or "none of them"
         raise FeatureError(f"Give exactly one of count, share and threshold, not {named}.")
-    if count is not None and count < 1:
-        raise FeatureError(f"The count of nodes to keep must be at least 1, not {count}.")
+    if count is not None:
+        check_count("The count of nodes to keep", count)
     for name in ("share", "threshold"):
         value = given.get(name)
-        if value is not None and not 0 < value <= 1:
-            raise FeatureError(f"The {name} must be above 0 and at most 1, not {value}.")
+        if value is not None and not (_is_number(value) and 0 < value <= 1):
+            raise FeatureError(f"The {name} must be a number above 0 and at most 1, not {value!r}.")
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool)

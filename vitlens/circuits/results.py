@@ -159,6 +159,11 @@ class Curves:
             the best deletion; values outside are possible. With the 95 % bootstrap interval
             over images (2,000 resamples). NaN where the full model is not above the empty one
             with confidence.
+
+        Raises
+        ------
+        FeatureError
+            When there is no such direction, method, metric or axis.
         """
         value, resampled = self._area(direction, method, metric, axis)
         return interval(float(value), resampled, len(self.images))

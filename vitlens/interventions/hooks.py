@@ -27,6 +27,10 @@ class _Active:
     due: int = 0
     handles: list[Any] = field(default_factory=list)
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        # A copy of the model, deep or pickled, carries its hooks along; there they do nothing.
+        return _Active, ([], True)
+
     def after_block(
         self,
         layer: int,

@@ -9,7 +9,6 @@ left. Whatever z becomes, it is decoded as it is: top-k is not applied again.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Iterator
 from dataclasses import KW_ONLY, dataclass, fields
 from typing import Any, ClassVar, Literal, TypeAlias, get_args
@@ -20,7 +19,7 @@ from torch import Tensor
 
 from vitlens.errors import FeatureError, near_matches
 from vitlens.images import ImageLike, as_images
-from vitlens.interventions.names import Key, Patch, feature_keys, listed, patch_keys
+from vitlens.interventions.names import Key, Patch, feature_keys, finite_number, listed, patch_keys
 
 ProjectTo: TypeAlias = Literal["baseline", "zero"]
 To: TypeAlias = Literal["baseline", "zero", "mean"]
@@ -189,8 +188,20 @@ class Project(Intervention):
         return _replaced(now, reference)
 
 
+class _ByNumber(Intervention):
+    """A change by the number that is its second field."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        name = fields(self)[1].name  # type: ignore[arg-type]
+        value = finite_number(getattr(self, name))
+        if value is None:
+            raise FeatureError(f"{self!r}: the {name} must be a finite number.")
+        object.__setattr__(self, name, value)
+
+
 @dataclass(frozen=True, eq=False, repr=False)
-class Scale(Intervention):
+class Scale(_ByNumber):
     """Multiply: z becomes factor · z, so that 0 stays 0 where the feature is not active.
 
     Parameters
@@ -208,17 +219,13 @@ class Scale(Intervention):
 
     sets = False
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        _check_finite(self, "factor")
-
     def changed(self, now: Tensor, reference: Tensor | None) -> Tensor:
         """Factor times what they are."""
         return now * self.factor
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class SetTo(Intervention):
+class SetTo(_ByNumber):
     """Set: z becomes a value.
 
     Parameters
@@ -237,10 +244,6 @@ class SetTo(Intervention):
     _: KW_ONLY
     patches: Any = None
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        _check_finite(self, "value")
-
     @property
     def only_active(self) -> bool:
         """Without patches, yes."""
@@ -252,7 +255,7 @@ class SetTo(Intervention):
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Steer(Intervention):
+class Steer(_ByNumber):
     """Push the stream along the feature's direction, whether it is active or not.
 
     The stream gets strength · sd · W_dec[f] more, with sd the token's standard deviation in the
@@ -272,10 +275,6 @@ class Steer(Intervention):
     patches: Any = None
 
     sets = False
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        _check_finite(self, "strength")
 
     def changed(self, now: Tensor, reference: Tensor | None) -> Tensor:
         """The strength more than they are."""
@@ -386,12 +385,6 @@ def _check_to(item: Intervention, to: str, known: tuple[str, ...]) -> None:
 
 def _replaced(now: Tensor, reference: Tensor | None) -> Tensor:
     return torch.zeros_like(now) if reference is None else reference.expand_as(now)
-
-
-def _check_finite(item: Intervention, name: str) -> None:
-    value = getattr(item, name)
-    if not isinstance(value, int | float) or isinstance(value, bool) or not math.isfinite(value):
-        raise FeatureError(f"{item!r}: the {name} must be a finite number.")
 
 
 def _few(patches: tuple[Patch, ...]) -> str:

@@ -1,8 +1,10 @@
-"""Naming features and tokens."""
+"""Naming features and tokens, and how much they change."""
 
 from __future__ import annotations
 
+import math
 import operator
+from numbers import Real
 from typing import Any, TypeAlias
 
 from vitlens.errors import FeatureError
@@ -65,6 +67,15 @@ def patch_keys(patches: Any) -> tuple[Patch, ...] | None:
     if not pairs:
         raise FeatureError("An intervention on no patch does nothing; None means every token.")
     return tuple(dict.fromkeys(pairs))
+
+
+def finite_number(value: Any) -> float | None:
+    """Return a number of Python's, NumPy's or PyTorch's; None for anything else that is given."""
+    if getattr(value, "ndim", None) == 0:
+        value = value.item()
+    if isinstance(value, bool) or not isinstance(value, Real) or not math.isfinite(value):
+        return None
+    return float(value)
 
 
 def listed(value: Any) -> list[Any]:

@@ -7,6 +7,7 @@ transformer attributions", CVPR 2025 (arXiv 2411.16760).
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
@@ -186,16 +187,19 @@ def libragrad(model: nn.Module) -> Iterator[None]:
     ----------
     model
         The network. It is not modified: functions are intercepted by a thread-local mode, and
-        the hooks on gated MLPs are removed on exit, also after an exception.
+        the hooks on gated MLPs, which leave other threads alone, are removed on exit, also after
+        an exception.
 
     Notes
     -----
     Compute the target outside the context: a softmax written in it would be held constant too.
     """
-    hooks = [
-        gate.register_forward_hook(lambda _module, _args, out: out.detach())
-        for gate in _gate_activations(model)
-    ]
+    thread = threading.get_ident()
+
+    def hold(_module: nn.Module, _args: Any, out: Tensor) -> Tensor:
+        return out.detach() if threading.get_ident() == thread else out
+
+    hooks = [gate.register_forward_hook(hold) for gate in _gate_activations(model)]
     try:
         with _LibraGradMode():
             yield
