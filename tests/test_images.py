@@ -30,7 +30,8 @@ def pixel(image: Image.Image, x: int = 0, y: int = 0) -> tuple[int, ...]:
 @pytest.mark.parametrize("crop_mode", ["center", "squash"])
 @pytest.mark.parametrize("crop_pct", [0.875, 1.0])
 @pytest.mark.parametrize("interpolation", ["bicubic", "bilinear"])
-def test_transform_is_that_of_timm(noise, crop_mode, crop_pct, interpolation):
+@pytest.mark.parametrize("size", [(28, 28), (29, 21), (20, 33)])
+def test_transform_is_that_of_timm(noise, size, crop_mode, crop_pct, interpolation):
     from timm.data import create_transform
 
     settings = {
@@ -40,10 +41,10 @@ def test_transform_is_that_of_timm(noise, crop_mode, crop_pct, interpolation):
         "interpolation": interpolation,
         "crop_mode": crop_mode,
     }
-    reference = create_transform(input_size=(3, 28, 28), **settings)
+    reference = create_transform(input_size=(3, *size), **settings)
     for picture in (noise, noise.transpose(Image.Transpose.ROTATE_90)):
         expected = reference(picture)
-        torch.testing.assert_close(Transform(size=(28, 28), **settings)(picture), expected)
+        torch.testing.assert_close(Transform(size=size, **settings)(picture), expected)
 
 
 def test_transform_from_timm_takes_the_size_the_model_was_built_for():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import threading
 from collections.abc import Sequence
+from contextlib import ExitStack
 from typing import Any
 
 import numpy as np
@@ -621,3 +622,22 @@ def test_projecting_in_half_precision(dtype: torch.dtype) -> None:
     expected = full.run_with(tiny_image(), change).after
     found = half.run_with(tiny_image(dtype=dtype), change).after
     torch.testing.assert_close(found.float(), expected, rtol=0.1, atol=0.1)
+
+
+def test_blocks_closed_in_another_order_than_they_were_opened() -> None:
+    lens, x = tiny_lens(), tiny_image()
+    first, second = Ablate((1, 3)), Ablate((1, 11))
+    known = {
+        name: lens.run_with(x, change).after
+        for name, change in {"first": first, "both": first + second}.items()
+    }
+    untouched = lens.vit.model(x[None])[0]
+    outer, inner = ExitStack(), ExitStack()
+    outer.enter_context(lens.intervene(first))
+    torch.testing.assert_close(lens.vit.model(x[None])[0], known["first"])
+    inner.enter_context(lens.intervene(second))
+    torch.testing.assert_close(lens.vit.model(x[None])[0], known["both"])
+    outer.close()
+    torch.testing.assert_close(lens.vit.model(x[None])[0], known["both"])
+    inner.close()
+    assert torch.equal(lens.vit.model(x[None])[0], untouched)

@@ -556,3 +556,26 @@ def test_results_are_compared_as_objects(lens: vitlens.Lens, picture: Image.Imag
     trace, again = lens.trace(picture), lens.trace(picture)
     assert trace == trace and trace != again
     assert lens.baselines == lens.baselines
+
+
+def test_the_fingerprint_counts_k_and_the_head(lens: vitlens.Lens) -> None:
+    other = [
+        vitlens.TopKSAE.from_weights(W_enc=sae.W_enc, W_dec=sae.W_dec, b_dec=sae.b_dec, k=sae.k + 1)
+        for sae in lens.saes
+    ]
+    heads = [torch.nn.Linear(5, 5).eval() for _ in range(2)]
+    lenses = [
+        lens,
+        vitlens.Lens(lens.vit.model, other),
+        *(vitlens.Lens(lens.vit.model, lens.saes, head=head) for head in heads),
+    ]
+    assert len({one.fingerprint for one in lenses}) == len(lenses)
+    assert vitlens.Lens(lens.vit.model, lens.saes).fingerprint == lens.fingerprint
+
+
+def test_a_mask_of_bytes_is_not_taken_for_features(
+    lens: vitlens.Lens, picture: Image.Image
+) -> None:
+    masks = [torch.zeros(30, dtype=torch.uint8) for _ in lens.saes]
+    with pytest.raises(FeatureError, match="must hold booleans"):
+        lens.run_with(picture, keep=masks)

@@ -151,11 +151,14 @@ class Transform:
         return like.new_tensor(self.mean)[:, None, None], like.new_tensor(self.std)[:, None, None]
 
     def _resized(self, height: int, width: int) -> tuple[int, int]:
-        """Height and width before the crop; rounded down, as torchvision does."""
+        """Height and width before the crop, rounded as torchvision (square) and timm do."""
         target_height, target_width = (math.floor(side / self.crop_pct) for side in self.size)
         if self.crop_mode == "squash":
             return target_height, target_width
-        if height * target_width <= width * target_height:
+        if target_height != target_width:
+            ratio = min(height / target_height, width / target_width)
+            return round(height / ratio), round(width / ratio)
+        if height <= width:
             return target_height, int(target_height * width / height)
         return int(target_width * height / width), target_width
 

@@ -110,15 +110,22 @@ class LensBase:
 
     @property
     def fingerprint(self) -> str:
-        """Hash of the model's and the SAEs' weights as they are now; circuits carry it."""
+        """Hash of model, head and SAEs as they are now; circuits carry it.
+
+        A head that is a plain function has no weights and does not count.
+        """
         weights = {f"model.{name}": w for name, w in self.vit.model.state_dict().items()}
         for layer, sae in enumerate(self.saes):
             weights |= {f"sae.{layer}.{name}": w for name, w in sae.state_dict().items()}
+        if isinstance(self.vit.head, nn.Module):
+            weights |= {f"head.{name}": w for name, w in self.vit.head.state_dict().items()}
         # Hashing is slow. What PyTorch counts tells whether weights have changed since the last
         # time, unless they were changed through `.data`.
         state = [(name, w.data_ptr(), _changes(w)) for name, w in weights.items()]
-        if state != self._hashed[0]:
-            self._hashed = state, fingerprint(weights)
+        ks = {f"sae.{layer}.k": sae.k for layer, sae in enumerate(self.saes)}
+        if (state, ks) != self._hashed[0]:
+            numbers = {name: torch.tensor(k) for name, k in ks.items()}
+            self._hashed = (state, ks), fingerprint(weights | numbers)
         return self._hashed[1]
 
     def tensor(self, image: ImageLike) -> Float[Tensor, "3 H W"]:

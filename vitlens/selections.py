@@ -55,6 +55,8 @@ def keep_masks(
             continue
         if chosen.is_floating_point() and len(chosen):
             raise FeatureError(f"Features of layer {layer} must be whole numbers.")
+        if chosen.dtype == torch.uint8 and len(chosen) == sae.size:
+            raise FeatureError(f"A mask of layer {layer} must hold booleans: give `mask.bool()`.")
         chosen = chosen.long()
         if len(chosen) and (chosen.min() < 0 or chosen.max() >= sae.size):
             wrong = chosen[(chosen < 0) | (chosen >= sae.size)].tolist()

@@ -108,7 +108,8 @@ def intervening(plan: Plan) -> Iterator[None]:
     try:
         yield
     finally:
-        active.plans.pop()
+        # Not the last one where blocks are closed in another order than they were opened.
+        active.plans = [other for other in active.plans if other is not plan]
         active.passing = None
         if not active.plans:
             for handle in active.handles:

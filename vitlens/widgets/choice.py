@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import operator
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,8 +11,8 @@ from typing import Any, NamedTuple
 import traitlets as t
 from PIL import Image
 
-from vitlens.attribution.targets import TargetLike
-from vitlens.errors import ImageError, TargetError, near_matches
+from vitlens.attribution.targets import TargetLike, find_class
+from vitlens.errors import ImageError
 from vitlens.images import ImageLike, open_image
 from vitlens.lens import Lens
 from vitlens.widgets.buffers import encode_strip
@@ -132,12 +131,7 @@ class ChoicePart(t.HasTraits):
         """Return a class's index; None for the predicted class and for a function."""
         if target is None or (callable(target) and not isinstance(target, str)):
             return None
-        if isinstance(target, str) and target not in self.classes:
-            raise TargetError(
-                f"There is no class {target!r}.{near_matches(target, map(str, self.classes))}"
-            )
-        index = self.classes.index(target) if isinstance(target, str) else operator.index(target)
-        return self._lens.class_index(index)
+        return find_class(target, self._lens.vit.n_classes, self.classes)
 
     @t.validate("image_choice")
     def _sample_exists(self, proposal: Any) -> int | None:
