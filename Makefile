@@ -12,7 +12,7 @@ JS := vitlens/widgets/js
 help:  ## Show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' Makefile
 
-demo: .venv/ready  ## Explain a sample photograph, offline: pictures and numbers in out/demo
+demo: .venv/ready  ## Explain a sample picture, offline: pictures and numbers in out/demo
 	$(BIN)/vitlens demo --out out/demo
 
 test: .venv/ready chromium  ## Run the tests

@@ -1,4 +1,4 @@
-"""``vitlens demo``: explain a sample photograph, offline."""
+"""``vitlens demo``: explain a sample picture, offline."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _SHOWN = (0.02, 0.2)
 _WAYS: tuple[Direction, ...] = ("insertion", "deletion")
 
 _TEXT = """\
-Explain a sample photograph with the bundled model "everyday"; no network is needed.
+Explain a sample picture with the bundled model "everyday"; no network is needed.
 
 Prints the prediction, the circuit behind it, how much of the output the best
 features carry beside those that Cross-Layer Attribution (CLA) and chance choose,
@@ -35,7 +35,7 @@ _EXAMPLES = """\
 
 def add_to(commands: Commands) -> None:
     """Add the command."""
-    command = add_command(commands, "demo", "explain a sample photograph", _TEXT, _EXAMPLES)
+    command = add_command(commands, "demo", "explain a sample picture", _TEXT, _EXAMPLES)
     command.add_argument(
         "--out",
         type=Path,
@@ -104,7 +104,8 @@ def _scores(curves: Curves) -> str:
         numbers += [float(kept[curves.q.index(share)]) for share in _SHOWN]
         lines.append(f"  {method:<8}" + "".join(f"{number:12.3f}" for number in numbers))
     lines.append(
-        "  Areas under the curves, and the output that is left when this share of each layer's\n"
-        "  features is kept; 0 is the model without its features, 1 the full one."
+        "  Areas under the curves, and the output that is left when this share of the largest\n"
+        "  layer's features, as many in every layer, is kept; 0 is the model without its\n"
+        "  features, 1 the full one."
     )
     return "\n".join(lines)
