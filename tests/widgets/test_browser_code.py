@@ -163,12 +163,32 @@ def test_undo_takes_back_only_its_own_step() -> None:
             {
                 "labels": [],
                 "pinned": pinned,
-                "groups": [["eyes", [[1, 2], [1, 3]]], ["ears", [[1, 1]]]],
+                "groups": [["ears", [[1, 1]]], ["eyes", [[1, 2], [1, 3]]]],
             },
         ],
         [True, {"labels": [], "pinned": pinned, "groups": [["eyes", [[1, 2], [1, 3]]]]}],
         [False, {"labels": [[8, 213, "fur"]], "pinned": pinned, "groups": found[-2][1]["groups"]}],  # type: ignore[index]
     ]
+
+
+def test_undo_keeps_the_order_of_groups_and_members() -> None:
+    found = node(
+        """
+        import { createMarks } from "SRC/diagram/marks.js";
+        const traits = { groups: [["ears", [[0, 1], [0, 2]]], ["eyes", [[1, 1]]]] };
+        const set = (name, value) => { traits[name] = value; };
+        const marks = createMarks({ get: (name) => traits[name], set, save_changes() {} });
+        const before = structuredClone(traits.groups);
+        marks.renameGroup("ears", "left ear");
+        marks.undo();
+        const renamed = structuredClone(traits.groups);
+        marks.ungroup([[0, 1]]);
+        marks.undo();
+        console.log(JSON.stringify([before, renamed, traits.groups]));
+        """
+    )
+    assert found[1] == found[0]
+    assert found[2] == found[0]
 
 
 def test_a_point_of_the_map_tells_the_score_behind_its_kind() -> None:

@@ -19,6 +19,7 @@ from vitlens.circuits.circuit import ERROR, TARGET
 from vitlens.images import ImageLike
 from vitlens.lens import Lens
 from vitlens.replacement import Trace
+from vitlens.undisturbed import alone
 
 if TYPE_CHECKING:
     from vitlens.circuits.candidates import Candidates
@@ -76,18 +77,19 @@ class Scene:
         ImageError, TargetError, ModelError
             As `Lens.importances` does.
         """
-        trace = lens.trace(image)
-        found = attribution.importances(
-            lens.vit,
-            lens.saes,
-            trace,
-            lens.baselines,
-            resolve_target(target, trace.logits, lens.class_names),
-            gradient=gradient,
-            errors=errors,
-            engine=engine,
-            edges=False,
-        )
+        with alone(lens.vit):
+            trace = lens.trace(image)
+            found = attribution.importances(
+                lens.vit,
+                lens.saes,
+                trace,
+                lens.baselines,
+                resolve_target(target, trace.logits, lens.class_names),
+                gradient=gradient,
+                errors=errors,
+                engine=engine,
+                edges=False,
+            )
         return cls(lens, trace, found, candidates)
 
     @property

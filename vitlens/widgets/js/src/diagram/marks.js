@@ -4,7 +4,7 @@
 import { same, save } from "../lib/model.js";
 
 /** @typedef {Map<string, unknown>} ByNode values by key, as JSON */
-/** @typedef {{ name: string, marks: { key: string, was: unknown, is: unknown }[] }} Step of one trait */
+/** @typedef {{ name: string, marks: { key: string, was: unknown, is: unknown }[], before: unknown, after: unknown }} Step of one trait */
 /** @typedef {{ read: (value: any) => [NodeKey, unknown][], write: (marks: [NodeKey, any][]) => unknown }} Form */
 
 const LONGEST = 100;
@@ -45,7 +45,7 @@ export function createMarks(model) {
       .map((key) => ({ key, was: before.get(key), is: after.get(key) }))
       .filter(({ was, is }) => was !== is);
     if (!marks.length) return;
-    past.push({ name, marks });
+    past.push({ name, marks, before: model.get(name) ?? [], after: value });
     if (past.length > LONGEST) past.shift();
     save(model, { [name]: value });
   }
@@ -53,7 +53,11 @@ export function createMarks(model) {
   /** Takes a step back, but for marks that somebody changed since; says whether any was left.
    * @param {Step} step
    */
-  function takeBack({ name, marks }) {
+  function takeBack({ name, marks, before, after }) {
+    if (same(model.get(name), after)) {
+      save(model, { [name]: before });
+      return true;
+    }
     const now = byNode(name, model.get(name));
     const own = marks.filter(({ key, is }) => now.get(key) === is);
     for (const { key, was } of own) {
