@@ -150,3 +150,11 @@ def test_names_without_images_hide_no_class() -> None:
     few = class_features(4)
     assert few.sum() > 10
     assert (class_features(1000) == few).double().mean() > 0.9
+
+
+def test_without_classes_there_are_no_buckets():
+    ids = torch.arange(5)
+    assert n_buckets(0) == 0
+    assert torch.equal(buckets(ids, 0), torch.zeros(5, dtype=torch.int64))
+    nothing = torch.zeros(0, dtype=torch.int64)
+    assert len(dealt(nothing, nothing)) == 0

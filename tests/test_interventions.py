@@ -20,6 +20,7 @@ from tests.tiny import CLASSES, tiny_image, tiny_lens
 from vitlens import Ablate, Project, Scale, SetTo, Steer, Swap
 from vitlens.errors import FeatureError, ImageError
 from vitlens.interventions.hooks import _active
+from vitlens.widgets.scene import Scene
 
 DOUBLE = torch.float64
 
@@ -389,6 +390,7 @@ VERBS: dict[str, Any] = {
     "fit_baselines": lambda lens, x: vars(lens.fit_baselines([x], progress=False)),
     "verify": lambda lens, x: lens.verify(lens.circuit(x, nodes_per_layer=2), x).measured,
     "keep": lambda lens, x: lens.run_with(x, keep=[[1], [2], [3]]),
+    "widgets": lambda lens, x: Scene.of(lens, x).importances.nodes,
 }
 
 
@@ -545,6 +547,7 @@ def test_numbers_of_other_libraries(lens: vitlens.Lens, two: Any) -> None:
         (lambda: SetTo((0, 1), torch.tensor(True)), "value must be a finite"),
         (lambda: SetTo((0, 1), torch.tensor(float("nan"))), "value must be a finite"),
         (lambda: SetTo((0, 1), torch.ones(2)), "value must be a finite"),
+        (lambda: SetTo((0, 1), torch.tensor(2.0, requires_grad=True)), "without gradient"),
         (lambda: Ablate((0, 1)) + 3, "not 3"),
     ],
 )

@@ -273,7 +273,7 @@ def test_class_name_without_names(picture: Image.Image) -> None:
         ([[0], [0.5], [0]], "whole numbers"),
         ([[0], [(1, 5)], [0]], "keep\\[1\\] must be one list of feature numbers of layer 1"),
         ([[0], [0], 3], "keep\\[2\\] must be one list"),
-        ([torch.ones(1, 30, dtype=torch.bool), [0], [0]], "not of shape \\(1, 30\\)"),
+        ([torch.ones(2, 30, dtype=torch.bool), [0], [0]], "not of shape \\(2, 30\\)"),
         ([torch.ones(29, dtype=torch.bool), [0], [0]], "29 entries for 30 features"),
     ],
 )
@@ -510,7 +510,7 @@ def test_reverse_mode_computes_only_the_columns_of_a_circuit(
         assert a.weight == pytest.approx(b.weight, rel=1e-3, abs=1e-5)
     layers = len(lens.saes) - 1
     assert len(asked) == layers and max(asked) <= 3
-    assert told == [number / layers for number in range(layers)]
+    assert told == [number / layers for number in range(layers + 1)]
 
 
 def test_baselines_let_go_of_the_features_of_other_tokens(lens: vitlens.Lens) -> None:
@@ -576,6 +576,10 @@ def test_the_fingerprint_counts_k_and_the_head(lens: vitlens.Lens) -> None:
 def test_a_mask_of_bytes_is_not_taken_for_features(
     lens: vitlens.Lens, picture: Image.Image
 ) -> None:
+    kept = [torch.arange(30) < 5 for _ in lens.saes]
+    expected = lens.run_with(picture, keep=kept)
+    for form in (torch.nonzero, lambda mask: mask[None], lambda mask: mask.nonzero()[:, 0]):
+        torch.testing.assert_close(lens.run_with(picture, keep=list(map(form, kept))), expected)
     masks = [torch.zeros(30, dtype=torch.uint8) for _ in lens.saes]
     with pytest.raises(FeatureError, match="must hold booleans"):
         lens.run_with(picture, keep=masks)

@@ -10,7 +10,7 @@ import pytest
 import timm
 import torch
 import torch.nn.functional as F
-from timm.layers import GluMlp, QuickGELU, RmsNorm, SwiGLU, SwiGLUPacked
+from timm.layers import DropPath, GluMlp, LayerNorm, QuickGELU, RmsNorm, SwiGLU, SwiGLUPacked
 from timm.models import Eva, VisionTransformer, VisionTransformerDistilled
 from timm.models.vision_transformer import ParallelScalingBlock, ResPostBlock
 from torch import nn
@@ -230,7 +230,7 @@ def test_model_is_checked() -> None:
         vitlens.ViT(make("vit").train())
     part = make("vit")
     part.blocks[1].train()
-    with pytest.raises(ModelError, match=r"model is in part \(blocks\.1\).*model\.eval\(\)"):
+    with pytest.raises(ModelError, match=r"model is in part \(blocks\.1.*model\.eval\(\)"):
         vitlens.ViT(part)
     with pytest.raises(ModelError, match="does not look like a timm VisionTransformer"):
         vitlens.ViT(timm.create_model("resnet18").eval())
@@ -360,3 +360,57 @@ def test_edges_that_overflow_are_not_given() -> None:
     lens = vitlens.Lens(vit, saes, transform=lens.transform)
     with pytest.raises(ModelError, match="float32"):
         lens.importances(image().half(), target=lambda logits: 6e4 * logits[1] / logits[1].detach())
+
+
+class Probe(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(5, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.linear(x)
+
+
+def test_new_layers_that_are_the_same_in_training_are_taken() -> None:
+    def with_part(**parts: nn.Module) -> nn.Module:
+        model = VisionTransformer(**SMALL, num_classes=5).eval()
+        for name, part in parts.items():
+            setattr(model, name, part)
+        return model
+
+    vitlens.ViT(with_part(), head=Probe())
+    for part in (nn.Sequential(nn.Linear(24, 9), nn.SiLU(), nn.Linear(9, 5)), nn.Linear(24, 5)):
+        vitlens.ViT(with_part(head=part))
+    vitlens.ViT(with_part(norm=LayerNorm(24), fc_norm=nn.RMSNorm(24)))
+    for part in (
+        nn.Dropout(0.1),
+        DropPath(0.1),
+        nn.Sequential(nn.Linear(24, 5), nn.BatchNorm1d(5)),
+    ):
+        with pytest.raises(ModelError, match="training mode"):
+            vitlens.ViT(with_part(head=part))
+
+
+class Attended(nn.Module):
+    """A block around PyTorch's own attention layer."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.norm, self.attention = nn.LayerNorm(width), nn.MultiheadAttention(width, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.norm(x).transpose(0, 1)
+        return x + self.attention(y, y, y, need_weights=False)[0].transpose(0, 1)
+
+
+def test_forward_mode_through_the_attention_layer_of_pytorch() -> None:
+    torch.manual_seed(0)
+    model = VisionTransformer(**SMALL, num_classes=5).double()
+    model.blocks[1] = Attended(24).double()
+    lens = lens_of(model.eval())
+    forward, reverse = (
+        lens.importances(image(), target=1, gradient="plain", engine=engine)
+        for engine in ("jvp", "vjp")
+    )
+    for a, b in zip(forward.edges, reverse.edges, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9 * float(b.abs().max()))

@@ -12,6 +12,7 @@ from torch.utils.data import (
     DataLoader,
     IterableDataset,
     RandomSampler,
+    Sampler,
     SequentialSampler,
     Subset,
     TensorDataset,
@@ -389,5 +390,13 @@ def test_images_of_a_loader_are_counted_as_it_gives_them():
         planned = count_images(loader)
         assert planned in (None, sum(1 for _ in iterate_images(loader)))
     assert [count_images(loader) for loader in loaders[:4]] == [50, 48, 10, 50]
+    stacked = DataLoader(list(images.split(7)), batch_size=1, collate_fn=lambda items: items[0])
+    assert count_images(stacked) == 50
+
+    class Unsized(Sampler):
+        def __iter__(self):
+            return iter(range(10))
+
+    assert count_images(DataLoader(one_by_one, batch_size=2, sampler=Unsized())) is None
     batches = BatchSampler(SequentialSampler(one_by_one), 16, drop_last=True)
     assert count_images(DataLoader(one_by_one, batch_sampler=batches)) is None

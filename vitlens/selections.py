@@ -41,6 +41,9 @@ def keep_masks(
     for layer, (sae, kept) in enumerate(zip(saes, keep, strict=True)):
         given = kept if isinstance(kept, Tensor | int) else list(kept)
         chosen = torch.as_tensor(given, device=device)
+        # What `mask.nonzero()` gives is a column, and a mask may have kept its batch dimension.
+        if chosen.ndim == 2 and (chosen.shape[1] == 1 or chosen.shape == (1, sae.size)):
+            chosen = chosen.flatten()
         if chosen.ndim != 1:
             raise FeatureError(
                 f"keep[{layer}] must be one list of feature numbers of layer {layer} (or a mask), "

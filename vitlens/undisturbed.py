@@ -2,31 +2,40 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import wraps
 from typing import Any, TypeVar, cast
 
 import torch
 
 from vitlens.interventions.hooks import untouched
+from vitlens.models.adapter import ViT
 
 _Verb = TypeVar("_Verb", bound=Callable[..., Any])
 
 
-def undisturbed(verb: _Verb) -> _Verb:
-    """Make a method of a lens give the same whatever is open around the call.
+@contextmanager
+def alone(vit: ViT) -> Iterator[None]:
+    """Context in which results are the same whatever is open around it.
 
     Inside, interventions of `Lens.intervene` rest, and neither `torch.inference_mode` nor
-    `torch.no_grad` nor `torch.autocast` has an effect.
+    `torch.autocast` has an effect. (Nor has `torch.no_grad`: attribution asks for gradients.)
     """
+    with (
+        untouched(vit.model),
+        torch.inference_mode(False),
+        torch.autocast(vit.device.type, enabled=False),
+    ):
+        yield
+
+
+def undisturbed(verb: _Verb) -> _Verb:
+    """Make a method of a lens run `alone`."""
 
     @wraps(verb)
-    def alone(self: Any, *args: Any, **kwargs: Any) -> Any:
-        with (
-            untouched(self.vit.model),
-            torch.inference_mode(False),
-            torch.autocast(self.vit.device.type, enabled=False),
-        ):
+    def wrapped(self: Any, *args: Any, **kwargs: Any) -> Any:
+        with alone(self.vit):
             return verb(self, *args, **kwargs)
 
-    return cast(_Verb, alone)
+    return cast(_Verb, wrapped)

@@ -21,8 +21,8 @@ _PER_CLASS = 4
 
 
 def n_buckets(n_classes: int) -> int:
-    """How many buckets there are, B: more than enough for every class to get some."""
-    return max(_FEWEST, _PER_CLASS * n_classes)
+    """How many buckets there are, B: more than enough for every class to get some, if any."""
+    return max(_FEWEST, _PER_CLASS * n_classes) if n_classes else 0
 
 
 def buckets(ids: Int[Tensor, " n"], n_classes: int) -> Int[Tensor, " n"]:
@@ -31,6 +31,8 @@ def buckets(ids: Int[Tensor, " n"], n_classes: int) -> Int[Tensor, " n"]:
     Bucket b holds about (2 b + 1) / B^2 of the images.
     """
     n = n_buckets(n_classes)
+    if not n:
+        return torch.zeros_like(ids)
     return torch.maximum(mix(ids, 3) % n, mix(ids, 4) % n)
 
 

@@ -198,6 +198,9 @@ def edges_on_demand(
             known[layer] = features, found
             watch.done += 1
             bar.update()
+            if watch.done == watch.total:
+                watch.tell("edges")
+                bar.close()
         return found
 
     return columns

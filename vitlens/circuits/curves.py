@@ -13,7 +13,7 @@ from typing import Any, get_args
 
 import torch
 from jaxtyping import Bool, Float
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from vitlens.attribution.edges import Engine
@@ -125,9 +125,11 @@ def faithfulness(
             "target": _plain(target),
             "errors": errors,
         }
-        first = vit.logits(images[0][None].to(vit.device, vit.dtype))[0]
-        value = resolve_target(target, first, class_names).function(first)
-        explained = [*first.tolist(), float(value)]
+        explained: list[float] = []
+        if callable(target) or not (vit.head is None or isinstance(vit.head, nn.Module)):
+            first = vit.logits(images[0][None].to(vit.device, vit.dtype))[0]
+            value = resolve_target(target, first, class_names).function(first)
+            explained = [*first.tolist(), float(value)]
         settings["run"] = run_key(vit, saes, baselines, images, explained, call | settings)
         finished = load_finished(out, settings["run"])
         if finished is not None:

@@ -335,4 +335,6 @@ def check_rule(count: int | None, share: float | None, threshold: float | None) 
 
 
 def _is_number(value: object) -> bool:
+    if getattr(value, "ndim", None) == 0:  # of NumPy or PyTorch
+        value = value.item()  # type: ignore[attr-defined]
     return isinstance(value, Real) and not isinstance(value, bool)

@@ -123,8 +123,8 @@ def run_key(
 ) -> str:
     """Return a hash of everything the curves depend on; methods of one's own go by name.
 
-    Heads and targets may be functions, which have no hash: `explained`, the first image's logits
-    and target, tells them apart.
+    Heads and targets that are functions have no hash: `explained`, what they give for the first
+    image, tells them apart, and is empty where there is none.
     """
     tensors = {f"model.{name}": value for name, value in vit.model.state_dict().items()}
     if isinstance(vit.head, nn.Module):
@@ -135,7 +135,7 @@ def run_key(
         tensors[f"baseline.{layer}.errors"] = baselines.errors[layer]
     parts = {
         "settings": dict(settings),
-        "explained": [f"{value:.6g}" for value in explained],
+        "explained": [f"{value:.3g}" for value in explained],
         "top_k": [sae.k for sae in saes],
         "weights": fingerprint(tensors),
         "images": [fingerprint({"image": image}) for image in images],

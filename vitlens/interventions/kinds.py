@@ -196,7 +196,7 @@ class _ByNumber(Intervention):
         name = fields(self)[1].name  # type: ignore[arg-type]
         value = finite_number(getattr(self, name))
         if value is None:
-            raise FeatureError(f"{self!r}: the {name} must be a finite number.")
+            raise FeatureError(f"{self!r}: the {name} must be a finite number without gradient.")
         object.__setattr__(self, name, value)
 
 

@@ -71,6 +71,8 @@ def patch_keys(patches: Any) -> tuple[Patch, ...] | None:
 
 def finite_number(value: Any) -> float | None:
     """Return a number of Python's, NumPy's or PyTorch's; None for anything else that is given."""
+    if getattr(value, "requires_grad", False):  # which would be lost
+        return None
     if getattr(value, "ndim", None) == 0:
         value = value.item()
     if isinstance(value, bool) or not isinstance(value, Real) or not math.isfinite(value):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from typing import Any, cast
 
 import torch
@@ -15,8 +15,6 @@ from vitlens.errors import ModelError
 
 Block = Callable[[Tensor], Tensor]
 
-# New modules are in training mode: a last layer put on afterwards is no reason to refuse a model.
-_SAME_IN_TRAINING = {nn.Linear, nn.LayerNorm, nn.Identity, nn.Sequential, nn.ReLU, nn.GELU}
 _NEEDED = ("patch_embed", "_pos_embed", "blocks", "norm", "forward_head", "num_prefix_tokens")
 
 
@@ -213,12 +211,22 @@ class ViT:
             if not isinstance(top, nn.Module):
                 continue
             for path, module in top.named_modules():
-                if module.training and type(module) not in _SAME_IN_TRAINING:
+                if module.training and (module is self.model or _asks_for_mode(module.__class__)):
                     part = f" in part ({path})" if path else ""
                     raise ModelError(
                         f"The {name} is{part} in training mode, where dropout makes every result "
                         f"random. Call `{name}.eval()` first."
                     )
+
+
+@cache
+def _asks_for_mode(kind: type[nn.Module]) -> bool:
+    """Whether a module's own forward pass looks at `training`.
+
+    New modules are in training mode: a last layer put on afterwards is no reason to refuse a model.
+    """
+    code = getattr(kind.forward, "__code__", None)
+    return code is None or "training" in code.co_names
 
 
 def as_vit(model: nn.Module | ViT, *, head: Callable[[Tensor], Tensor] | None = None) -> ViT:

@@ -153,6 +153,11 @@ class _WrittenOutMode(TorchFunctionMode):
     ) -> Any:
         if func is F.scaled_dot_product_attention:
             return _attention(*args, **(kwargs or {}), constant=False)
+        if func is F.multi_head_attention_forward:
+            # It hides its attention; asked for the weights, it writes it out.
+            given = kwargs or {}
+            out, weights = func(*args, **{**given, "need_weights": True})
+            return out, weights if given.get("need_weights", True) else None
         return func(*args, **(kwargs or {}))
 
 

@@ -40,10 +40,15 @@ def _loaded(loader: DataLoader) -> int | None:
     held = count_images(loader.dataset)
     if held is None or isinstance(loader.dataset, IterableDataset):
         return held
-    n = len(loader.sampler)  # type: ignore[arg-type]
+    try:
+        n = len(loader.sampler)  # type: ignore[arg-type]
+    except TypeError:  # a sampler need not know
+        return None
+    n_items = len(loader.dataset)  # type: ignore[arg-type]
     if loader.batch_size is None:
-        whole = loader.batch_sampler is None and n == len(loader.dataset)  # type: ignore[arg-type]
-        return held if whole else None
+        return held if loader.batch_sampler is None and n == n_items else None
+    if held != n_items:  # items are batches, and the loader makes of them what its collate_fn does
+        return held if n == n_items and not loader.drop_last else None
     return n - n % loader.batch_size if loader.drop_last else n
 
 
