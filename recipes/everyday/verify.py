@@ -65,6 +65,7 @@ ROWS = (
     Row("libragrad", "leaf", "libragrad", "clean", "clean", "LibraGrad"),
     Row("plain", "leaf", "plain", "clean", "clean", "plain gradients"),
     Row("libragrad", "leaf", "random", "clean", "clean", "random edges, LibraGrad"),
+    Row("plain", "leaf", "random", "clean", "clean", "random edges, plain gradients"),
     Row("plain", "leaf", "libragrad", "clean", "clean", "LibraGrad's edges, plain gradients"),
     Row("libragrad", "leaf", "libragrad", "clean", "running", "LibraGrad, top k chosen anew"),
     Row("libragrad", "through", "libragrad", "free", "clean", "LibraGrad, error nodes free"),
@@ -226,7 +227,7 @@ def _table(found: Sequence[dict[str, Any]]) -> str:
     for row in ROWS:
         rank, same, size = _over_images(found, row)
         lines.append(f"| {row.name} | {rank} | {same} | {size.value:.2g} |")
-    for row in (ROWS[0], ROWS[3]):
+    for row in (ROWS[0], ROWS[4]):
         pooled = _pooled(found, row)
         told = ", ".join(
             f"{layer}: {rank:.2f}" for layer, (_, rank, _) in pooled.by_layer().items()
