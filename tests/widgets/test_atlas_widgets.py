@@ -44,6 +44,11 @@ def opened(folder: Path, names: Path) -> vitlens.Lens:
     return lens
 
 
+def silent_feature(card: FeatureCard) -> int:
+    """A feature of layer 0 that is active nowhere on the card's image."""
+    return int(card.scene.trace.features[0].sum(0).argmin())
+
+
 def test_a_card_says_what_the_atlas_says(lens: vitlens.Lens) -> None:
     atlas = lens.atlas
     assert atlas is not None
@@ -113,6 +118,8 @@ def test_a_card_of_an_image_has_both(lens: vitlens.Lens) -> None:
     card.selected = (1, -1)
     assert "atlas" not in card.card
     assert card.top_pictures == b""
+    card.selected = (0, silent_feature(card))
+    assert "not active on this image" in card.figure().get_suptitle()
     card.selected = (3, -2)
     assert "atlas" not in card.card
 
