@@ -211,6 +211,10 @@ def test_files(scene: Scene, card: FeatureCard, browser: FeatureBrowser, tmp_pat
     card.to_png(tmp_path / "error.png")
 
 
+def test_a_figure_says_what_its_logit_lens_leaves_out(card: FeatureCard) -> None:
+    assert "past the blocks above" in card.figure().get_suptitle()
+
+
 def test_a_card_that_waits_shows_no_error(scene: Scene) -> None:
     card = FeatureCard(scene.lens, scene)
     card.selected = None

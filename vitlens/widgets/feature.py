@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from vitlens.atlas.atlas import Atlas
     from vitlens.atlas.profile import Shown
 
+_LENS = "Logit lens: straight to the read-out, past the blocks above."
 _SIDE = 224  # pixels of a picture: its patches are shown enlarged
 
 
@@ -131,7 +132,7 @@ class CardPart(ImageTraits, ScenePart):
             prefix_names=scene.prefix_names,
             class_names=scene.class_names,
             title=title,
-            subtitle=", ".join(part for part in (share, silent) if part),
+            subtitle=", ".join(part for part in (share, silent) if part) + "\n" + _LENS,
         )
 
 

@@ -14,7 +14,9 @@ import { section } from "./section.js";
 import { topImages } from "./top.js";
 import { tuningPlots } from "./tuning.js";
 
-const LENS = "Change of each logit by one unit of the feature at the read-out, less the mean.";
+const LENS =
+  "Straight to the read-out, past the blocks above: change of each logit by one unit of the " +
+  "feature, less the mean.";
 const MAP = "Mean activation over all images.";
 const NEAR = "By the cosine of decoder rows.";
 const CHANCE = "The mark and “chance”: the 99% level of the same measure on shuffled data.";

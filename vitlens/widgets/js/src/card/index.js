@@ -19,7 +19,9 @@ import "./style.css";
 
 const ABSENT =
   "Not active on this image. What it counts for is its absence: in the baseline it is active.";
-const LENS = "Change of each logit if what it adds here went straight to the read-out.";
+const LENS =
+  "Straight to the read-out, past the blocks above: what it adds here, as a change of each logit. " +
+  "What those blocks make of it, which the importance counts, is not in it.";
 
 /**
  * @param {Model} model
