@@ -173,6 +173,23 @@ def test_the_browser_searches_proposals(lens: vitlens.Lens) -> None:
     assert set(browser.listed) == {(1, 7), (1, 9)}
 
 
+@pytest.mark.parametrize("image", [False, True])
+def test_a_figure_of_the_list_marks_what_is_only_proposed(lens: vitlens.Lens, image: bool) -> None:
+    browser = FeatureBrowser(lens, tiny_picture() if image else None, layer=1, active_only=False)
+    first, second, third = (feature for _, feature in browser.listed[:3])
+    texts = ["stripes" if f in (first, second) else "" for f in range(60)]
+    browser.browser = {**browser.browser, "texts": texts}
+    browser.labels = {(1, second): "zebra", (1, third): "claw"}
+    (axes,) = browser.figure().axes
+    words = [text.get_text() for text in axes.texts]
+    assert [word for word in words if word in ("stripes?", "stripes", "zebra", "claw")] == [
+        "stripes?",
+        "zebra",
+        "claw",
+    ]
+    assert not [word for word in words if re.search(r"\de-\d", word)]
+
+
 def test_order_puts_what_was_not_measured_last() -> None:
     columns = np.array([[0.2, np.nan, 0.9, np.nan], [1, 2, 3, 4]], np.float32)
     names = ("trust", "hue")

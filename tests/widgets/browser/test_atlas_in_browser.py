@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -307,6 +308,25 @@ def test_python_and_the_view_list_the_same(
     assert browser.listed
     expect(rows(page)).to_have_count(len(browser.listed))
     assert shown(page) == [feature for _, feature in browser.listed]
+
+
+def test_names_have_a_column_once_there_is_one(
+    static_page: Callable[[Path], Page], lens: vitlens.Lens, tmp_path: Path
+) -> None:
+    with ThreadPoolExecutor(1) as thread:  # in this one Playwright's loop runs
+        explorer = thread.submit(lens.explore, tiny_picture()).result()
+    explorer.browser = {**explorer.browser, "texts": ["stripes"] * 60}
+    explorer.to_html(tmp_path / "explorer.html")
+    page = static_page(tmp_path / "explorer.html")
+    page.set_viewport_size({"width": 1600, "height": 900})
+    page.get_by_role("tab", name="All features").click()
+    expect(page.locator(".vl-browser-head .vl-browser-proposed")).to_be_visible()
+    expect(page.locator(".vl-browser-label")).to_have_count(0)
+    name = page.locator(".vl-card").get_by_label("Name")
+    name.fill("edges")
+    name.press("Enter")
+    expect(page.locator(".vl-browser-head .vl-browser-label")).to_be_visible()
+    expect(rows(page).filter(has_text="edges")).to_have_count(1)
 
 
 def test_all_columns_can_be_reached_where_there_is_little_room(

@@ -2,7 +2,7 @@
 
 /** @import { Column } from "./columns.js" */
 /** @import { Sort } from "./order.js" */
-import { fill, fixed, h, show } from "../lib/dom.js";
+import { fill, fixed, h, plain } from "../lib/dom.js";
 import { tenths } from "../lib/share.js";
 import { PROPOSED, said } from "./columns.js";
 
@@ -86,7 +86,7 @@ export function fillRow(row, columns, { feature, label, text, value, chance, pos
       cell.title = words;
     } else if (by === "importance") {
       const importance = value(by);
-      put(cell, positive > 0 ? tenths(importance / positive) : show(importance));
+      put(cell, positive > 0 ? tenths(importance / positive) : plain(importance));
       const bar = /** @type {HTMLElement} */ (cell.firstElementChild);
       bar.style.transform = `scaleX(${(importance / widest).toFixed(3)})`;
       bar.classList.toggle("vl-negative", importance < 0);
