@@ -18,7 +18,8 @@ export function createHead(choose) {
   /** @param {Column} column @param {number | undefined} chance */
   function cell({ by, words, hint }, chance) {
     const level = chance === undefined ? "" : `; chance reaches ${fixed(chance)} (99% level); what is not above it is pale`;
-    const title = `${hint}${level}`;
+    // The name by which Python knows it: of `sort`, `at_least` and the atlas's scores.
+    const title = by === PROPOSED.by ? hint : `${by}: ${hint}${level}`;
     const content =
       by === PROPOSED.by
         ? h("span", { class: "vl-browser-title", title }, words)

@@ -28,7 +28,7 @@ const KNOWN = [
   { by: "hue", words: "hue", hint: "how far it prefers one hue, 0 to 1", wide: 58, say: fixed },
   { by: "selectivity", words: "selectivity", hint: "how far it prefers one class, 0 to 1", wide: 90, say: fixed },
   { by: "class_information", words: "class", hint: "share of its variance over images that their class explains", wide: 62, say: fixed },
-  { by: "monosemanticity", words: "one meaning", hint: "monosemanticity: how much more alike its top images are than random ones", wide: 112, say: fixed },
+  { by: "monosemanticity", words: "one meaning", hint: "how much more alike its top images are than random ones", wide: 112, say: fixed },
 ];
 
 /** @type {Column} */

@@ -119,9 +119,9 @@ export function createAtlas(model, to) {
 
 /** @param {Record<string, any>} atlas */
 const factsOf = (atlas) => [
-  fact(percent(atlas.image_frequency), "of images"),
-  fact(percent(atlas.frequency), "of tokens"),
-  fact(atlas.trust === null ? "–" : atlas.trust.toFixed(2), "trust", atlas.why_trust),
+  fact(percent(atlas.image_frequency), "of images", "image_frequency"),
+  fact(percent(atlas.frequency), "of tokens", "frequency"),
+  fact(atlas.trust === null ? "–" : atlas.trust.toFixed(2), "trust", `trust: ${atlas.why_trust}`),
   h("div", { class: "vl-card-fact" }, h("span", {}, kindsOf(atlas.token_kinds))),
 ];
 
