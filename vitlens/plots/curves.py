@@ -7,7 +7,6 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
-from numpy.typing import ArrayLike
 
 from vitlens.circuits.areas import Array, Axis
 from vitlens.circuits.results import Band, Curves, Direction, Metric
@@ -137,10 +136,10 @@ def _share_axis(axes: Axes, q: Sequence[float], axis: Axis) -> None:
     if axis == "log":
         spots = np.linspace(0.0, 1.0, len(q))
 
-        def place(share: ArrayLike) -> Array:
+        def place(share: Array) -> Array:
             return np.interp(share, q, spots)
 
-        def share_at(spot: ArrayLike) -> Array:
+        def share_at(spot: Array) -> Array:
             return np.interp(spot, spots, q)
 
         axes.set_xscale("function", functions=(place, share_at))
