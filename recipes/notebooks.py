@@ -76,7 +76,7 @@ def _lighten(output: nbformat.NotebookNode) -> None:
     file = io.BytesIO()
     with Image.open(io.BytesIO(base64.b64decode(encoded))) as picture:
         picture.thumbnail((FIGURE_WIDTH, picture.height), Image.Resampling.LANCZOS)
-        picture.convert("RGB").save(file, "JPEG", quality=62, optimize=True)
+        picture.convert("RGB").save(file, "JPEG", quality=54, optimize=True)
     del output["data"]["image/png"]
     output["data"]["image/jpeg"] = base64.b64encode(file.getvalue()).decode()
 

@@ -211,13 +211,24 @@ def test_curves_show_both_panels_with_areas_and_bands():
     figure = curves_figure(made)
     left, right = figure.axes
     assert left.get_title().startswith("Insertion") and right.get_title().startswith("Deletion")
-    assert f"cla  {made.area('insertion', 'cla')}" in words(figure)
     line = left.get_lines()[0]
     assert line.get_ydata() == pytest.approx(made.band("insertion", "rrm").mean)
     assert list(line.get_xdata()) == list(made.q)
     assert len(left.collections) == 3
     colours = {line.get_color() for line in left.get_lines()[:3]}
     assert len(colours) == 3
+
+
+@pytest.mark.parametrize("axis", ["log", "linear"])
+def test_the_areas_are_those_of_the_axis_that_is_drawn(axis):
+    made = curves()
+    left, _ = curves_figure(made, axis=axis).axes
+    spots = left.transScale.transform(left.get_lines()[1].get_xydata())[:, 0]
+    heights, widths = left.get_lines()[1].get_ydata(), np.diff(spots)
+    area = np.sum(widths * (heights[1:] + heights[:-1]) / 2) / widths.sum()
+    assert made.area("insertion", "cla", axis=axis).value == pytest.approx(area)
+    assert f"cla  {made.area('insertion', 'cla', axis=axis)}" in words(left.figure)
+    assert f"({axis} share)" in left.get_legend().get_title().get_text()
 
 
 def test_curves_of_one_image_have_no_bands():
@@ -257,6 +268,15 @@ def test_legend_items_flow_over_lines():
 def test_plots_leave_pyplot_alone():
     circuit_figure(circuit(layers=1, nodes=1))
     assert "matplotlib.pyplot" not in sys.modules
+
+
+def test_labels_hide_the_edges_behind_them():
+    figure = circuit_figure(circuit())
+    shares = [text for text in figure.axes[0].texts if text.get_text() == "40%"]
+    for text in shares:
+        backing = text.get_bbox_patch()
+        assert backing.get_facecolor() == figure.get_facecolor()
+    assert shares
 
 
 def test_labels_groups_and_pins_are_drawn():

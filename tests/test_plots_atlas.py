@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from itertools import combinations
 from pathlib import Path
 
 import pytest
 import torch
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 
 from tests.tiny import CLASSES, tiny_image, tiny_lens
 from vitlens.atlas import stimuli, tuning
@@ -70,11 +73,49 @@ def test_tuning_is_drawn_with_its_indices(tmp_path: Path) -> None:
     save_figure(tuning_figure(tuning.Tuning.of(0 * row)), tmp_path / "silent.png", dpi=60)
 
 
+def test_a_line_says_what_it_is_and_only_the_blank_is_dotted() -> None:
+    figure = tuning_figure(tuning.Tuning.of(torch.rand(tuning.N_CURVES), {}))
+    lines = {line.get_label(): line for line in figure.axes[0].lines}
+    assert [name for name, line in lines.items() if line.get_linestyle() == ":"] == ["blank"]
+    patterns = {str(line._dash_pattern) for line in lines.values()}
+    assert len(patterns) == len(lines) == 5
+
+
+def test_a_sheet_without_stimuli_heads_no_tuning() -> None:
+    lens = tiny_lens()
+    images = [lens.transform.picture(tiny_image(seed)) for seed in range(6)]
+    few = Atlas.build(lens, images, n_top=2, stimuli=False, layout=False, progress=False)
+    figure = feature_sheet(few, [(2, 5)], n_pictures=2)
+    assert "by place" in words(figure)
+    assert not figure.legends and "hues; below, textures" not in words(figure)
+
+
+@pytest.mark.parametrize("n_pictures", [1, 4, 6])
+def test_the_words_of_a_sheet_do_not_touch(atlas: Atlas, n_pictures: int) -> None:
+    figure = feature_sheet(atlas, [(2, 5), (1, 3)], n_pictures=n_pictures, title="a title")
+    FigureCanvasAgg(figure).draw()
+    boxes = {
+        text: text.get_window_extent()
+        for text in figure.findobj(Text)
+        if text.get_visible() and text.get_text().strip()
+    }
+    for one, other in combinations(boxes, 2):
+        # A text's box is some pixels higher than its letters.
+        apart = not boxes[one].padded(-1.5).overlaps(boxes[other].padded(-1.5))
+        assert apart, (one.get_text(), other.get_text())
+    assert all(box.x0 >= 0 and box.x1 <= figure.bbox.x1 for box in boxes.values())
+
+
 def test_a_sheet_has_a_row_a_feature(atlas: Atlas, tmp_path: Path) -> None:
     dead = int(atlas.scores(0).live.double().argmin())
     nodes = [(0, dead), (2, 5)]
     figure = feature_sheet(atlas, nodes, n_pictures=3, title="two")
     assert {f"0/{dead}", "2/5", "two"} <= words(figure)
+    drawn = [text.get_text() for text in figure.texts]
+    assert [drawn.count(heading) for heading in ("top pictures", "by place", "scores")] == [1] * 3
+    (legend,) = figure.legends
+    lines = ["edges", "fine gratings", "middle gratings", "coarse gratings", "blank"]
+    assert [text.get_text() for text in legend.get_texts()] == lines
     save_figure(figure, tmp_path / "sheet.png", dpi=60)
     with pytest.raises(FeatureError):
         feature_sheet(atlas, [])

@@ -44,6 +44,11 @@ def opened(folder: Path, names: Path) -> vitlens.Lens:
     return lens
 
 
+def silent_feature(card: FeatureCard) -> int:
+    """A feature of layer 0 that is active nowhere on the card's image."""
+    return int(card.scene.trace.features[0].sum(0).argmin())
+
+
 def test_a_card_says_what_the_atlas_says(lens: vitlens.Lens) -> None:
     atlas = lens.atlas
     assert atlas is not None
@@ -113,6 +118,8 @@ def test_a_card_of_an_image_has_both(lens: vitlens.Lens) -> None:
     card.selected = (1, -1)
     assert "atlas" not in card.card
     assert card.top_pictures == b""
+    card.selected = (0, silent_feature(card))
+    assert "not active on this image" in card.figure().get_suptitle()
     card.selected = (3, -2)
     assert "atlas" not in card.card
 
@@ -164,6 +171,23 @@ def test_the_browser_searches_proposals(lens: vitlens.Lens) -> None:
     assert browser.listed == [(1, 7)]
     browser.labels = {(1, 9): "Stripes of tigers"}
     assert set(browser.listed) == {(1, 7), (1, 9)}
+
+
+@pytest.mark.parametrize("image", [False, True])
+def test_a_figure_of_the_list_marks_what_is_only_proposed(lens: vitlens.Lens, image: bool) -> None:
+    browser = FeatureBrowser(lens, tiny_picture() if image else None, layer=1, active_only=False)
+    first, second, third = (feature for _, feature in browser.listed[:3])
+    texts = ["stripes" if f in (first, second) else "" for f in range(60)]
+    browser.browser = {**browser.browser, "texts": texts}
+    browser.labels = {(1, second): "zebra", (1, third): "claw"}
+    (axes,) = browser.figure().axes
+    words = [text.get_text() for text in axes.texts]
+    assert [word for word in words if word in ("stripes?", "stripes", "zebra", "claw")] == [
+        "stripes?",
+        "zebra",
+        "claw",
+    ]
+    assert not [word for word in words if re.search(r"\de-\d", word)]
 
 
 def test_order_puts_what_was_not_measured_last() -> None:

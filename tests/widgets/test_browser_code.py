@@ -12,6 +12,7 @@ import pytest
 
 import vitlens
 from vitlens.plots.heat import colours
+from vitlens.widgets.browser import plain
 from vitlens.widgets.buffers import to_bytes
 
 SOURCES = Path(vitlens.__file__).parent / "widgets" / "js" / "src"
@@ -189,6 +190,24 @@ def test_undo_keeps_the_order_of_groups_and_members() -> None:
     )
     assert found[1] == found[0]
     assert found[2] == found[0]
+
+
+def test_numbers_of_tables_are_plain() -> None:
+    values = [0, 0.00002, -0.00002, 0.001, 0.0045678, -0.12345, 1, 2.0, 1234.5, 123456.0]
+    found = node(
+        """
+        import { fixed, percent, plain } from "SRC/lib/dom.js";
+        console.log(JSON.stringify([plain, fixed, percent].map((say) => values.map(say))));
+        """,
+        values=values,
+    )
+    assert isinstance(found, list)
+    assert found[0] == [
+        *("0", "<0.001", ">−0.001", "0.001", "0.00457", "−0.123", "1", "2", "1230", "123000")
+    ]
+    assert found[0] == [plain(value) for value in values]
+    assert found[1][:7] == ["0", "<0.001", ">−0.001", "0.001", "0.005", "−0.12", "1.00"]
+    assert found[2][:4] == ["0%", "0.002%", "−0.002%", "0.1%"]
 
 
 def test_a_point_of_the_map_tells_the_score_behind_its_kind() -> None:

@@ -85,6 +85,10 @@ def test_a_silent_feature_has_a_card(scene: Scene) -> None:
     assert said["histogram"] == {"edges": [], "counts": []}
     assert said["up"] == said["down"] == said["edges_in"] == said["edges_out"] == []
     assert not heats(scene, (0, silent)).any()
+    figure = FeatureCard(scene.lens, scene, selected=(0, silent)).figure()
+    assert [text.get_text() for text in figure.texts] == [
+        f"Layer 0, feature {silent}: not active on this image"
+    ]
 
 
 @pytest.mark.parametrize("node", [(0, 30), (3, 0), (2, -2), "nonsense", (1,), (0.5, 1)])
@@ -205,6 +209,10 @@ def test_files(scene: Scene, card: FeatureCard, browser: FeatureBrowser, tmp_pat
         assert {"image/png", "application/vnd.jupyter.widget-view+json"} <= set(data)
     card.selected = (0, -1)
     card.to_png(tmp_path / "error.png")
+
+
+def test_a_figure_says_what_its_logit_lens_leaves_out(card: FeatureCard) -> None:
+    assert "past the blocks above" in card.figure().get_suptitle()
 
 
 def test_a_card_that_waits_shows_no_error(scene: Scene) -> None:

@@ -10,11 +10,11 @@ from jaxtyping import Float
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.gridspec import GridSpec, SubplotSpec
+from matplotlib.lines import Line2D
 from numpy.typing import NDArray
 from torch import Tensor
 
 from vitlens.atlas.scores import KINDS, kind_of
-from vitlens.atlas.stimuli import TEXTURES
 from vitlens.errors import FeatureError
 from vitlens.plots.heat import POSITIVE, colours, heat_on_picture
 from vitlens.plots.page import INK, QUIET, literal
@@ -26,8 +26,21 @@ if TYPE_CHECKING:
     from vitlens.atlas.tuning import Tuning
 
 _PIXELS = 224
-_ROW = 1.72  # inches
-_HEAD = 0.35
+# Heights in inches.
+_TITLE = 0.3
+_HEAD = 0.66
+_ROW = 1.75  # of the panels
+_FOOT = 0.38  # the labels below the last row
+_BETWEEN = 0.58  # labels below a row, and the line before the next one
+_ABOVE = 0.18  # from that line to the next row's panels
+_HEADINGS = {
+    "feature": ("feature", "layer/number"),
+    "pictures": ("top pictures", "largest activation, class; below, blue where active"),
+    "place": ("by place", "mean activation"),
+    "shapes": ("orientations; below, arcs", ""),
+    "colours": ("hues; below, textures", ""),
+    "scores": ("scores", "line: chance; blue: above"),
+}
 _WORTH_SAYING = 0.05  # a smaller share on prefix tokens is not named
 _SCORES = tuple(names[0] for names in KINDS.values())
 
@@ -59,8 +72,8 @@ def feature_sheet(
     -------
     matplotlib.figure.Figure
         Not known to pyplot. From the left: the name, the top pictures, the mean activation by
-        place, the responses to the stimuli (orientations, hues, arcs, textures), and the scores,
-        with a black line at the level of chance.
+        place, the responses to the stimuli (orientations and arcs, hues and textures), and the
+        scores, with a black line at the level of chance. Radii of arcs are in patches.
 
     Raises
     ------
@@ -69,27 +82,78 @@ def feature_sheet(
     """
     if not nodes:
         raise FeatureError("A sheet needs at least one feature.")
-    height = _HEAD + _ROW * len(nodes)
+    head = _HEAD + (_TITLE if title else 0.0)
+    height = head + _ROW * len(nodes) + _BETWEEN * (len(nodes) - 1) + _FOOT
     figure = Figure(figsize=(width, height), facecolor="white")
-    # Empty columns leave room for the labels of what follows them.
+    slots = max(n_pictures, 4)  # fewer would be narrower than their heading
+    columns = _columns(slots)
     grid = GridSpec(
-        len(nodes), n_pictures + 7, figure=figure, left=0.005, right=0.99,
-        top=1 - _HEAD / height, bottom=0.32 / height, wspace=0.04, hspace=0.2,
-        width_ratios=(1.2, *(0.63,) * n_pictures, 0.05, 1.1, 0.3, 4.0, 1.0, 1.0),
+        len(nodes), len(columns), figure=figure, left=0.005, right=0.99, wspace=0,
+        top=1 - head / height, bottom=_FOOT / height, hspace=_BETWEEN / _ROW,
+        width_ratios=list(columns.values()),
     )  # fmt: skip
-    place, tuning, scores = n_pictures + 2, n_pictures + 4, n_pictures + 6
+    at = {name: number for number, name in enumerate(columns)}
     for row, (layer, feature) in enumerate(nodes):
         profile = atlas.feature(layer, feature)
-        _draw_words(figure.add_subplot(grid[row, 0]), profile)
-        shown = atlas.top(layer, feature, n_pictures)
-        for column, one in enumerate(shown, start=1):
-            _draw_picture(figure, grid[row, column], one, atlas.grid)
-        _draw_place(figure.add_subplot(grid[row, place]), profile.mean_map, atlas.grid)
+        _draw_words(figure.add_subplot(grid[row, at["feature"]]), profile)
+        places = grid[row, at["pictures"]].subgridspec(1, slots, wspace=0.06)
+        for column, one in enumerate(atlas.top(layer, feature, n_pictures)):
+            _draw_picture(figure, places[0, column], one, atlas.grid)
+        _draw_place(figure.add_subplot(grid[row, at["place"]]), profile.mean_map, atlas.grid)
         if profile.tuning is not None:
-            _draw_tuning(figure, grid[row, tuning], profile.tuning)
-        _draw_scores(figure.add_subplot(grid[row, scores]), profile)
-    figure.suptitle(literal(title), fontsize=11, x=0.005, ha="left", va="top", y=0.995)
+            shapes, colours = grid[row, at["shapes"]], grid[row, at["colours"]]
+            _draw_tuning(figure, shapes, colours, profile.tuning)
+        _draw_scores(figure.add_subplot(grid[row, at["scores"]]), profile)
+        if row:
+            y = 1 - (head + (_ROW + _BETWEEN) * row - _ABOVE) / height
+            figure.add_artist(Line2D((0.005, 0.99), (y, y), color="#C8C8C8", lw=0.6))
+    _draw_head(figure, {name: grid[0, number] for name, number in at.items()})
+    figure.suptitle(literal(title), fontsize=11, x=0.005, ha="left", va="top", y=1 - 0.06 / height)
     return figure
+
+
+def _columns(slots: int) -> dict[str, float]:
+    """Widths of the columns, in inches at the default width; those named by a blank are gaps."""
+    columns = {
+        "feature": 1.4,
+        "pictures": min(0.82 * slots, 4.7),
+        " ": 0.15,
+        "place": 1.35,
+        "  ": 0.5,
+        "shapes": 1.8,
+        "   ": 0.85,
+        "colours": 1.6,
+        "    ": 1.2,
+        "scores": 1.15,
+    }
+    spare = max(14.8 - sum(columns.values()), 0.0)
+    for name, share in (("shapes", 0.4), ("colours", 0.35), ("scores", 0.25)):
+        columns[name] += share * spare
+    return columns
+
+
+def _draw_head(figure: Figure, places: dict[str, SubplotSpec]) -> None:
+    """Head each column, and explain once what all rows show."""
+    inch = 1 / figure.get_figheight()
+    top = places["feature"].get_position(figure).y1 + _ABOVE * inch
+    lines = {
+        label: line
+        for axes in figure.axes
+        for line, label in zip(*axes.get_legend_handles_labels(), strict=True)
+    }
+    for name, (heading, words) in _HEADINGS.items():
+        if name in ("shapes", "colours") and not lines:
+            continue
+        x = places[name].get_position(figure).x0
+        figure.text(x, top + 0.26 * inch, heading, fontsize=9, weight="bold", color=INK)
+        figure.text(x, top + 0.1 * inch, words, fontsize=7, color=INK)
+    if lines:
+        x = places["shapes"].get_position(figure).x0
+        figure.legend(
+            lines.values(), lines.keys(), loc="lower left", bbox_to_anchor=(x, top + 0.07 * inch),
+            ncols=len(lines), fontsize=7, frameon=False, borderpad=0, borderaxespad=0,
+            handlelength=2.4, handletextpad=0.4, columnspacing=1.2,
+        )  # fmt: skip
 
 
 def _draw_words(axes: Axes, profile: FeatureProfile) -> None:
@@ -127,7 +191,7 @@ def _draw_picture(figure: Figure, place: SubplotSpec, shown: Shown, grid: tuple[
     picture, heat = shown.picture, shown.heat
     for axes in (above, below):
         axes.set_axis_off()
-        axes.set_anchor("C")
+        axes.set_anchor("N")
     pixels = None if picture is None else np.asarray(picture.convert("RGB"))
     if pixels is not None:
         above.imshow(pixels, interpolation="antialiased")
@@ -142,24 +206,23 @@ def _draw_picture(figure: Figure, place: SubplotSpec, shown: Shown, grid: tuple[
 def _draw_place(axes: Axes, mean_map: Float[Tensor, " T"], grid: tuple[int, int]) -> None:
     patches = mean_map.double().numpy()[-grid[0] * grid[1] :].reshape(grid)
     axes.imshow(patches, cmap=colours(signed=False), vmin=0, interpolation="none")
+    axes.set_anchor("N")
     axes.set_xticks([])
     axes.set_yticks([])
     axes.spines[:].set_color(QUIET)
     axes.spines[:].set_linewidth(0.4)
-    axes.set_title(f"by place, up to {patches.max():.2g}", fontsize=6.5, pad=2)
+    axes.set_title(f"blue up to {patches.max():.2g}", fontsize=6.5, pad=2)
 
 
-def _draw_tuning(figure: Figure, place: SubplotSpec, tuning: Tuning) -> None:
-    cells = place.subgridspec(2, 2, hspace=0.5, wspace=0.42, width_ratios=(1.3, 1)).subplots(
-        squeeze=False
-    )
-    draws = (draw_orientation, draw_hues, draw_arcs, draw_textures)
-    for axes, draw in zip(cells.ravel(), draws, strict=True):
-        draw(axes, tuning)
-        axes.tick_params(labelsize=5.5, length=1.5, pad=1)
-    cells[1, 1].set_yticks(range(len(TEXTURES)), TEXTURES, fontsize=4.5)
-    for axes in cells.ravel():
-        axes.set_title("")
+def _draw_tuning(figure: Figure, shapes: SubplotSpec, colours: SubplotSpec, tuning: Tuning) -> None:
+    # Hues are low, so that each of the textures has room for its name.
+    for place, heights, draws in (
+        (shapes, (1.1, 1), (draw_orientation, draw_arcs)),
+        (colours, (0.7, 1.4), (draw_hues, draw_textures)),
+    ):
+        cells = place.subgridspec(2, 1, hspace=0.52, height_ratios=heights)
+        for row, draw in enumerate(draws):
+            draw(figure.add_subplot(cells[row, 0]), tuning, size=6.5)
 
 
 def _draw_scores(axes: Axes, profile: FeatureProfile) -> None:

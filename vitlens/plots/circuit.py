@@ -293,13 +293,14 @@ def _draw_node(page: Page, circuit: Circuit, node: Node, corner: tuple[float, fl
     for number, value in enumerate(prefix):
         colour = colours()(0.5 + 0.5 * value)
         page.box(x + width + 0.02, y + height - step * (number + 1), step, step, colour)
-    below = y - 0.11
+    below = y - 0.125
     name = "error" if is_error else str(node.feature)
     share = _percent(node.share)
-    page.text(corner[0], below, name, size=10, italic=is_error, halo=True)
+    # The lower line first: its backing would cut off what hangs below the upper one's.
+    page.text(corner[0], below - 0.135, _words(circuit, node), size=8, italic=True, backed=True)
+    page.text(corner[0], below, name, size=10, italic=is_error, backed=True)
     right = corner[0] + _THUMB + _TOKEN
-    page.text(right, below, share, size=10, align="right", bold=True, halo=True)
-    page.text(corner[0], below - 0.135, _words(circuit, node), size=8, italic=True, halo=True)
+    page.text(right, below, share, size=10, align="right", bold=True, backed=True)
 
 
 def _relative_heat(circuit: Circuit, node: Node) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

@@ -29,7 +29,6 @@ _STYLES = {
     "random": _Style("#7F7F7F", "X"),
 }
 _OTHERS = (_Style("#E69F00", "P"), _Style("#000000", "*"), _Style("#8C510A", "<"))
-_AXIS_NAMES = {"linear": "linear", "log": "logarithmic"}
 _METRIC_NAMES = {
     "target": "target",
     "logit": "logit",
@@ -42,7 +41,7 @@ def curves_figure(
     curves: Curves,
     *,
     metric: Metric = "target",
-    axis: Axis = "linear",
+    axis: Axis = "log",
     width: float = 10.5,
     title: str | None = None,
 ) -> Figure:
@@ -55,8 +54,8 @@ def curves_figure(
     metric
         "target", "logit", "probability" or "top1".
     axis
-        How the share of features counts in the areas of the legend: "linear" or "log" (see
-        `Curves.area`).
+        How the share of features is drawn, and counts in the areas of the legend: "linear", or
+        "log", where every step of q is as wide as the next (see `Curves.area`).
     width
         Of the figure, in inches.
     title
@@ -81,11 +80,11 @@ def curves_figure(
         for method in curves.methods:
             _draw(axes, curves, direction, method, metric, axis, styles[method], adjusted)
         axes.set_title(heading, fontsize=10)
-        _share_axis(axes, curves.q)
+        _share_axis(axes, curves.q, axis)
         axes.grid(color="#E3E3E3", lw=0.6)
         axes.spines[["top", "right"]].set_visible(False)
         axes.legend(
-            title=f"area under the curve, share {_AXIS_NAMES[axis]}" if adjusted else None,
+            title=f"area under the curve as drawn ({axis} share)" if adjusted else None,
             fontsize=8.5,
             title_fontsize=8.5,
             frameon=False,
@@ -114,7 +113,8 @@ def _draw(
 ) -> None:
     if adjusted:
         band = curves.band(direction, method, metric)
-        label = f"{method}  {curves.area(direction, method, metric=metric, axis=axis)}"
+        area = str(curves.area(direction, method, metric=metric, axis=axis))
+        label = f"{method}  {area.replace('-', '−')}"
     else:
         mean: Array = curves.mean(direction, method, metric)
         band, label = Band(mean, np.full_like(mean, np.nan), np.full_like(mean, np.nan)), method
@@ -126,21 +126,29 @@ def _draw(
         ms=4.5,
         lw=1.6,
         label=literal(label),
+        clip_on=False,
     )
     if not np.isnan(band.low).all():
         axes.fill_between(curves.q, band.low, band.high, color=style.colour, alpha=0.15, lw=0)
 
 
-def _share_axis(axes: Axes, q: Sequence[float]) -> None:
-    """Logarithmic in the share, but for a short linear piece that holds 0."""
-    smallest = min(share for share in q if share > 0)
-    axes.set_xscale("symlog", linthresh=smallest, linscale=0.6)
-    axes.set_xlim(0, 1.08)
-    ticks = [share for share in q if share > 0]
-    decades = [t for t in (0.001, 0.01, 0.1, 1.0) if t >= smallest]
-    shown = [0.0, *(decades if len(ticks) > 6 else ticks)]
-    axes.xaxis.set_major_locator(FixedLocator(shown))
-    axes.xaxis.set_minor_locator(FixedLocator(ticks) if len(ticks) > 6 else NullLocator())
+def _share_axis(axes: Axes, q: Sequence[float], axis: Axis) -> None:
+    if axis == "log":
+        spots = np.linspace(0.0, 1.0, len(q))
+
+        def place(share: Array) -> Array:
+            return np.interp(share, q, spots)
+
+        def share_at(spot: Array) -> Array:
+            return np.interp(spot, spots, q)
+
+        axes.set_xscale("function", functions=(place, share_at))
+        ticks = [share for share in q if share > 0]
+        many = len(ticks) > 6
+        shown = [share for share in (0.001, 0.01, 0.1, 1.0) if share >= ticks[0]] if many else ticks
+        axes.xaxis.set_major_locator(FixedLocator([0.0, *shown]))
+        axes.xaxis.set_minor_locator(FixedLocator(ticks) if many else NullLocator())
+    axes.set_xlim(0, 1)
     axes.xaxis.set_major_formatter(FuncFormatter(lambda share, _: f"{100 * share:g}%"))
     axes.set_xlabel("share of the largest layer's features, in every layer")
 

@@ -8,7 +8,6 @@ from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties
 from matplotlib.patches import FancyBboxPatch, PathPatch, Rectangle
 from matplotlib.path import Path
-from matplotlib.patheffects import withStroke
 from matplotlib.textpath import text_to_path
 from numpy.typing import NDArray
 
@@ -48,13 +47,14 @@ class Page:
         bold: bool = False,
         italic: bool = False,
         colour: str = INK,
-        halo: bool = False,
+        backed: bool = False,
     ) -> None:
         """Write words; `size` in points, `align` and `rise` as matplotlib's ha and va.
 
-        A halo keeps lines that pass behind the words away from them.
+        Backed by the page's colour, words hide lines that pass behind them.
         """
-        around = [withStroke(linewidth=2.2 * self.scale, foreground="white")] if halo else []
+        ground = self.figure.get_facecolor()
+        backing = {"boxstyle": "square,pad=0.06", "fc": ground, "ec": "none"} if backed else None
         self.axes.text(
             x,
             y,
@@ -66,7 +66,7 @@ class Page:
             weight="bold" if bold else "normal",
             style="italic" if italic else "normal",
             linespacing=1.25,
-            path_effects=around,
+            bbox=backing,
             zorder=6,
         )
 

@@ -100,20 +100,26 @@ class BrowserPart(ScenePart):
             texts = [
                 [
                     str(feature),
-                    self.labels.get((layer, feature), ""),
-                    *(f"{value:.3g}" for value in columns[:, feature]),
+                    self._called(feature),
+                    *(plain(value) for value in columns[:, feature].tolist()),
                 ]
-                for layer, feature in shown
+                for _, feature in shown
             ]
             heads = ["feature", "name", *(_HEADS.get(name, name) for name in names)]
             return table_figure(heads, texts, title=title)
         return features_figure(
             table(self._scene, self.layer)[:, [feature for _, feature in shown]],
             names=[str(feature) for _, feature in shown],
-            labels=[self.labels.get(node, "") for node in shown],
+            labels=[self._called(feature) for _, feature in shown],
             positive=self._scene.positive(self.layer),
             title=title,
         )
+
+    def _called(self, feature: int) -> str:
+        """The feature's name, or what is proposed with a question mark."""
+        texts = self.browser["texts"]
+        proposed = f"{texts[feature]}?" if texts and texts[feature] else ""
+        return self.labels.get((self.browser["layer"], feature), proposed)
 
     @t.validate("layer")
     def _layer_exists(self, proposal: Any) -> int:
@@ -270,6 +276,16 @@ def table(scene: Scene, layer: int) -> Float[NDArray[np.float32], "4 F"]:
         active,
     ]
     return torch.stack([column.float() for column in columns]).cpu().numpy()
+
+
+def plain(value: float) -> str:
+    """Return a number with three figures and no power of ten, as the view writes it."""
+    if math.isnan(value):
+        return "–"
+    if 0 < abs(value) < 1e-3:
+        return "<0.001" if value > 0 else ">−0.001"
+    text = np.format_float_positional(value, precision=3, fractional=False, trim="-")
+    return text.replace("-", "−")
 
 
 def order(

@@ -26,8 +26,10 @@ if TYPE_CHECKING:
 
     from matplotlib.figure import Figure
 
+    from vitlens.atlas.atlas import Atlas
     from vitlens.atlas.profile import Shown
 
+_LENS = "Logit lens: straight to the read-out, past the blocks above."
 _SIDE = 224  # pixels of a picture: its patches are shown enlarged
 
 
@@ -105,26 +107,32 @@ class CardPart(ImageTraits, ScenePart):
         FeatureError
             When no feature is selected, or the target is.
         """
-        from vitlens.plots import feature_figure, feature_sheet, words_figure
+        from vitlens.plots import feature_figure
 
         node = self.selected
         if node is None or node[1] == TARGET:
             raise FeatureError("Select a feature to draw its card.")
         if self._scene is None and self.atlas is not None:
-            _, unreadable = scores_of(self.atlas, node[0])
-            return words_figure(unreadable) if unreadable else feature_sheet(self.atlas, [node])
-        scene = self.scene
+            return _atlas_figure(self.atlas, node)
+        scene, title = self.scene, _title(node, self.labels.get(node, ""))
+        activation, importance = scene.activation(node), scene.token_importance(node)
+        silent = "" if activation.any() else "not active on this image"
+        if silent and not importance.any():
+            return _atlas_figure(self.atlas, node, f"{title}: {silent}")
+        share = (
+            f"{scene.share(node):.1%} of layer {node[0]}'s positive importance for "
+            f"“{scene.importances.target}”"
+        )
         return feature_figure(
             scene.picture,
-            activation=scene.activation(node),
-            importance=scene.token_importance(node),
+            activation=activation,
+            importance=importance,
             effects=scene.logit_lens(node),
             grid=scene.grid,
             prefix_names=scene.prefix_names,
             class_names=scene.class_names,
-            title=_title(node, self.labels.get(node, "")),
-            subtitle=f"{scene.share(node):.1%} of layer {node[0]}'s positive importance for "
-            f"“{scene.importances.target}”",
+            title=title,
+            subtitle=", ".join(part for part in (share, silent) if part) + "\n" + _LENS,
         )
 
 
@@ -236,6 +244,16 @@ def _fill(lens: Lens, scene: Scene | None, node: Node) -> _Filled:
         encode_strip(atlas_card.pictures(shown), side=_SIDE),
         shown,
     )
+
+
+def _atlas_figure(atlas: Atlas | None, node: Node, title: str = "") -> Figure:
+    """What is known of a feature without an image."""
+    from vitlens.plots import feature_sheet, words_figure
+
+    unreadable = "" if atlas is None else scores_of(atlas, node[0])[1]
+    if atlas is None or unreadable:
+        return words_figure(". ".join(part for part in (title, unreadable) if part))
+    return feature_sheet(atlas, [node], title=title)
 
 
 def _title(node: tuple[int, int], label: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,8 @@ from tests.widgets.browser.hosts import Host
 from tests.widgets.tiny import tiny_atlas, tiny_lens, tiny_picture
 from vitlens.atlas.atlas import Atlas
 from vitlens.widgets import FeatureBrowser, FeatureCard, FeatureMap
+from vitlens.widgets.atlas_table import ATLAS_COLUMNS
+from vitlens.widgets.browser import COLUMNS
 from vitlens.widgets.buffers import from_bytes
 
 MARGIN = 14  # pixels around the map, in vitlens/widgets/js/src/map/view.js
@@ -307,6 +310,48 @@ def test_python_and_the_view_list_the_same(
     assert browser.listed
     expect(rows(page)).to_have_count(len(browser.listed))
     assert shown(page) == [feature for _, feature in browser.listed]
+
+
+def test_names_have_a_column_once_there_is_one(
+    static_page: Callable[[Path], Page], lens: vitlens.Lens, tmp_path: Path
+) -> None:
+    with ThreadPoolExecutor(1) as thread:  # in this one Playwright's loop runs
+        explorer = thread.submit(lens.explore, tiny_picture()).result()
+    explorer.browser = {**explorer.browser, "texts": ["stripes"] * 60}
+    explorer.to_html(tmp_path / "explorer.html")
+    page = static_page(tmp_path / "explorer.html")
+    page.set_viewport_size({"width": 1600, "height": 900})
+    page.get_by_role("tab", name="All features").click()
+    expect(page.locator(".vl-browser-head .vl-browser-proposed")).to_be_visible()
+    expect(page.locator(".vl-browser-label")).to_have_count(0)
+    name = page.locator(".vl-card").get_by_label("Name")
+    name.fill("edges")
+    name.press("Enter")
+    expect(page.locator(".vl-browser-head .vl-browser-label")).to_be_visible()
+    expect(rows(page).filter(has_text="edges")).to_have_count(1)
+
+
+def test_tooltips_tell_the_names_of_scores(
+    static_page: Callable[[Path], Page], lens: vitlens.Lens, tmp_path: Path
+) -> None:
+    assert lens.atlas is not None
+    FeatureBrowser(lens, tiny_picture(), at_least={"monosemanticity": 0.0}).to_html(
+        tmp_path / "browser.html"
+    )
+    page = static_page(tmp_path / "browser.html")
+    heads = page.locator(".vl-browser-head button")
+    titles = [head.get_attribute("title") or "" for head in heads.all()]
+    wanted = ["feature", *COLUMNS, *ATLAS_COLUMNS]
+    assert [title.split(":")[0] for title in titles] == wanted
+    expect(page.locator("button.vl-browser-filter")).to_have_attribute("title", "monosemanticity")
+    FeatureCard(lens, selected=(1, 5)).to_html(tmp_path / "card.html")
+    page = static_page(tmp_path / "card.html")
+    names: dict[str, str] = {}
+    for score in page.locator(".vl-card-score").all():
+        names[score.locator(".vl-card-class").inner_text()] = score.get_attribute("title") or ""
+    for words, name in {"class": "class_information", "arc direction": "direction"}.items():
+        assert names[words].startswith(f"{name}: ")
+    assert {title.split(":")[0] for title in names.values()} <= set(lens.atlas.scores(1).values)
 
 
 def test_all_columns_can_be_reached_where_there_is_little_room(

@@ -129,12 +129,43 @@ def test_a_card_as_a_page(static_page: Callable[[Path], Page], tmp_path: Path) -
     page = static_page(tmp_path / "card.html")
     expect(page.locator(".vl-card-id")).to_have_text("/".join(map(str, card.selected)))
     expect(page.locator(".vl-card-class").first).to_have_text(card.card["up"][0][0])
+    lens = page.locator(".vl-card-section:visible", has_text="logit lens")
+    expect(lens).to_contain_text("past the blocks above")
     expect(page.locator(".vl-card")).to_contain_text("This lens has no atlas")
     name = page.get_by_label("Name")
     name.fill("kept <b>here</b>")
     name.press("Enter")
     page.locator(".vl-card-link").first.click()
     expect(page.locator(".vl-card-empty")).to_have_text("This needs a running kernel.")
+
+
+def test_a_silent_feature_shows_no_blanks(
+    static_page: Callable[[Path], Page], tmp_path: Path
+) -> None:
+    found = scene()
+    silent = (0, int(found.trace.features[0].sum(0).argmin()))
+    card = FeatureCard(found.lens, found, selected=silent)
+    card.to_html(tmp_path / "card.html")
+    page = static_page(tmp_path / "card.html")
+    note = page.locator(".vl-card-silent")
+    expect(note).to_have_text("Not active on this image.")
+    expect(page.locator(".vl-card-body")).to_be_hidden()
+    expect(page.get_by_label("Name")).to_be_visible()
+
+    # One that the baseline has counts by its absence.
+    found.lens.baselines.features[0][:, silent[1]] = 1.0
+    other = Scene.of(found.lens, tiny_picture())
+    FeatureCard(other.lens, other, selected=silent).to_html(tmp_path / "card.html")
+    page = static_page(tmp_path / "card.html")
+    expect(note).to_contain_text("absence")
+    heats = page.locator(".vl-card-heat:visible figcaption")
+    expect(heats).to_have_text(["importance"])
+
+    most = found.most_important(2)
+    FeatureCard(found.lens, found, selected=most).to_html(tmp_path / "card.html")
+    page = static_page(tmp_path / "card.html")
+    expect(heats).to_have_text(["activation", "importance"])
+    expect(note).to_be_hidden()
 
 
 class _Both(DiagramPart, CardPart, bundle="card"):

@@ -2,7 +2,7 @@
 
 /** @import { Column } from "./columns.js" */
 /** @import { Sort } from "./order.js" */
-import { fill, fixed, h, show } from "../lib/dom.js";
+import { fill, fixed, h, plain } from "../lib/dom.js";
 import { tenths } from "../lib/share.js";
 import { PROPOSED, said } from "./columns.js";
 
@@ -18,7 +18,8 @@ export function createHead(choose) {
   /** @param {Column} column @param {number | undefined} chance */
   function cell({ by, words, hint }, chance) {
     const level = chance === undefined ? "" : `; chance reaches ${fixed(chance)} (99% level); what is not above it is pale`;
-    const title = `${hint}${level}`;
+    // The name by which Python knows it: of `sort`, `at_least` and the atlas's scores.
+    const title = by === PROPOSED.by ? hint : `${by}: ${hint}${level}`;
     const content =
       by === PROPOSED.by
         ? h("span", { class: "vl-browser-title", title }, words)
@@ -86,7 +87,7 @@ export function fillRow(row, columns, { feature, label, text, value, chance, pos
       cell.title = words;
     } else if (by === "importance") {
       const importance = value(by);
-      put(cell, positive > 0 ? tenths(importance / positive) : show(importance));
+      put(cell, positive > 0 ? tenths(importance / positive) : plain(importance));
       const bar = /** @type {HTMLElement} */ (cell.firstElementChild);
       bar.style.transform = `scaleX(${(importance / widest).toFixed(3)})`;
       bar.classList.toggle("vl-negative", importance < 0);

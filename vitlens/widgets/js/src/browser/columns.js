@@ -1,6 +1,6 @@
 // What can be a column of the list: on this image, and over the atlas's images.
 
-import { fixed, percent, show } from "../lib/dom.js";
+import { fixed, percent, plain } from "../lib/dom.js";
 
 /** Columns on one image; `vitlens.widgets.browser.COLUMNS`. */
 export const ON_IMAGE = ["importance", "max_activation", "mean_activation", "active_tokens"];
@@ -28,7 +28,7 @@ const KNOWN = [
   { by: "hue", words: "hue", hint: "how far it prefers one hue, 0 to 1", wide: 58, say: fixed },
   { by: "selectivity", words: "selectivity", hint: "how far it prefers one class, 0 to 1", wide: 90, say: fixed },
   { by: "class_information", words: "class", hint: "share of its variance over images that their class explains", wide: 62, say: fixed },
-  { by: "monosemanticity", words: "one meaning", hint: "monosemanticity: how much more alike its top images are than random ones", wide: 112, say: fixed },
+  { by: "monosemanticity", words: "one meaning", hint: "how much more alike its top images are than random ones", wide: 112, say: fixed },
 ];
 
 /** @type {Column} */
@@ -42,11 +42,12 @@ export const PROPOSED = { by: "proposed", words: "proposed", hint: "what a progr
  * The columns of a list.
  * @param {string[]} columns of the table
  * @param {boolean} texts whether there are proposals
+ * @param {boolean} names whether any feature has a name; an empty column beside proposals is none
  * @returns {Column[]}
  */
-export const shownColumns = (columns, texts) => [
+export const shownColumns = (columns, texts, names) => [
   NUMBER,
-  NAME,
+  ...(names || !texts ? [NAME] : []),
   ...(texts ? [PROPOSED] : []),
   ...KNOWN.filter(({ by }) => columns.includes(by)),
 ];
@@ -57,4 +58,4 @@ export const headOf = (by) => KNOWN.find((column) => column.by === by)?.words ??
 /** A value of a column.
  * @param {Column} column @param {number} value
  */
-export const said = ({ say = show }, value) => (Number.isNaN(value) ? "–" : say(value));
+export const said = ({ say = plain }, value) => (Number.isNaN(value) ? "–" : say(value));

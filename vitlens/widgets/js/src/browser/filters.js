@@ -55,7 +55,7 @@ export function createFilters(model, signal) {
       const found = all.filter((name) => !ON_IMAGE.includes(name));
       if (!same(found, columns)) {
         columns = found;
-        fill(which, columns.map((name) => h("option", { value: name }, headOf(name))));
+        fill(which, columns.map((name) => h("option", { value: name, title: name }, headOf(name))));
         least.value = text(set()[which.value]);
       }
       element.hidden = !columns.length;
@@ -69,6 +69,7 @@ export function createFilters(model, signal) {
             {
               type: "button",
               class: "vl-browser-filter",
+              title: name,
               "aria-label": `No longer only ${headOf(name)} at least ${show(value)}`,
               onclick: () => drop(name),
             },

@@ -56,6 +56,7 @@ export function mount(model, el, signal) {
   let labels = new Map();
   /** @type {Uint32Array} */
   let features = new Uint32Array(0);
+  let named = false; // whether names have a column
   let active = 0; // place in the list of the row that keys act on
   let widest = 1; // largest size of an importance, for the bars
 
@@ -71,7 +72,8 @@ export function mount(model, el, signal) {
       columns.set(name, table.subarray(i * size, (i + 1) * size));
     }
     widest = strongest(columns.get("importance") ?? []) || 1;
-    const next = shownColumns(names, texts.length > 0);
+    named = anyNamed(model);
+    const next = shownColumns(names, texts.length > 0, named);
     head.columns(next, chance);
     unreadable.textContent = about().unreadable ?? "";
     unreadable.hidden = !unreadable.textContent;
@@ -239,16 +241,18 @@ export function mount(model, el, signal) {
     model,
     ["browser", "browser_table", "labels", ...LIST],
     (changed) => {
-      if (changed.has("browser_table") || changed.has("browser")) readTable();
+      const others = changed.has("browser_table") || changed.has("browser");
+      if (others || named !== anyNamed(model)) readTable();
       const onlyNames = changed.size === 1 && changed.has("labels");
       if (onlyNames && model.get("sort") !== "label" && !model.get("query").trim()) {
         labels = labelsOf(model, about().layer);
+        head.update(model.get("sort"), model.get("descending"));
         rows.refresh(); // the place in the list stays
         return;
       }
       list();
       // Another order is read from its top; another layer where the selected feature is.
-      if (changed.has("browser_table") || changed.has("browser")) followSelected();
+      if (others) followSelected();
     },
     signal,
   );
@@ -260,6 +264,10 @@ export function mount(model, el, signal) {
   list();
   followSelected();
 }
+
+/** Whether any feature has a name. @param {Model} model */
+const anyNamed = (model) =>
+  (model.get("labels") ?? []).some((/** @type {[number, number, string]} */ [, f]) => f >= 0);
 
 /** @param {Model} model @param {number} layer @returns {Map<number, string>} */
 function labelsOf(model, layer) {

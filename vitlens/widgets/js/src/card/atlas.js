@@ -14,7 +14,9 @@ import { section } from "./section.js";
 import { topImages } from "./top.js";
 import { tuningPlots } from "./tuning.js";
 
-const LENS = "Change of each logit by one unit of the feature at the read-out, less the mean.";
+const LENS =
+  "Straight to the read-out, past the blocks above: change of each logit by one unit of the " +
+  "feature, less the mean.";
 const MAP = "Mean activation over all images.";
 const NEAR = "By the cosine of decoder rows.";
 const CHANCE = "The mark and “chance”: the 99% level of the same measure on shuffled data.";
@@ -117,9 +119,9 @@ export function createAtlas(model, to) {
 
 /** @param {Record<string, any>} atlas */
 const factsOf = (atlas) => [
-  fact(percent(atlas.image_frequency), "of images"),
-  fact(percent(atlas.frequency), "of tokens"),
-  fact(atlas.trust === null ? "–" : atlas.trust.toFixed(2), "trust", atlas.why_trust),
+  fact(percent(atlas.image_frequency), "of images", "image_frequency"),
+  fact(percent(atlas.frequency), "of tokens", "frequency"),
+  fact(atlas.trust === null ? "–" : atlas.trust.toFixed(2), "trust", `trust: ${atlas.why_trust}`),
   h("div", { class: "vl-card-fact" }, h("span", {}, kindsOf(atlas.token_kinds))),
 ];
 

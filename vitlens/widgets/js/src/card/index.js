@@ -17,7 +17,11 @@ import { createProposals } from "./proposals.js";
 import { section } from "./section.js";
 import "./style.css";
 
-const LENS = "Change of each logit if what it adds here went straight to the read-out.";
+const ABSENT =
+  "Not active on this image. What it counts for is its absence: in the baseline it is active.";
+const LENS =
+  "Straight to the read-out, past the blocks above: what it adds here, as a change of each logit. " +
+  "What those blocks make of it, which the importance counts, is not in it.";
 
 /**
  * @param {Model} model
@@ -55,7 +59,8 @@ export function mount(model, el, signal) {
     sections.edges,
   );
   const title = h("h2", { class: "vl-card-part" }, "On this image");
-  const onImage = h("div", { class: "vl-card-image" }, title, facts, body);
+  const silent = h("p", { class: "vl-card-silent vl-muted" });
+  const onImage = h("div", { class: "vl-card-image" }, title, facts, silent, body);
   const root = h(
     "article",
     { class: "vl-card" },
@@ -129,13 +134,29 @@ export function mount(model, el, signal) {
     const target = card.kind === "target";
     drawFacts(target);
     drawHeats();
-    heats.hidden = sections.hist.hidden = sections.logits.hidden = target;
     drawEdges(target);
+    hideBlanks(target);
     if (target) return;
     fill(hist, histogram(card.histogram, { active: card.active, tokens: card.n_tokens }));
     const needs = h("p", { class: "vl-muted" }, "This needs a running kernel.");
     fill(logits, card.up ? logitBars(card.up, card.down) : needs);
   }
+
+  /** Of a feature that is active nowhere, only what is not empty.
+   * @param {boolean} target
+   */
+  function hideBlanks(target) {
+    const none = isSilent();
+    silent.hidden = !none;
+    silent.textContent = card.importance ? ABSENT : "Not active on this image.";
+    heats.hidden = target || (none && importance.element.hidden);
+    sections.hist.hidden = target || none;
+    sections.logits.hidden = target || (none && !card.up?.length && !card.down?.length);
+    sections.edges.hidden = none && !card.edges_in.length && !card.edges_out.length;
+    body.hidden = heats.hidden && sections.logits.hidden && sections.edges.hidden;
+  }
+
+  const isSilent = () => card.kind === "feature" && card.active === 0;
 
   /** @param {boolean} target */
   function drawFacts(target) {
@@ -162,8 +183,10 @@ export function mount(model, el, signal) {
       grid: model.get("grid"),
       prefixNames: model.get("prefix_names") ?? [],
     };
-    activation.draw(values.subarray(0, n), place);
-    importance.draw(values.subarray(n), place);
+    const shown = (/** @type {Float32Array} */ heat) =>
+      isSilent() && !heat.some(Boolean) ? heat.subarray(0, 0) : heat;
+    activation.draw(shown(values.subarray(0, n)), place);
+    importance.draw(shown(values.subarray(n)), place);
   }
 
   /** @param {boolean} target */

@@ -28,7 +28,7 @@ export function scoreList(scores) {
     const level = chance === null ? "" : `; chance reaches ${fixed(chance)} (99% level)`;
     return h(
       "li",
-      { class: "vl-card-score", title: `${hint}${level}` },
+      { class: "vl-card-score", title: `${name}: ${hint}${level}` },
       h("span", { class: "vl-card-class" }, words),
       h(
         "span",

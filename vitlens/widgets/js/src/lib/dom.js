@@ -87,16 +87,24 @@ export function show(x) {
   return String(Number(x.toPrecision(3))).replace("-", "−");
 }
 
+/** A number for tables: three figures without powers of ten, and what is nearly 0 as "<0.001".
+ * @param {number} x
+ */
+export function plain(x) {
+  if (!Number.isFinite(x)) return "–";
+  if (x && Math.abs(x) < 1e-3) return x < 0 ? ">−0.001" : "<0.001";
+  return String(Number(x.toPrecision(3))).replace("-", "−");
+}
+
 /** A share as percent.
  * @param {number} x
  */
-export const percent = (x) => `${show(100 * x)}%`;
+export const percent = (x) => `${plain(100 * x)}%`;
 
 /** A score: two decimals, so that they line up; one figure where those would be 0.
  * @param {number} x
  */
 export function fixed(x) {
-  if (!Number.isFinite(x)) return "–";
-  const text = x && Math.abs(x) < 0.005 ? String(Number(x.toPrecision(1))) : x.toFixed(2);
-  return text.replaceAll("-", "−");
+  if (!(Math.abs(x) >= 0.005)) return plain(Number(x.toPrecision(1)));
+  return x.toFixed(2).replace("-", "−");
 }

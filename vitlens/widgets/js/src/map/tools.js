@@ -61,7 +61,7 @@ export function createTools(model, actions) {
       const names = ["layer", "kind", ...columns];
       if (!same(names, choices)) {
         choices = names;
-        fill(by, names.map((name) => h("option", { value: name }, headOf(name))));
+        fill(by, names.map((name) => h("option", { value: name, title: name }, headOf(name))));
       }
       by.value = model.get("colour_by");
       const count = sizes.length;
