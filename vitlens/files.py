@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import os
 import secrets
 import shutil
@@ -195,6 +196,15 @@ def read_json(path: str | Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
         raise CheckpointError(f"{path} cannot be read as JSON: {error}.") from error
+
+
+def finite_values(value: Any) -> Any:
+    """Return plain values for JSON, with None in the place of NaN and infinity, which it lacks."""
+    if isinstance(value, Mapping):
+        return {key: finite_values(part) for key, part in value.items()}
+    if isinstance(value, tuple | list):
+        return [finite_values(part) for part in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def fingerprint(tensors: Mapping[str, Tensor]) -> str:

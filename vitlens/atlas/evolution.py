@@ -13,6 +13,7 @@ from torch import Tensor
 
 from vitlens.atlas.scores import KINDS, LOWEST_LEVEL, Scores
 from vitlens.errors import CheckpointError, FeatureError
+from vitlens.files import finite_values
 
 Quartiles = tuple[float, float, float]
 
@@ -81,7 +82,7 @@ class Evolution:
 
     def to_dict(self) -> dict[str, Any]:
         """As plain values for JSON; NaN and infinity become None."""
-        return _plain(asdict(self))
+        return finite_values(asdict(self))
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Evolution:
@@ -213,14 +214,6 @@ def _table(rows: Sequence[Sequence[str]]) -> str:
         "  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True))
         for row in rows
     )
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {key: _plain(part) for key, part in value.items()}
-    if isinstance(value, tuple | list):
-        return [_plain(part) for part in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _number(value: float | None) -> float:

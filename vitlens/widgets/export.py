@@ -5,11 +5,10 @@ from __future__ import annotations
 import base64
 import html
 import json
-import math
 from pathlib import Path
 from typing import Any
 
-from vitlens.files import atomic_path
+from vitlens.files import atomic_path, finite_values
 from vitlens.widgets.base import STATIC, Widget
 
 _OURS = ("_", "layout", "tabbable", "tooltip")  # how ipywidgets' own traits begin
@@ -36,7 +35,7 @@ def page(widget: Widget, *, title: str) -> str:
     """Return the page of `write_page` as text."""
     values, buffers = state(widget)
     content = json.dumps(
-        _finite(
+        finite_values(
             {
                 "values": values,
                 "buffers": buffers,
@@ -95,15 +94,6 @@ def answers(widget: Widget) -> dict[str, dict[str, Any]]:
         }
         for what, known in widget.offline_answers().items()
     }
-
-
-def _finite(value: Any) -> Any:
-    """Put None in the place of numbers that JSON does not know."""
-    if isinstance(value, dict):
-        return {key: _finite(one) for key, one in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(one) for one in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _inside_element(code: str) -> str:
