@@ -8,6 +8,7 @@ import argparse
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
+from math import cos, pi, sin
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -79,9 +80,11 @@ def feature_map() -> None:
         page.get_by_text("Lasso", exact=True).click()
         box = page.locator(".vl-map canvas").first.bounding_box()
         assert box is not None
-        corners = ((0.47, 0.56), (0.59, 0.56), (0.6, 0.76), (0.47, 0.76), (0.47, 0.56))
-        for step, (x, y) in enumerate(corners):
-            page.mouse.move(box["x"] + x * box["width"], box["y"] + y * box["height"], steps=8)
+        for step in range(40):
+            turn = 2 * pi * step / 39
+            reach = 1 + 0.12 * cos(3 * turn)
+            x, y = 0.535 + 0.065 * reach * cos(turn), 0.66 + 0.1 * reach * sin(turn)
+            page.mouse.move(box["x"] + x * box["width"], box["y"] + y * box["height"])
             if step == 0:
                 page.mouse.down()
         page.mouse.up()

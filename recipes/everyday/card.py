@@ -112,6 +112,7 @@ def card(figures: dict[str, Any]) -> str:
         sae_images=saes["n_images"],
         sae_model=f"{saes['accuracy']:.1%}",
         sae_all=f"{saes['accuracy_all']:.1%}",
+        sae_dead_in_atlas=f"{_dead_in_atlas():.1%}",
         sae_tokens=f"{training['n_tokens']:,}",
         tune_images=f"{tuning['n_images']:,}",
         backgrounds=_background_lines(),
@@ -119,6 +120,14 @@ def card(figures: dict[str, Any]) -> str:
         n_more_albums=len(sources.more_albums()),
         samples_right=_samples_right(),
         left_out=", ".join(sources.NOT_PHOTOS),
+    )
+
+
+def _dead_in_atlas() -> float:
+    """The largest share of a layer's features that no picture of the atlas makes active."""
+    course = read_json(BUNDLE / "atlas" / "evolution.json")["course"]
+    return max(
+        1 - live / size for live, size in zip(course["n_live"], course["n_features"], strict=True)
     )
 
 
