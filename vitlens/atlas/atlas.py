@@ -302,7 +302,7 @@ class Atlas(AtlasBase):
         )
         moved = effects(lens.saes[layer : layer + 1], directions, 0)[feature]
         order = moved.argsort(descending=True).tolist()
-        return tuple((self.class_names[i], float(moved[i])) for i in order)
+        return tuple((self._header.name_of_logit(i), float(moved[i])) for i in order)
 
     def proposals(self, layer: int, feature: int) -> tuple[Proposal, ...]:
         """Computed names of a feature: its class, if one stands out, and words."""
