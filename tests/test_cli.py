@@ -1,4 +1,7 @@
+import errno
+import io
 import json
+import os
 import re
 import subprocess
 import sys
@@ -18,7 +21,9 @@ from vitlens import Circuit, Curves
 from vitlens.about import About, Sample
 from vitlens.attribution.edges import Engine
 from vitlens.attribution.gradients import ErrorPaths, Gradient
-from vitlens.cli import COMMANDS, main, options, parser
+from vitlens.cli import COMMANDS, main, options, parser, train_saes
+from vitlens.errors import VitlensError
+from vitlens.folders import check_folder
 from vitlens.images import Transform
 from vitlens.lens import Lens
 from vitlens.replacement import Baselines, ErrorNodes
@@ -154,6 +159,7 @@ def test_explain_takes_target_and_rule(everyday, photos, tmp_path, capsys):
         (["{photos}/bird/0.png", "--share", "7"], "share"),
         (["{photos}/bird/0.png", "--class-names", "x"], "its own class names"),
         (["{photos}/bird/0.png", "--target", "0", "--out", "{photos}/notes.txt"], "notes.txt"),
+        (["{photos}/bird/0.png", "--out", "{photos}/notes.txt/x"], "notes.txt is a file"),
     ],
 )
 def test_bad_input_gets_one_clear_line_and_leaves_nothing(
@@ -165,13 +171,40 @@ def test_bad_input_gets_one_clear_line_and_leaves_nothing(
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["demo"],
+        ["explain", "{photos}/bird/0.png"],
+        ["faithfulness"],
+        ["atlas", "{photos}"],
+        ["train-saes", "{photos}", "--model", "everyday"],
+        ["tune-saes", "{photos}", "--model", "everyday"],
+    ],
+)
+def test_a_file_in_the_place_of_out_is_told_before_anything_is_loaded(
+    arguments, photos, monkeypatch, capsys
+):
+    monkeypatch.setattr(vitlens.bundle, "load", lambda *_, **__: pytest.fail("loaded"))
+    out = photos / "notes.txt"
+    command = [word.format(photos=photos) for word in arguments]
+    assert "notes.txt is a file" in fails([*command, "--out", out], capsys)
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_a_folder_that_may_not_be_written_is_told(tmp_path):
+    tmp_path.chmod(0o500)
+    with pytest.raises(VitlensError, match="may not be changed"):
+        check_folder(tmp_path / "a" / "b")
+
+
 def test_explain_a_timm_model_with_saes_names_and_baselines(
     tiny, tiny_timm, photos, tmp_path, capsys
 ):
     _, saes, baselines = tiny
     save_saes(saes, tmp_path / "saes")
     baselines.save(tmp_path / "baselines.safetensors")
-    (tmp_path / "names.txt").write_text("\n".join(CLASSES))
+    (tmp_path / "names.txt").write_text("\n".join(CLASSES) + "\n\n", encoding="utf-8-sig")
     image = photos / "unknown" / "0.png"
     command = ["explain", image, "--model", "vit_tiny_patch16_224", "--saes", tmp_path / "saes"]
     command += ["--class-names", tmp_path / "names.txt", "--dtype", "float64", "--device", "cpu"]
@@ -254,6 +287,24 @@ def test_train_saes_measures_images_kept_out_of_training(tiny_timm, photos, tmp_
     assert "all layers replaced" in said
 
 
+def test_an_unreadable_image_does_not_end_training(tiny_timm, photos, tmp_path, capsys):
+    some = tmp_path / "some"
+    some.mkdir()
+    for name in ("a", "b"):
+        (some / f"{name}.png").write_bytes((photos / "bird" / "0.png").read_bytes())
+    (some / "c.png").write_bytes((photos / "bird" / "0.png").read_bytes()[:200])
+    (some / "d.jpg").write_text("no image")
+    command = ["train-saes", some, "--model", "tiny", "--out", tmp_path / "saes", "--k", "4"]
+    assert main([str(word) for word in command]) == 0
+    said = capsys.readouterr().out
+    assert "3 SAEs on 4 images" in said and "2 images could not be read" in said
+    assert "c.png cannot be read" in said and "d.jpg is not an image" in said
+    for name in ("a.png", "b.png"):
+        (some / name).unlink()
+    command[5] = tmp_path / "others"
+    assert "No image could be read" in fails(command, capsys)
+
+
 def test_train_saes_goes_on_after_ctrl_c(tiny_timm, photos, tmp_path, monkeypatch, capsys):
     command = ["train-saes", photos, "--model", "tiny", "--out", tmp_path / "saes", "--k", "4"]
     command = [str(word) for word in (*command, "--epochs", "3")]
@@ -321,6 +372,10 @@ def test_an_unknown_model_is_told(photos, capsys):
     image = photos / "bird" / "0.png"
     told = fails(["explain", image, "--model", "vit_base_patch16_244", "--saes", "x"], capsys)
     assert "vit_base_patch16_224" in told
+    assert "'everyday'" in fails(["explain", image, "--model", "Everday"], capsys)
+    assert "No SAEs are known" in fails(["info", "--model", "local-dir:here"], capsys)
+    told = fails(["info", "--model", "local-dir:here", "--saes", "x"], capsys)
+    assert "config.json" in told and "network" not in told
 
 
 def test_info_tells_model_saes_and_samples(everyday, capsys):
@@ -369,7 +424,16 @@ def test_choices_are_those_of_the_library():
 
 
 @pytest.mark.parametrize(
-    "arguments", [["explain"], ["fly"], [], ["explain", "x", "--top-edges", "0"]]
+    "arguments",
+    [
+        ["explain"],
+        ["fly"],
+        [],
+        ["explain", "x", "--top-edges", "0"],
+        ["explain", "x", "--top-edges", "few"],
+        ["train-saes", "x", "--model", "x", "--out", "x", "--size-ratio", "nan"],
+        ["train-saes", "x", "--model", "x", "--out", "x", "--learning-rate", "-1"],
+    ],
 )
 def test_wrong_usage_is_told_by_argparse(arguments, capsys):
     with pytest.raises(SystemExit) as exit_:
@@ -395,6 +459,32 @@ def test_a_reader_that_goes_away_is_no_error(everyday, monkeypatch):
     monkeypatch.setattr("vitlens.cli.info._versions", gone)
     monkeypatch.setattr("os.dup2", lambda *_: None)
     assert main(["info"]) == 2
+
+
+def test_a_full_disk_is_told_in_one_line(everyday, monkeypatch, capfd):
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("vitlens.cli.info._versions", full)
+    monkeypatch.setattr("os.dup2", lambda *_: None)
+    assert "No space left" in fails(["info"], capfd)
+
+
+def test_output_that_takes_ascii_only_is_no_crash(everyday, monkeypatch):
+    written = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(written, encoding="ascii"))
+    assert main(["info"]) == 0
+    assert b"4 ? 4 patches" in written.getvalue()
+
+
+def test_help_fits_a_narrow_terminal_and_keeps_examples(monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "60")
+    with pytest.raises(SystemExit):
+        main(["train-saes", "--help"])
+    text, _, examples = capsys.readouterr().out.partition("examples:\n")
+    told = text[text.index("Train a sparse") : text.index("positional")]
+    assert max(len(line) for line in told.splitlines()) <= 60
+    assert examples.splitlines() == train_saes._EXAMPLES.splitlines()
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")

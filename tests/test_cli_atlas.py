@@ -56,6 +56,15 @@ def test_parts_are_merged(photos, tmp_path):
     assert states[0].read_bytes() == states[1].read_bytes()
 
 
+def test_a_folder_with_other_files_is_refused_before_the_pass(
+    photos, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setattr("vitlens.atlas.atlas.build_state", lambda *_, **__: pytest.fail("ran"))
+    (tmp_path / "thesis.tex").write_text("words")
+    assert run(photos, "--out", tmp_path) == 2
+    assert "already holds other files, for instance thesis.tex" in capsys.readouterr().err
+
+
 def test_an_atlas_is_not_built_twice_unasked(photos, tmp_path, capsys):
     assert run(photos, "--out", tmp_path / "atlas") == 0
     assert run(photos, "--out", tmp_path / "atlas") == 2

@@ -200,7 +200,7 @@ def test_to_tensor_takes_any_callable(noise):
     [
         (None, "There is no image"),
         (b"", "is empty"),
-        (b"not an image at all", "not an image of a known format, or is damaged"),
+        (b"not an image at all", "not an image of a known format, or is damaged. Save it as JPEG"),
     ],
 )
 def test_bad_files(tmp_path, content, message):

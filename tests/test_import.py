@@ -61,3 +61,7 @@ def test_version_is_that_of_the_package():
 def test_unknown_name():
     with pytest.raises(AttributeError, match="no attribute 'lense'"):
         _ = vitlens.lense
+
+
+def test_completion_offers_the_public_names_alone():
+    assert dir(vitlens) == sorted(vitlens.__all__)

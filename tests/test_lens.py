@@ -583,3 +583,26 @@ def test_a_mask_of_bytes_is_not_taken_for_features(
     masks = [torch.zeros(30, dtype=torch.uint8) for _ in lens.saes]
     with pytest.raises(FeatureError, match="must hold booleans"):
         lens.run_with(picture, keep=masks)
+
+
+def test_one_image_goes_with_one_method_and_one_label(
+    lens: vitlens.Lens, picture: Image.Image
+) -> None:
+    name = lens.predict(picture)[0][0]
+    one = lens.faithfulness(picture, methods="random", labels=name, progress=False)
+    several = lens.faithfulness([picture], methods=["random"], labels=[name], progress=False)
+    assert one.methods == ("random",) and one.n_given == 1
+    assert torch.equal(one.insertion["target"], several.insertion["target"])
+    with pytest.raises(FeatureError, match="no method 'rnd'"):
+        lens.faithfulness(picture, methods="rnd", progress=False)
+
+
+@pytest.mark.parametrize("names", ["abcde", dict(enumerate(CLASSES))])
+def test_class_names_that_are_no_list_are_told(names: object) -> None:
+    with pytest.raises(ModelError, match="a list in the order of the logits"):
+        vitlens.Lens(make_model(), [make_sae() for _ in range(3)], class_names=names)  # type: ignore[arg-type]
+
+
+def test_two_rules_are_named_as_they_were_given(lens: vitlens.Lens, picture: Image.Image) -> None:
+    with pytest.raises(FeatureError, match="not nodes_per_layer and share"):
+        lens.circuit(picture, nodes_per_layer=2, share=0.1)

@@ -16,7 +16,7 @@ from vitlens.files import read_json, read_tensors
 from vitlens.images import Transform
 from vitlens.lens import Lens
 from vitlens.models.quantize import dequantize
-from vitlens.models.registry import create
+from vitlens.models.registry import check_name, create
 from vitlens.replacement import Baselines
 from vitlens.saes.files import load_saes
 from vitlens.saes.rrm import RELEASES
@@ -95,14 +95,11 @@ def load(
             return lens
         return _with_atlas(lens, atlas, names)
     if saes is None and name not in RELEASES:
-        from timm import is_model
-
-        known = f"Bundled: {', '.join(bundles())}. "
-        if is_model(name):
-            raise ModelError(
-                f"No SAEs are known for {name!r}. Give some with `saes=` (a folder or hub name), "
-                f"or train them: `vitlens train-saes`. {known}"
-            )
+        check_name(name, also=bundles())
+        raise ModelError(
+            f"No SAEs are known for {name!r}. Give some (`saes=` or `--saes`, a folder or hub "
+            "name), or train them: `vitlens train-saes`."
+        )
     model = create(name, pretrained=pretrained, **kwargs).to(device=device, dtype=dtype)
     lens = Lens(
         model,

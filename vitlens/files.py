@@ -17,6 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from vitlens.errors import CheckpointError, VitlensError
+from vitlens.folders import check_replaceable
 
 _METADATA_KEY = "vitlens"
 # The mask can only be read by setting it, which is safe while nothing else runs.
@@ -75,7 +76,8 @@ def atomic_folder(path: str | Path, *, replaces: Collection[str] = ()) -> Iterat
         with _naming(path):
             temporary.mkdir(parents=True)
             yield temporary
-            _refuse_to_lose_files(final, temporary, path, replaces)
+            new = {str(file.relative_to(temporary)) for file in temporary.rglob("*")}
+            check_replaceable(path, {*replaces, *new})
             for file in temporary.rglob("*"):
                 if file.is_file():
                     _flush(file)
@@ -252,22 +254,6 @@ def _flush(file: Path) -> None:
         os.fsync(handle.fileno())
     # safetensors makes files that only their owner can read.
     file.chmod(0o666 & ~_UMASK)
-
-
-def _refuse_to_lose_files(
-    final: Path, temporary: Path, path: str | Path, replaces: Collection[str]
-) -> None:
-    if not final.exists():
-        return
-    if not final.is_dir():
-        raise VitlensError(f"{path} is a file, and a folder is to be written there.")
-    for old in final.rglob("*"):
-        name = old.relative_to(final)
-        if not (temporary / name).exists() and str(name) not in replaces:
-            raise VitlensError(
-                f"{path} already holds other files, for instance {name}. "
-                "Choose a folder that is empty or does not exist yet."
-            )
 
 
 def _swap_in(temporary: Path, final: Path) -> None:

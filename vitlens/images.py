@@ -297,7 +297,9 @@ def _from_path(path: str | os.PathLike[str]) -> Image.Image:
     except ImageError:
         raise
     except Image.UnidentifiedImageError as error:
-        raise ImageError(f"{path} is not an image of a known format, or is damaged.") from error
+        raise ImageError(
+            f"{path} is not an image of a known format, or is damaged. Save it as JPEG or PNG."
+        ) from error
     except Exception as error:  # Pillow's decoders raise nearly anything on damaged files
         raise ImageError(f"{path} cannot be read as an image: {error}.") from error
 

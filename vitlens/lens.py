@@ -276,8 +276,8 @@ class Lens(ChangingLens):
         self,
         images: ImageLike | Iterable[ImageLike],
         *,
-        methods: Sequence[str | Method] = ("rrm", "cla", "random"),
-        labels: Sequence[int | str] | None = None,
+        methods: str | Sequence[str | Method] = ("rrm", "cla", "random"),
+        labels: int | str | Sequence[int | str] | None = None,
         target: TargetLike = None,
         errors: ErrorNodes = "clean",
         engine: Engine = "exact",
@@ -293,9 +293,15 @@ class Lens(ChangingLens):
         ----------
         images
             The images, or one.
+        methods
+            Names or functions, or one name.
         labels
-            Class indices or names; images classified otherwise are left out.
+            Class indices or names, or one for one image; images classified otherwise are left out.
         """
+        if isinstance(methods, str):
+            methods = [methods]
+        if isinstance(labels, int | str):
+            labels = [labels]
         return faithfulness(
             self.vit,
             self.saes,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -220,6 +220,10 @@ class LensBase:
         if names is not None and len(names) != self.vit.n_classes:
             raise ModelError(
                 f"{len(names)} class names were given for the model's {self.vit.n_classes} classes."
+            )
+        if isinstance(names, str | Mapping):
+            raise ModelError(
+                f"Class names are a list in the order of the logits, not {type(names).__name__}."
             )
         return None if names is None else tuple(names)
 

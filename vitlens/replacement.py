@@ -16,6 +16,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from vitlens.brief import Brief
 from vitlens.errors import CheckpointError, FeatureError, ModelError
 from vitlens.files import read_tensors, write_tensors
 from vitlens.models.adapter import ViT
@@ -24,8 +25,8 @@ from vitlens.saes.topk import TopKSAE
 ErrorNodes = Literal["clean", "free", "baseline"]
 
 
-@dataclass(frozen=True, eq=False)
-class Trace:
+@dataclass(frozen=True, eq=False, repr=False)
+class Trace(Brief):
     """What happens inside the model on one image.
 
     Attributes
@@ -53,8 +54,8 @@ class Trace:
     image: Float[Tensor, "3 H W"]
 
 
-@dataclass(frozen=True, eq=False)
-class Baselines:
+@dataclass(frozen=True, eq=False, repr=False)
+class Baselines(Brief):
     """What features and error nodes are replaced with: medians at each position.
 
     Attributes

@@ -26,6 +26,7 @@ from vitlens.atlas.shown import spread
 from vitlens.atlas.state import AtlasState, merge_states
 from vitlens.atlas.words import word_proposals
 from vitlens.errors import CheckpointError
+from vitlens.folders import check_replaceable
 from vitlens.progress import Progress
 
 if TYPE_CHECKING:
@@ -96,6 +97,8 @@ class Atlas(AtlasBase):
         VitlensError
             If `out` cannot be written, holds other files, or another build is writing it.
         """
+        if out is not None:
+            check_replaceable(out, store.files_of(Path(out)))
         with writing(out):
             state = build_state(
                 lens,
@@ -299,7 +302,7 @@ class Atlas(AtlasBase):
         )
         moved = effects(lens.saes[layer : layer + 1], directions, 0)[feature]
         order = moved.argsort(descending=True).tolist()
-        return tuple((self.class_names[i], float(moved[i])) for i in order)
+        return tuple((self._header.name_of_logit(i), float(moved[i])) for i in order)
 
     def proposals(self, layer: int, feature: int) -> tuple[Proposal, ...]:
         """Computed names of a feature: its class, if one stands out, and words."""

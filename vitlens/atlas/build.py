@@ -228,7 +228,10 @@ def _resumed(
 ) -> tuple[AtlasState, dict[str, Any]]:
     """The unfinished state in a file, when it is of the very run that is asked for."""
     state, found = AtlasState.load_with_progress(path)
-    advice = f"Give resume=False to start anew, or choose another folder than {path.stem}."
+    advice = (
+        "Start anew (--restart, in Python resume=False), or choose another folder than "
+        f"{path.stem}."
+    )
     if found is None:
         raise CheckpointError(f"{path} is no unfinished atlas. {advice}")
     if state.model != fresh.model:

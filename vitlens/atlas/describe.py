@@ -52,7 +52,7 @@ def describe(
         histogram=Histogram(bin_edges(), table.histogram[feature]),
         mean_map=table.mean_map[:, feature],
         logit_lens=tuple(
-            (header.class_names[index], value)
+            (header.name_of_logit(index), value)
             for index, value in zip(
                 table.effect_classes[feature].tolist(), table.effects[feature].tolist(), strict=True
             )

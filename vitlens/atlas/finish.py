@@ -113,6 +113,7 @@ def finish(
         tables.append(_table(state, layer, found, moved, answers, embeddings))
     course = evolution(scores).to_dict()
     places = place_features(lens.saes, progress=progress) if layout else None
+    logit_names = lens.class_names or tuple(f"class {i}" for i in range(directions.shape[1]))
     header = Header(
         model=state.model,
         network=network_fingerprint(lens),
@@ -133,6 +134,8 @@ def finish(
             ImageRow(image.key, image.path, image.label, image.credit)
             for image in state.images.values()
         ),
+        # Folders of images may be other classes than the model's.
+        logit_names=() if logit_names == state.class_names else logit_names,
     )
     return Contents(
         header=header,

@@ -101,6 +101,8 @@ class Header:
         Images that could not be read, and why.
     images
         The image table.
+    logit_names
+        Names of the model's logits; empty where they are the classes.
     """
 
     model: str
@@ -119,6 +121,11 @@ class Header:
     settings: Mapping[str, Any]
     skipped: tuple[tuple[str, str], ...]
     images: tuple[ImageRow, ...]
+    logit_names: tuple[str, ...] = ()
+
+    def name_of_logit(self, index: int) -> str:
+        """Name of one of the model's logits."""
+        return (self.logit_names or self.class_names)[index]
 
     @property
     def n_tokens(self) -> int:

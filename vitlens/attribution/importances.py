@@ -20,6 +20,7 @@ from vitlens.attribution.gradients import (
 )
 from vitlens.attribution.pair import LayerPair
 from vitlens.attribution.targets import Target
+from vitlens.brief import Brief
 from vitlens.errors import ModelError
 from vitlens.models.adapter import ViT
 from vitlens.progress import Progress, Watch, steps
@@ -27,8 +28,8 @@ from vitlens.replacement import Baselines, Trace
 from vitlens.saes.topk import TopKSAE
 
 
-@dataclass(frozen=True, eq=False)
-class Importances:
+@dataclass(frozen=True, eq=False, repr=False)
+class Importances(Brief):
     """How much every feature, error node and edge adds to the target on one image.
 
     Attributes

@@ -11,6 +11,7 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from vitlens.attribution.importances import Importances
+from vitlens.brief import Brief
 from vitlens.circuits.build import (
     build_circuit,
     node_shares,
@@ -24,8 +25,8 @@ from vitlens.errors import FeatureError
 from vitlens.replacement import Trace
 
 
-@dataclass(frozen=True, eq=False)
-class Candidates:
+@dataclass(frozen=True, eq=False, repr=False)
+class Candidates(Brief):
     """The nodes of one image that `walk` keeps for some count up to `at_most`, and their edges.
 
     Attributes

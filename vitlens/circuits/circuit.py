@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
+from vitlens.brief import Brief
 from vitlens.circuits.marks import Key, check_marks
 from vitlens.circuits.places import place
 from vitlens.errors import FeatureError
@@ -95,8 +96,8 @@ class Row(NamedTuple):
     strongest_share: float  # that edge's share
 
 
-@dataclass(frozen=True, eq=False)
-class Circuit:
+@dataclass(frozen=True, eq=False, repr=False)
+class Circuit(Brief):
     """What led to one output for one image: nodes in layers, and the edges between them.
 
     Attributes

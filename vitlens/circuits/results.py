@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from vitlens.brief import Brief
 from vitlens.circuits.areas import (
     Array,
     Axis,
@@ -45,8 +46,8 @@ class Band(NamedTuple):
     high: Array
 
 
-@dataclass(frozen=True, eq=False)
-class Curves:
+@dataclass(frozen=True, eq=False, repr=False)
+class Curves(Brief):
     """What is left of the output when only some features are kept, or some are taken away.
 
     Attributes

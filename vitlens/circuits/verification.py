@@ -13,6 +13,7 @@ from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor
 
+from vitlens.brief import Brief
 from vitlens.circuits.areas import N_RESAMPLES, Array, Estimate, interval
 from vitlens.circuits.circuit import ERROR, TARGET
 from vitlens.circuits.marks import Key
@@ -21,8 +22,8 @@ from vitlens.circuits.marks import Key
 Link: TypeAlias = tuple[Key, ...]
 
 
-@dataclass(frozen=True, eq=False)
-class Verification:
+@dataclass(frozen=True, eq=False, repr=False)
+class Verification(Brief):
     """Predicted and measured changes of the target, edge by edge.
 
     Attributes

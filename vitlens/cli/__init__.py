@@ -1,6 +1,7 @@
 """The command line: parses, calls the library, prints. Commands import what is slow when run."""
 
 import argparse
+import io
 import os
 import sys
 import warnings
@@ -10,6 +11,7 @@ import vitlens
 from vitlens.cli import atlas, demo, explain, faithfulness, info, lab, train_saes, tune_saes
 from vitlens.cli.options import HelpFormatter
 from vitlens.errors import VitlensError
+from vitlens.folders import check_folder
 
 #: In the order of the help. A new command is a module with `add_to`, and its name here.
 COMMANDS = (demo, lab, explain, faithfulness, atlas, train_saes, tune_saes, info)
@@ -71,7 +73,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser().parse_args(argv)
     # torch's forward mode compiles its own rules this way, and warns of itself.
     warnings.filterwarnings("ignore", r"`torch\.jit\.script` is deprecated", FutureWarning)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # A terminal or file of another encoding than UTF-8 gets "?" for an arrow, not a crash.
+        sys.stdout.reconfigure(errors="replace")
     try:
+        if "out" in arguments:
+            check_folder(arguments.out)
         arguments.run(arguments)
         sys.stdout.flush()
     except VitlensError as error:
@@ -80,8 +87,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt as interrupt:
         print(f"\nvitlens: stopped. {interrupt}".rstrip(), file=sys.stderr)
         return _INTERRUPTED
-    except BrokenPipeError:
-        # The reader went away, as `| head` does; nothing is left to say, not even at exit.
+    except OSError as error:
+        # What is printed cannot be written; nor must Python try again at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if not isinstance(error, BrokenPipeError):  # the reader went away, as `| head` does
+            print(f"vitlens: {error}", file=sys.stderr)
         return _FAILED
     return 0

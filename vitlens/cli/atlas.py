@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vitlens.cli.options import Commands, add_command, add_model_options, load_lens, positive
+from vitlens.cli.report import count
 from vitlens.errors import VitlensError
 
 if TYPE_CHECKING:
@@ -136,10 +137,9 @@ def _merged(arguments: argparse.Namespace, lens: Lens) -> Atlas:
 def _report(atlas: Atlas, out: Path) -> None:
     size = sum(file.stat().st_size for file in out.rglob("*") if file.is_file())
     features = f"{sum(atlas.sizes)} features in {atlas.n_layers} layers"
-    print(f"\n{features}, {atlas.n_images} images: {out}, {size / 1e6:.1f} MB")
+    print(f"\n{features}, {count(atlas.n_images, 'image')}: {out}, {size / 1e6:.1f} MB")
     if atlas.skipped:
-        n = len(atlas.skipped)
-        print(f"{n} image{'s' * (n > 1)} could not be read:")
+        print(f"{count(len(atlas.skipped), 'image')} could not be read:")
         for key, why in atlas.skipped[:_SHOWN]:
             print(f"  {key}: {why}")
         if len(atlas.skipped) > _SHOWN:

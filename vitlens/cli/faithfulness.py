@@ -19,7 +19,7 @@ from vitlens.cli.options import (
     positive,
     target_of,
 )
-from vitlens.cli.report import write_curves, written
+from vitlens.cli.report import count, write_curves, written
 from vitlens.errors import VitlensError
 
 if TYPE_CHECKING:
@@ -116,7 +116,7 @@ def run(arguments: argparse.Namespace) -> None:
     cost = estimate(
         lens.vit, lens.saes, lens.baselines, lens.tensor(paths[0]), len(paths), **settings
     )
-    print(f"{len(paths)} images: {cost}", flush=True)
+    print(f"{count(len(paths), 'image')}: {cost}", flush=True)
     out = arguments.out / "curves.safetensors"
     try:
         curves = lens.faithfulness(

@@ -22,7 +22,7 @@ Tell versions, the model's make-up, its SAEs and their figures, and the sample i
 _EXAMPLES = """\
   vitlens info
   vitlens info --card
-  vitlens info vit_base_patch16_224 --saes saes/
+  vitlens info --model vit_base_patch16_224 --saes saes/
 """
 
 
@@ -32,7 +32,7 @@ def add_to(commands: Commands) -> None:
         commands, "info", "tell about a model, its SAEs and this installation", _TEXT, _EXAMPLES
     )
     command.add_argument("--card", action="store_true", help="print the model card instead")
-    add_model_options(command, positional=True)
+    add_model_options(command)
     command.set_defaults(run=run)
 
 

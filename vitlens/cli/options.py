@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import math
+import textwrap
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -26,11 +28,18 @@ ERROR_NODES = ("clean", "free", "baseline")
 _IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif"}
 
 
-class HelpFormatter(argparse.RawDescriptionHelpFormatter):
-    """Keeps the lines of descriptions, and gives options room on their line."""
+class HelpFormatter(argparse.HelpFormatter):
+    """Fits paragraphs to the terminal, keeps examples as they are, gives options room."""
 
     def __init__(self, prog: str) -> None:
         super().__init__(prog, max_help_position=26)
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        parts = text.strip().split("\n\n")
+        return "\n\n".join(
+            part if "\n  " in part else textwrap.fill(part, width, break_on_hyphens=False)
+            for part in parts
+        )
 
 
 def add_command(
@@ -47,22 +56,16 @@ def add_command(
     return command
 
 
-def add_model_options(command: argparse.ArgumentParser, *, positional: bool = False) -> None:
-    """Add which model, SAEs and baselines to use, and where to run them.
-
-    Parameters
-    ----------
-    command
-        Where to add them.
-    positional
-        Take the model's name as an argument instead of the option ``--model``.
-    """
-    named = '"everyday" (bundled, the default), or a model of timm'
-    if positional:
-        command.add_argument("model", nargs="?", default="everyday", metavar="MODEL", help=named)
+def add_model_options(command: argparse.ArgumentParser) -> None:
+    """Add which model, SAEs and baselines to use, and where to run them."""
     group = command.add_argument_group("model")
-    if not positional:
-        group.add_argument("--model", default="everyday", metavar="NAME", help=named)
+    group.add_argument(
+        "--model",
+        default="everyday",
+        metavar="NAME",
+        help='"everyday" (bundled, the default), a model of timm, or "local-dir:FOLDER" with one'
+        " that timm saved",
+    )
     group.add_argument(
         "--saes",
         metavar="FOLDER",
@@ -191,9 +194,20 @@ def images_in(paths: Iterable[Path], limit: int | None = None) -> list[Path]:
 
 def positive(text: str) -> int:
     """Return a whole number above 0, for argparse."""
-    value = int(text)
+    value = int(text) if text.strip().isdecimal() else 0
     if value < 1:
-        raise argparse.ArgumentTypeError(f"must be 1 or more, not {value}")
+        raise argparse.ArgumentTypeError(f"must be a whole number above 0, not {text}")
+    return value
+
+
+def positive_number(text: str) -> float:
+    """Return a finite number above 0, for argparse."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"must be a number above 0, not {text}")
     return value
 
 
@@ -207,6 +221,7 @@ def _is_folder(path: Path | None) -> bool:
 
 def _lines(path: Path) -> list[str]:
     try:
-        return path.read_text(encoding="utf-8").splitlines()
+        # Editors may put a mark before the first name, and end with empty lines.
+        return path.read_text(encoding="utf-8-sig").rstrip().splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise VitlensError(f"Could not read class names from {path}: {error}.") from error

@@ -67,6 +67,11 @@ def write_curves(curves: Curves, path: Path) -> Path:
     return path
 
 
+def count(n: int, what: str) -> str:
+    """Say how many of something there are."""
+    return f"{n:,} {what}{'s' * (n != 1)}"
+
+
 def written(paths: list[Path]) -> str:
     """Say which files were written."""
     return "Written:\n" + "\n".join(f"  {path}" for path in paths)

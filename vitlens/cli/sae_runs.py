@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vitlens.cli.options import add_machine_options, images_in, positive
+from vitlens.cli.report import count
 from vitlens.errors import ImageError
 
 if TYPE_CHECKING:
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
     from vitlens.lens import Lens
     from vitlens.models.adapter import ViT
     from vitlens.saes import HealthReport, TopKSAE
+
+_SHOWN = 5
 
 
 def add_image_options(command: argparse.ArgumentParser) -> None:
@@ -108,16 +111,25 @@ def health(vit: ViT, saes: Sequence[TopKSAE], images: ImageFiles, size: int = 8)
 class ImageFiles(Sequence["Tensor"]):
     """Image files as model inputs, each read when it is asked for.
 
+    The next file takes the place of one that cannot be read: the number of images is part of what
+    a run goes on by, and so must not depend on what is found on the way.
+
     Parameters
     ----------
     paths
         The files.
     transform
         The model's.
+
+    Attributes
+    ----------
+    unreadable
+        What is wrong with files so far, by path.
     """
 
     def __init__(self, paths: Sequence[Path], transform: Transform) -> None:
         self.paths, self.transform = paths, transform
+        self.unreadable: dict[Path, str] = {}
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -125,4 +137,25 @@ class ImageFiles(Sequence["Tensor"]):
     def __getitem__(self, index):  # type: ignore[no-untyped-def]  # only whole numbers come
         from vitlens.images import to_tensor
 
-        return to_tensor(self.paths[index], self.transform)
+        wanted = self.paths[index]
+        for place in range(index, index + len(self.paths)):
+            path = self.paths[place % len(self.paths)]
+            try:
+                return to_tensor(path, self.transform)
+            except ImageError as error:
+                self.unreadable[path] = str(error)
+        raise ImageError(f"No image could be read. {self.unreadable[wanted]}")
+
+    def told(self) -> str:
+        """Say which files could not be read; "" when all could."""
+        if not self.unreadable:
+            return ""
+        reasons = [f"  {why}" for why in list(self.unreadable.values())[:_SHOWN]]
+        more = len(self.unreadable) - _SHOWN
+        return "\n".join(
+            [
+                f"\n{count(len(self.unreadable), 'image')} could not be read; the next stood in:",
+                *reasons,
+                *([f"  and {more} more"] if more > 0 else []),
+            ]
+        )

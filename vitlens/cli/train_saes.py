@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
-from vitlens.cli.options import Commands, add_command, device_and_dtype, positive
+from vitlens.cli.options import Commands, add_command, device_and_dtype, positive, positive_number
+from vitlens.cli.report import count
 from vitlens.cli.sae_runs import (
     ImageFiles,
     add_image_options,
@@ -45,7 +46,7 @@ def add_to(commands: Commands) -> None:
     )
     group.add_argument(
         "--size-ratio",
-        type=float,
+        type=positive_number,
         default=1.0,
         metavar="X",
         help="features as a multiple of the model's width (default: 1)",
@@ -66,7 +67,7 @@ def add_to(commands: Commands) -> None:
         help="tokens a step (default: 4096)",
     )
     group.add_argument(
-        "--learning-rate", type=float, default=2e-4, metavar="X", help="default: 0.0002"
+        "--learning-rate", type=positive_number, default=2e-4, metavar="X", help="default: 0.0002"
     )
     add_run_options(command, group, "weights and order")
     command.set_defaults(run=run)
@@ -89,13 +90,14 @@ def run(arguments: argparse.Namespace) -> None:
         seed=arguments.seed,
     )
     cost = estimate(vit, config, len(training))
-    print(f"{vit.depth - 1} SAEs on {len(training)} images: {cost}", flush=True)
+    print(f"{vit.depth - 1} SAEs on {count(len(training), 'image')}: {cost}", flush=True)
+    images = ImageFiles(training, transform)
     with advice_on_interrupt(arguments.out):
-        result = train_saes(vit, ImageFiles(training, transform), config, out=arguments.out)
-    print(f"\nOn training images:\n{result}")
+        result = train_saes(vit, images, config, out=arguments.out)
+    print(f"{images.told()}\nOn training images:\n{result}")
     if held_out:
         report = health(vit, result.saes, ImageFiles(held_out, transform))
-        print(f"\nOn {len(held_out)} images kept out of training:\n{report}")
+        print(f"\nOn {count(len(held_out), 'image')} kept out of training:\n{report}")
     print(
         f"\nSAEs are in {arguments.out}. Use them:\n"
         f"  vitlens explain IMAGE --model {arguments.model} --saes {arguments.out}"

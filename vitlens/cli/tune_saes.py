@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import argparse
 
-from vitlens.cli.options import Commands, add_command, device_and_dtype, positive
+from vitlens.cli.options import Commands, add_command, device_and_dtype, positive, positive_number
+from vitlens.cli.report import count
 from vitlens.cli.sae_runs import (
     ImageFiles,
     add_image_options,
@@ -61,7 +62,7 @@ def add_to(commands: Commands) -> None:
         "--batch-size", type=positive, default=16, metavar="N", help="images a step (default: 16)"
     )
     group.add_argument(
-        "--learning-rate", type=float, default=1e-4, metavar="X", help="default: 0.0001"
+        "--learning-rate", type=positive_number, default=1e-4, metavar="X", help="default: 0.0001"
     )
     add_run_options(command, group, "the order")
     command.set_defaults(run=run)
@@ -84,13 +85,14 @@ def run(arguments: argparse.Namespace) -> None:
     lens = load(arguments.model, saes=arguments.saes, **device_and_dtype(arguments))
     vit, saes, transform = lens.vit, lens.saes, transform_of(lens)
     cost = estimate_tuning(vit, saes, config, len(rest))
-    print(f"{len(saes)} SAEs on {len(rest)} images: {cost}", flush=True)
+    print(f"{len(saes)} SAEs on {count(len(rest), 'image')}: {cost}", flush=True)
+    images = ImageFiles(rest, transform)
     with advice_on_interrupt(arguments.out):
-        result = tune_saes(vit, saes, ImageFiles(rest, transform), config, out=arguments.out)
-    print(f"\nOn the images of tuning:\n{result}")
+        result = tune_saes(vit, saes, images, config, out=arguments.out)
+    print(f"{images.told()}\nOn the images of tuning:\n{result}")
     if held_out:
         unseen = ImageFiles(held_out, transform)
-        print(f"\nOn {len(held_out)} images kept out of tuning, before:")
+        print(f"\nOn {count(len(held_out), 'image')} kept out of tuning, before:")
         print(health(vit, saes, unseen))
         print(f"\nand after:\n{health(vit, result.saes, unseen)}")
     print(

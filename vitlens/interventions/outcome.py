@@ -10,6 +10,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from vitlens.attribution.targets import TargetLike, resolve_target
+from vitlens.brief import Brief
 from vitlens.interventions.kinds import Interventions
 from vitlens.replacement import ErrorNodes
 
@@ -17,8 +18,8 @@ _SHOWN = 5
 _FEW = 10  # classes: with no more, all are told
 
 
-@dataclass(frozen=True, eq=False)
-class Outcome:
+@dataclass(frozen=True, eq=False, repr=False)
+class Outcome(Brief):
     """The output for one image, before and after interventions.
 
     Attributes
@@ -102,8 +103,8 @@ class Outcome:
         return "\n".join(lines)
 
 
-@dataclass(frozen=True, eq=False)
-class BatchOutcome:
+@dataclass(frozen=True, eq=False, repr=False)
+class BatchOutcome(Brief):
     """The output for several images, before and after interventions; iterating gives `Outcome`s.
 
     Attributes

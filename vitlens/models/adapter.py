@@ -119,6 +119,12 @@ class ViT:
         """Where the weights are."""
         return next(self.model.parameters()).device
 
+    def __repr__(self) -> str:
+        return (
+            f"ViT({type(self.model).__name__}: {self.depth} blocks, {self.n_tokens} tokens x "
+            f"{self.width}, {self.image_size[0]} x {self.image_size[1]} pixels)"
+        )
+
     def token_name(self, token: int) -> str:
         """Name of a token: "CLS", "register 2", or "row 3, column 5" (counted from 1)."""
         if token < self.n_prefix:

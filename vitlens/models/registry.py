@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 from torch import nn
@@ -15,7 +16,8 @@ def create(name: str, *, pretrained: bool = True, **kwargs: Any) -> nn.Module:
     Parameters
     ----------
     name
-        A name timm knows ("vit_base_patch16_224") or a hub name ("hf-hub:user/model").
+        A name timm knows ("vit_base_patch16_224"), a hub name ("hf-hub:user/model"), or a folder
+        of timm's ``config.json`` and weights ("local-dir:path").
     pretrained
         Load the published weights; they come from the hub, or from its local cache.
     kwargs
@@ -24,17 +26,18 @@ def create(name: str, *, pretrained: bool = True, **kwargs: Any) -> nn.Module:
     Raises
     ------
     ModelError
-        If timm knows no such model; near matches are named.
+        If timm knows no such model (near matches are named), or a folder does not hold one.
     NetworkError
         If the weights are not cached and the hub cannot be reached.
     """
     import timm
 
-    if not name.startswith(("hf-hub:", "hf_hub:", "local-dir:")) and not timm.is_model(name):
-        raise ModelError(f"There is no model {name!r}.{near_matches(name, timm.list_models())}")
+    check_name(name)
     try:
         return timm.create_model(name, pretrained=pretrained, **kwargs).eval()
     except (OSError, RuntimeError) as error:
+        if name.startswith("local-dir:"):
+            raise ModelError(f"{name!r} could not be loaded: {error}.") from error
         if not pretrained or isinstance(error, MemoryError):
             raise
         raise NetworkError(
@@ -42,3 +45,25 @@ def create(name: str, *, pretrained: bool = True, **kwargs: Any) -> nn.Module:
             "Without a network, load them yourself and pass the model to `vitlens.Lens`, or use "
             '`vitlens.load("everyday")`, which needs none.'
         ) from error
+
+
+def check_name(name: str, *, also: Iterable[str] = ()) -> None:
+    """Make sure that there can be a model of that name.
+
+    Parameters
+    ----------
+    name
+        As for `create`.
+    also
+        Names to propose beside those of timm.
+
+    Raises
+    ------
+    ModelError
+        If timm knows no such model; near matches are named.
+    """
+    import timm
+
+    if not name.startswith(("hf-hub:", "hf_hub:", "local-dir:")) and not timm.is_model(name):
+        near = near_matches(name, [*also, *timm.list_models()])
+        raise ModelError(f"There is no model {name!r}.{near}")

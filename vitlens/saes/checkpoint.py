@@ -11,6 +11,7 @@ from torch import Tensor
 
 from vitlens.errors import CheckpointError
 from vitlens.files import read_tensors, write_tensors
+from vitlens.folders import check_folder
 from vitlens.interrupts import interrupts_held
 from vitlens.saes.files import MANIFEST, read_manifest
 
@@ -42,6 +43,9 @@ class RunFiles:
     folder: Path
     kind: str
     identity: Mapping[str, Any]
+
+    def __post_init__(self) -> None:
+        check_folder(self.folder)
 
     @property
     def path(self) -> Path:
@@ -84,7 +88,7 @@ class RunFiles:
         if name not in metadata:
             raise CheckpointError(
                 f"{self.folder} holds SAEs that are not of such a run ({self.kind}). Choose"
-                " another folder, or pass resume=False."
+                " another folder."
             )
         self._check(self.manifest, metadata)
         return metadata[name]
@@ -96,13 +100,14 @@ class RunFiles:
                 continue
             if theirs != ours:
                 raise CheckpointError(
-                    f"{path} is of a run on {what}. Choose another folder, or pass resume=False."
+                    f"{path} is of a run on {what}. Choose another folder, or remove the file to"
+                    " start anew (in Python, resume=False)."
                 )
         before, now = found.get("config", {}), self.identity["config"]
         changed = [name for name in now if before.get(name) != now[name]]
         if changed:
             listed = ", ".join(f"{name} {before.get(name)} (now {now[name]})" for name in changed)
             raise CheckpointError(
-                f"{path} is of a run with other settings: {listed}. Use these, choose another"
-                " folder, or pass resume=False."
+                f"{path} is of a run with other settings: {listed}. Use the former, choose another"
+                " folder, or remove the file to start anew (in Python, resume=False)."
             )

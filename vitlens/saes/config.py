@@ -205,12 +205,12 @@ def _check_numbers(
     not_negative: Sequence[str],
 ) -> None:
     for name in at_least_one:
-        if getattr(config, name) < 1:
+        if not getattr(config, name) >= 1:
             raise CheckpointError(f"{name} must be 1 or more, not {getattr(config, name)}.")
     for name in not_negative:
-        if getattr(config, name) < 0:
+        if not getattr(config, name) >= 0:
             raise CheckpointError(f"{name} must not be negative, but is {getattr(config, name)}.")
-    if config.learning_rate <= 0:
+    if not config.learning_rate > 0:
         raise CheckpointError(f"learning_rate must be above 0, not {config.learning_rate}.")
     if not 0 <= config.decay_share <= 1:
         raise CheckpointError(f"decay_share is a share from 0 to 1, not {config.decay_share}.")
