@@ -98,7 +98,7 @@ export function createPanel(direction) {
           class: is_end ? "vl-curves-end" : "vl-curves-grid",
           x1: MARGIN.left, x2: right, y1: y(tick), y2: y(tick),
         }),
-        text(`${Number(tick.toFixed(6))}`, MARGIN.left - 6, y(tick) + 4, "vl-curves-tick", "end"),
+        text(`${Number(tick.toFixed(6))}`.replace("-", "−"), MARGIN.left - 6, y(tick) + 4, "vl-curves-tick", "end"),
       );
     }
     for (const tick of shareTicks(s.axis, about.q)) {

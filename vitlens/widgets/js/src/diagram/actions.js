@@ -3,6 +3,7 @@
 /** @import { Diagram } from "./diagram.js" */
 /** @import { Item } from "./scene.js" */
 import { toggle } from "../ablation/wish.js";
+import { counted } from "../lib/dom.js";
 import { same, save } from "../lib/model.js";
 import { featureName, idOf } from "./data.js";
 import { handleKey } from "./keys.js";
@@ -92,7 +93,7 @@ export function createActions(diagram) {
           marks.group(name, ids.map((id) => diagram.keyOf(id)));
           diagram.chosen.clear();
           diagram.opened.delete(name);
-          announce(`Grouped ${ids.length} nodes as ${name}`);
+          announce(`Grouped ${counted(ids.length, "node")} as ${name}`);
         }
         focusAgain(name ? `group ${near.layer} ${name}` : near.key);
       },
