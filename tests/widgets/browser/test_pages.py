@@ -223,3 +223,31 @@ def test_many_tokens_before_the_patches_and_a_long_target(
     assert box["width"] == pytest.approx(box["height"], abs=1)
     assert not page.evaluate(OVERLAPPING, ".vl-legend-ends > span")
     assert page.evaluate(OUTSIDE, [".vl-legend-body", ".vl-heatmap"]) == []
+
+
+def test_what_nobody_can_compute_is_said_and_not_shown_as_done(
+    static_page: Show, tmp_path: Path
+) -> None:
+    CircuitDiagram.of(tiny_lens(), tiny_image()).to_html(tmp_path / "page.html")
+    page = static_page(tmp_path / "page.html")
+    # The region must be there before its words are, or a screen reader does not say them.
+    region = page.locator("[role=status]:has(.vl-notice)")
+    expect(region).to_have_text("")
+    assert region.evaluate("x => x.checkVisibility()")
+    node = page.locator(".vl-node:not(.vl-node-target)").first
+    node.focus()
+    page.keyboard.press("x")
+    expect(region).to_contain_text("This needs a running kernel.")
+    expect(page.locator(".vl-node.vl-off")).to_have_count(0)
+    expect(page.locator(".vl-ablation")).not_to_contain_text("computing")
+
+
+def test_hints_in_fields_are_readable_in_the_dark(static_page: Show, tmp_path: Path) -> None:
+    FeatureBrowser(tiny_lens(), tiny_image()).to_html(tmp_path / "page.html")
+    page = static_page(tmp_path / "page.html")
+    page.emulate_media(color_scheme="dark")
+    field = page.locator(".vl-input").first
+    expect(field).to_be_visible()
+    ink = field.evaluate("x => getComputedStyle(x, '::placeholder').color")
+    muted = page.locator(".vl-muted").first.evaluate("x => getComputedStyle(x).color")
+    assert ink == muted  # whose contrast is measured above
