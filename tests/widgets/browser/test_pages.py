@@ -251,3 +251,13 @@ def test_hints_in_fields_are_readable_in_the_dark(static_page: Show, tmp_path: P
     ink = field.evaluate("x => getComputedStyle(x, '::placeholder').color")
     muted = page.locator(".vl-muted").first.evaluate("x => getComputedStyle(x).color")
     assert ink == muted  # whose contrast is measured above
+
+
+def test_escape_leaves_the_full_screen_of_a_frame(static_page: Show, tmp_path: Path) -> None:
+    CircuitDiagram.of(tiny_lens(), tiny_image()).to_html(tmp_path / "page.html")
+    page = static_page(tmp_path / "page.html")
+    page.evaluate("() => { Element.prototype.requestFullscreen = () => Promise.reject(); }")
+    page.get_by_role("button", name="Full screen").click()
+    expect(page.locator(".vl-diagram.vl-full")).to_have_count(1)
+    page.keyboard.press("Escape")
+    expect(page.locator(".vl-diagram.vl-full")).to_have_count(0)

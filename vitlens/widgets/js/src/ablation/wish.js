@@ -1,7 +1,7 @@
 // Wishes for ablations: what is switched off or set to a value.
 
 /** @import { Model, NodeKey } from "../lib/types" */
-import { ask, isUnsent } from "../lib/ask.js";
+import { ask } from "../lib/ask.js";
 import { save, same, setLocal } from "../lib/model.js";
 import { tell } from "../lib/notice.js";
 
@@ -15,9 +15,9 @@ export const ablations = (model) => model.get("ablations") ?? [];
  */
 export function wish(model, wanted) {
   save(model, { ablations: wanted });
-  // Whether anybody hears it: a page without a kernel must say so, and show what its figures are of.
+  // Where nobody hears it, that must be said, and what is off must be what the figures are of.
   ask(model, "ping").catch((error) => {
-    if (isUnsent(error)) setLocal(model, { ablations: model.get("outcome")?.ablations ?? [] });
+    setLocal(model, { ablations: model.get("outcome")?.ablations ?? [] });
     tell(model, error);
   });
 }

@@ -260,6 +260,10 @@ export function createActions(diagram) {
     },
     /** @param {KeyboardEvent} event */
     pressed(event) {
+      if (event.key === "Escape" && diagram.root.classList.contains("vl-full")) {
+        diagram.root.classList.remove("vl-full"); // as the browser does with its own full screen
+        return event.stopPropagation();
+      }
       const undoing = (event.ctrlKey || event.metaKey) && event.key === "z";
       if (!(diagram.active() || undoing) || !handleKey(event, commands)) return;
       event.preventDefault();

@@ -23,13 +23,6 @@ function waiting(model) {
   return /** @type {Map<number, (message: any, buffers: DataView[]) => void>} */ (map);
 }
 
-/** Whether a question could not even be sent: nobody will ever answer.
- * @param {unknown} error
- */
-export const isUnsent = (error) => error instanceof Error && error.name === "Unsent";
-
-const unsent = () => Object.assign(new Error(NO_KERNEL), { name: "Unsent" });
-
 /**
  * Asks Python; `_answer_<what>` of the widget answers.
  * @param {Model} model
@@ -61,9 +54,9 @@ export function ask(model, what, payload = {}, buffers = [], { wait = WAIT } = {
       const sent = /** @type {any} */ (
         model.send({ vl: "ask", id, what, payload }, undefined, buffers)
       );
-      sent?.catch?.(() => done(() => reject(unsent())));
+      sent?.catch?.(() => done(() => reject(new Error(NO_KERNEL))));
     } catch {
-      done(() => reject(unsent()));
+      done(() => reject(new Error(NO_KERNEL)));
     }
   });
 }
