@@ -122,7 +122,10 @@ def test_width_scales_the_figure_and_its_text():
             "target": "a class name that goes on and on until it has sixty letters",
             "prediction": ("a class name that goes on and on until it has sixty letters", 0.931),
         },
-        {"target": "<script>a_long_word</script>", "prediction": ("<script>a_long_word</script>", 1)},
+        {
+            "target": "<script>a_long_word</script>",
+            "prediction": ("<script>a_long_word</script>", 1.0),
+        },
     ],
 )
 def test_nothing_is_drawn_beyond_the_page(changes, tmp_path):
