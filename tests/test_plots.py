@@ -113,8 +113,23 @@ def test_width_scales_the_figure_and_its_text():
     assert sizes[1] == pytest.approx(sizes[0] / 2)
 
 
-def test_nothing_is_drawn_beyond_the_page(tmp_path):
-    figure = circuit_figure(circuit(layers=4, nodes=3))
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"layers": 4, "nodes": 3},
+        {
+            "layers": 1,
+            "target": "a class name that goes on and on until it has sixty letters",
+            "prediction": ("a class name that goes on and on until it has sixty letters", 0.931),
+        },
+        {
+            "target": "<script>a_long_word</script>",
+            "prediction": ("<script>a_long_word</script>", 1.0),
+        },
+    ],
+)
+def test_nothing_is_drawn_beyond_the_page(changes, tmp_path):
+    figure = circuit_figure(circuit(**changes))
     save_figure(figure, tmp_path / "circuit.png", dpi=50)
     pixels = imread(tmp_path / "circuit.png")[..., :3]
     for border in (pixels[:4], pixels[-4:], pixels[:, :4], pixels[:, -4:]):

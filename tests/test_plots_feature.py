@@ -65,4 +65,6 @@ def test_a_list_has_a_row_a_feature(tmp_path: Path) -> None:
     figure = features_figure(table, names=["7", "9"], labels=["", "$eye"], positive=4.0, title="t")
     assert {"7", "9", r"\$eye", "50.0%", "−25.0%"} <= set(words(figure))
     save_figure(figure, tmp_path / "list.png")
+    small = features_figure(table * 1e-4, names=["7", "9"], labels=["", ""], positive=4.0)
+    assert {"<0.1%", ">−0.1%"} <= set(words(small))
     features_figure(table[:, :0], names=[], labels=[], positive=0.0)

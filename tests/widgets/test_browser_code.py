@@ -228,3 +228,36 @@ def test_a_point_of_the_map_tells_the_score_behind_its_kind() -> None:
         "0/0\ncurve\ndirection 0.62, chance 0.21",
         "0/0\ncurvature 0.40, chance 0.90",
     ]
+
+
+def test_numbers_that_round_to_nothing_have_no_sign() -> None:
+    found = node(
+        """
+        import { counted, decimals } from "SRC/lib/dom.js";
+        import { points } from "SRC/debias/wish.js";
+        import { shareWords } from "SRC/diagram/data.js";
+        console.log(JSON.stringify([
+          [-0.0004, -0.0006, 0.25, -0].map((x) => decimals(x, 3)), decimals(NaN, 3),
+          [-0.0004, 0.0004, 0, -0.05].map(points),
+          [-0.0002, 0.0002, -0.05, 0].map(shareWords),
+          [0, 1, 16950].map((n) => counted(n, "edge")),
+        ]));
+        """
+    )
+    assert found == [
+        ["0.000", "−0.001", "0.250", "0.000"],
+        "–",
+        ["±0.0", "±0.0", "±0.0", "−5.0"],
+        [">−0.1%", "<0.1%", "−5.0%", "0.0%"],
+        ["0 edges", "1 edge", "16,950 edges"],
+    ]
+
+
+def test_a_name_written_from_the_right_leaves_the_words_around_it_in_place() -> None:
+    found = node(
+        """
+        import { apart } from "SRC/lib/dom.js";
+        console.log(JSON.stringify(["bird", "\u0633\u064a\u0627\u0631\u0629"].map(apart)));
+        """
+    )
+    assert found == ["bird", "\u2068\u0633\u064a\u0627\u0631\u0629\u2069"]

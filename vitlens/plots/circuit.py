@@ -218,8 +218,9 @@ def _round_down(value: float) -> float:
 
 def _draw_heading(page: Page, circuit: Circuit, plan: _Plan, foot: float) -> None:
     top = foot + plan.body + _HEAD
-    name = textwrap.shorten(circuit.target, int(7 * plan.width), placeholder=" …")
-    page.text(_MARGIN, top - 0.27, f"What led to “{name}”", size=14, bold=True)
+    title = f"What led to “{circuit.target}"
+    title = textwrap.shorten(title, int(7 * plan.width), placeholder=" …")
+    page.text(_MARGIN, top - 0.27, f"{title}”", size=14, bold=True)
     about = "Layer l: the residual stream after block l, split by its SAE into features."
     page.text(_MARGIN, top - 0.53, about, size=10, colour=QUIET)
     for layer in range(circuit.n_layers):
@@ -238,9 +239,9 @@ def _draw_picture(page: Page, circuit: Circuit, middle: float) -> None:
         page.image(circuit.picture.numpy(), x, y, width, height)
     page.frame(x, y, width, height, colour=QUIET)
     name, probability = circuit.prediction
-    words = f"{_wrapped(name, 22)}\n{probability:.1%}"
+    words = f"{_wrapped(f'predicted: {name}', 20)}\n{probability:.1%}"
     page.text(x + width / 2, y + height + 0.12, "image", size=11, align="center", bold=True)
-    page.text(x + width / 2, y - 0.08, f"predicted: {words}", align="center", rise="top", size=10)
+    page.text(x + width / 2, y - 0.08, words, align="center", rise="top", size=10)
 
 
 def _draw_target(page: Page, circuit: Circuit, plan: _Plan, middle: float) -> None:

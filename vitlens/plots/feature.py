@@ -127,7 +127,7 @@ def features_figure(
     widest = float(np.abs(importance).max(initial=0.0)) or 1.0
     for row in range(n):
         share = importance[row] / positive if positive > 0 else 0.0
-        cells = (names[row], labels[row][:32], f"{share:.1%}".replace("-", "−"))
+        cells = (names[row], labels[row][:32], _percent(share))
         numbers = (*(f"{value:.3g}" for value in table[1:3, row]), f"{table[3, row]:.0f}")
         for place, (x, words) in enumerate(zip(_PLACES, (*cells, *numbers), strict=True)):
             right = place >= 2
@@ -144,6 +144,12 @@ def features_figure(
         colour = NEGATIVE if importance[row] < 0 else POSITIVE
         axes.add_patch(Rectangle((_PLACES[2] + 0.085, row + 0.72), bar, 0.56, fc=colour, lw=0))
     return figure
+
+
+def _percent(share: float) -> str:
+    if 0 < abs(share) < 0.0005:
+        return "<0.1%" if share > 0 else ">−0.1%"
+    return f"{share:.1%}".replace("-", "−")
 
 
 def _draw_heat(

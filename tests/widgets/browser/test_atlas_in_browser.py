@@ -229,7 +229,7 @@ def test_a_page_of_the_map(
     page.mouse.down()
     page.mouse.up()
     page.get_by_role("button", name="Zoom in").click()
-    page.get_by_role("button", name="Show all", exact=True).click()
+    page.get_by_role("button", name="Fit: Show all", exact=True).click()
 
     # The lasso: exactly the points on one side of a line.
     half = float(np.median(at[:, 0]))

@@ -10,8 +10,9 @@ import pytest
 import torch
 from playwright.sync_api import Locator, Page, expect
 
-from tests.planted import LAND, WATER, planted_images, planted_lens
+from tests.planted import BIRD, LAND, WATER, planted_images, planted_lens
 from tests.widgets.browser.hosts import Host
+from tests.widgets.browser.test_pages import CONTRAST
 from vitlens.debias import DebiasedModel
 from vitlens.widgets import DebiasPanel
 
@@ -259,3 +260,17 @@ def test_it_fits_and_everything_has_a_name(
           .filter(e => e.dataset.lmSuppressShortcuts !== "true").map(e => e.outerHTML)"""
     )
     assert bare == []
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_a_loss_is_readable(
+    static_page: Callable[[Path], Page], panel: DebiasPanel, tmp_path: Path, theme: str
+) -> None:
+    panel.chosen = (*SHORTCUT, (1, BIRD))
+    panel.update_report()
+    panel.to_html(tmp_path / "panel.html")
+    page = static_page(tmp_path / "panel.html")
+    page.emulate_media(color_scheme=theme)  # type: ignore[arg-type]
+    expect(page.locator(f".vl-root.vl-{theme}")).to_have_count(1)
+    expect(page.locator(".vl-debias-damage .vl-debias-loss")).to_be_visible()
+    assert page.evaluate(CONTRAST) == []

@@ -1,7 +1,7 @@
 // What was tried before, to go back to.
 
 /** @import { Model } from "../lib/types" */
-import { fill, h, percent, show } from "../lib/dom.js";
+import { apart, fill, h, percent, show } from "../lib/dom.js";
 import { same } from "../lib/model.js";
 import { nameOf } from "./lines.js";
 import { ablations, wish } from "./wish.js";
@@ -36,7 +36,7 @@ export function history(model) {
               },
               inWords(model, entry.ablations),
             ),
-            h("span", {}, `${entry.top[0]} ${percent(entry.top[1])}`),
+            h("span", {}, `${apart(entry.top[0])} ${percent(entry.top[1])}`),
             entry.target != null && h("span", { class: "vl-muted" }, `target ${show(entry.target)}`),
           ),
         ),

@@ -1,7 +1,7 @@
 // Nodes switched off or set to a value, and what becomes of the output.
 
 /** @import { Model, Mount, NodeKey } from "../lib/types" */
-import { h, percent, show } from "../lib/dom.js";
+import { apart, h, percent, show } from "../lib/dom.js";
 import { listen, same } from "../lib/model.js";
 import { bars } from "./bars.js";
 import { history } from "./history.js";
@@ -94,7 +94,7 @@ function inWords({ before, after, classes, target }) {
   const [was, is] = [best(before.probabilities), best(after.probabilities)];
   const words =
     was === is
-      ? `still ${classes[is]}, ${percent(before.probabilities[is])} → ${percent(after.probabilities[is])}`
-      : `${classes[was]} → ${classes[is]} (${percent(after.probabilities[is])})`;
+      ? `still ${apart(classes[is])}, ${percent(before.probabilities[is])} → ${percent(after.probabilities[is])}`
+      : `${apart(classes[was])} → ${apart(classes[is])} (${percent(after.probabilities[is])})`;
   return target == null ? words : `${words}; target ${show(target)}`;
 }

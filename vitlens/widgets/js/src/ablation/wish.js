@@ -2,7 +2,7 @@
 
 /** @import { Model, NodeKey } from "../lib/types" */
 import { ask } from "../lib/ask.js";
-import { save, same } from "../lib/model.js";
+import { save, same, setLocal } from "../lib/model.js";
 import { tell } from "../lib/notice.js";
 
 /** @typedef {[number, number, number | null]} Ablation */
@@ -15,8 +15,11 @@ export const ablations = (model) => model.get("ablations") ?? [];
  */
 export function wish(model, wanted) {
   save(model, { ablations: wanted });
-  // Whether anybody hears it: a page without a kernel must say so.
-  ask(model, "ping").catch((error) => tell(model, error));
+  // Where nobody hears it, that must be said, and what is off must be what the figures are of.
+  ask(model, "ping").catch((error) => {
+    setLocal(model, { ablations: model.get("outcome")?.ablations ?? [] });
+    tell(model, error);
+  });
 }
 
 /** Switches nodes off, or, when all are ablated, on again.

@@ -3,7 +3,7 @@
 /** @import { Model, NodeKey } from "../lib/types" */
 /** @import { Sort } from "./order.js" */
 import { ask } from "../lib/ask.js";
-import { h } from "../lib/dom.js";
+import { counted, h } from "../lib/dom.js";
 import { floats, listen, same, save, slowSave } from "../lib/model.js";
 import { tell } from "../lib/notice.js";
 import { strongest } from "../lib/scale.js";
@@ -106,7 +106,7 @@ export function mount(model, el, signal) {
     empty.hidden = features.length > 0 || layer === undefined;
     empty.textContent = "No feature of this layer fits; widen the search or the filter.";
     const total = sizes?.[layer] ?? 0;
-    tools.say(`${features.length.toLocaleString("en")} of ${total.toLocaleString("en")} features`);
+    tools.say(`${features.length.toLocaleString("en")} of ${counted(total, "feature")}`);
   }
 
   /** @param {HTMLElement} row @param {number} index */

@@ -1,7 +1,7 @@
 // What the atlas knows of a feature: its images, how often it is active, its scores, its kin.
 
 /** @import { Model, NodeKey } from "../lib/types" */
-import { fill, h, percent, show } from "../lib/dom.js";
+import { counted, decimals, fill, h, percent, show } from "../lib/dom.js";
 import { loadStrip } from "../lib/heat.js";
 import { floats, halfs } from "../lib/model.js";
 import { tenths } from "../lib/share.js";
@@ -80,7 +80,7 @@ export function createAtlas(model, to) {
     for (const [name, part] of Object.entries(sections)) part.hidden = name !== "top" && !atlas;
     title.textContent = "Over many images";
     if (!atlas) return;
-    title.textContent = `Over the ${atlas.n_images.toLocaleString("en")} images of the atlas`;
+    title.textContent = `Over the ${counted(atlas.n_images, "image")} of the atlas`;
     fill(facts, factsOf(atlas));
     const tokens = { active: atlas.active, tokens: atlas.n_tokens, none: "Active on no image." };
     fill(parts.hist, histogram(atlas.histogram, tokens));
@@ -100,7 +100,7 @@ export function createAtlas(model, to) {
       WAYS.map(([way, words]) =>
         linkList(words, links(atlas.neighbours[way]), "There is none.", {
           ...to,
-          say: (cosine) => cosine.toFixed(2).replace("-", "−"),
+          say: (cosine) => decimals(cosine, 2),
         }),
       ),
     );

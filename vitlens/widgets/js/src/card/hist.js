@@ -1,6 +1,6 @@
 // How strongly a feature is active: a small histogram.
 
-import { h, s, show } from "../lib/dom.js";
+import { counted, h, s, show } from "../lib/dom.js";
 
 const WIDTH = 320;
 const HEIGHT = 104;
@@ -26,7 +26,7 @@ export function histogram({ edges, counts }, { active, tokens, none = "Not activ
         width: step - 1,
         height: (count / most) * (floor - HEAD),
       },
-      s("title", {}, `${show(edges[i])} to ${show(edges[i + 1])}: ${count.toLocaleString("en")} tokens`),
+      s("title", {}, `${show(edges[i])} to ${show(edges[i + 1])}: ${counted(count, "token")}`),
     ),
   );
   const words = `Activation over ${active.toLocaleString("en")} active of ${tokens.toLocaleString("en")} tokens, up to ${show(edges.at(-1) ?? 0)}`;

@@ -2,7 +2,7 @@
 
 /** @import { Model, NodeKey } from "../lib/types" */
 import { ask } from "../lib/ask.js";
-import { fill, h, show } from "../lib/dom.js";
+import { apart, fill, h, show } from "../lib/dom.js";
 import { loadStrip } from "../lib/heat.js";
 import { floats, listen, same, save, slowSave } from "../lib/model.js";
 import { tenths } from "../lib/share.js";
@@ -168,7 +168,7 @@ export function mount(model, el, signal) {
     fill(
       facts,
       fact(tenths(card.share), `of layer ${card.node[0]}’s positive importance`),
-      fact(show(card.importance), `importance for “${card.target}”`),
+      fact(show(card.importance), `importance for “${apart(card.target)}”`),
       error
         ? fact("error node", "what this layer’s SAE misses")
         : fact(`${card.active} of ${card.n_tokens}`, "tokens active"),

@@ -27,6 +27,7 @@ export function linkList(words, links, none, { name, follow, hover, say = tenths
           type: "button",
           class: "vl-card-link",
           dataset: { node: node.join("/") },
+          title: name(node),
           onclick: () => follow(node),
           onpointerenter: () => hover(node),
           onpointerleave: () => hover(null),

@@ -1,6 +1,6 @@
 // The legend: what a line looks like, whose it is, its areas; a click switches it off and on.
 
-import { h, s as svg } from "../lib/dom.js";
+import { decimals, h, s as svg } from "../lib/dom.js";
 import { MEANINGS } from "./styles.js";
 
 /** @typedef {import("./data.js").CurveData} CurveData */
@@ -23,7 +23,7 @@ export function legendButtons(data, styles, directions, axis, isShown, toggle) {
   return data.about.methods.map((method) => {
     const areas = directions.flatMap((direction) => {
       const area = data.about.areas[axis]?.[direction]?.[method];
-      return typeof area === "number" ? `${ARROWS[direction]} ${area.toFixed(3)}` : [];
+      return typeof area === "number" ? `${ARROWS[direction]} ${decimals(area, 3)}` : [];
     });
     const meaning = MEANINGS[method] ?? method;
     const share = axis === "log" ? "logarithmic" : "linear";

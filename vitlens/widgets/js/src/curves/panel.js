@@ -22,6 +22,8 @@ import { shareTicks, valueAt, valueTicks } from "./scale.js";
  */
 
 const ROOMY = 230; // pixels of height for all words beside the axis
+const WIDE = 430; // pixels of width for all words above and below
+const TIGHT = 36; // pixels between the first two shares: they do not fit one beside the other
 const MARGIN = { left: 46, right: 22, top: 24, bottom: 40 };
 
 /** @type {Record<Direction, string>} */
@@ -29,6 +31,9 @@ const HEADINGS = {
   insertion: "Insertion: only the top features kept (high is good)",
   deletion: "Deletion: the top features taken away (low is good)",
 };
+
+/** @type {Record<Direction, string>} */
+const SHORT = { insertion: "Insertion (high is good)", deletion: "Deletion (low is good)" };
 
 /** @type {Record<string, string>} */
 const METRICS = {
@@ -58,6 +63,7 @@ export function createPanel(direction) {
   let y = (value) => value;
 
   const plotWidth = () => (state ? state.width - MARGIN.left - MARGIN.right : 0);
+  const isWide = () => Boolean(state && state.width >= WIDE);
   const bottom = () => (state ? state.height - MARGIN.bottom : 0);
   /** @param {number} share */
   const x = (share) => MARGIN.left + plotWidth() * (state ? state.scale.place(share) : 0);
@@ -73,7 +79,7 @@ export function createPanel(direction) {
     root.setAttribute("height", `${state.height}`);
     root.setAttribute("aria-label", HEADINGS[direction]);
     fixed.replaceChildren(
-      text(HEADINGS[direction], MARGIN.left, 14, "vl-curves-heading"),
+      text((isWide() ? HEADINGS : SHORT)[direction], MARGIN.left, 14, "vl-curves-heading"),
       ...axes(state, low, high),
       ...bands(state),
       ...lines(state),
@@ -98,15 +104,17 @@ export function createPanel(direction) {
           class: is_end ? "vl-curves-end" : "vl-curves-grid",
           x1: MARGIN.left, x2: right, y1: y(tick), y2: y(tick),
         }),
-        text(`${Number(tick.toFixed(6))}`, MARGIN.left - 6, y(tick) + 4, "vl-curves-tick", "end"),
+        text(`${Number(tick.toFixed(6))}`.replace("-", "−"), MARGIN.left - 6, y(tick) + 4, "vl-curves-tick", "end"),
       );
     }
-    for (const tick of shareTicks(s.axis, about.q)) {
+    const shares = shareTicks(s.axis, about.q);
+    for (const tick of shares) {
+      const isTight = tick === 0 && x(shares[1]) - x(0) < TIGHT;
       parts.push(
         svg("line", {
           class: "vl-curves-grid", x1: x(tick), x2: x(tick), y1: MARGIN.top, y2: bottom(),
         }),
-        text(percent(tick), x(tick), bottom() + 15, "vl-curves-tick", "middle"),
+        text(percent(tick), x(tick), bottom() + 20, "vl-curves-tick", isTight ? "end" : "middle"),
       );
     }
     const middle = (MARGIN.left + right) / 2;
@@ -117,8 +125,8 @@ export function createPanel(direction) {
     label.setAttribute("transform", `translate(11 ${(MARGIN.top + bottom()) / 2}) rotate(-90)`);
     parts.push(
       label,
-      text("share of the features kept or taken, in every layer", middle, bottom() + 32,
-        "vl-curves-label", "middle"),
+      text(`share of the features${isWide() ? " kept or taken" : ""}, in every layer`, middle,
+        bottom() + 36, "vl-curves-label", "middle"),
     );
     return parts;
   }

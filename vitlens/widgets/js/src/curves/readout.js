@@ -1,6 +1,6 @@
 // Values of all methods at one share of features, as a table.
 
-import { h, percent } from "../lib/dom.js";
+import { decimals, h, percent } from "../lib/dom.js";
 import { ARROWS, sample } from "./legend.js";
 import { valueAt } from "./scale.js";
 
@@ -71,6 +71,4 @@ export function valuesInWords(state, share) {
 }
 
 /** @param {number} value */
-function number(value) {
-  return value.toFixed(3).replace("-", "−");
-}
+const number = (value) => decimals(value, 3);

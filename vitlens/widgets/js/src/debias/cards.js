@@ -1,7 +1,7 @@
 // The candidates: what speaks for each, where it is active in every group, and a tick to take it out.
 
 /** @import { Model, NodeKey } from "../lib/types" */
-import { fill, h, show } from "../lib/dom.js";
+import { decimals, fill, h, show } from "../lib/dom.js";
 import { drawHeat, loadStrip } from "../lib/heat.js";
 import { legend } from "../lib/legend.js";
 import { halfs, same, save } from "../lib/model.js";
@@ -159,7 +159,7 @@ function effects({ attribute, effect, auc, q, class_effect, share }, strongest) 
       { class: "vl-debias-effect-track", "aria-hidden": "true" },
       h("i", { class: kind, style: { width: `${(100 * Math.abs(d)) / strongest}%` } }),
     ),
-    h("span", { class: "vl-debias-number" }, `d = ${d.toFixed(2).replace("-", "−")}`),
+    h("span", { class: "vl-debias-number" }, `d = ${decimals(d, 2)}`),
   ];
   return h(
     "div",

@@ -1,7 +1,7 @@
 // Accuracy of every group: a bar with its interval, and a mark for the untouched model.
 
 /** @import { Model } from "../lib/types" */
-import { fill, h } from "../lib/dom.js";
+import { counted, fill, h } from "../lib/dom.js";
 import { accuracy, points } from "./wish.js";
 
 /**
@@ -64,7 +64,7 @@ export function groupTable(model) {
       table.classList.toggle("vl-debias-interim", isInterim);
       caption.textContent = `Accuracy by group, ${about.n_images} ${about.name}`;
       note.textContent = isInterim
-        ? `So far, on ${shown.n_images} of ${about.n_images} images.`
+        ? `So far, on ${shown.n_images} of ${counted(about.n_images, "image")}.`
         : `Intervals are Wilson’s, as if images were independent.`;
       fill(body, row(shown.average, shown, isInterim), shown.groups.map((/** @type {Row} */ x) => row(x, shown, isInterim)));
     },

@@ -1,7 +1,7 @@
 // What the choice does, in sentences; screen readers hear them when they change.
 
 /** @import { Model } from "../lib/types" */
-import { fill, h } from "../lib/dom.js";
+import { counted, fill, h } from "../lib/dom.js";
 import { same } from "../lib/model.js";
 import { accuracy, chosen, features, points, verb } from "./wish.js";
 
@@ -54,7 +54,7 @@ export function summary(model) {
                       .map((/** @type {[string, number]} */ [name, x]) => {
                         const row = lost.find((/** @type {any} */ r) => r.name === name);
                         const fewer = row.before.right - row.right;
-                        return `${name} ${points(x)} points (${fewer} of ${row.count} images)`;
+                        return `${name} ${points(x)} points (${fewer} of ${counted(row.count, "image")})`;
                       })
                       .join("; "),
                   )

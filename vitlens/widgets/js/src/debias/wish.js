@@ -2,6 +2,7 @@
 
 /** @import { Model, NodeKey } from "../lib/types" */
 import { ask } from "../lib/ask.js";
+import { counted } from "../lib/dom.js";
 import { save, same, setLocal } from "../lib/model.js";
 import { tell } from "../lib/notice.js";
 
@@ -62,7 +63,7 @@ export const verb = (model) =>
 export const capital = (words) => words[0].toUpperCase() + words.slice(1);
 
 /** @param {number} n */
-export const features = (n) => `${n} feature${n === 1 ? "" : "s"}`;
+export const features = (n) => counted(n, "feature");
 
 /** A share in percent with one decimal, as accuracies are written.
  * @param {number | null | undefined} x
@@ -70,5 +71,7 @@ export const features = (n) => `${n} feature${n === 1 ? "" : "s"}`;
 export const accuracy = (x) => (x == null ? "–" : `${(100 * x).toFixed(1)}%`);
 
 /** A change in points. @param {number} x */
-export const points = (x) =>
-  `${x > 0 ? "+" : x < 0 ? "−" : "±"}${Math.abs(100 * x).toFixed(1)}`;
+export function points(x) {
+  const size = Math.abs(100 * x).toFixed(1);
+  return `${!Number(size) ? "±" : x > 0 ? "+" : "−"}${size}`;
+}

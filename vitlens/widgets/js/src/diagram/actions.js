@@ -3,6 +3,7 @@
 /** @import { Diagram } from "./diagram.js" */
 /** @import { Item } from "./scene.js" */
 import { toggle } from "../ablation/wish.js";
+import { counted } from "../lib/dom.js";
 import { same, save } from "../lib/model.js";
 import { featureName, idOf } from "./data.js";
 import { handleKey } from "./keys.js";
@@ -92,7 +93,7 @@ export function createActions(diagram) {
           marks.group(name, ids.map((id) => diagram.keyOf(id)));
           diagram.chosen.clear();
           diagram.opened.delete(name);
-          announce(`Grouped ${ids.length} nodes as ${name}`);
+          announce(`Grouped ${counted(ids.length, "node")} as ${name}`);
         }
         focusAgain(name ? `group ${near.layer} ${name}` : near.key);
       },
@@ -259,6 +260,10 @@ export function createActions(diagram) {
     },
     /** @param {KeyboardEvent} event */
     pressed(event) {
+      if (event.key === "Escape" && diagram.root.classList.contains("vl-full")) {
+        diagram.root.classList.remove("vl-full"); // as the browser does with its own full screen
+        return event.stopPropagation();
+      }
       const undoing = (event.ctrlKey || event.metaKey) && event.key === "z";
       if (!(diagram.active() || undoing) || !handleKey(event, commands)) return;
       event.preventDefault();

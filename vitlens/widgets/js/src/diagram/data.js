@@ -108,7 +108,8 @@ export function relativeHeat(data, id) {
  */
 export function shareWords(share) {
   const size = Math.abs(100 * share);
-  const text = size >= 9.95 ? size.toFixed(0) : size >= 0.05 || !size ? size.toFixed(1) : "<0.1";
+  if (size && size < 0.05) return share < 0 ? ">−0.1%" : "<0.1%";
+  const text = size >= 9.95 ? size.toFixed(0) : size.toFixed(1);
   return `${share < 0 ? "−" : ""}${text}%`;
 }
 

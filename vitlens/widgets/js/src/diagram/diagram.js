@@ -6,7 +6,7 @@
 /** @import { Kept } from "./prune.js" */
 /** @import { Item, Scene } from "./scene.js" */
 /** @import { Marked } from "./nodes.js" */
-import { h } from "../lib/dom.js";
+import { counted, h } from "../lib/dom.js";
 import { loadStrip } from "../lib/heat.js";
 import { listen, same, save, slowSave } from "../lib/model.js";
 import { createActions } from "./actions.js";
@@ -229,7 +229,7 @@ export class Diagram {
     const [count, nodeShare, edgeShare] = RULES.map((rule) => this.model.get(rule));
     this.sliders.update({ nodes_per_layer: count, node_share: nodeShare, edge_share: edgeShare }, data.maxCount);
     this.legend.update(scene, data.prefixNames);
-    const words = `${scene.nodes} nodes, ${scene.edges} edges`;
+    const words = `${counted(scene.nodes, "node")}, ${counted(scene.edges, "edge")}`;
     if (this.count.textContent !== words) this.count.textContent = words;
     this.actions.update();
   }

@@ -2,7 +2,7 @@
 
 /** @import { Data } from "./data.js" */
 /** @import { Diagram } from "./diagram.js" */
-import { h, show } from "../lib/dom.js";
+import { counted, decimals, h, show } from "../lib/dom.js";
 import { listen } from "../lib/model.js";
 import { featureName, idOf } from "./data.js";
 import { alongEdge } from "./edges.js";
@@ -122,7 +122,7 @@ function tableOf(data, checked, id, labels) {
           return h("tr", {}, head, share(edge.predicted), share(edge.measured));
         }),
       edges.length > SHOWN &&
-        h("tr", {}, h("td", { colspan: 3, class: "vl-muted" }, `${end} ${edges.length - SHOWN} weaker ones`)),
+        h("tr", {}, h("td", { colspan: 3, class: "vl-muted" }, `${end} ${counted(edges.length - SHOWN, "weaker one")}`)),
     ]),
   );
 }
@@ -143,7 +143,7 @@ function nodeName(data, id, labels) {
 const column = (word) => h("th", { scope: "col", title: word, "aria-label": word }, `${word.slice(0, 4)}.`);
 
 /** @param {number} x */
-const tenths = (x) => (100 * x).toFixed(1).replace("-", "−").replace(/^−(?=0\.0$)/, "");
+const tenths = (x) => decimals(100 * x, 1);
 
 /** @param {number} x */
 const signed = (x) => `${x > 0 ? "+" : ""}${show(x)}`;

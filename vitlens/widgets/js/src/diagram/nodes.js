@@ -2,7 +2,7 @@
 
 /** @import { Data } from "./data.js" */
 /** @import { Item, Scene } from "./scene.js" */
-import { h, show } from "../lib/dom.js";
+import { counted, h, show } from "../lib/dom.js";
 import { ERROR, featureName, shareWords } from "./data.js";
 
 const PAUSE = 150; // ms
@@ -65,7 +65,7 @@ export function createNodes(world) {
     const button = buttons.get(key);
     const place = scene.places.get(key);
     if (!button || place === undefined) return;
-    const ends = `${scene.into[place].length} edges in, ${scene.out[place].length} out`;
+    const ends = `${counted(scene.into[place].length, "edge")} in, ${scene.out[place].length} out`;
     put(button, "label", `${spoken(data, scene.items[place], marked)}; ${ends}`, (text) =>
       button.element.setAttribute("aria-label", text),
     );

@@ -3,7 +3,7 @@
 /** @import { Ground } from "../lib/heat.js" */
 /** @import { Data } from "./data.js" */
 /** @import { Diagram } from "./diagram.js" */
-import { fill, h, percent, show } from "../lib/dom.js";
+import { apart, fill, h, percent, show } from "../lib/dom.js";
 import { drawHeat } from "../lib/heat.js";
 import { ERROR, featureName, relativeHeat, shareWords } from "./data.js";
 import { createMeasured } from "./measured.js";
@@ -44,7 +44,7 @@ export function createSide(diagram) {
         fill(
           words,
           h("div", { class: "vl-side-name" }, "Image"),
-          h("div", {}, `predicted: ${predicted} (${percent(probability)})`),
+          h("div", {}, `predicted: ${apart(predicted)} (${percent(probability)})`),
           measured,
         );
         return;

@@ -1,7 +1,7 @@
 // How far the graph can be trusted: a line that is always in sight, and a table by layer.
 
 /** @import { Model } from "../lib/types" */
-import { fill, h, percent, show } from "../lib/dom.js";
+import { counted, fill, h, percent, show } from "../lib/dom.js";
 import { listen } from "../lib/model.js";
 
 const LOW_VARIANCE = 0.8;
@@ -113,7 +113,7 @@ function words({ accuracy, accuracy_all, n_images, labelled, missing }) {
   const parts = [];
   if (accuracy !== null && accuracy_all !== null) {
     parts.push(
-      h("p", {}, `On ${n_images} images the model's ${what} is ${percent(accuracy)}; with all its `
+      h("p", {}, `On ${counted(n_images ?? 0, "image")} the model's ${what} is ${percent(accuracy)}; with all its `
         + `SAEs and no error nodes ${percent(accuracy_all)}. `
         + "What is lost there, the features do not explain."),
     );

@@ -2,6 +2,7 @@
 
 /** @import { Model, NodeKey } from "../lib/types" */
 import { mountHeatmap } from "../heatmap/mount.js";
+import { apart } from "../lib/dom.js";
 import { floatsOf, halfsOf, intsOf, listen, same } from "../lib/model.js";
 import { overlay } from "./overlay.js";
 
@@ -28,7 +29,7 @@ export function mountHeatView(model, el, signal) {
     const importance = model.get("show") === "importance";
     return own.put({
       values,
-      value_name: importance ? `importance for ${model.get("explained")?.name}` : "activation",
+      value_name: importance ? `importance for ${apart(model.get("explained")?.name ?? "")}` : "activation",
       signed: importance,
       title: titleOf(node, model.get("labels")),
     });

@@ -1,7 +1,7 @@
 // What of the image is explained, and what the model says of it.
 
 /** @import { Model } from "../lib/types" */
-import { fill, h, percent } from "../lib/dom.js";
+import { apart, decimals, fill, h, percent } from "../lib/dom.js";
 import { listen, save } from "../lib/model.js";
 
 const PREDICTED = "";
@@ -28,14 +28,14 @@ export function targetChoice(model, signal) {
     const order = classes.map((_, i) => i);
     order.sort((a, b) => (probabilities[b] ?? 0) - (probabilities[a] ?? 0));
     const chosen = model.get("target_choice");
-    const predicted = `the predicted class${prediction ? `: ${prediction[0]}` : ""}`;
+    const predicted = `the predicted class${prediction ? `: ${apart(prediction[0])}` : ""}`;
     const isFunction = chosen === null && index === null;
     fill(
       select,
       h("option", { value: PREDICTED }, isFunction ? `${name} (a function)` : predicted),
       order.map((i) => {
         const p = probabilities[i];
-        const words = p === undefined ? classes[i] : `${classes[i]}  ${percent(p)}`;
+        const words = p === undefined ? classes[i] : `${apart(classes[i])}  ${percent(p)}`;
         return h("option", { value: i }, words);
       }),
     );
@@ -60,10 +60,10 @@ export function predictionLine(model, signal) {
     const other = name !== prediction[0] && h(
       "span",
       { class: "vl-muted" },
-      `explained: ${name} = ${value.toFixed(2).replace("-", "−")}`,
+      `explained: ${apart(name)} = ${decimals(value, 2)}`,
     );
     const [best, probability] = prediction;
-    fill(element, "Predicted: ", h("strong", {}, best), ` ${percent(probability)}`, other);
+    fill(element, "Predicted: ", h("strong", { dir: "auto" }, best), ` ${percent(probability)}`, other);
   }
   listen(model, ["explained"], draw, signal);
   draw();

@@ -96,7 +96,8 @@ export function mountHeatmap(model, el, signal) {
     const place = layout();
     const cell = cursor ?? patches().at(-1);
     if (!cell || !all.length || !exists(place, cell)) {
-      readout.textContent = "Point at a patch for its value; click it for its features.";
+      const features = model.get("n_layers") ? "; click it for its features" : "";
+      readout.textContent = `Point at a patch for its value${features}.`;
       return;
     }
     const at = views.map((_, image) => all[image * tokens(place) + tokenOf(place, cell)]);

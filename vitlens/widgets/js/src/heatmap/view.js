@@ -71,7 +71,7 @@ export function heatView(on) {
     canvas.height = Math.round(wide * sharp * state.ratio);
     drawHeat(canvas, state.ground, state.heat);
     marks.setAttribute("viewBox", `0 0 ${columns} ${rows}`);
-    caption.textContent = state.title;
+    caption.textContent = caption.title = state.title;
     caption.hidden = !state.title;
     stage.setAttribute("aria-label", `${state.title || "Heatmap"}. ${KEYS}`);
     prefix.hidden = !state.layout.prefix.length;

@@ -96,6 +96,25 @@ export function plain(x) {
   return String(Number(x.toPrecision(3))).replace("-", "−");
 }
 
+/** A number with so many decimals; without a sign where they are all 0.
+ * @param {number} x @param {number} digits
+ */
+export function decimals(x, digits) {
+  if (!Number.isFinite(x)) return "–";
+  const text = x.toFixed(digits);
+  return Number(text) ? text.replace("-", "−") : text.replace("-", "");
+}
+
+/** How many there are, in words.
+ * @param {number} n @param {string} what one is called
+ */
+export const counted = (n, what) => `${n.toLocaleString("en")} ${what}${n === 1 ? "" : "s"}`;
+
+/** A name within a sentence: one that is written from the right must not turn what follows it.
+ * @param {string} name
+ */
+export const apart = (name) => (/[\u0590-\u08ff\ufb1d-\ufefc]/.test(name) ? `\u2068${name}\u2069` : name);
+
 /** A share as percent.
  * @param {number} x
  */

@@ -12,9 +12,10 @@ import { listen, save } from "./model.js";
  * @param {AbortSignal} signal
  */
 export function mountNotice(model, el, signal) {
-  const banner = h("div", { class: "vl-notice", role: "status", "aria-live": "polite" });
+  const banner = h("div", { class: "vl-notice" });
   const progress = h("div", { class: "vl-progress" });
-  el.append(banner, progress);
+  // What is said of changes is heard only where the region was there before.
+  el.append(h("div", { role: "status", "aria-live": "polite" }, banner), progress);
 
   const drawBanner = () => {
     const words = model.get("notice");

@@ -143,9 +143,14 @@ const swatch = (colour) =>
     style: { "background-image": `linear-gradient(${colour}, ${colour})` },
   });
 
-/** @param {string} words @param {string} hint @param {() => void} onclick */
-const button = (words, hint, onclick) =>
-  h("button", { type: "button", class: "vl-button", title: hint, "aria-label": hint, onclick }, words);
+/** Its name has the words in sight, for those who say them to press it.
+ * @param {string} words @param {string} hint @param {() => void} onclick
+ */
+function button(words, hint, onclick) {
+  const says = !/\w/.test(words) || hint.toLowerCase().includes(words.toLowerCase());
+  const label = says ? hint : `${words}: ${hint}`;
+  return h("button", { type: "button", class: "vl-button", title: hint, "aria-label": label, onclick }, words);
+}
 
 /** @param {Element} element */
 const active = (element) =>
