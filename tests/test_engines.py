@@ -7,10 +7,10 @@ from collections.abc import Callable
 import pytest
 import torch
 import torch.nn.functional as F
-from tests.tiny import tiny_image, tiny_lens
 from torch import Tensor, nn
 
 import vitlens
+from tests.tiny import tiny_image, tiny_lens
 from vitlens.attribution.edges import Engine
 from vitlens.attribution.importances import importances
 from vitlens.attribution.split import _ROWS
