@@ -581,3 +581,26 @@ def test_curves_of_another_target_or_head_are_not_given_back(tmp_path):
     run(one, "head")
     with pytest.raises(CheckpointError, match="other images, weights or settings"):
         run(other, "head")
+
+
+def test_curves_of_another_class_by_the_same_name_are_not_given_back(tmp_path):
+    lens = tiny_lens()
+
+    def run(class_names):
+        return faithfulness(
+            lens.vit,
+            lens.saes,
+            lens.baselines,
+            [tiny_image()],
+            methods=["node"],
+            target="cat",
+            class_names=class_names,
+            q=(0, 0.1, 1),
+            out=tmp_path / "curves",
+            progress=False,
+        )
+
+    first = run(["cat", "dog", "cow", "owl", "eel"])
+    assert run(["cat", "dog", "cow", "owl", "elk"]) == first
+    with pytest.raises(CheckpointError, match="other images, weights or settings"):
+        run(["dog", "cat", "cow", "owl", "eel"])
