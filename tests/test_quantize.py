@@ -59,6 +59,13 @@ def test_refuses_what_has_no_grid(bad):
         quantize({"w": bad})
 
 
+def test_what_float16_cannot_hold_is_not_kept_in_it():
+    large = {"w": torch.full((2, 2), 1e5)}
+    assert torch.equal(dequantize(quantize(large))["w"], large["w"])
+    with pytest.raises(ValueError, match=r"w holds values too large for float16"):
+        quantize(large, keep=["w"])
+
+
 def test_missing_scale():
     with pytest.raises(ValueError, match="scale of w"):
         dequantize({"w": torch.zeros(2, 2, dtype=torch.int8)})
