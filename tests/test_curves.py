@@ -604,3 +604,44 @@ def test_curves_of_another_class_by_the_same_name_are_not_given_back(tmp_path):
     assert run(["cat", "dog", "cow", "owl", "elk"]) == first
     with pytest.raises(CheckpointError, match="other images, weights or settings"):
         run(["dog", "cat", "cow", "owl", "eel"])
+
+
+def test_curves_of_any_other_run_are_not_given_back(tmp_path):
+    lens, images = tiny_lens(), [tiny_image(0), tiny_image(1)]
+
+    def of(vit=lens.vit, k=4, encoder=1.0, z=0.0, e=0.0):
+        saes = [
+            TopKSAE.from_weights(W_enc=encoder * s.W_enc, W_dec=s.W_dec, b_dec=s.b_dec, k=k)
+            for s in lens.saes
+        ]
+        last = [lens.baselines.features[2] + z], [lens.baselines.errors[2] + e]
+        baselines = Baselines(
+            [*lens.baselines.features[:2], *last[0]], [*lens.baselines.errors[:2], *last[1]]
+        )
+        return vitlens.Lens(vit, saes, baselines=baselines, transform=lens.transform)
+
+    def run(lens, images=images, **changes):
+        options = {"methods": ["activation"], "q": (0, 0.5, 1), "progress": False}
+        return lens.faithfulness(images, out=tmp_path / "curves", **(options | changes))
+
+    first = run(of())
+    assert run(of()) == first
+    head = torch.nn.Linear(5, 5)
+    model = tiny_lens().vit.model
+    model.blocks[2].mlp.fc2.bias.data[0] += 1
+    others = [of(k=3), of(encoder=2.0), of(z=0.1), of(e=0.1), of(ViT(model))]
+    others.append(of(ViT(lens.vit.model, head=head.eval())))
+    changes = [
+        {"methods": ["random"]},
+        {"q": (0, 0.4, 1)},
+        {"labels": [0, 1]},
+        {"target": 1},
+        {"errors": "free"},
+        {"engine": "jvp"},
+        {"seed": 1},
+        {"images": [images[0], tiny_image(2)]},
+        {"images": images[:1]},
+    ]
+    for other, change in [*((x, {}) for x in others), *((of(), x) for x in changes)]:
+        with pytest.raises(CheckpointError, match="other images, weights or settings"):
+            run(other, **change)
