@@ -27,6 +27,7 @@ from vitlens.saes import (
     train_saes,
     tune_saes,
 )
+from vitlens.saes.adam import DictionaryAdam
 from vitlens.saes.checkpoint import CHECKPOINT
 
 WIDTH, N_IMAGES = 16, 14
@@ -161,6 +162,44 @@ def test_dead_features_come_back_to_life(tmp_path, trained):
         shares[weight] = [h.dead_fraction for h in measure(vit, result.saes, [images]).layers]
     assert min(shares[0]) >= 6 / 24
     assert max(shares[1]) <= 2 / 24
+
+
+def test_a_step_goes_down_the_weighted_sum_of_the_losses(tmp_path, trained, monkeypatch):
+    config = make_config(chain_weight=0.3, output_weight=0.7, aux_weight=0.2, aux_features=2)
+    step, steps = DictionaryAdam.step, []
+
+    def noted(self, rate):
+        steps.append([(p.detach().clone(), p.grad.clone()) for p in self.parameters])
+        step(self, rate)
+
+    monkeypatch.setattr(DictionaryAdam, "step", noted)
+    vit, images = make_vit(), make_images(6)
+    with torch.no_grad():
+        vit.model.head.weight *= 50
+    tune_saes(vit, trained, images, config, out=tmp_path)
+    first, second = images.split(3)
+    dead = [(~active).nonzero()[:, 0] for active in chain_losses(vit, trained, first).active]
+    assert max(map(len, dead)) > 2
+    saes = [copy_of(sae).requires_grad_() for sae in trained]
+    parameters = [parameter for sae in saes for parameter in sae.parameters()]
+    for parameter, (value, _) in zip(parameters, steps[1], strict=True):
+        parameter.data.copy_(value)
+    found = chain_losses(vit, saes, second, dead=dead, aux_features=2)
+    loss = found.alone.mean() + 0.3 * found.chain.mean() + 0.7 * found.output
+    expected = torch.autograd.grad(loss + 0.2 * found.aux.mean(), parameters)
+    for (_, gradient), other in zip(steps[1], expected, strict=True):
+        torch.testing.assert_close(gradient, other)
+
+
+def test_models_in_half_precision_are_tuned_in_single(tmp_path, trained):
+    images = make_images(30, torch.float32)
+    single, half = (
+        tune_saes(make_vit(dtype), trained, images, make_config(), out=tmp_path / str(dtype))
+        for dtype in (torch.float32, torch.bfloat16)
+    )
+    assert {tensor.dtype for tensor in weights_of(half.saes)} == {torch.float32}
+    assert half.explained_variance == pytest.approx(single.explained_variance, abs=0.02)
+    assert half.chain_explained_variance == pytest.approx(single.chain_explained_variance, abs=0.05)
 
 
 def test_perfect_saes_have_no_loss():
