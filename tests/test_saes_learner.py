@@ -85,6 +85,12 @@ def test_start_is_tied_with_unit_rows_and_the_mean_as_bias(tokens):
     torch.testing.assert_close(sae.b_dec.detach(), tokens.mean(0))
 
 
+def test_the_seed_decides_on_the_first_weights():
+    one, same, other = (make_learner(seed=seed).saes[0].W_dec for seed in (3, 3, 4))
+    assert torch.equal(one, same)
+    assert not torch.isclose(one, other).all(1).any()
+
+
 def test_steps_match_autograd_with_torch_adam(tokens):
     learner = make_learner(aux_weight=0.5)
     (sae,) = learner.saes

@@ -22,7 +22,9 @@ from vitlens.errors import CheckpointError, ImageError, ModelError, VitlensError
 from vitlens.models.adapter import ViT
 from vitlens.saes import TrainConfig, estimate, load_saes, measure, train_saes
 from vitlens.saes.checkpoint import CHECKPOINT
+from vitlens.saes.learner import Learner
 from vitlens.saes.stream import count_images, iterate_images
+from vitlens.saes.topk import normalize_tokens
 
 WIDTH, DEPTH, T = 16, 3, 5
 N_IMAGES = 14
@@ -136,8 +138,6 @@ def test_ctrl_c_then_resume_gives_the_same(tmp_path, uninterrupted, stop):
 
 
 def test_ctrl_c_in_the_middle_of_a_step_waits_for_its_end(tmp_path, uninterrupted, monkeypatch):
-    from vitlens.saes.learner import Learner
-
     step = Learner.step
 
     def step_with_ctrl_c(self, *args, **kwargs):
@@ -177,6 +177,28 @@ def test_shuffling_data_loader_resumes_in_the_same_order(tmp_path):
     loader = DataLoader(TensorDataset(images), batch_size=3, shuffle=True)
     resumed = train_saes(make_vit(), loader, make_config(), out=tmp_path / "cut")
     assert_same(whole.saes, resumed.saes)
+
+
+def test_each_seed_and_epoch_shuffles_anew(tmp_path, monkeypatch):
+    step, seen = Learner.step, []
+
+    def noted(self, batches, rate):
+        seen.append([tokens.clone() for tokens in batches])
+        return step(self, batches, rate)
+
+    monkeypatch.setattr(Learner, "step", noted)
+    vit, images = make_vit(), make_images(4)
+    for seed in (0, 1):
+        config = make_config(seed=seed, batch_tokens=4 * T)
+        train_saes(vit, images, config, out=tmp_path / str(seed))
+    layers = [normalize_tokens(x.flatten(0, 1)).values for x in vit.residuals(images)[:2]]
+    orders = []
+    for batch in seen:
+        found = [torch.cdist(b, x).argmin(1).tolist() for b, x in zip(batch, layers, strict=True)]
+        assert found[0] == found[1]  # the same tokens at every layer
+        assert sorted(found[0]) == list(range(4 * T))
+        orders.append(tuple(found[0]))
+    assert len(orders) == len(set(orders)) == 4
 
 
 def test_finished_run_is_given_back(uninterrupted):

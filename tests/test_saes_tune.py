@@ -309,6 +309,18 @@ def test_bfloat16_is_close_to_full_precision(trained):
     torch.testing.assert_close(low.chain, full.chain, rtol=0.1, atol=0.02)
 
 
+@pytest.mark.parametrize("precision", ["full", "bfloat16"])
+def test_the_model_runs_in_the_precision_asked_for(tmp_path, trained, precision):
+    vit, images, seen = make_vit(torch.float32), make_images(dtype=torch.float32), []
+    vit.blocks[0].register_forward_hook(
+        lambda *_: seen.append(torch.is_autocast_enabled(vit.device.type))
+    )
+    config = TrainConfig(sizes=8, k=2, precision=precision)
+    train_saes(vit, images, config, out=tmp_path / "trained")
+    tune_saes(vit, trained, images, make_config(precision=precision), out=tmp_path / "tuned")
+    assert set(seen) == {precision == "bfloat16"}
+
+
 def test_another_run_is_refused(tmp_path, trained):
     with pytest.raises(KeyboardInterrupt):
         tune_saes(make_vit(), trained, Interrupted(make_images(), 9), make_config(), out=tmp_path)
