@@ -109,6 +109,27 @@ def test_result_and_folder(uninterrupted):
     assert "explained variance" in str(result)
 
 
+def test_figures_and_rates_by_hand(tmp_path, monkeypatch):
+    step, reports, rates = Learner.step, [], []
+
+    def noted(self, batches, rate):
+        reports.append(step(self, batches, rate))
+        rates.append(rate)
+        return reports[-1]
+
+    monkeypatch.setattr(Learner, "step", noted)
+    result = train_saes(make_vit(), make_images(), make_config(), out=tmp_path)
+    mean = reports[0].explained_variance
+    for report in reports[1:]:
+        mean = 0.9 * mean + 0.1 * report.explained_variance
+    assert result.explained_variance == pytest.approx(mean.tolist())
+    assert result.dead_fraction == pytest.approx(reports[-1].dead_fraction.tolist())
+    # 14 steps, three of them of warming up; 30 % are 4.2 steps.
+    falling = [4 / 4.2, 3 / 4.2, 2 / 4.2, 1 / 4.2]
+    expected = [0.25, 0.5, 0.75, *[1] * 7, *falling]
+    assert rates == pytest.approx([1e-2 * factor for factor in expected])
+
+
 def test_training_explains_more(tmp_path):
     images = make_images(40)
     short, long = (

@@ -244,6 +244,31 @@ def test_result_and_folder(uninterrupted, trained):
     assert "in chain" in str(uninterrupted)
 
 
+def test_figures_and_rates_by_hand(tmp_path, trained, monkeypatch):
+    step, losses, rates = DictionaryAdam.step, [], []
+
+    def noted_losses(*args, **options):
+        found = chain_losses(*args, **options)
+        losses.append(torch.cat([found.alone, found.chain, found.output[None]]).detach())
+        return found
+
+    def noted_step(self, rate):
+        rates.append(rate)
+        step(self, rate)
+
+    monkeypatch.setattr("vitlens.saes.tune.chain_losses", noted_losses)
+    monkeypatch.setattr(DictionaryAdam, "step", noted_step)
+    result = tune_saes(make_vit(), trained, make_images(), make_config(), out=tmp_path)
+    mean = losses[0]
+    for later in losses[1:]:
+        mean = 0.9 * mean + 0.1 * later
+    found = [*result.explained_variance, *result.chain_explained_variance]
+    assert found == pytest.approx((1 - mean[:-1]).tolist())
+    assert result.divergence == pytest.approx(float(mean[-1]))
+    # Five steps, two of them of warming up; the last three fall to zero.
+    assert rates == pytest.approx([1e-3 / 3, 2e-3 / 3, 1e-3, 2e-3 / 3, 1e-3 / 3])
+
+
 def test_neither_the_model_nor_the_saes_given_change(tmp_path, trained):
     vit = make_vit()
     model = {name: tensor.clone() for name, tensor in vit.model.state_dict().items()}
