@@ -130,8 +130,10 @@ def test_losses_and_gradients_equal_the_slow_ones(trained):
             torch.testing.assert_close(getattr(one, name).grad, getattr(other, name).grad)
 
 
-def copy_of(sae):
-    return TopKSAE.from_weights(W_enc=sae.W_enc, W_dec=sae.W_dec, b_dec=sae.b_dec, k=sae.k)
+def copy_of(sae, k=None):
+    return TopKSAE.from_weights(
+        W_enc=sae.W_enc, W_dec=sae.W_dec, b_dec=sae.b_dec, k=sae.k if k is None else k
+    )
 
 
 def test_active_features_are_those_of_the_models_own_stream(trained):
@@ -353,11 +355,24 @@ def test_another_run_is_refused(tmp_path, trained):
         (make_vit(), trained, make_config(output_weight=1), r"output_weight 0\.5 \(now 1\)"),
         (make_vit(seed=1), trained, make_config(), "another model"),
         (make_vit(), trained[::-1], make_config(), "other SAEs"),
+        (make_vit(), [copy_of(sae, k=3) for sae in trained], make_config(), "other SAEs"),
     ]:
         with pytest.raises(CheckpointError, match=message):
             tune_saes(vit, saes, make_images(), config, out=tmp_path)
     with pytest.raises(CheckpointError, match="not a checkpoint of vitlens-sae-training"):
         train_saes(make_vit(), make_images(), TrainConfig(sizes=8, k=2), out=tmp_path)
+
+
+def test_without_resume_tuning_starts_anew(tmp_path, trained, uninterrupted):
+    other = make_config(learning_rate=1e-2)
+    with pytest.raises(KeyboardInterrupt):
+        tune_saes(make_vit(), trained, Interrupted(make_images(), 9), other, out=tmp_path)
+    for _ in ("over a checkpoint", "over tuned SAEs"):
+        arguments = (make_vit(), trained, make_images())
+        result = tune_saes(*arguments, make_config(), out=tmp_path, resume=False)
+        assert_same(result.saes, uninterrupted.saes)
+        assert not (tmp_path / CHECKPOINT).exists()
+        tune_saes(*arguments, other, out=tmp_path, resume=False)
 
 
 def test_a_folder_of_trained_saes_is_not_taken_for_tuned_ones(tmp_path, trained):
