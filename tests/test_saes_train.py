@@ -109,7 +109,8 @@ def test_result_and_folder(uninterrupted):
     assert "explained variance" in str(result)
 
 
-def test_figures_and_rates_by_hand(tmp_path, monkeypatch):
+@pytest.mark.parametrize(("n", "n_steps", "n_falling"), [(14, 14, 4), (12, 12, 3)])
+def test_figures_and_rates_by_hand(tmp_path, monkeypatch, n, n_steps, n_falling):
     step, reports, rates = Learner.step, [], []
 
     def noted(self, batches, rate):
@@ -118,15 +119,15 @@ def test_figures_and_rates_by_hand(tmp_path, monkeypatch):
         return reports[-1]
 
     monkeypatch.setattr(Learner, "step", noted)
-    result = train_saes(make_vit(), make_images(), make_config(), out=tmp_path)
+    result = train_saes(make_vit(), make_images(n), make_config(), out=tmp_path)
     mean = reports[0].explained_variance
     for report in reports[1:]:
         mean = 0.9 * mean + 0.1 * report.explained_variance
     assert result.explained_variance == pytest.approx(mean.tolist())
     assert result.dead_fraction == pytest.approx(reports[-1].dead_fraction.tolist())
-    # 14 steps, three of them of warming up; 30 % are 4.2 steps.
-    falling = [4 / 4.2, 3 / 4.2, 2 / 4.2, 1 / 4.2]
-    expected = [0.25, 0.5, 0.75, *[1] * 7, *falling]
+    # Three steps of warming up; the last 30 % of all steps fall to zero.
+    falling = [left / (0.3 * n_steps) for left in range(n_falling, 0, -1)]
+    expected = [0.25, 0.5, 0.75, *[1] * (n_steps - 3 - n_falling), *falling]
     assert rates == pytest.approx([1e-2 * factor for factor in expected])
 
 
@@ -291,6 +292,23 @@ def test_disk_full_keeps_the_last_checkpoint(tmp_path, uninterrupted, monkeypatc
             train_saes(make_vit(), make_images(), make_config(), out=tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == [CHECKPOINT]
     assert (tmp_path / CHECKPOINT).read_bytes() == before
+    result = train_saes(make_vit(), make_images(), make_config(), out=tmp_path)
+    assert_same(result.saes, uninterrupted.saes)
+
+
+def test_a_step_that_fails_is_not_saved(tmp_path, uninterrupted, monkeypatch):
+    step = Learner.step
+
+    def failing(self, batches, rate):
+        report = step(self, batches, rate)
+        if self.step_count == 4:
+            raise RuntimeError("out of memory")
+        return report
+
+    with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="out of memory"):
+        patch.setattr(Learner, "step", failing)
+        train_saes(make_vit(), make_images(), make_config(), out=tmp_path)
+    assert not list(tmp_path.iterdir())
     result = train_saes(make_vit(), make_images(), make_config(), out=tmp_path)
     assert_same(result.saes, uninterrupted.saes)
 

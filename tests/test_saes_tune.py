@@ -414,6 +414,22 @@ def test_images_that_do_not_fit(tmp_path, trained, images, message):
     assert not list(tmp_path.iterdir())
 
 
+def test_a_step_that_fails_is_not_saved(tmp_path, trained, uninterrupted, monkeypatch):
+    step = DictionaryAdam.step
+
+    def failing(self, rate):
+        step(self, rate)
+        if self.step_count == 3:
+            raise RuntimeError("out of memory")
+
+    with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="out of memory"):
+        patch.setattr(DictionaryAdam, "step", failing)
+        tune_saes(make_vit(), trained, make_images(), make_config(), out=tmp_path)
+    assert not list(tmp_path.iterdir())
+    result = tune_saes(make_vit(), trained, make_images(), make_config(), out=tmp_path)
+    assert_same(result.saes, uninterrupted.saes)
+
+
 def test_saes_and_settings_that_do_not_fit(tmp_path, trained):
     with pytest.raises(CheckpointError, match="2 SAEs"):
         tune_saes(make_vit(), trained[:1], make_images(), make_config(), out=tmp_path)
