@@ -69,18 +69,20 @@ def assert_same(first, second):
 
 
 class Interrupted:
-    """Images that press Ctrl-C before image `stop`, the first `times` times round."""
+    """Images that press Ctrl-C before image `stop`, `times` times after the first `skip` times."""
 
-    def __init__(self, images, stop, times=1):
-        self.images, self.stop, self.left = images, stop, times
+    def __init__(self, images, stop, times=1, skip=0):
+        self.images, self.stop, self.left, self.skip = images, stop, times, skip
 
     def __len__(self):
         return len(self.images)
 
     def __getitem__(self, position):
         if position == self.stop and self.left:
-            self.left -= 1
-            raise KeyboardInterrupt
+            if not self.skip:
+                self.left -= 1
+                raise KeyboardInterrupt
+            self.skip -= 1
         return self.images[position]
 
 
@@ -183,7 +185,8 @@ def test_periodic_checkpoints_do_not_change_the_result(tmp_path, uninterrupted):
     assert not (tmp_path / CHECKPOINT).exists()
 
 
-def test_shuffling_data_loader_resumes_in_the_same_order(tmp_path):
+@pytest.mark.parametrize("epoch", [0, 1])
+def test_shuffling_data_loader_resumes_in_the_same_order(tmp_path, epoch):
     images = make_images()
 
     def run(stop, out):
@@ -194,7 +197,7 @@ def test_shuffling_data_loader_resumes_in_the_same_order(tmp_path):
 
     whole = run(None, tmp_path / "whole")
     with pytest.raises(KeyboardInterrupt):
-        run(Interrupted(images, stop=int(torch.tensor(5))), tmp_path / "cut")
+        run(Interrupted(images, stop=5, skip=epoch), tmp_path / "cut")
     torch.manual_seed(99)  # whatever was drawn in between
     loader = DataLoader(TensorDataset(images), batch_size=3, shuffle=True)
     resumed = train_saes(make_vit(), loader, make_config(), out=tmp_path / "cut")
