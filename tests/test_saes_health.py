@@ -124,6 +124,12 @@ def test_large_mean_costs_no_precision(vit, images):
     assert variance.total == pytest.approx(float(exact), rel=1e-12)
 
 
+def test_a_stream_that_does_not_vary_is_explained_or_not():
+    from vitlens.saes.health import _explained
+
+    assert (_explained(0.0, 0.0), _explained(1e-9, 0.0)) == (1, 0)
+
+
 def test_table_and_dict(vit, images):
     report = measure(vit, random_saes(), [images])
     lines = str(report).splitlines()

@@ -23,7 +23,13 @@ from vitlens.models.adapter import ViT
 from vitlens.saes import TrainConfig, estimate, load_saes, measure, train_saes
 from vitlens.saes.checkpoint import CHECKPOINT
 from vitlens.saes.learner import Learner
-from vitlens.saes.stream import count_images, iterate_images
+from vitlens.saes.stream import (
+    TokenBuffer,
+    count_images,
+    first_image,
+    iterate_images,
+    n_batches,
+)
 from vitlens.saes.topk import normalize_tokens
 
 WIDTH, DEPTH, T = 16, 3, 5
@@ -434,6 +440,39 @@ def test_estimate():
     buffer = 2 * config.buffer_tokens * WIDTH * 8
     assert buffer < cost.memory_bytes < 100 * buffer
     assert "10,000 tokens, about" in str(cost)
+
+
+def test_the_first_image_is_the_same_in_batches_of_any_size():
+    images = make_images()
+    sources = [images, TensorDataset(images), list(images), *map(list, map(images.split, (3, 5)))]
+    assert len({first_image(source) for source in sources}) == 1
+    assert first_image(images.flip(0)) != first_image(images)
+
+
+def test_images_to_leave_out_are_not_read():
+    images = Interrupted(make_images(), 2)
+    found = list(iterate_images(images, 3))
+    assert torch.equal(torch.stack(found), make_images()[3:])
+
+
+def test_tokens_wait_normalised_in_single_precision_and_finite():
+    stream = torch.randn(2, T, WIDTH, generator=torch.Generator().manual_seed(0)).bfloat16() + 3
+    buffer = TokenBuffer(2, WIDTH, dtype=torch.float32)
+    buffer.add((stream, stream))
+    ((tokens, _),) = buffer.batches(2 * T, torch.Generator())
+    expected = normalize_tokens(stream.float().flatten(0, 1)).values
+    assert torch.equal(tokens.sort(0).values, expected.sort(0).values)
+    with pytest.raises(ImageError, match="overflows in this precision"):
+        buffer.add((stream, stream * torch.inf))
+
+
+def test_a_buffer_is_split_into_about_equal_batches():
+    counts = {3: 1, 10: 1, 14: 1, 16: 2, 24: 2, 26: 3}
+    assert {n: n_batches(n, 10) for n in counts} == counts
+    buffer = TokenBuffer(1, WIDTH, dtype=torch.float64)
+    buffer.add((torch.randn(1, 26, WIDTH).double(),))
+    batches = buffer.batches(10, torch.Generator())
+    assert [len(tokens) for (tokens,) in batches] == [9, 9, 8]
 
 
 def test_images_of_a_loader_are_counted_as_it_gives_them():
