@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 import vitlens
 from tests.tiny import tiny_image, tiny_lens
 from vitlens.circuits import curves as curves_module
+from vitlens.circuits.areas import adjusted, interval, resamples
 from vitlens.circuits.curves import Curves, estimate, faithfulness
 from vitlens.circuits.methods import METHODS, Case, ranked
 from vitlens.circuits.results import METRICS
@@ -367,6 +368,28 @@ def test_interrupted_runs_go_on_where_they_stopped(reference, tmp_path, monkeypa
         faithfulness(*reference.arguments, reference.images[4:8], out=out, **options)
 
 
+def test_an_image_left_out_first_is_not_counted_when_going_on(tmp_path, monkeypatch):
+    lens, images = tiny_lens(), [tiny_image(i) for i in range(3)]
+    labels = [int(lens.trace(image).logits.argmax()) for image in images]
+    labels[0] = (labels[0] + 1) % 5
+    options = {"methods": ["random"], "labels": labels, "q": (0, 0.05, 1), "progress": False}
+    whole = lens.faithfulness(images, **options)
+    assert (whole.images, whole.counts) == ((1, 2), (0, 2, 30))  # 1.5 features are 2
+    measure = curves_module._Plan.measure
+
+    def interrupted(plan, case, watch):
+        if case.index == 2:
+            raise KeyboardInterrupt
+        return measure(plan, case, watch)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(curves_module._Plan, "measure", interrupted)
+        lens.faithfulness(images, out=tmp_path / "curves", **options)
+    resumed = lens.faithfulness(images, out=tmp_path / "curves", **options)
+    assert resumed.images == whole.images
+    assert torch.equal(resumed.insertion["target"], whole.insertion["target"])
+
+
 def test_progress_is_told_before_every_step(reference):
     told = []
     faithfulness(
@@ -500,6 +523,26 @@ def test_area_is_a_ratio_of_means_with_a_paired_bootstrap():
     assert ratio.low == pytest.approx(low, abs=0.01)
     assert ratio.high == pytest.approx(high, abs=0.01)
     assert made.area("insertion", "rrm") == found
+
+
+def test_an_interval_is_the_middle_95_percent():
+    found = interval(0.5, np.arange(1001.0), n_images=2)
+    assert (found.low, found.high) == (25, 975)
+    images = np.random.default_rng(3).uniform(0.2, 0.8, 12)
+    made = made_up([[[0.0, x, x, 1] for x in images]], [[[1.0, 0, 0, 0]] * 12], ("rrm",))
+    means = resamples(12) @ images
+    band = made.band("insertion", "rrm")
+    assert (means < band.low[1]).mean() == pytest.approx(0.025, abs=0.003)
+    assert (means > band.high[1]).mean() == pytest.approx(0.025, abs=0.003)
+
+
+def test_empty_and_full_models_are_drawn_with_their_images():
+    values, empty, full = np.array([2.0, 6]), np.array([1.0, 3]), np.array([3.0, 9])
+    draws = np.array([[1, 0], [0, 1], [0.5, 0.5]])
+    value, resampled = adjusted(values, empty, full, draws)
+    assert [value, *resampled] == [0.5] * 4  # half-way on each image
+    in_doubt = adjusted(values, empty, np.array([11.0, 2]), draws)
+    assert np.isnan(in_doubt[0]) and np.isnan(in_doubt[1]).all()
 
 
 def test_band_is_the_adjusted_mean():
