@@ -138,3 +138,11 @@ def test_walk_refuses_what_does_not_fit():
         edge_columns(lambda layer, features: EDGES[layer], 0, torch.tensor([1]))
     with pytest.raises(FeatureError, match="no layers"):
         walk((), (), count=1)
+
+
+def test_edges_are_added_up_in_ascending_order():
+    # In the order of importance, 0, 2, 1, the first row's sum would be 1.
+    edges = torch.tensor([[1e16, 1, -1e16], [0.5, 0, 0], [-1, 0, 0], [-2, 0, 0]]).double()
+    nodes = [torch.zeros(4).double(), torch.tensor([3.0, 1, 2, 0]).double()]
+    kept = walk(nodes, [edges], count=3)
+    assert [layer.tolist() for layer in kept] == [[1, 0, 2], [0, 2, 1]]
