@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from vitlens.circuits.prune import edge_columns, select, walk
+from vitlens.circuits.prune import edge_columns, filter_shares, select, walk
 from vitlens.errors import FeatureError
 
 # Two layers of three features and an error node each, then two layers of edges, by hand.
@@ -146,3 +146,9 @@ def test_edges_are_added_up_in_ascending_order():
     nodes = [torch.zeros(4).double(), torch.tensor([3.0, 1, 2, 0]).double()]
     kept = walk(nodes, [edges], count=3)
     assert [layer.tolist() for layer in kept] == [[1, 0, 2], [0, 2, 1]]
+
+
+def test_the_first_node_stays_and_others_by_their_share():
+    kept, shares = [torch.tensor([2, 0, 1])], [[0.1, 0.09, 0.01]]
+    assert [x.tolist() for x in filter_shares(kept, shares, node_share=0.1)] == [[2, 0]]
+    assert [x.tolist() for x in filter_shares(kept, shares, node_share=0)] == [[2, 0, 1]]

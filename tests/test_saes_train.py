@@ -273,6 +273,10 @@ def test_images_whose_first_is_not_known_are_counted_only(tmp_path):
         train_saes(make_vit(), images, config, out=tmp_path)
     with pytest.raises(CheckpointError, match="other images"):
         train_saes(make_vit(), Interrupted(make_images(13), -1), config, out=tmp_path)
+    config = make_config(epochs=1, decay_share=0)
+    train_saes(make_vit(), make_images(), config, out=tmp_path, resume=False)
+    with pytest.raises(CheckpointError, match="other images"):
+        train_saes(make_vit(), Stream(), config, out=tmp_path)  # of nobody knows how many
 
 
 def test_damaged_checkpoint(tmp_path):
@@ -450,9 +454,15 @@ def test_the_first_image_is_the_same_in_batches_of_any_size():
 
 
 def test_images_to_leave_out_are_not_read():
-    images = Interrupted(make_images(), 2)
-    found = list(iterate_images(images, 3))
-    assert torch.equal(torch.stack(found), make_images()[3:])
+    class Late:
+        def __len__(self):
+            return N_IMAGES
+
+        def __getitem__(self, position):
+            assert position >= 3
+            return make_images()[position]
+
+    assert torch.equal(torch.stack(list(iterate_images(Late(), 3))), make_images()[3:])
 
 
 def test_tokens_wait_normalised_in_single_precision_and_finite():
