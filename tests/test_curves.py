@@ -1,5 +1,6 @@
 import json
 from functools import partial
+from itertools import permutations
 
 import numpy as np
 import pytest
@@ -18,7 +19,7 @@ from vitlens.circuits.resume import partial_path
 from vitlens.errors import CheckpointError, FeatureError, TargetError, VitlensError
 from vitlens.files import write_tensors
 from vitlens.models.adapter import ViT
-from vitlens.replacement import Baselines, trace
+from vitlens.replacement import Baselines, run_with, trace
 from vitlens.saes.topk import TopKSAE
 
 # Counts 0, 1, 3, 8, 30, 48 of the largest layer's 48 features; the smallest has 20.
@@ -76,11 +77,12 @@ class Reference:
         clean = running = start
         for layer, block in enumerate(model.blocks[:-1]):
             clean, running = block(clean), block(running)
+            held = errors if isinstance(errors, str) else errors[layer]
             error = clean[0] - self.decode(*self.encode(clean[0], layer), layer)
             z, std, mean = self.encode(running[0], layer)
-            if errors == "free":
+            if held == "free":
                 error = running[0] - self.decode(z, std, mean, layer)
-            if errors == "baseline":
+            if held == "baseline":
                 error = self.baselines.errors[layer]
             for feature in range(z.shape[1]):
                 if feature not in kept[layer]:
@@ -230,6 +232,17 @@ def test_error_nodes(reference, errors):
         lambda count: [naive_walk(layer, [], count)[0] for layer in sums],
         errors,
     )
+
+
+@pytest.mark.parametrize("errors", list(permutations(("clean", "free", "baseline"))))
+def test_error_nodes_may_differ_by_layer(reference, errors):
+    vit, saes, baselines = reference.arguments
+    image = reference.images[0]
+    kept = [set(range(layer, sae.size, 3)) for layer, sae in enumerate(saes)]
+    masks = [torch.tensor([f in k for f in range(s.size)]) for k, s in zip(kept, saes, strict=True)]
+    clean = trace(vit, saes, image).errors
+    found = run_with(vit, saes, image[None], masks, baselines, errors=errors, clean_errors=clean)
+    torch.testing.assert_close(found[0], reference.replaced(image, kept, errors))
 
 
 def test_end_points_are_the_model_and_the_baseline(reference, measured):

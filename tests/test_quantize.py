@@ -66,6 +66,13 @@ def test_what_float16_cannot_hold_is_not_kept_in_it():
         quantize(large, keep=["w"])
 
 
+def test_a_weight_may_be_called_a_scale():
+    weights = {"norm.scale": torch.linspace(-1, 1, 5), "gain.scale": torch.ones(2, 3)}
+    restored = dequantize(quantize(weights))
+    assert restored.keys() == weights.keys()
+    assert torch.equal(restored["norm.scale"], weights["norm.scale"])
+
+
 def test_missing_scale():
     with pytest.raises(ValueError, match="scale of w"):
         dequantize({"w": torch.zeros(2, 2, dtype=torch.int8)})
