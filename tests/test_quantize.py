@@ -73,6 +73,14 @@ def test_a_weight_may_be_called_a_scale():
     assert torch.equal(restored["norm.scale"], weights["norm.scale"])
 
 
+def test_cutting_off_the_largest_weights_can_cost_less_than_a_coarser_grid():
+    normal = torch.randn(4, 2000, generator=torch.Generator().manual_seed(0))
+    step = normal.abs().amax(1, keepdim=True) / 127
+    plain = (normal / step).round() * step
+    ours = dequantize(quantize({"w": normal}))["w"]
+    assert (ours - normal).square().sum() < 0.99 * (plain - normal).square().sum()
+
+
 def test_missing_scale():
     with pytest.raises(ValueError, match="scale of w"):
         dequantize({"w": torch.zeros(2, 2, dtype=torch.int8)})

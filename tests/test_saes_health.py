@@ -36,7 +36,7 @@ def random_saes(seed=0):
         W_dec = F.normalize(torch.randn(size, WIDTH, generator=generator).double(), dim=-1)
         W_enc = W_dec.T.contiguous()
         W_enc[:, -2:] = 0  # dead
-        b_dec = torch.zeros(WIDTH).double()
+        b_dec = 0.1 * torch.randn(WIDTH, generator=generator).double()
         saes.append(TopKSAE.from_weights(W_enc=W_enc, W_dec=W_dec, b_dec=b_dec, k=k))
     return saes
 
