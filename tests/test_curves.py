@@ -245,6 +245,16 @@ def test_error_nodes_may_differ_by_layer(reference, errors):
     torch.testing.assert_close(found[0], reference.replaced(image, kept, errors))
 
 
+def test_error_nodes_that_are_not_given(reference):
+    vit, saes, baselines = reference.arguments
+    masks = [torch.ones(sae.size, dtype=torch.bool) for sae in saes]
+    run = partial(run_with, vit, saes, reference.images[0][None], masks, baselines)
+    with pytest.raises(FeatureError, match="needs the error nodes of the original image"):
+        run(errors=("free", "clean", "free"))
+    with pytest.raises(FeatureError, match="all 3 layers, not 2"):
+        run(errors=("free", "free"))
+
+
 def test_end_points_are_the_model_and_the_baseline(reference, measured):
     logits = reference.data["logits"][0]
     for metric, value in metrics_of(logits, reference.classes[0]).items():
