@@ -61,6 +61,26 @@ def test_edges_by_hand():
     )
 
 
+def test_nodes_and_heatmaps_go_by_importance_and_then_by_number():
+    every = (torch.arange(3), torch.arange(3))
+    options = {"grid": (2, 2), "n_prefix": 1, "prediction": ("mammal", 0.75)}
+    made = build_circuit(importances(), every, EDGES, **options)
+    order = [(0, 0), (0, ERROR), (0, 1), (1, 0), (1, 1), (1, ERROR)]
+    assert [node.key for node in made.nodes] == order
+    assert made.heatmaps.sum(1).tolist() == [3, 1, -2, 5, 0, -1]
+    alike = importances()
+    alike.nodes = (torch.ones(3), torch.ones(3))
+    made = build_circuit(alike, every, EDGES, **options)
+    assert [node.feature for node in made.nodes] == [0, 1, ERROR] * 2
+
+
+def test_edges_from_and_to_a_pinned_node_stay():
+    # The shares are .5 and .125 into (1, 0), 1 and .2 into the target.
+    for pinned, ends in (((1, 0), {(0, 0), (0, ERROR)}), ((0, ERROR), {(0, ERROR)})):
+        made = circuit(pinned=[pinned], edge_share=0.9)
+        assert {e.source for e in made.edges} == ends | {(1, 0)}
+
+
 def test_edges_of_weight_zero_are_left_out():
     kept = (torch.tensor([1]), torch.tensor([0, 1]))
     made = build_circuit(

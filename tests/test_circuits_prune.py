@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from vitlens.circuits.prune import edge_columns, select, walk
+from vitlens.circuits.prune import edge_columns, filter_shares, select, walk
 from vitlens.errors import FeatureError
 
 # Two layers of three features and an error node each, then two layers of edges, by hand.
@@ -138,3 +138,17 @@ def test_walk_refuses_what_does_not_fit():
         edge_columns(lambda layer, features: EDGES[layer], 0, torch.tensor([1]))
     with pytest.raises(FeatureError, match="no layers"):
         walk((), (), count=1)
+
+
+def test_edges_are_added_up_in_ascending_order():
+    # In the order of importance, 0, 2, 1, the first row's sum would be 1.
+    edges = torch.tensor([[1e16, 1, -1e16], [0.5, 0, 0], [-1, 0, 0], [-2, 0, 0]]).double()
+    nodes = [torch.zeros(4).double(), torch.tensor([3.0, 1, 2, 0]).double()]
+    kept = walk(nodes, [edges], count=3)
+    assert [layer.tolist() for layer in kept] == [[1, 0, 2], [0, 2, 1]]
+
+
+def test_the_first_node_stays_and_others_by_their_share():
+    kept, shares = [torch.tensor([2, 0, 1])], [[0.1, 0.09, 0.01]]
+    assert [x.tolist() for x in filter_shares(kept, shares, node_share=0.1)] == [[2, 0]]
+    assert [x.tolist() for x in filter_shares(kept, shares, node_share=0)] == [[2, 0, 1]]

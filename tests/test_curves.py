@@ -1,5 +1,6 @@
 import json
 from functools import partial
+from itertools import permutations
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from safetensors.torch import load_file
 import vitlens
 from tests.tiny import tiny_image, tiny_lens
 from vitlens.circuits import curves as curves_module
+from vitlens.circuits.areas import adjusted, interval, resamples
 from vitlens.circuits.curves import Curves, estimate, faithfulness
 from vitlens.circuits.methods import METHODS, Case, ranked
 from vitlens.circuits.results import METRICS
@@ -17,7 +19,7 @@ from vitlens.circuits.resume import partial_path
 from vitlens.errors import CheckpointError, FeatureError, TargetError, VitlensError
 from vitlens.files import write_tensors
 from vitlens.models.adapter import ViT
-from vitlens.replacement import Baselines, trace
+from vitlens.replacement import Baselines, run_with, trace
 from vitlens.saes.topk import TopKSAE
 
 # Counts 0, 1, 3, 8, 30, 48 of the largest layer's 48 features; the smallest has 20.
@@ -75,11 +77,12 @@ class Reference:
         clean = running = start
         for layer, block in enumerate(model.blocks[:-1]):
             clean, running = block(clean), block(running)
+            held = errors if isinstance(errors, str) else errors[layer]
             error = clean[0] - self.decode(*self.encode(clean[0], layer), layer)
             z, std, mean = self.encode(running[0], layer)
-            if errors == "free":
+            if held == "free":
                 error = running[0] - self.decode(z, std, mean, layer)
-            if errors == "baseline":
+            if held == "baseline":
                 error = self.baselines.errors[layer]
             for feature in range(z.shape[1]):
                 if feature not in kept[layer]:
@@ -231,6 +234,27 @@ def test_error_nodes(reference, errors):
     )
 
 
+@pytest.mark.parametrize("errors", list(permutations(("clean", "free", "baseline"))))
+def test_error_nodes_may_differ_by_layer(reference, errors):
+    vit, saes, baselines = reference.arguments
+    image = reference.images[0]
+    kept = [set(range(layer, sae.size, 3)) for layer, sae in enumerate(saes)]
+    masks = [torch.tensor([f in k for f in range(s.size)]) for k, s in zip(kept, saes, strict=True)]
+    clean = trace(vit, saes, image).errors
+    found = run_with(vit, saes, image[None], masks, baselines, errors=errors, clean_errors=clean)
+    torch.testing.assert_close(found[0], reference.replaced(image, kept, errors))
+
+
+def test_error_nodes_that_are_not_given(reference):
+    vit, saes, baselines = reference.arguments
+    masks = [torch.ones(sae.size, dtype=torch.bool) for sae in saes]
+    run = partial(run_with, vit, saes, reference.images[0][None], masks, baselines)
+    with pytest.raises(FeatureError, match="needs the error nodes of the original image"):
+        run(errors=("free", "clean", "free"))
+    with pytest.raises(FeatureError, match="all 3 layers, not 2"):
+        run(errors=("free", "free"))
+
+
 def test_end_points_are_the_model_and_the_baseline(reference, measured):
     logits = reference.data["logits"][0]
     for metric, value in metrics_of(logits, reference.classes[0]).items():
@@ -365,6 +389,28 @@ def test_interrupted_runs_go_on_where_they_stopped(reference, tmp_path, monkeypa
     assert measured_images == [0, 2, 2, 3]
     with pytest.raises(CheckpointError, match="other images, weights or settings"):
         faithfulness(*reference.arguments, reference.images[4:8], out=out, **options)
+
+
+def test_an_image_left_out_first_is_not_counted_when_going_on(tmp_path, monkeypatch):
+    lens, images = tiny_lens(), [tiny_image(i) for i in range(3)]
+    labels = [int(lens.trace(image).logits.argmax()) for image in images]
+    labels[0] = (labels[0] + 1) % 5
+    options = {"methods": ["random"], "labels": labels, "q": (0, 0.05, 1), "progress": False}
+    whole = lens.faithfulness(images, **options)
+    assert (whole.images, whole.counts) == ((1, 2), (0, 2, 30))  # 1.5 features are 2
+    measure = curves_module._Plan.measure
+
+    def interrupted(plan, case, watch):
+        if case.index == 2:
+            raise KeyboardInterrupt
+        return measure(plan, case, watch)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(curves_module._Plan, "measure", interrupted)
+        lens.faithfulness(images, out=tmp_path / "curves", **options)
+    resumed = lens.faithfulness(images, out=tmp_path / "curves", **options)
+    assert resumed.images == whole.images
+    assert torch.equal(resumed.insertion["target"], whole.insertion["target"])
 
 
 def test_progress_is_told_before_every_step(reference):
@@ -502,6 +548,26 @@ def test_area_is_a_ratio_of_means_with_a_paired_bootstrap():
     assert made.area("insertion", "rrm") == found
 
 
+def test_an_interval_is_the_middle_95_percent():
+    found = interval(0.5, np.arange(1001.0), n_images=2)
+    assert (found.low, found.high) == (25, 975)
+    images = np.random.default_rng(3).uniform(0.2, 0.8, 12)
+    made = made_up([[[0.0, x, x, 1] for x in images]], [[[1.0, 0, 0, 0]] * 12], ("rrm",))
+    means = resamples(12) @ images
+    band = made.band("insertion", "rrm")
+    assert (means < band.low[1]).mean() == pytest.approx(0.025, abs=0.003)
+    assert (means > band.high[1]).mean() == pytest.approx(0.025, abs=0.003)
+
+
+def test_empty_and_full_models_are_drawn_with_their_images():
+    values, empty, full = np.array([2.0, 6]), np.array([1.0, 3]), np.array([3.0, 9])
+    draws = np.array([[1, 0], [0, 1], [0.5, 0.5]])
+    value, resampled = adjusted(values, empty, full, draws)
+    assert [value, *resampled] == [0.5] * 4  # half-way on each image
+    in_doubt = adjusted(values, empty, np.array([11.0, 2]), draws)
+    assert np.isnan(in_doubt[0]) and np.isnan(in_doubt[1]).all()
+
+
 def test_band_is_the_adjusted_mean():
     band = STEPS.band("insertion", "rrm")
     np.testing.assert_allclose(band.mean, [0, 1, 1, 1])
@@ -581,3 +647,67 @@ def test_curves_of_another_target_or_head_are_not_given_back(tmp_path):
     run(one, "head")
     with pytest.raises(CheckpointError, match="other images, weights or settings"):
         run(other, "head")
+
+
+def test_curves_of_another_class_by_the_same_name_are_not_given_back(tmp_path):
+    lens = tiny_lens()
+
+    def run(class_names):
+        return faithfulness(
+            lens.vit,
+            lens.saes,
+            lens.baselines,
+            [tiny_image()],
+            methods=["node"],
+            target="cat",
+            class_names=class_names,
+            q=(0, 0.1, 1),
+            out=tmp_path / "curves",
+            progress=False,
+        )
+
+    first = run(["cat", "dog", "cow", "owl", "eel"])
+    assert run(["cat", "dog", "cow", "owl", "elk"]) == first
+    with pytest.raises(CheckpointError, match="other images, weights or settings"):
+        run(["dog", "cat", "cow", "owl", "eel"])
+
+
+def test_curves_of_any_other_run_are_not_given_back(tmp_path):
+    lens, images = tiny_lens(), [tiny_image(0), tiny_image(1)]
+
+    def of(vit=lens.vit, k=4, encoder=1.0, z=0.0, e=0.0):
+        saes = [
+            TopKSAE.from_weights(W_enc=encoder * s.W_enc, W_dec=s.W_dec, b_dec=s.b_dec, k=k)
+            for s in lens.saes
+        ]
+        last = [lens.baselines.features[2] + z], [lens.baselines.errors[2] + e]
+        baselines = Baselines(
+            [*lens.baselines.features[:2], *last[0]], [*lens.baselines.errors[:2], *last[1]]
+        )
+        return vitlens.Lens(vit, saes, baselines=baselines, transform=lens.transform)
+
+    def run(lens, images=images, **changes):
+        options = {"methods": ["activation"], "q": (0, 0.5, 1), "progress": False}
+        return lens.faithfulness(images, out=tmp_path / "curves", **(options | changes))
+
+    first = run(of())
+    assert run(of()) == first
+    head = torch.nn.Linear(5, 5)
+    model = tiny_lens().vit.model
+    model.blocks[2].mlp.fc2.bias.data[0] += 1
+    others = [of(k=3), of(encoder=2.0), of(z=0.1), of(e=0.1), of(ViT(model))]
+    others.append(of(ViT(lens.vit.model, head=head.eval())))
+    changes = [
+        {"methods": ["random"]},
+        {"q": (0, 0.4, 1)},
+        {"labels": [0, 1]},
+        {"target": 1},
+        {"errors": "free"},
+        {"engine": "jvp"},
+        {"seed": 1},
+        {"images": [images[0], tiny_image(2)]},
+        {"images": images[:1]},
+    ]
+    for other, change in [*((x, {}) for x in others), *((of(), x) for x in changes)]:
+        with pytest.raises(CheckpointError, match="other images, weights or settings"):
+            run(other, **change)

@@ -107,6 +107,23 @@ def test_atomic_folder_replaces_its_own_files_only(tmp_path):
     assert (folder / "layer_0").read_text() == "3"
 
 
+def test_a_folder_that_cannot_be_put_in_place_leaves_the_old(tmp_path, monkeypatch):
+    folder, rename = tmp_path / "saes", Path.rename
+    with atomic_folder(folder) as temporary:
+        (temporary / "layer").write_text("old")
+
+    def failing(self, target):
+        if (self / "layer").read_text() == "new":
+            raise OSError(errno.ENOSPC, "No space left")
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", failing)
+    with pytest.raises(VitlensError, match="No space left"), atomic_folder(folder) as temporary:
+        (temporary / "layer").write_text("new")
+    assert (folder / "layer").read_text() == "old"
+    assert names(tmp_path) == ["saes"]
+
+
 def test_atomic_folder_on_a_file(tmp_path):
     (tmp_path / "file").write_text("old")
     with pytest.raises(VitlensError, match="is a file"), atomic_folder(tmp_path / "file"):

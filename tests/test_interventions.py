@@ -20,6 +20,7 @@ from tests.tiny import CLASSES, tiny_image, tiny_lens
 from vitlens import Ablate, Project, Scale, SetTo, Steer, Swap
 from vitlens.errors import FeatureError, ImageError
 from vitlens.interventions.hooks import _active
+from vitlens.interventions.run import _BATCH, _tokens
 from vitlens.widgets.scene import Scene
 
 DOUBLE = torch.float64
@@ -147,7 +148,10 @@ def slow(
 
 @pytest.fixture
 def lens() -> vitlens.Lens:
-    return tiny_lens(7, dtype=DOUBLE)
+    lens = tiny_lens(7, dtype=DOUBLE)
+    for sae in lens.saes:
+        torch.nn.init.normal_(sae.b_dec, std=0.2)
+    return lens
 
 
 def active(lens: vitlens.Lens, layer: int, place: int = 0, seed: int = 7) -> tuple[int, int]:
@@ -256,6 +260,23 @@ def test_directions_that_are_parallel() -> None:
     )
 
 
+def test_a_mean_over_more_images_than_run_together(lens: vitlens.Lens) -> None:
+    over = [tiny_image(seed, DOUBLE) for seed in range(_BATCH + 1)]
+    change, x = Ablate([active(lens, 1)], "mean", over=over), tiny_image(7, DOUBLE)
+    close(lens.run_with(x, change).after, slow(lens, x, [change]))
+
+
+def test_patches_go_row_by_row() -> None:
+    model = VisionTransformer(
+        img_size=(16, 24), patch_size=8, embed_dim=24, depth=2, num_heads=3, num_classes=5
+    )
+    vit = vitlens.ViT(model.eval())
+    mask = _tokens(vit, Scale((0, 1), 2.0, patches=[(-1, 0), (0, 2), (1, 0)]))
+    assert mask[:, 0].nonzero()[:, 0].tolist() == [0, 3, 4]
+    names = [vit.token_name(token) for token in (0, 3, 4)]
+    assert names == ["CLS", "row 1, column 3", "row 2, column 1"]
+
+
 def test_the_order_counts(lens: vitlens.Lens) -> None:
     x, f = tiny_image(7, DOUBLE), active(lens, 1)
     first = lens.run_with(x, Scale(f, 3.0) + Steer(f, 1.0)).after
@@ -335,6 +356,16 @@ def test_a_pass_cut_off_inside_leaves_nothing_behind() -> None:
         broken.remove()
         assert torch.equal(model(x[None])[0], expected)
         assert torch.equal(lens.vit.readout(lens.vit.residuals(x[None])[-1])[0], expected)
+
+
+def test_a_block_run_alone_starts_a_pass_of_its_own(lens: vitlens.Lens) -> None:
+    model, change = lens.vit.model, Scale(active(lens, 2), 3.0)
+    stream = streams_of(model, tiny_image(2, DOUBLE))[1][None]
+    with lens.intervene(change):
+        expected = model.blocks[2](stream)
+    with lens.intervene(change):
+        model(tiny_image(7, DOUBLE)[None])
+        close(model.blocks[2](stream), expected)
 
 
 def test_nested(lens: vitlens.Lens) -> None:

@@ -225,6 +225,36 @@ def test_zero_shot_head() -> None:
         ZeroShotHead(text[0])
 
 
+def test_the_bias_of_a_zero_shot_head_goes_to_every_logit() -> None:
+    head = ZeroShotHead(torch.tensor([[3.0, 0], [0, 0.1]]), scale=10, bias=-2)
+    torch.testing.assert_close(head(torch.tensor([[0.6, 0.8]])), torch.tensor([[4.0, 6.0]]))
+
+
+def test_rotary_embeddings_of_each_block_its_own() -> None:
+    torch.manual_seed(0)
+    model = Eva(
+        **SMALL,
+        num_classes=5,
+        use_rot_pos_emb=True,
+        use_abs_pos_emb=False,
+        rope_type="mixed",
+        dynamic_img_size=False,
+    )
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter), alpha=0.1)
+    vit = vitlens.ViT(model.double().eval())
+    found = vit.readout(vit.residuals(image()[None])[-1])
+    torch.testing.assert_close(found, model(image()[None]))
+
+
+def test_prefix_tokens_are_named_in_their_order() -> None:
+    distilled = VisionTransformerDistilled(**SMALL, num_classes=5).eval()
+    assert vitlens.ViT(distilled).prefix_names == ("CLS", "distillation")
+    registers = VisionTransformer(**SMALL, num_classes=5, reg_tokens=2).eval()
+    assert vitlens.ViT(registers).prefix_names == ("CLS", "register 1", "register 2")
+
+
 def test_model_is_checked() -> None:
     with pytest.raises(ModelError, match=r"model\.eval\(\)"):
         vitlens.ViT(make("vit").train())

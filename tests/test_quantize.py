@@ -59,6 +59,28 @@ def test_refuses_what_has_no_grid(bad):
         quantize({"w": bad})
 
 
+def test_what_float16_cannot_hold_is_not_kept_in_it():
+    large = {"w": torch.full((2, 2), 1e5)}
+    assert torch.equal(dequantize(quantize(large))["w"], large["w"])
+    with pytest.raises(ValueError, match=r"w holds values too large for float16"):
+        quantize(large, keep=["w"])
+
+
+def test_a_weight_may_be_called_a_scale():
+    weights = {"norm.scale": torch.linspace(-1, 1, 5), "gain.scale": torch.ones(2, 3)}
+    restored = dequantize(quantize(weights))
+    assert restored.keys() == weights.keys()
+    assert torch.equal(restored["norm.scale"], weights["norm.scale"])
+
+
+def test_cutting_off_the_largest_weights_can_cost_less_than_a_coarser_grid():
+    normal = torch.randn(4, 2000, generator=torch.Generator().manual_seed(0))
+    step = normal.abs().amax(1, keepdim=True) / 127
+    plain = (normal / step).round() * step
+    ours = dequantize(quantize({"w": normal}))["w"]
+    assert (ours - normal).square().sum() < 0.99 * (plain - normal).square().sum()
+
+
 def test_missing_scale():
     with pytest.raises(ValueError, match="scale of w"):
         dequantize({"w": torch.zeros(2, 2, dtype=torch.int8)})

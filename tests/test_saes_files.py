@@ -65,6 +65,7 @@ def test_half_precision_on_disk_is_single_precision_in_memory(tmp_path):
     save_saes(saes, tmp_path / "half", dtype=torch.float16)
     save_saes(saes, tmp_path / "single")
     for loaded, sae in zip(load_saes(tmp_path / "half"), saes, strict=True):
+        assert loaded.W_enc.dtype == torch.float32
         assert torch.equal(loaded.W_enc, sae.W_enc.half().float())
     sizes = [
         (tmp_path / name / "layer_02.safetensors").stat().st_size for name in ("half", "single")

@@ -36,7 +36,7 @@ def random_saes(seed=0):
         W_dec = F.normalize(torch.randn(size, WIDTH, generator=generator).double(), dim=-1)
         W_enc = W_dec.T.contiguous()
         W_enc[:, -2:] = 0  # dead
-        b_dec = torch.zeros(WIDTH).double()
+        b_dec = 0.1 * torch.randn(WIDTH, generator=generator).double()
         saes.append(TopKSAE.from_weights(W_enc=W_enc, W_dec=W_dec, b_dec=b_dec, k=k))
     return saes
 
@@ -122,6 +122,12 @@ def test_large_mean_costs_no_precision(vit, images):
         variance.add(part)
     exact = (x.double() - x.double().mean(0)).square().sum()
     assert variance.total == pytest.approx(float(exact), rel=1e-12)
+
+
+def test_a_stream_that_does_not_vary_is_explained_or_not():
+    from vitlens.saes.health import _explained
+
+    assert (_explained(0.0, 0.0), _explained(1e-9, 0.0)) == (1, 0)
 
 
 def test_table_and_dict(vit, images):

@@ -60,6 +60,21 @@ def test_gradients_match_autograd(tokens, n_dead, aux_features):
     assert torch.equal(found.active, (features > 0).any(0))
 
 
+def test_features_that_are_not_above_zero_get_no_gradient(tokens):
+    weights = random_weights()
+    none = torch.tensor([], dtype=torch.int64)
+    weights["W_enc"][:, 0] = 0
+    sae = TopKSAE.from_weights(**weights, k=SIZE)
+    found = gradients(sae, tokens, none, aux_weight=0.0, aux_features=0, matmul_dtype=torch.float64)
+    for weight in weights.values():
+        weight.requires_grad_()
+    features = torch.relu((tokens - weights["b_dec"]) @ weights["W_enc"])
+    (tokens - features @ weights["W_dec"] - weights["b_dec"]).square().mean().backward()
+    for name, weight in weights.items():
+        torch.testing.assert_close(getattr(found, name), weight.grad, rtol=1e-10, atol=1e-14)
+    assert torch.equal(found.active, (features > 0).any(0)) and not found.active[0]
+
+
 def test_bfloat16_gradients_are_close(tokens):
     sae = TopKSAE.from_weights(**random_weights(), k=SIZE).float()
     settings = {"aux_weight": 0.0, "aux_features": 0}
@@ -83,6 +98,12 @@ def test_start_is_tied_with_unit_rows_and_the_mean_as_bias(tokens):
     torch.testing.assert_close(sae.W_dec.norm(dim=-1), torch.ones(SIZE, dtype=torch.float64))
     learner.step([tokens], learning_rate=0.0)
     torch.testing.assert_close(sae.b_dec.detach(), tokens.mean(0))
+
+
+def test_the_seed_decides_on_the_first_weights():
+    one, same, other = (make_learner(seed=seed).saes[0].W_dec for seed in (3, 3, 4))
+    assert torch.equal(one, same)
+    assert not torch.isclose(one, other).all(1).any()
 
 
 def test_steps_match_autograd_with_torch_adam(tokens):

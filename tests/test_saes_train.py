@@ -22,7 +22,15 @@ from vitlens.errors import CheckpointError, ImageError, ModelError, VitlensError
 from vitlens.models.adapter import ViT
 from vitlens.saes import TrainConfig, estimate, load_saes, measure, train_saes
 from vitlens.saes.checkpoint import CHECKPOINT
-from vitlens.saes.stream import count_images, iterate_images
+from vitlens.saes.learner import Learner
+from vitlens.saes.stream import (
+    TokenBuffer,
+    count_images,
+    first_image,
+    iterate_images,
+    n_batches,
+)
+from vitlens.saes.topk import normalize_tokens
 
 WIDTH, DEPTH, T = 16, 3, 5
 N_IMAGES = 14
@@ -67,18 +75,20 @@ def assert_same(first, second):
 
 
 class Interrupted:
-    """Images that press Ctrl-C before image `stop`, the first `times` times round."""
+    """Images that press Ctrl-C before image `stop`, `times` times after the first `skip` times."""
 
-    def __init__(self, images, stop, times=1):
-        self.images, self.stop, self.left = images, stop, times
+    def __init__(self, images, stop, times=1, skip=0):
+        self.images, self.stop, self.left, self.skip = images, stop, times, skip
 
     def __len__(self):
         return len(self.images)
 
     def __getitem__(self, position):
         if position == self.stop and self.left:
-            self.left -= 1
-            raise KeyboardInterrupt
+            if not self.skip:
+                self.left -= 1
+                raise KeyboardInterrupt
+            self.skip -= 1
         return self.images[position]
 
 
@@ -105,6 +115,28 @@ def test_result_and_folder(uninterrupted):
     manifest = json.loads((result.folder / "manifest.json").read_text())
     assert manifest["metadata"]["config"]["sizes"] == [12, 24]
     assert "explained variance" in str(result)
+
+
+@pytest.mark.parametrize(("n", "n_steps", "n_falling"), [(14, 14, 4), (12, 12, 3)])
+def test_figures_and_rates_by_hand(tmp_path, monkeypatch, n, n_steps, n_falling):
+    step, reports, rates = Learner.step, [], []
+
+    def noted(self, batches, rate):
+        reports.append(step(self, batches, rate))
+        rates.append(rate)
+        return reports[-1]
+
+    monkeypatch.setattr(Learner, "step", noted)
+    result = train_saes(make_vit(), make_images(n), make_config(), out=tmp_path)
+    mean = reports[0].explained_variance
+    for report in reports[1:]:
+        mean = 0.9 * mean + 0.1 * report.explained_variance
+    assert result.explained_variance == pytest.approx(mean.tolist())
+    assert result.dead_fraction == pytest.approx(reports[-1].dead_fraction.tolist())
+    # Three steps of warming up; the last 30 % of all steps fall to zero.
+    falling = [left / (0.3 * n_steps) for left in range(n_falling, 0, -1)]
+    expected = [0.25, 0.5, 0.75, *[1] * (n_steps - 3 - n_falling), *falling]
+    assert rates == pytest.approx([1e-2 * factor for factor in expected])
 
 
 def test_training_explains_more(tmp_path):
@@ -136,8 +168,6 @@ def test_ctrl_c_then_resume_gives_the_same(tmp_path, uninterrupted, stop):
 
 
 def test_ctrl_c_in_the_middle_of_a_step_waits_for_its_end(tmp_path, uninterrupted, monkeypatch):
-    from vitlens.saes.learner import Learner
-
     step = Learner.step
 
     def step_with_ctrl_c(self, *args, **kwargs):
@@ -161,7 +191,8 @@ def test_periodic_checkpoints_do_not_change_the_result(tmp_path, uninterrupted):
     assert not (tmp_path / CHECKPOINT).exists()
 
 
-def test_shuffling_data_loader_resumes_in_the_same_order(tmp_path):
+@pytest.mark.parametrize("epoch", [0, 1])
+def test_shuffling_data_loader_resumes_in_the_same_order(tmp_path, epoch):
     images = make_images()
 
     def run(stop, out):
@@ -172,11 +203,33 @@ def test_shuffling_data_loader_resumes_in_the_same_order(tmp_path):
 
     whole = run(None, tmp_path / "whole")
     with pytest.raises(KeyboardInterrupt):
-        run(Interrupted(images, stop=int(torch.tensor(5))), tmp_path / "cut")
+        run(Interrupted(images, stop=5, skip=epoch), tmp_path / "cut")
     torch.manual_seed(99)  # whatever was drawn in between
     loader = DataLoader(TensorDataset(images), batch_size=3, shuffle=True)
     resumed = train_saes(make_vit(), loader, make_config(), out=tmp_path / "cut")
     assert_same(whole.saes, resumed.saes)
+
+
+def test_each_seed_and_epoch_shuffles_anew(tmp_path, monkeypatch):
+    step, seen = Learner.step, []
+
+    def noted(self, batches, rate):
+        seen.append([tokens.clone() for tokens in batches])
+        return step(self, batches, rate)
+
+    monkeypatch.setattr(Learner, "step", noted)
+    vit, images = make_vit(), make_images(4)
+    for seed in (0, 1):
+        config = make_config(seed=seed, batch_tokens=4 * T)
+        train_saes(vit, images, config, out=tmp_path / str(seed))
+    layers = [normalize_tokens(x.flatten(0, 1)).values for x in vit.residuals(images)[:2]]
+    orders = []
+    for batch in seen:
+        found = [torch.cdist(b, x).argmin(1).tolist() for b, x in zip(batch, layers, strict=True)]
+        assert found[0] == found[1]  # the same tokens at every layer
+        assert sorted(found[0]) == list(range(4 * T))
+        orders.append(tuple(found[0]))
+    assert len(orders) == len(set(orders)) == 4
 
 
 def test_finished_run_is_given_back(uninterrupted):
@@ -220,6 +273,10 @@ def test_images_whose_first_is_not_known_are_counted_only(tmp_path):
         train_saes(make_vit(), images, config, out=tmp_path)
     with pytest.raises(CheckpointError, match="other images"):
         train_saes(make_vit(), Interrupted(make_images(13), -1), config, out=tmp_path)
+    config = make_config(epochs=1, decay_share=0)
+    train_saes(make_vit(), make_images(), config, out=tmp_path, resume=False)
+    with pytest.raises(CheckpointError, match="other images"):
+        train_saes(make_vit(), Stream(), config, out=tmp_path)  # of nobody knows how many
 
 
 def test_damaged_checkpoint(tmp_path):
@@ -248,6 +305,23 @@ def test_disk_full_keeps_the_last_checkpoint(tmp_path, uninterrupted, monkeypatc
             train_saes(make_vit(), make_images(), make_config(), out=tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == [CHECKPOINT]
     assert (tmp_path / CHECKPOINT).read_bytes() == before
+    result = train_saes(make_vit(), make_images(), make_config(), out=tmp_path)
+    assert_same(result.saes, uninterrupted.saes)
+
+
+def test_a_step_that_fails_is_not_saved(tmp_path, uninterrupted, monkeypatch):
+    step = Learner.step
+
+    def failing(self, batches, rate):
+        report = step(self, batches, rate)
+        if self.step_count == 4:
+            raise RuntimeError("out of memory")
+        return report
+
+    with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="out of memory"):
+        patch.setattr(Learner, "step", failing)
+        train_saes(make_vit(), make_images(), make_config(), out=tmp_path)
+    assert not list(tmp_path.iterdir())
     result = train_saes(make_vit(), make_images(), make_config(), out=tmp_path)
     assert_same(result.saes, uninterrupted.saes)
 
@@ -370,6 +444,45 @@ def test_estimate():
     buffer = 2 * config.buffer_tokens * WIDTH * 8
     assert buffer < cost.memory_bytes < 100 * buffer
     assert "10,000 tokens, about" in str(cost)
+
+
+def test_the_first_image_is_the_same_in_batches_of_any_size():
+    images = make_images()
+    sources = [images, TensorDataset(images), list(images), *map(list, map(images.split, (3, 5)))]
+    assert len({first_image(source) for source in sources}) == 1
+    assert first_image(images.flip(0)) != first_image(images)
+
+
+def test_images_to_leave_out_are_not_read():
+    class Late:
+        def __len__(self):
+            return N_IMAGES
+
+        def __getitem__(self, position):
+            assert position >= 3
+            return make_images()[position]
+
+    assert torch.equal(torch.stack(list(iterate_images(Late(), 3))), make_images()[3:])
+
+
+def test_tokens_wait_normalised_in_single_precision_and_finite():
+    stream = torch.randn(2, T, WIDTH, generator=torch.Generator().manual_seed(0)).bfloat16() + 3
+    buffer = TokenBuffer(2, WIDTH, dtype=torch.float32)
+    buffer.add((stream, stream))
+    ((tokens, _),) = buffer.batches(2 * T, torch.Generator())
+    expected = normalize_tokens(stream.float().flatten(0, 1)).values
+    assert torch.equal(tokens.sort(0).values, expected.sort(0).values)
+    with pytest.raises(ImageError, match="overflows in this precision"):
+        buffer.add((stream, stream * torch.inf))
+
+
+def test_a_buffer_is_split_into_about_equal_batches():
+    counts = {3: 1, 10: 1, 14: 1, 16: 2, 24: 2, 26: 3}
+    assert {n: n_batches(n, 10) for n in counts} == counts
+    buffer = TokenBuffer(1, WIDTH, dtype=torch.float64)
+    buffer.add((torch.randn(1, 26, WIDTH).double(),))
+    batches = buffer.batches(10, torch.Generator())
+    assert [len(tokens) for (tokens,) in batches] == [9, 9, 8]
 
 
 def test_images_of_a_loader_are_counted_as_it_gives_them():

@@ -27,6 +27,7 @@ from vitlens.saes import (
     train_saes,
     tune_saes,
 )
+from vitlens.saes.adam import DictionaryAdam
 from vitlens.saes.checkpoint import CHECKPOINT
 
 WIDTH, N_IMAGES = 16, 14
@@ -111,6 +112,8 @@ def slow_losses(vit, saes, images, dead, most):
 
 def test_losses_and_gradients_equal_the_slow_ones(trained):
     vit, images = make_vit(), make_images(3)
+    with torch.no_grad():
+        vit.model.head.weight *= 50  # so that the divergence has a direction
     ours = [sae.requires_grad_() for sae in map(copy_of, trained)]
     theirs = [sae.requires_grad_() for sae in map(copy_of, trained)]
     dead = [[2, 5, 7, 11], [0, 23]]
@@ -129,8 +132,10 @@ def test_losses_and_gradients_equal_the_slow_ones(trained):
             torch.testing.assert_close(getattr(one, name).grad, getattr(other, name).grad)
 
 
-def copy_of(sae):
-    return TopKSAE.from_weights(W_enc=sae.W_enc, W_dec=sae.W_dec, b_dec=sae.b_dec, k=sae.k)
+def copy_of(sae, k=None):
+    return TopKSAE.from_weights(
+        W_enc=sae.W_enc, W_dec=sae.W_dec, b_dec=sae.b_dec, k=sae.k if k is None else k
+    )
 
 
 def test_active_features_are_those_of_the_models_own_stream(trained):
@@ -161,6 +166,44 @@ def test_dead_features_come_back_to_life(tmp_path, trained):
         shares[weight] = [h.dead_fraction for h in measure(vit, result.saes, [images]).layers]
     assert min(shares[0]) >= 6 / 24
     assert max(shares[1]) <= 2 / 24
+
+
+def test_a_step_goes_down_the_weighted_sum_of_the_losses(tmp_path, trained, monkeypatch):
+    config = make_config(chain_weight=0.3, output_weight=0.7, aux_weight=0.2, aux_features=2)
+    step, steps = DictionaryAdam.step, []
+
+    def noted(self, rate):
+        steps.append([(p.detach().clone(), p.grad.clone()) for p in self.parameters])
+        step(self, rate)
+
+    monkeypatch.setattr(DictionaryAdam, "step", noted)
+    vit, images = make_vit(), make_images(6)
+    with torch.no_grad():
+        vit.model.head.weight *= 50
+    tune_saes(vit, trained, images, config, out=tmp_path)
+    first, second = images.split(3)
+    dead = [(~active).nonzero()[:, 0] for active in chain_losses(vit, trained, first).active]
+    assert max(map(len, dead)) > 2
+    saes = [copy_of(sae).requires_grad_() for sae in trained]
+    parameters = [parameter for sae in saes for parameter in sae.parameters()]
+    for parameter, (value, _) in zip(parameters, steps[1], strict=True):
+        parameter.data.copy_(value)
+    found = chain_losses(vit, saes, second, dead=dead, aux_features=2)
+    loss = found.alone.mean() + 0.3 * found.chain.mean() + 0.7 * found.output
+    expected = torch.autograd.grad(loss + 0.2 * found.aux.mean(), parameters)
+    for (_, gradient), other in zip(steps[1], expected, strict=True):
+        torch.testing.assert_close(gradient, other)
+
+
+def test_models_in_half_precision_are_tuned_in_single(tmp_path, trained):
+    images = make_images(30, torch.float32)
+    single, half = (
+        tune_saes(make_vit(dtype), trained, images, make_config(), out=tmp_path / str(dtype))
+        for dtype in (torch.float32, torch.bfloat16)
+    )
+    assert {tensor.dtype for tensor in weights_of(half.saes)} == {torch.float32}
+    assert half.explained_variance == pytest.approx(single.explained_variance, abs=0.02)
+    assert half.chain_explained_variance == pytest.approx(single.chain_explained_variance, abs=0.05)
 
 
 def test_perfect_saes_have_no_loss():
@@ -203,6 +246,31 @@ def test_result_and_folder(uninterrupted, trained):
     manifest = json.loads((uninterrupted.folder / "manifest.json").read_text())
     assert manifest["metadata"]["config"] == make_config().to_dict()
     assert "in chain" in str(uninterrupted)
+
+
+def test_figures_and_rates_by_hand(tmp_path, trained, monkeypatch):
+    step, losses, rates = DictionaryAdam.step, [], []
+
+    def noted_losses(*args, **options):
+        found = chain_losses(*args, **options)
+        losses.append(torch.cat([found.alone, found.chain, found.output[None]]).detach())
+        return found
+
+    def noted_step(self, rate):
+        rates.append(rate)
+        step(self, rate)
+
+    monkeypatch.setattr("vitlens.saes.tune.chain_losses", noted_losses)
+    monkeypatch.setattr(DictionaryAdam, "step", noted_step)
+    result = tune_saes(make_vit(), trained, make_images(), make_config(), out=tmp_path)
+    mean = losses[0]
+    for later in losses[1:]:
+        mean = 0.9 * mean + 0.1 * later
+    found = [*result.explained_variance, *result.chain_explained_variance]
+    assert found == pytest.approx((1 - mean[:-1]).tolist())
+    assert result.divergence == pytest.approx(float(mean[-1]))
+    # Five steps, two of them of warming up; the last three fall to zero.
+    assert rates == pytest.approx([1e-3 / 3, 2e-3 / 3, 1e-3, 2e-3 / 3, 1e-3 / 3])
 
 
 def test_neither_the_model_nor_the_saes_given_change(tmp_path, trained):
@@ -270,6 +338,18 @@ def test_bfloat16_is_close_to_full_precision(trained):
     torch.testing.assert_close(low.chain, full.chain, rtol=0.1, atol=0.02)
 
 
+@pytest.mark.parametrize("precision", ["full", "bfloat16"])
+def test_the_model_runs_in_the_precision_asked_for(tmp_path, trained, precision):
+    vit, images, seen = make_vit(torch.float32), make_images(dtype=torch.float32), []
+    vit.blocks[0].register_forward_hook(
+        lambda *_: seen.append(torch.is_autocast_enabled(vit.device.type))
+    )
+    config = TrainConfig(sizes=8, k=2, precision=precision)
+    train_saes(vit, images, config, out=tmp_path / "trained")
+    tune_saes(vit, trained, images, make_config(precision=precision), out=tmp_path / "tuned")
+    assert set(seen) == {precision == "bfloat16"}
+
+
 def test_another_run_is_refused(tmp_path, trained):
     with pytest.raises(KeyboardInterrupt):
         tune_saes(make_vit(), trained, Interrupted(make_images(), 9), make_config(), out=tmp_path)
@@ -277,11 +357,24 @@ def test_another_run_is_refused(tmp_path, trained):
         (make_vit(), trained, make_config(output_weight=1), r"output_weight 0\.5 \(now 1\)"),
         (make_vit(seed=1), trained, make_config(), "another model"),
         (make_vit(), trained[::-1], make_config(), "other SAEs"),
+        (make_vit(), [copy_of(sae, k=3) for sae in trained], make_config(), "other SAEs"),
     ]:
         with pytest.raises(CheckpointError, match=message):
             tune_saes(vit, saes, make_images(), config, out=tmp_path)
     with pytest.raises(CheckpointError, match="not a checkpoint of vitlens-sae-training"):
         train_saes(make_vit(), make_images(), TrainConfig(sizes=8, k=2), out=tmp_path)
+
+
+def test_without_resume_tuning_starts_anew(tmp_path, trained, uninterrupted):
+    other = make_config(learning_rate=1e-2)
+    with pytest.raises(KeyboardInterrupt):
+        tune_saes(make_vit(), trained, Interrupted(make_images(), 9), other, out=tmp_path)
+    for _ in ("over a checkpoint", "over tuned SAEs"):
+        arguments = (make_vit(), trained, make_images())
+        result = tune_saes(*arguments, make_config(), out=tmp_path, resume=False)
+        assert_same(result.saes, uninterrupted.saes)
+        assert not (tmp_path / CHECKPOINT).exists()
+        tune_saes(*arguments, other, out=tmp_path, resume=False)
 
 
 def test_a_folder_of_trained_saes_is_not_taken_for_tuned_ones(tmp_path, trained):
@@ -321,6 +414,22 @@ def test_images_that_do_not_fit(tmp_path, trained, images, message):
     with pytest.raises(ImageError, match=message):
         tune_saes(make_vit(), trained, images, make_config(decay_share=0), out=tmp_path)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_step_that_fails_is_not_saved(tmp_path, trained, uninterrupted, monkeypatch):
+    step = DictionaryAdam.step
+
+    def failing(self, rate):
+        step(self, rate)
+        if self.step_count == 3:
+            raise RuntimeError("out of memory")
+
+    with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="out of memory"):
+        patch.setattr(DictionaryAdam, "step", failing)
+        tune_saes(make_vit(), trained, make_images(), make_config(), out=tmp_path)
+    assert not list(tmp_path.iterdir())
+    result = tune_saes(make_vit(), trained, make_images(), make_config(), out=tmp_path)
+    assert_same(result.saes, uninterrupted.saes)
 
 
 def test_saes_and_settings_that_do_not_fit(tmp_path, trained):

@@ -14,7 +14,7 @@ from torch import nn
 import vitlens
 from tests.test_interventions import build, code, streams_of
 from tests.tiny import tiny_image, tiny_lens
-from vitlens.attribution.targets import centred_logit
+from vitlens.attribution.targets import centred_logit, resolve_target
 from vitlens.circuits.circuit import ERROR, TARGET
 from vitlens.circuits.verification import Verification, rank_correlation
 from vitlens.circuits.verify import measure_edges, predict_edges, random_edges
@@ -267,6 +267,29 @@ def test_a_layer_can_run_out_of_random_edges() -> None:
     circuit = lens.circuit(x, share=1.0, engine="jvp")
     edges = [(edge.source, edge.target) for edge in circuit.edges]
     assert random_edges(lens.trace(x), edges) == ()
+
+
+def test_random_edges_are_drawn_once_and_none_that_is_known() -> None:
+    trace = tiny_lens(7).trace(tiny_image(7))
+    here, there = (z.gt(0).any(0).nonzero()[:, 0].tolist() for z in trace.features[:2])
+    every = [((0, f), (1, g)) for f in here for g in there]
+    half = every[: len(every) // 2]
+    rest = set(every) - set(half)
+    drawn = random_edges(trace, half)
+    assert set(drawn) <= rest and len(drawn) == len(set(drawn)) == len(half)
+    drawn = random_edges(trace, every[:9], known=every[9:-3])
+    assert sorted(drawn) == every[-3:]
+
+
+def test_an_edge_may_be_measured_twice() -> None:
+    lens, x = tiny_lens(7, dtype=DOUBLE), tiny_image(7, DOUBLE)
+    trace, top = lens.trace(x), len(lens.saes) - 1
+    edges = [((top, f), (top + 1, TARGET)) for f in (3, 1, 3)]
+    known = (lens.vit, lens.saes, trace, lens.baselines)
+    target = resolve_target(0, trace.logits)
+    found = measure_edges(*known, target, edges)
+    alone = [float(measure_edges(*known, target, [edge])[0]) for edge in edges]
+    assert found.tolist() == pytest.approx(alone)
 
 
 def test_some_edges_by_chance() -> None:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from vitlens.attribution.edges import Engine
-from vitlens.attribution.targets import TargetLike, resolve_target
+from vitlens.attribution.targets import TargetLike, find_class, resolve_target
 from vitlens.circuits.methods import Case, Method, resolve_methods
 from vitlens.circuits.results import METRICS, Curves, Metric
 from vitlens.circuits.resume import PARTS, Measured, load_finished, run_key
@@ -122,7 +122,12 @@ def faithfulness(
             "methods": list(named),
             "q": [float(share) for share in q],
             "labels": None if labels is None else [int(label) for label in labels],
-            "target": _plain(target),
+            # A class by its number: with other class names the same name is another class.
+            "target": (
+                find_class(target, vit.n_classes, class_names)
+                if isinstance(target, str)
+                else _plain(target)
+            ),
             "errors": errors,
         }
         explained: list[float] = []

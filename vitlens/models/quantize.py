@@ -34,7 +34,8 @@ def quantize(state_dict: Mapping[str, Tensor], *, keep: Collection[str] = ()) ->
     Raises
     ------
     ValueError
-        When a tensor is not of floating point or holds NaN or infinity.
+        When a tensor is not of floating point or holds NaN or infinity, or one in `keep` does not
+        fit into float16.
     """
     stored = {}
     for name, tensor in state_dict.items():
@@ -43,6 +44,8 @@ def quantize(state_dict: Mapping[str, Tensor], *, keep: Collection[str] = ()) ->
         tensor = tensor.detach().float()
         if name in keep:
             stored[name] = tensor.half()
+            if not torch.isfinite(stored[name]).all():
+                raise ValueError(f"{name} holds values too large for float16; do not keep it.")
         elif tensor.ndim < 2 or tensor.shape[0] < 2:
             stored[name] = tensor.clone()
         else:

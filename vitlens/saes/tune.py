@@ -170,6 +170,7 @@ class _Run:
         self.seen = 0
         self.rng = torch.get_rng_state()
         self.running: Tensor | None = None
+        self.in_step = False
 
     def tune(self, *, resume: bool) -> TuneResult:
         if resume and self.files.path.is_file():
@@ -180,7 +181,8 @@ class _Run:
             self._loop()
             self._finish()
         except BaseException:
-            if self.seen:
+            # Between two steps the state is whole, whatever went wrong with an image or a file.
+            if not self.in_step and self.seen:
                 self._save()
             raise
         return self._finished()
@@ -230,12 +232,14 @@ class _Run:
         total = None if self.n_images is None else -(-self.n_images // config.batch_images)
         rate = scheduled_rate(config, self.adam.step_count, total)
         with interrupts_held():
+            self.in_step = True
             self.adam.step(rate)
             self.silent.update(losses.active)
             self.seen += len(batch)
             self.running = (
                 figures if self.running is None else torch.lerp(figures, self.running, _SMOOTHING)
             )
+            self.in_step = False
 
     def _figures(self) -> tuple[tuple[float, ...], tuple[float, ...], float]:
         """Explained variance alone and in the chain, per layer, and the divergence."""
