@@ -1,3 +1,5 @@
+import re
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -35,7 +37,7 @@ def test_an_atlas_is_built_and_told_of(photos, tmp_path, capsys):
     assert run(photos, "--out", tmp_path / "atlas", "--n-top", 3) == 0
     out = capsys.readouterr().out
     assert "90 features in 3 layers, 24 images" in out
-    assert "1 image could not be read:\n  99.jpg: " in out
+    assert re.search(r"1 image could not be read:\n  \S*99\.jpg is not an image", out)
     assert "frequency" in out
     atlas = Atlas.load(tmp_path / "atlas")
     assert atlas.n_images == 24

@@ -261,3 +261,20 @@ def test_a_name_written_from_the_right_leaves_the_words_around_it_in_place() -> 
         """
     )
     assert found == ["bird", "\u2068\u0633\u064a\u0627\u0631\u0629\u2069"]
+
+
+def test_silence_is_not_called_the_lack_of_a_kernel() -> None:
+    found = node(
+        """
+        import { ask } from "SRC/lib/ask.js";
+        const model = (send) => ({ on() {}, send });
+        const words = (send) =>
+          ask(model(send), "card", {}, [], { wait: 5 }).catch((error) => error.message);
+        const gone = () => { throw new Error("no comm"); };
+        console.log(JSON.stringify([await words(() => {}), await words(gone)]));
+        """
+    )
+    assert found == [
+        "Python does not answer: it is busy, or no kernel runs.",
+        "This needs a running kernel.",
+    ]

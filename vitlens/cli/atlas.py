@@ -141,7 +141,7 @@ def _report(atlas: Atlas, out: Path) -> None:
     if atlas.skipped:
         print(f"{count(len(atlas.skipped), 'image')} could not be read:")
         for key, why in atlas.skipped[:_SHOWN]:
-            print(f"  {key}: {why}")
+            print(f"  {why}" if key in why else f"  {key}: {why}")
         if len(atlas.skipped) > _SHOWN:
             print(f"  and {len(atlas.skipped) - _SHOWN} more: see skipped in {out}/atlas.json")
     print(f"\n{atlas.evolution()}")

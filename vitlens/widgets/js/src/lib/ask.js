@@ -3,6 +3,7 @@
 /** @import { Answer, Model } from "./types" */
 
 const NO_KERNEL = "This needs a running kernel.";
+export const SILENCE = "Python does not answer: it is busy, or no kernel runs.";
 const WAIT = 30_000;
 
 /** @type {WeakMap<Model, Map<number, (message: any, buffers: DataView[]) => void>>} */
@@ -37,7 +38,7 @@ export function ask(model, what, payload = {}, buffers = [], { wait = WAIT } = {
   // Other views of the same widget hear the answers too: numbers must differ between pages.
   const id = Math.floor(Math.random() * 2 ** 32) * 2 ** 16 + (last++ % 2 ** 16);
   return new Promise((resolve, reject) => {
-    const timer = setTimeout(() => done(() => reject(new Error(NO_KERNEL))), wait);
+    const timer = setTimeout(() => done(() => reject(new Error(SILENCE))), wait);
     const done = (/** @type {() => void} */ then) => {
       clearTimeout(timer);
       answers.delete(id);

@@ -1,7 +1,7 @@
 // Whether Python is behind a view.
 
 /** @import { Model } from "./types" */
-import { ask } from "./ask.js";
+import { ask, SILENCE } from "./ask.js";
 import { h } from "./dom.js";
 
 const PATIENCE = 8_000; // ms until silence is worth a word
@@ -21,10 +21,7 @@ export function watchKernel(model, root, signal) {
     words.textContent = text;
     words.hidden = !text;
   };
-  const timer = setTimeout(
-    () => say("Python does not answer: it is busy, or no kernel runs. Nothing new can be computed."),
-    PATIENCE,
-  );
+  const timer = setTimeout(() => say(`${SILENCE} Nothing new can be computed.`), PATIENCE);
   signal.addEventListener("abort", () => clearTimeout(timer), { once: true });
   ask(model, "ping", {}, [], { wait: LONG })
     .then(() => say(""))
