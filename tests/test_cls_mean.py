@@ -28,7 +28,9 @@ def test_head_before_and_after_a_change(model):
     assert model.head.weight.shape == (5, 24)
     model.reset_classifier(7)
     assert model(torch.zeros(1, 3, 16, 16)).shape == (1, 7)
-    model.reset_classifier(0)
+    model.double().reset_classifier(7)
+    assert model.head.weight.dtype == torch.float64
+    model.float().reset_classifier(0)
     assert model(torch.zeros(1, 3, 16, 16)).shape == (1, 24)
     with pytest.raises(ValueError, match="fixed"):
         model.reset_classifier(3, "avg")

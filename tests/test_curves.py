@@ -17,7 +17,7 @@ from vitlens.circuits.methods import METHODS, Case, ranked
 from vitlens.circuits.results import METRICS
 from vitlens.circuits.resume import partial_path
 from vitlens.errors import CheckpointError, FeatureError, TargetError, VitlensError
-from vitlens.files import write_tensors
+from vitlens.files import read_tensors, write_tensors
 from vitlens.models.adapter import ViT
 from vitlens.replacement import Baselines, run_with, trace
 from vitlens.saes.topk import TopKSAE
@@ -611,6 +611,16 @@ def test_save_and_load(tmp_path):
         Curves.load(path)
     write_tensors(path, {}, {"format": "vitlens.curves", "version": 1, "methods": []})
     with pytest.raises(CheckpointError, match="damaged"):
+        Curves.load(path)
+
+
+@pytest.mark.parametrize("name", ["insertion.target", "deletion.top1", "untouched.logit"])
+def test_curves_of_another_shape_are_refused(tmp_path, name):
+    path = tmp_path / "curves.safetensors"
+    STEPS.save(path)
+    tensors, metadata = read_tensors(path)
+    write_tensors(path, {**tensors, name: tensors[name][:-1].clone()}, metadata)
+    with pytest.raises(CheckpointError, match=rf"damaged curves: {name} of shape"):
         Curves.load(path)
 
 

@@ -394,6 +394,11 @@ def test_baselines_round_trip(lens: vitlens.Lens, picture: Image.Image, tmp_path
     lens.baselines = vitlens.Baselines(found.features, [0 * e for e in found.errors])
     lens.baselines = str(tmp_path / "baselines.safetensors")
     assert all(map(torch.equal, lens.baselines.errors, found.errors))
+    found.save(tmp_path / "half.safetensors", dtype=torch.float16)
+    for a, b in zip(
+        found.errors, vitlens.Baselines.load(tmp_path / "half.safetensors").errors, strict=True
+    ):
+        torch.testing.assert_close(b, a.half().float(), rtol=0, atol=0)  # the type, too
     lens.circuit(picture).save(tmp_path / "circuit.safetensors")
     with pytest.raises(CheckpointError, match="no baselines"):
         vitlens.Baselines.load(tmp_path / "circuit.safetensors")

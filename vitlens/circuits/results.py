@@ -285,11 +285,12 @@ class Curves(Brief):
             )
         except (KeyError, TypeError) as error:
             raise CheckpointError(f"{path} holds damaged curves: {error!r}.") from error
-        shape = (len(curves.methods), len(curves.images), len(curves.q))
-        for values in (*curves.insertion.values(), *curves.deletion.values()):
-            if values.shape != shape:
+        whole = (len(curves.methods), len(curves.images), len(curves.q))
+        due = {name: whole[1:2] if name.startswith("untouched.") else whole for name in tensors}
+        for name, shape in due.items():
+            if tensors[name].shape != shape:
                 raise CheckpointError(
-                    f"{path} holds damaged curves: an array of shape {tuple(values.shape)} "
+                    f"{path} holds damaged curves: {name} of shape {tuple(tensors[name].shape)} "
                     f"where {shape} is due."
                 )
         return curves
