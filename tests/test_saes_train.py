@@ -191,6 +191,14 @@ def test_periodic_checkpoints_do_not_change_the_result(tmp_path, uninterrupted):
     assert not (tmp_path / CHECKPOINT).exists()
 
 
+def test_a_run_goes_on_with_checkpoints_at_other_times(tmp_path, uninterrupted):
+    with pytest.raises(KeyboardInterrupt):
+        train_saes(make_vit(), Interrupted(make_images(), stop=5), make_config(), out=tmp_path)
+    config = make_config(checkpoint_seconds=0.0)
+    result = train_saes(make_vit(), make_images(), config, out=tmp_path)
+    assert_same(result.saes, uninterrupted.saes)
+
+
 @pytest.mark.parametrize("epoch", [0, 1])
 def test_shuffling_data_loader_resumes_in_the_same_order(tmp_path, epoch):
     images = make_images()

@@ -23,6 +23,7 @@ _WHAT = {
     "first_image": "other images",
 }
 _NOT_ALWAYS_KNOWN = {"first_image"}
+_CHANGES_NOTHING = {"checkpoint_seconds"}
 
 
 @dataclass(frozen=True)
@@ -104,7 +105,8 @@ class RunFiles:
                     " start anew (in Python, resume=False)."
                 )
         before, now = found.get("config", {}), self.identity["config"]
-        changed = [name for name in now if before.get(name) != now[name]]
+        telling = [name for name in now if name not in _CHANGES_NOTHING]
+        changed = [name for name in telling if before.get(name) != now[name]]
         if changed:
             listed = ", ".join(f"{name} {before.get(name)} (now {now[name]})" for name in changed)
             raise CheckpointError(
