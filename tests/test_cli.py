@@ -1,3 +1,4 @@
+import argparse
 import errno
 import io
 import json
@@ -22,6 +23,7 @@ from vitlens.about import About, Sample
 from vitlens.attribution.edges import Engine
 from vitlens.attribution.gradients import ErrorPaths, Gradient
 from vitlens.cli import COMMANDS, main, options, parser, train_saes
+from vitlens.cli.sae_runs import held_out_and_rest
 from vitlens.errors import VitlensError
 from vitlens.folders import check_folder
 from vitlens.images import Transform
@@ -193,9 +195,11 @@ def test_a_file_in_the_place_of_out_is_told_before_anything_is_loaded(
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
 def test_a_folder_that_may_not_be_written_is_told(tmp_path):
-    tmp_path.chmod(0o500)
-    with pytest.raises(VitlensError, match="may not be changed"):
-        check_folder(tmp_path / "a" / "b")
+    for mode in (0o500, 0o000):
+        tmp_path.chmod(mode)
+        with pytest.raises(VitlensError, match="may not be changed"):
+            check_folder(tmp_path / "a" / "b")
+    tmp_path.chmod(0o700)
 
 
 def test_explain_a_timm_model_with_saes_names_and_baselines(
@@ -305,6 +309,29 @@ def test_an_unreadable_image_does_not_end_training(tiny_timm, photos, tmp_path, 
     assert "No image could be read" in fails(command, capsys)
 
 
+def test_unreadable_images_are_left_out_of_the_report(tiny_timm, photos, tmp_path, capsys):
+    some = tmp_path / "some"
+    some.mkdir()
+    for number in range(24):
+        (some / f"{number:02}.png").write_bytes((photos / "bird" / "0.png").read_bytes())
+    command = ["train-saes", some, "--model", "tiny", "--k", "4", "--out"]
+    command = [str(word) for word in command]
+    assert main([*command, str(tmp_path / "first")]) == 0
+    assert "On 2 images kept out of training:" in capsys.readouterr().out
+    held_out, _ = held_out_and_rest(
+        argparse.Namespace(images=some, limit=None, seed=0, held_out=64)
+    )
+    held_out[0].write_text("no image")
+    assert main([*command, str(tmp_path / "second")]) == 0
+    said = capsys.readouterr().out
+    assert "1 image kept out of training could not be read:" in said
+    assert "On 1 image kept out of training:" in said
+    held_out[1].write_text("no image")
+    assert main([*command, str(tmp_path / "third")]) == 0
+    said = capsys.readouterr().out
+    assert "kept out of training:\nlayer" not in said and "SAEs are in" in said
+
+
 def test_train_saes_goes_on_after_ctrl_c(tiny_timm, photos, tmp_path, monkeypatch, capsys):
     command = ["train-saes", photos, "--model", "tiny", "--out", tmp_path / "saes", "--k", "4"]
     command = [str(word) for word in (*command, "--epochs", "3")]
@@ -376,6 +403,13 @@ def test_an_unknown_model_is_told(photos, capsys):
     assert "No SAEs are known" in fails(["info", "--model", "local-dir:here"], capsys)
     told = fails(["info", "--model", "local-dir:here", "--saes", "x"], capsys)
     assert "config.json" in told and "network" not in told
+
+
+@pytest.mark.parametrize("config", ["{}", "{", "[]", '{"architecture": "vit", "model_args": 3}'])
+def test_a_folder_without_a_model_is_told(tmp_path, capsys, config):
+    (tmp_path / "config.json").write_text(config)
+    told = fails(["info", "--model", f"local-dir:{tmp_path}", "--saes", "x"], capsys)
+    assert "could not be loaded" in told and "config.json and weights" in told
 
 
 def test_info_tells_model_saes_and_samples(everyday, capsys):
@@ -466,8 +500,21 @@ def test_a_full_disk_is_told_in_one_line(everyday, monkeypatch, capfd):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr("vitlens.cli.info._versions", full)
-    monkeypatch.setattr("os.dup2", lambda *_: None)
     assert "No space left" in fails(["info"], capfd)
+
+
+def test_an_error_of_the_system_loses_nothing_that_was_printed(everyday, monkeypatch, tmp_path):
+    def told_then_lost(_):
+        sys.stdout.write("told before\n")
+        raise FileNotFoundError(errno.ENOENT, "No such file")
+
+    monkeypatch.setattr("vitlens.cli.info.run", told_then_lost)
+    for out in (io.StringIO(), (tmp_path / "out.txt").open("w+")):
+        monkeypatch.setattr(sys, "stdout", out)
+        assert main(["info"]) == 2
+        sys.stdout.write("and after\n")
+        out.seek(0)
+        assert out.read() == "told before\nand after\n"
 
 
 def test_output_that_takes_ascii_only_is_no_crash(everyday, monkeypatch):
@@ -475,6 +522,10 @@ def test_output_that_takes_ascii_only_is_no_crash(everyday, monkeypatch):
     monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(written, encoding="ascii"))
     assert main(["info"]) == 0
     assert b"4 ? 4 patches" in written.getvalue()
+    with pytest.raises(SystemExit):
+        main(["faithfulness", "--help"])
+    sys.stdout.flush()
+    assert b"A,B,?" in written.getvalue()
 
 
 def test_help_fits_a_narrow_terminal_and_keeps_examples(monkeypatch, capsys):

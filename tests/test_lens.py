@@ -598,11 +598,14 @@ def test_one_image_goes_with_one_method_and_one_label(
     several = lens.faithfulness([picture], methods=["random"], labels=[name], progress=False)
     assert one.methods == ("random",) and one.n_given == 1
     assert torch.equal(one.insertion["target"], several.insertion["target"])
+    number = np.int64(CLASSES.index(name))
+    by_number = lens.faithfulness(picture, methods="random", labels=number, progress=False)  # type: ignore[arg-type]
+    assert torch.equal(one.insertion["target"], by_number.insertion["target"])
     with pytest.raises(FeatureError, match="no method 'rnd'"):
         lens.faithfulness(picture, methods="rnd", progress=False)
 
 
-@pytest.mark.parametrize("names", ["abcde", dict(enumerate(CLASSES))])
+@pytest.mark.parametrize("names", ["abcde", "abc", dict(enumerate(CLASSES)), set(CLASSES)])
 def test_class_names_that_are_no_list_are_told(names: object) -> None:
     with pytest.raises(ModelError, match="a list in the order of the logits"):
         vitlens.Lens(make_model(), [make_sae() for _ in range(3)], class_names=names)  # type: ignore[arg-type]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import matplotlib
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 
 from tests.test_plots import circuit, curves
 from vitlens.atlas.evolution import Course, Evolution
@@ -94,3 +96,10 @@ def test_names_are_drawn_to_the_letter(figure: str, tmp_path: Path) -> None:
             save_figure(FIGURES[figure](name), tmp_path / "figure.svg")
         drawn.append((tmp_path / "figure.svg").read_text().count(name))
     assert drawn[0] == drawn[1] > 0
+
+
+def test_a_long_name_without_spaces_is_cut_in_the_heading() -> None:
+    figure = circuit_figure(replace(circuit(), target="象" * 200))
+    (heading,) = [t.get_text() for t in figure.findobj(Text) if "What led to" in t.get_text()]
+    assert heading.startswith("What led to “象象") and heading.endswith("象…”")
+    assert len(heading) < 150

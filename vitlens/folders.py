@@ -22,7 +22,8 @@ def check_folder(path: str | Path) -> None:
     """
     path = Path(path)
     there = path.absolute()
-    while not there.exists():
+    # Path.exists raises where a folder may not be searched.
+    while not os.path.exists(there):  # noqa: PTH110
         there = there.parent
     if not there.is_dir():
         raise VitlensError(f"{path} cannot be a folder: {there} is a file.")

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
+import numpy as np
 from jaxtyping import Float
 from torch import Tensor
 
@@ -300,7 +301,7 @@ class Lens(ChangingLens):
         """
         if isinstance(methods, str):
             methods = [methods]
-        if isinstance(labels, int | str):
+        if isinstance(labels, int | str | np.integer):
             labels = [labels]
         return faithfulness(
             self.vit,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -217,15 +217,17 @@ class LensBase:
         ]
 
     def _checked_names(self, names: Sequence[str] | None) -> tuple[str, ...] | None:
-        if names is not None and len(names) != self.vit.n_classes:
-            raise ModelError(
-                f"{len(names)} class names were given for the model's {self.vit.n_classes} classes."
-            )
-        if isinstance(names, str | Mapping):
+        if names is None:
+            return None
+        if isinstance(names, str | Mapping | Set):
             raise ModelError(
                 f"Class names are a list in the order of the logits, not {type(names).__name__}."
             )
-        return None if names is None else tuple(names)
+        if len(names) != self.vit.n_classes:
+            raise ModelError(
+                f"{len(names)} class names were given for the model's {self.vit.n_classes} classes."
+            )
+        return tuple(names)
 
 
 def _like(sae: TopKSAE, vit: ViT) -> TopKSAE:

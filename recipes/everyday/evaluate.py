@@ -19,7 +19,7 @@ from recipes.everyday.store import AGREEMENT, BUNDLE, stored_model
 from vitlens.files import read_json, read_tensors, write_json
 from vitlens.models.adapter import ViT
 from vitlens.models.cls_mean import ClsMeanViT
-from vitlens.saes import measure
+from vitlens.saes import HealthReport, measure
 
 TEST = WORK / "test.json"
 HEALTH = WORK / "health.json"
@@ -46,14 +46,18 @@ def evaluate_classifier() -> None:
 
 
 def evaluate_saes() -> None:
-    """Health of the stored SAEs on unseen composites."""
-    pictures = images.test_composites(240, seed=1)
-    labels = pictures.labels.split(24)
-    report = measure(
-        ViT(stored_model()), stored_saes(), list(zip(pictures.batches(24), labels, strict=True))
-    )
+    """Health of the stored SAEs on unseen composites, beside those that they were chosen on."""
+    report = _health(images.test_composites(240, seed=1)).to_dict()
+    chosen_on = _health(images.composites("val", 240, seed=77)).to_dict()
+    names = ("n_images", "accuracy", "accuracy_all")
+    write_json(HEALTH, {**report, "validation": {name: chosen_on[name] for name in names}})
+
+
+def _health(pictures: Composites) -> HealthReport:
+    batches = zip(pictures.batches(24), pictures.labels.split(24), strict=True)
+    report = measure(ViT(stored_model()), stored_saes(), list(batches))
     print(report)
-    write_json(HEALTH, report.to_dict())
+    return report
 
 
 def write_figures() -> None:

@@ -220,7 +220,7 @@ def check_rules(
 ) -> None:
     """Raise what `prune_circuit` would for these rules, before there are importances."""
     if any(rule is not None for rule in (nodes_per_layer, share, threshold)):
-        check_rule(nodes_per_layer, share, threshold)
+        check_rule(nodes_per_layer, share, threshold, name="nodes_per_layer")
     check_share("node_share", node_share)
     check_share("edge_share", edge_share)
 

@@ -319,15 +319,18 @@ def _sum_into(edges: Edges, layer: int, features: Tensor, n_nodes: int) -> Tenso
     return torch.from_numpy(rows.sum(axis=0))
 
 
-def check_rule(count: int | None, share: float | None, threshold: float | None) -> None:
-    """Raise `FeatureError` unless exactly one of the rules of `select` is given, and in range."""
-    rules = {"nodes_per_layer": count, "share": share, "threshold": threshold}
+def check_rule(
+    count: int | None, share: float | None, threshold: float | None, *, name: str = "count"
+) -> None:
+    """Raise `FeatureError` unless exactly one of the rules of `select` is given, and in range.
+
+    The count goes by `name` where the caller knows it by another.
+    """
+    rules = {name: count, "share": share, "threshold": threshold}
     given = {name: value for name, value in rules.items() if value is not None}
     if len(given) != 1:
         named = " and ".join(given) or "none of them"
-        raise FeatureError(
-            f"Give exactly one of nodes_per_layer, share and threshold, not {named}."
-        )
+        raise FeatureError(f"Give exactly one of {name}, share and threshold, not {named}.")
     if count is not None:
         check_count("The count of nodes to keep", count)
     for name in ("share", "threshold"):

@@ -6,6 +6,7 @@ import os
 import sys
 import warnings
 from collections.abc import Sequence
+from contextlib import suppress
 
 import vitlens
 from vitlens.cli import atlas, demo, explain, faithfulness, info, lab, train_saes, tune_saes
@@ -70,12 +71,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     int
         0, or 2 after an error that vitlens can explain, or 130 after Ctrl-C.
     """
-    arguments = parser().parse_args(argv)
-    # torch's forward mode compiles its own rules this way, and warns of itself.
-    warnings.filterwarnings("ignore", r"`torch\.jit\.script` is deprecated", FutureWarning)
     if isinstance(sys.stdout, io.TextIOWrapper):
         # A terminal or file of another encoding than UTF-8 gets "?" for an arrow, not a crash.
         sys.stdout.reconfigure(errors="replace")
+    arguments = parser().parse_args(argv)
+    # torch's forward mode compiles its own rules this way, and warns of itself.
+    warnings.filterwarnings("ignore", r"`torch\.jit\.script` is deprecated", FutureWarning)
     try:
         if "out" in arguments:
             check_folder(arguments.out)
@@ -88,9 +89,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"\nvitlens: stopped. {interrupt}".rstrip(), file=sys.stderr)
         return _INTERRUPTED
     except OSError as error:
-        # What is printed cannot be written; nor must Python try again at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         if not isinstance(error, BrokenPipeError):  # the reader went away, as `| head` does
             print(f"vitlens: {error}", file=sys.stderr)
+        _finish_printing()
         return _FAILED
     return 0
+
+
+def _finish_printing() -> None:
+    """Write out what was printed; where that cannot be, Python must not try again at exit."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        with suppress(OSError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -15,8 +15,6 @@ if TYPE_CHECKING:
     from vitlens.circuits.results import Curves, Direction
     from vitlens.lens import Lens
 
-# Fewer steps than a full measurement takes: enough to see the curves' shape.
-_Q = (0.0, 0.005, 0.02, 0.05, 0.1, 0.2, 0.35, 0.6, 1.0)
 _SHOWN = (0.02, 0.2)
 _WAYS: tuple[Direction, ...] = ("insertion", "deletion")
 
@@ -70,7 +68,7 @@ def run(arguments: argparse.Namespace) -> None:
     print(f"\nCircuit:\n{indented(str(circuit))}")
 
     with watch.part("insertion and deletion curves"):
-        curves = lens.faithfulness([sample.path], methods=("rrm", "cla", "random"), q=_Q)
+        curves = lens.faithfulness([sample.path], methods=("rrm", "cla", "random"))
     print(f"\nHow much of the output the features carry, on this image:\n{_scores(curves)}")
 
     with watch.part("pictures and files"):

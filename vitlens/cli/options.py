@@ -194,7 +194,10 @@ def images_in(paths: Iterable[Path], limit: int | None = None) -> list[Path]:
 
 def positive(text: str) -> int:
     """Return a whole number above 0, for argparse."""
-    value = int(text) if text.strip().isdecimal() else 0
+    try:
+        value = int(text)
+    except ValueError:
+        value = 0
     if value < 1:
         raise argparse.ArgumentTypeError(f"must be a whole number above 0, not {text}")
     return value

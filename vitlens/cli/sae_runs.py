@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,8 +18,6 @@ if TYPE_CHECKING:
 
     from vitlens.images import Transform
     from vitlens.lens import Lens
-    from vitlens.models.adapter import ViT
-    from vitlens.saes import HealthReport, TopKSAE
 
 _SHOWN = 5
 
@@ -97,15 +95,21 @@ def advice_on_interrupt(out: Path) -> Iterator[None]:
         raise KeyboardInterrupt(advice) from None
 
 
-def health(vit: ViT, saes: Sequence[TopKSAE], images: ImageFiles, size: int = 8) -> HealthReport:
-    """Figures of SAEs on images kept out of training."""
+def read_held_out(paths: Sequence[Path], transform: Transform, size: int = 8) -> list[Tensor]:
+    """Read the images kept out of training, in batches; tell which cannot be read."""
     import torch
 
-    from vitlens.saes import measure
+    from vitlens.images import to_tensor
 
-    each = [images[index] for index in range(len(images))]
-    batches = [torch.stack(each[start : start + size]) for start in range(0, len(each), size)]
-    return measure(vit, saes, batches)
+    each, unreadable = [], {}
+    for path in paths:
+        try:
+            each.append(to_tensor(path, transform))
+        except ImageError as error:
+            unreadable[path] = str(error)
+    if unreadable:
+        print(_told(unreadable, "kept out of training could not be read"))
+    return [torch.stack(each[start : start + size]) for start in range(0, len(each), size)]
 
 
 class ImageFiles(Sequence["Tensor"]):
@@ -148,14 +152,13 @@ class ImageFiles(Sequence["Tensor"]):
 
     def told(self) -> str:
         """Say which files could not be read; "" when all could."""
-        if not self.unreadable:
-            return ""
-        reasons = [f"  {why}" for why in list(self.unreadable.values())[:_SHOWN]]
-        more = len(self.unreadable) - _SHOWN
-        return "\n".join(
-            [
-                f"\n{count(len(self.unreadable), 'image')} could not be read; the next stood in:",
-                *reasons,
-                *([f"  and {more} more"] if more > 0 else []),
-            ]
-        )
+        return _told(self.unreadable, "could not be read; the next stood in")
+
+
+def _told(unreadable: Mapping[Path, str], what: str) -> str:
+    if not unreadable:
+        return ""
+    reasons = [f"  {why}" for why in list(unreadable.values())[:_SHOWN]]
+    more = len(unreadable) - _SHOWN
+    last = [f"  and {more} more"] if more > 0 else []
+    return "\n".join([f"\n{count(len(unreadable), 'image')} {what}:", *reasons, *last])

@@ -12,8 +12,8 @@ from vitlens.cli.sae_runs import (
     add_image_options,
     add_run_options,
     advice_on_interrupt,
-    health,
     held_out_and_rest,
+    read_held_out,
     transform_of,
 )
 
@@ -77,7 +77,7 @@ def run(arguments: argparse.Namespace) -> None:
     """Run the command."""
     held_out, training = held_out_and_rest(arguments)
 
-    from vitlens.saes import TrainConfig, estimate, train_saes
+    from vitlens.saes import TrainConfig, estimate, measure, train_saes
 
     vit, transform = _load(arguments)
     config = TrainConfig(
@@ -95,9 +95,9 @@ def run(arguments: argparse.Namespace) -> None:
     with advice_on_interrupt(arguments.out):
         result = train_saes(vit, images, config, out=arguments.out)
     print(f"{images.told()}\nOn training images:\n{result}")
-    if held_out:
-        report = health(vit, result.saes, ImageFiles(held_out, transform))
-        print(f"\nOn {count(len(held_out), 'image')} kept out of training:\n{report}")
+    if batches := read_held_out(held_out, transform):
+        kept = count(sum(map(len, batches)), "image")
+        print(f"\nOn {kept} kept out of training:\n{measure(vit, result.saes, batches)}")
     print(
         f"\nSAEs are in {arguments.out}. Use them:\n"
         f"  vitlens explain IMAGE --model {arguments.model} --saes {arguments.out}"

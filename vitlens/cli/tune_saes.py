@@ -11,8 +11,8 @@ from vitlens.cli.sae_runs import (
     add_image_options,
     add_run_options,
     advice_on_interrupt,
-    health,
     held_out_and_rest,
+    read_held_out,
     transform_of,
 )
 
@@ -73,7 +73,7 @@ def run(arguments: argparse.Namespace) -> None:
     held_out, rest = held_out_and_rest(arguments)
 
     from vitlens.bundle import load
-    from vitlens.saes import TuneConfig, estimate_tuning, tune_saes
+    from vitlens.saes import TuneConfig, estimate_tuning, measure, tune_saes
 
     config = TuneConfig(
         batch_images=arguments.batch_size,
@@ -90,11 +90,10 @@ def run(arguments: argparse.Namespace) -> None:
     with advice_on_interrupt(arguments.out):
         result = tune_saes(vit, saes, images, config, out=arguments.out)
     print(f"{images.told()}\nOn the images of tuning:\n{result}")
-    if held_out:
-        unseen = ImageFiles(held_out, transform)
-        print(f"\nOn {count(len(held_out), 'image')} kept out of tuning, before:")
-        print(health(vit, saes, unseen))
-        print(f"\nand after:\n{health(vit, result.saes, unseen)}")
+    if batches := read_held_out(held_out, transform):
+        kept = count(sum(map(len, batches)), "image")
+        print(f"\nOn {kept} kept out of tuning, before:\n{measure(vit, saes, batches)}")
+        print(f"\nand after:\n{measure(vit, result.saes, batches)}")
     print(
         f"\nSAEs are in {arguments.out}. Use them:\n"
         f"  vitlens explain IMAGE --model {arguments.model} --saes {arguments.out}"

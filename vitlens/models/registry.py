@@ -35,9 +35,15 @@ def create(name: str, *, pretrained: bool = True, **kwargs: Any) -> nn.Module:
     check_name(name)
     try:
         return timm.create_model(name, pretrained=pretrained, **kwargs).eval()
-    except (OSError, RuntimeError) as error:
+    except (OSError, RuntimeError, ValueError, KeyError, TypeError) as error:
         if name.startswith("local-dir:"):
-            raise ModelError(f"{name!r} could not be loaded: {error}.") from error
+            why = str(error).rstrip(".") or type(error).__name__
+            raise ModelError(
+                f"{name!r} could not be loaded: {why}. The folder must hold the config.json and "
+                "weights of a model that timm saved."
+            ) from error
+        if not isinstance(error, OSError | RuntimeError):
+            raise
         if not pretrained or isinstance(error, MemoryError):
             raise
         raise NetworkError(

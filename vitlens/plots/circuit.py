@@ -218,9 +218,11 @@ def _round_down(value: float) -> float:
 
 def _draw_heading(page: Page, circuit: Circuit, plan: _Plan, foot: float) -> None:
     top = foot + plan.body + _HEAD
-    title = f"What led to “{circuit.target}"
-    title = textwrap.shorten(title, int(7 * plan.width), placeholder=" …")
-    page.text(_MARGIN, top - 0.27, f"{title}”", size=14, bold=True)
+    most = max(8, int(7 * plan.width) - len("What led to “”"))
+    # One long word, or a script without spaces, is cut wherever it must be.
+    name = textwrap.shorten(circuit.target, most, placeholder=" …")
+    name = circuit.target[: most - 1] + "…" if name.strip() in ("", "…") else name
+    page.text(_MARGIN, top - 0.27, f"What led to “{name}”", size=14, bold=True)
     about = "Layer l: the residual stream after block l, split by its SAE into features."
     page.text(_MARGIN, top - 0.53, about, size=10, colour=QUIET)
     for layer in range(circuit.n_layers):
