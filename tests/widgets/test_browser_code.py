@@ -278,3 +278,71 @@ def test_silence_is_not_called_the_lack_of_a_kernel() -> None:
         "Python does not answer: it is busy, or no kernel runs.",
         "This needs a running kernel.",
     ]
+
+
+@pytest.mark.parametrize(
+    ("module", "trait", "figures", "wishes"),
+    [
+        ("ablation", "ablations", "outcome", [[[1, 2, None]], [[1, 2, None], [1, 3, 0.5]]]),
+        ("debias", "chosen", "report", [[[1, 2]], [[1, 2], [1, 3]]]),
+    ],
+)
+def test_a_wish_is_taken_back_only_where_no_kernel_runs(
+    module: str, trait: str, figures: str, wishes: list[list[object]]
+) -> None:
+    found = node(
+        """
+        const { wish } = await import(`SRC/${module}/wish.js`);
+        const silences = [];
+        globalThis.setTimeout = (end) => silences.push(end);
+        globalThis.clearTimeout = () => {};
+        const turn = () => new Promise((resolve) => setImmediate(resolve));
+        const make = (send) => {
+          const traits = { [trait]: [], [figures]: { [trait]: [] } };
+          const set = (name, value) => { traits[name] = value; };
+          return { traits, on() {}, get: (name) => traits[name], set, save_changes() {}, send };
+        };
+        const seen = {};
+        const note = (when, { traits }) => { seen[when] = [traits[trait], traits.notice]; };
+
+        const busy = make(() => {});
+        wish(busy, wishes[0]);
+        wish(busy, wishes[1]);
+        silences[0]();
+        await turn();
+        note("first silence", busy);
+        silences[1]();
+        await turn();
+        note("second silence", busy);
+
+        const saved = make(() => { throw new Error("no comm"); });
+        wish(saved, wishes[0]);
+        await turn();
+        note("saved page", saved);
+
+        const ends = [];
+        const dying = make(() => new Promise((_, reject) => ends.push(reject)));
+        wish(dying, wishes[0]);
+        wish(dying, wishes[1]);
+        ends[0]();
+        await turn();
+        note("first lost", dying);
+        ends[1]();
+        await turn();
+        note("second lost", dying);
+        console.log(JSON.stringify(seen));
+        """,
+        module=module,
+        trait=trait,
+        figures=figures,
+        wishes=wishes,
+    )
+    silence = "Python does not answer: it is busy, or no kernel runs."
+    no_kernel = "This needs a running kernel."
+    assert found == {
+        "first silence": [wishes[1], silence],
+        "second silence": [wishes[1], silence],
+        "saved page": [[], no_kernel],
+        "first lost": [wishes[1], no_kernel],
+        "second lost": [[], no_kernel],
+    }

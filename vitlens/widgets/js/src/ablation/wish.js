@@ -1,9 +1,8 @@
 // Wishes for ablations: what is switched off or set to a value.
 
 /** @import { Model, NodeKey } from "../lib/types" */
-import { ask } from "../lib/ask.js";
-import { save, same, setLocal } from "../lib/model.js";
-import { tell } from "../lib/notice.js";
+import { same } from "../lib/model.js";
+import { wishFor } from "../lib/wish.js";
 
 /** @typedef {[number, number, number | null]} Ablation */
 
@@ -14,12 +13,7 @@ export const ablations = (model) => model.get("ablations") ?? [];
  * @param {Model} model @param {Ablation[]} wanted
  */
 export function wish(model, wanted) {
-  save(model, { ablations: wanted });
-  // Where nobody hears it, that must be said, and what is off must be what the figures are of.
-  ask(model, "ping").catch((error) => {
-    setLocal(model, { ablations: model.get("outcome")?.ablations ?? [] });
-    tell(model, error);
-  });
+  wishFor(model, "ablations", wanted, () => model.get("outcome")?.ablations ?? []);
 }
 
 /** Switches nodes off, or, when all are ablated, on again.

@@ -3,8 +3,9 @@
 /** @import { Model, NodeKey } from "../lib/types" */
 import { ask } from "../lib/ask.js";
 import { counted } from "../lib/dom.js";
-import { save, same, setLocal } from "../lib/model.js";
+import { same } from "../lib/model.js";
 import { tell } from "../lib/notice.js";
+import { wishFor } from "../lib/wish.js";
 
 /** @param {Model} model @returns {NodeKey[]} */
 export const chosen = (model) => model.get("chosen") ?? [];
@@ -16,12 +17,7 @@ export const has = (list, node) => list.some((key) => same(key, node));
  * @param {Model} model @param {NodeKey[]} wanted
  */
 export function wish(model, wanted) {
-  save(model, { chosen: wanted });
-  // Where nobody hears it, the ticks must go on to say what the figures are of.
-  ask(model, "ping").catch((error) => {
-    setLocal(model, { chosen: model.get("report")?.chosen ?? [] });
-    tell(model, error);
-  });
+  wishFor(model, "chosen", wanted, () => model.get("report")?.chosen ?? []);
 }
 
 /** @param {Model} model @param {NodeKey} node */

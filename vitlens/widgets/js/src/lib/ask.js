@@ -2,9 +2,15 @@
 
 /** @import { Answer, Model } from "./types" */
 
-const NO_KERNEL = "This needs a running kernel.";
 export const SILENCE = "Python does not answer: it is busy, or no kernel runs.";
 const WAIT = 30_000;
+
+/** Nobody can hear the question; after mere silence the answer may still come. */
+export class NoKernel extends Error {
+  constructor() {
+    super("This needs a running kernel.");
+  }
+}
 
 /** @type {WeakMap<Model, Map<number, (message: any, buffers: DataView[]) => void>>} */
 const open = new WeakMap();
@@ -55,9 +61,9 @@ export function ask(model, what, payload = {}, buffers = [], { wait = WAIT } = {
       const sent = /** @type {any} */ (
         model.send({ vl: "ask", id, what, payload }, undefined, buffers)
       );
-      sent?.catch?.(() => done(() => reject(new Error(NO_KERNEL))));
+      sent?.catch?.(() => done(() => reject(new NoKernel())));
     } catch {
-      done(() => reject(new Error(NO_KERNEL)));
+      done(() => reject(new NoKernel()));
     }
   });
 }
