@@ -187,6 +187,11 @@ class LensBase:
         )
         return self.baselines
 
+    @property
+    def logit_names(self) -> tuple[str, ...]:
+        """A name for each of the C logits: its class's, or "class 0", "class 1" and so on."""
+        return self.class_names or tuple(f"class {i}" for i in range(self.vit.n_classes))
+
     def class_index(self, label: int | str) -> int:
         """Index of a class given by name or index.
 
@@ -209,7 +214,7 @@ class LensBase:
 
     def _named(self, values: Float[Tensor, " C"]) -> list[tuple[str, float]]:
         """Class names and values, the highest first."""
-        names = self.class_names or [f"class {i}" for i in range(len(values))]
+        names = self.logit_names
         ordered = values.sort(descending=True)
         return [
             (names[i], value)

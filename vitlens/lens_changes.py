@@ -113,8 +113,7 @@ class ChangingLens(LensBase):
         if not runs:
             raise FeatureError("There is no image to run.")
         before, after = (torch.cat(part) for part in zip(*runs, strict=True))
-        names = self.class_names or tuple(f"class {i}" for i in range(before.shape[-1]))
-        facts = (names, plan.interventions, plan.errors)
+        facts = (self.logit_names, plan.interventions, plan.errors)
         if several:
             return BatchOutcome(before, after, *facts)
         return Outcome(before[0], after[0], *facts)

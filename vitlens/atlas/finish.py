@@ -113,7 +113,6 @@ def finish(
         tables.append(_table(state, layer, found, moved, answers, embeddings))
     course = evolution(scores).to_dict()
     places = place_features(lens.saes, progress=progress) if layout else None
-    logit_names = lens.class_names or tuple(f"class {i}" for i in range(directions.shape[1]))
     header = Header(
         model=state.model,
         network=network_fingerprint(lens),
@@ -135,7 +134,7 @@ def finish(
             for image in state.images.values()
         ),
         # Folders of images may be other classes than the model's.
-        logit_names=() if logit_names == state.class_names else logit_names,
+        logit_names=() if lens.logit_names == state.class_names else lens.logit_names,
     )
     return Contents(
         header=header,

@@ -137,8 +137,5 @@ def _names_among(labels: Any) -> tuple[str, ...] | None:
 
 def _model_names(lens: LensBase) -> tuple[str, ...] | None:
     """Names of the model's classes; None when it has no classifier."""
-    if lens.class_names is not None:
-        return lens.class_names
-    if lens.vit.head is None and getattr(lens.vit.model, "num_classes", None) == 0:
-        return None
-    return tuple(f"class {number}" for number in range(lens.vit.n_classes))
+    headless = lens.vit.head is None and getattr(lens.vit.model, "num_classes", None) == 0
+    return None if headless and lens.class_names is None else lens.logit_names

@@ -327,16 +327,16 @@ def check_rule(
     The count goes by `name` where the caller knows it by another.
     """
     rules = {name: count, "share": share, "threshold": threshold}
-    given = {name: value for name, value in rules.items() if value is not None}
+    given = {rule: value for rule, value in rules.items() if value is not None}
     if len(given) != 1:
         named = " and ".join(given) or "none of them"
         raise FeatureError(f"Give exactly one of {name}, share and threshold, not {named}.")
     if count is not None:
         check_count("The count of nodes to keep", count)
-    for name in ("share", "threshold"):
-        value = given.get(name)
+    for rule in ("share", "threshold"):
+        value = given.get(rule)
         if value is not None and not (_is_number(value) and 0 < value <= 1):
-            raise FeatureError(f"The {name} must be a number above 0 and at most 1, not {value!r}.")
+            raise FeatureError(f"The {rule} must be a number above 0 and at most 1, not {value!r}.")
 
 
 def _is_number(value: object) -> bool:

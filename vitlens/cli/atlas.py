@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vitlens.cli.options import Commands, add_command, add_model_options, load_lens, positive
-from vitlens.cli.report import count
+from vitlens.cli.report import count, unreadable
 from vitlens.errors import VitlensError
 
 if TYPE_CHECKING:
@@ -31,7 +31,6 @@ _EXAMPLES = """\
   vitlens atlas photos/ --part 2/2 --out half-2/
   vitlens atlas --merge half-1/ half-2/ --out atlas/
 """
-_SHOWN = 5
 
 
 def add_to(commands: Commands) -> None:
@@ -139,11 +138,8 @@ def _report(atlas: Atlas, out: Path) -> None:
     features = f"{sum(atlas.sizes)} features in {atlas.n_layers} layers"
     print(f"\n{features}, {count(atlas.n_images, 'image')}: {out}, {size / 1e6:.1f} MB")
     if atlas.skipped:
-        print(f"{count(len(atlas.skipped), 'image')} could not be read:")
-        for key, why in atlas.skipped[:_SHOWN]:
-            print(f"  {why}" if key in why else f"  {key}: {why}")
-        if len(atlas.skipped) > _SHOWN:
-            print(f"  and {len(atlas.skipped) - _SHOWN} more: see skipped in {out}/atlas.json")
+        reasons = [why if key in why else f"{key}: {why}" for key, why in atlas.skipped]
+        print(unreadable(reasons, rest=f": see skipped in {out}/atlas.json"))
     print(f"\n{atlas.evolution()}")
 
 

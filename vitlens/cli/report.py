@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import textwrap
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from vitlens.circuits.circuit import Circuit
     from vitlens.circuits.results import Curves
+
+_SHOWN = 5  # images that could not be read
 
 
 class Stopwatch:
@@ -70,6 +72,13 @@ def write_curves(curves: Curves, path: Path) -> Path:
 def count(n: int, what: str) -> str:
     """Say how many of something there are."""
     return f"{n:,} {what}{'s' * (n != 1)}"
+
+
+def unreadable(reasons: Sequence[str], what: str = "could not be read", rest: str = "") -> str:
+    """Say how many images could not be read, and why the first few; `rest` tells of the others."""
+    lines = [f"{count(len(reasons), 'image')} {what}:", *(f"  {why}" for why in reasons[:_SHOWN])]
+    more = len(reasons) - _SHOWN
+    return "\n".join([*lines, f"  and {more} more{rest}"] if more > 0 else lines)
 
 
 def written(paths: list[Path]) -> str:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import argparse
 import random
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vitlens.cli.options import add_machine_options, images_in, positive
-from vitlens.cli.report import count
+from vitlens.cli.report import unreadable
 from vitlens.errors import ImageError
 
 if TYPE_CHECKING:
@@ -18,8 +18,6 @@ if TYPE_CHECKING:
 
     from vitlens.images import Transform
     from vitlens.lens import Lens
-
-_SHOWN = 5
 
 
 def add_image_options(command: argparse.ArgumentParser) -> None:
@@ -101,14 +99,14 @@ def read_held_out(paths: Sequence[Path], transform: Transform, size: int = 8) ->
 
     from vitlens.images import to_tensor
 
-    each, unreadable = [], {}
+    each, reasons = [], []
     for path in paths:
         try:
             each.append(to_tensor(path, transform))
         except ImageError as error:
-            unreadable[path] = str(error)
-    if unreadable:
-        print(_told(unreadable, "kept out of training could not be read"))
+            reasons.append(str(error))
+    if reasons:
+        print(f"\n{unreadable(reasons, 'kept out of training could not be read')}")
     return [torch.stack(each[start : start + size]) for start in range(0, len(each), size)]
 
 
@@ -152,13 +150,7 @@ class ImageFiles(Sequence["Tensor"]):
 
     def told(self) -> str:
         """Say which files could not be read; "" when all could."""
-        return _told(self.unreadable, "could not be read; the next stood in")
-
-
-def _told(unreadable: Mapping[Path, str], what: str) -> str:
-    if not unreadable:
-        return ""
-    reasons = [f"  {why}" for why in list(unreadable.values())[:_SHOWN]]
-    more = len(unreadable) - _SHOWN
-    last = [f"  and {more} more"] if more > 0 else []
-    return "\n".join([f"\n{count(len(unreadable), 'image')} {what}:", *reasons, *last])
+        if not self.unreadable:
+            return ""
+        what = "could not be read; the next stood in"
+        return f"\n{unreadable(list(self.unreadable.values()), what)}"

@@ -77,7 +77,7 @@ class DebiasedModel(nn.Module):
     def predict(self, image: ImageLike) -> list[tuple[str, float]]:
         """Class names and probabilities for any image, best first."""
         probabilities = self(self.lens.tensor(image)[None])[0].softmax(-1)
-        names = self.lens.class_names or [f"class {i}" for i in range(len(probabilities))]
+        names = self.lens.logit_names
         order = probabilities.argsort(descending=True).tolist()
         return [(names[i], float(probabilities[i])) for i in order]
 

@@ -85,7 +85,7 @@ class ChoicePart(t.HasTraits):
         self.sample_strip = encode_strip(
             [lens.picture(sample.path) for sample in lens.samples], side=_THUMBNAIL
         )
-        self.classes = lens.class_names or tuple(f"class {i}" for i in range(lens.vit.n_classes))
+        self.classes = lens.logit_names
 
     def _tell_choice(self, scene: Scene) -> None:
         """Tell the view what the model says, and what is explained: the choice is in sight."""

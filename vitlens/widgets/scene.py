@@ -115,8 +115,7 @@ class Scene:
     @property
     def class_names(self) -> tuple[str, ...]:
         """A name a class, made up where the lens has none."""
-        names = self.lens.class_names
-        return names or tuple(f"class {i}" for i in range(len(self.trace.logits)))
+        return self.lens.logit_names
 
     def check(self, node: Node) -> None:
         """Raise `FeatureError` unless the node exists."""

@@ -105,7 +105,7 @@ function tableOf(data, checked, id, labels) {
     ["to", checked.filter(({ from }) => from === id)],
   ]);
   if (sides.every(([, edges]) => !edges.length)) return null;
-  const share = (/** @type {number} */ change) => h("td", { title: signed(change) }, data.goal.value ? tenths(change / data.goal.value) : "–");
+  const share = (/** @type {number} */ change) => h("td", { title: signed(change) }, data.goal.value ? percent(change / data.goal.value) : "–");
   return h(
     "table",
     { class: "vl-side-measured" },
@@ -143,7 +143,7 @@ function nodeName(data, id, labels) {
 const column = (word) => h("th", { scope: "col", title: word, "aria-label": word }, `${word.slice(0, 4)}.`);
 
 /** @param {number} x */
-const tenths = (x) => decimals(100 * x, 1);
+const percent = (x) => decimals(100 * x, 1);
 
 /** @param {number} x */
 const signed = (x) => `${x > 0 ? "+" : ""}${show(x)}`;

@@ -4,7 +4,7 @@
 /** @import { Colours } from "./colours.js" */
 import { headOf } from "../browser/columns.js";
 import { labelOf, nodeName } from "../card/name.js";
-import { field, fill, h } from "../lib/dom.js";
+import { counted, field, fill, h } from "../lib/dom.js";
 import { same, save } from "../lib/model.js";
 import { cssOf, greyOf } from "./colours.js";
 
@@ -173,7 +173,7 @@ export function createChosen(model) {
         h(
           "span",
           { role: "status" },
-          `${chosen.length.toLocaleString("en")} ${chosen.length === 1 ? "feature" : "features"} chosen`,
+          `${counted(chosen.length, "feature")} chosen`,
         ),
         button("Clear", "Choose none", () => save(model, { chosen: [] })),
         chosen.slice(0, LISTED).map((node) =>
