@@ -33,7 +33,7 @@ def state_by_hand(
     lens: Lens, numbers: range, *, n_top: int = 3, n_sampled: int = 3, heats: bool = True
 ) -> AtlasState:
     """Of noise pictures, each its own group, labelled by turns."""
-    C, prefix = lens.vit.n_classes, lens.vit.n_prefix
+    C, prefix = lens.vision.n_classes, lens.vision.n_prefix
     ids = {n: bins.hash_text(str(n)) for n in numbers}
     traces = {n: lens.trace(picture(n)) for n in numbers}
     label = {n: n % C for n in numbers}
@@ -46,10 +46,10 @@ def state_by_hand(
         shuffled = fixed.gather(1, order.argsort(1)[..., None].expand_as(fixed))
         bucket = chance.buckets(torch.tensor(list(ids.values())), C)
         sums = LayerSums.zeros(
-            n_tokens=z.shape[1], n_prefix=prefix, n_features=sae.size, n_classes=C
+            n_tokens=z.shape[1], n_prefix=prefix, n_features=sae.n_features, n_classes=C
         )
         for i, n in enumerate(numbers):
-            for f in range(sae.size):
+            for f in range(sae.n_features):
                 active = z[i, z[i, :, f] > 0, f]
                 sums.n_active[f] += len(active)
                 sums.prefix_active[:, f] += z[i, :prefix, f] > 0
@@ -66,9 +66,9 @@ def state_by_hand(
             sums.image_mean += mean[i]
             sums.image_squares += bins.image_squares(mean[i])
             sums.stds += bins.to_fixed(traces[n].stds[layer][:, 0])
-        pools = [Pool.empty(k, sae.size, n, z.shape[1] if heats else 0)
+        pools = [Pool.empty(k, sae.n_features, n, z.shape[1] if heats else 0)
                  for k, n in (("top", n_top), ("sampled", n_sampled))]  # fmt: skip
-        for f in range(sae.size):
+        for f in range(sae.n_features):
             entries = [(float(z[i, :, f].max()), ids[n], i) for i, n in enumerate(numbers)]
             entries = [entry for entry in entries if entry[0] > 0]
             top = sorted(entries, key=lambda e: (-e[0], e[1]))[:n_top]
@@ -84,7 +84,7 @@ def state_by_hand(
     state = AtlasState(
         model=lens.fingerprint,
         n_prefix=prefix,
-        grid=lens.vit.grid,
+        grid=lens.vision.grid,
         class_names=lens.class_names or (),
         labels_from="data",
         settings={"n_top": n_top},

@@ -29,7 +29,7 @@ def test_import_loads_nothing_heavy():
 
 
 def test_the_method_loads_nothing_heavy():
-    names = "TopKSAE, Baselines, Trace, Importances, Circuit, Curves, ViT, libragrad, Lens, load"
+    names = "TopKSAE, Baselines, Trace, Importances, Circuit, Curves, VisionModel, libragrad, Lens, load"
     names += ", TrainConfig, TuneConfig"
     assert loaded_after(f"from vitlens import {names}") == set()
 

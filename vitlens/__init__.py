@@ -22,14 +22,14 @@ _MODULE_OF = {
     "Outcome": "vitlens.interventions.outcome",
     "Project": "vitlens.interventions.kinds",
     "Scale": "vitlens.interventions.kinds",
-    "SetTo": "vitlens.interventions.kinds",
+    "Clamp": "vitlens.interventions.kinds",
     "Steer": "vitlens.interventions.kinds",
-    "Swap": "vitlens.interventions.kinds",
+    "Patch": "vitlens.interventions.kinds",
     "TopKSAE": "vitlens.saes.topk",
     "Trace": "vitlens.replacement",
     "TrainConfig": "vitlens.saes.config",
     "TuneConfig": "vitlens.saes.config",
-    "ViT": "vitlens.models.adapter",
+    "VisionModel": "vitlens.models.adapter",
     "Verification": "vitlens.circuits.verification",
     "VitlensError": "vitlens.errors",
     "libragrad": "vitlens.models.libragrad",
@@ -53,10 +53,10 @@ if TYPE_CHECKING:
     from vitlens.debias.search import Debiasing
     from vitlens.debias.spurious import spurious
     from vitlens.errors import VitlensError
-    from vitlens.interventions.kinds import Ablate, Project, Scale, SetTo, Steer, Swap
+    from vitlens.interventions.kinds import Ablate, Clamp, Patch, Project, Scale, Steer
     from vitlens.interventions.outcome import Outcome
     from vitlens.lens import Lens
-    from vitlens.models.adapter import ViT
+    from vitlens.models.adapter import VisionModel
     from vitlens.models.libragrad import libragrad
     from vitlens.replacement import Baselines, Trace
     from vitlens.saes.config import TrainConfig, TuneConfig
@@ -69,6 +69,7 @@ __all__ = [
     "Atlas",
     "Baselines",
     "Circuit",
+    "Clamp",
     "Curves",
     "DebiasedModel",
     "Debiasing",
@@ -76,17 +77,16 @@ __all__ = [
     "Importances",
     "Lens",
     "Outcome",
+    "Patch",
     "Project",
     "Scale",
-    "SetTo",
     "Steer",
-    "Swap",
     "TopKSAE",
     "Trace",
     "TrainConfig",
     "TuneConfig",
     "Verification",
-    "ViT",
+    "VisionModel",
     "VitlensError",
     "__version__",
     "libragrad",

@@ -12,8 +12,8 @@ from torch import nn
 
 from vitlens.about import About, Sample
 from vitlens.errors import CheckpointError, ModelError
-from vitlens.files import read_json, read_tensors
 from vitlens.images import Transform
+from vitlens.io import read_json, read_tensors
 from vitlens.lens import Lens
 from vitlens.models.quantize import dequantize
 from vitlens.models.registry import check_name, create
@@ -89,7 +89,7 @@ def load(
         lens = _load_bundle(_FOLDER / name, saes, baselines, device, dtype)
         own = _FOLDER / name / "atlas"
         # In half precision the weights are not those that the atlas is of.
-        as_stored = lens.vit.dtype in (torch.float32, torch.float64)
+        as_stored = lens.vision.dtype in (torch.float32, torch.float64)
         if atlas is None and saes is None and own.is_dir() and as_stored:
             lens.atlas_later(partial(_bundled_atlas, own, name, names))
             return lens

@@ -58,3 +58,25 @@ def near_matches(name: str, names: Iterable[str]) -> str:
     quoted = [repr(by_lower[match]) for match in found]
     head = ", ".join(quoted[:-1])
     return f" Did you mean {head} or {quoted[-1]}?" if head else f" Did you mean {quoted[0]}?"
+
+
+class OptionError(VitlensError, ValueError):
+    """An option with a value that is not one of its choices."""
+
+
+def check_choice(name: str, value: object, choices: Iterable[str]) -> None:
+    """Raise `OptionError` unless `value` is one of `choices`.
+
+    Parameters
+    ----------
+    name
+        The option's name, for the message.
+    value
+        What the caller gave.
+    choices
+        The values that are allowed.
+    """
+    known = tuple(choices)
+    if value not in known:
+        hint = near_matches(value, known) if isinstance(value, str) else ""
+        raise OptionError(f"{name} must be one of {', '.join(known)}, not {value!r}.{hint}")

@@ -23,10 +23,10 @@ from vitlens.circuits.methods import Method
 from vitlens.circuits.prune import check_count
 from vitlens.circuits.results import Curves
 from vitlens.images import ImageLike, as_images
+from vitlens.isolated import isolated
 from vitlens.lens_changes import ChangingLens
 from vitlens.progress import Progress
 from vitlens.replacement import ErrorNodes, Trace
-from vitlens.undisturbed import undisturbed
 
 if TYPE_CHECKING:
     from vitlens.debias import Debiasing, GroupedImages
@@ -39,7 +39,7 @@ class Lens(ChangingLens):
     Parameters
     ----------
     model
-        A timm `VisionTransformer` or a model built like one, in `eval` mode; or a `ViT`. It is
+        A timm `VisionTransformer` or a model built like one, in `eval` mode; or a `VisionModel`. It is
         never modified.
     saes
         One `TopKSAE` after each block but the last; or a folder or hub name to load them from.
@@ -53,8 +53,8 @@ class Lens(ChangingLens):
         Turns an RGB PIL image into the model's input; by default the one timm's configuration
         of the model describes.
     head
-        Optional function of the model's output, [n, C_model] -> [n, C]; see `ViT`. Only for a
-        model that is no `ViT` yet.
+        Optional function of the model's output, [n, C_model] -> [n, C]; see `VisionModel`. Only for a
+        model that is no `VisionModel` yet.
     about
         Name, samples and model card, as bundles have them.
 
@@ -72,7 +72,7 @@ class Lens(ChangingLens):
     >>> print(lens.circuit(lens.samples[0].path, nodes_per_layer=8))
     """
 
-    @undisturbed
+    @isolated
     def importances(
         self,
         image: ImageLike,
@@ -80,7 +80,7 @@ class Lens(ChangingLens):
         target: TargetLike = None,
         gradient: Gradient = "libragrad",
         errors: ErrorPaths = "leaf",
-        engine: Engine = "exact",
+        engine: Engine = "closed_form",
         progress: Progress = False,
     ) -> Importances:
         """Importance of every node and edge for the target.
@@ -95,7 +95,7 @@ class Lens(ChangingLens):
         errors
             Error nodes as "leaf", or gradients "through" them.
         engine
-            "exact", "jvp" or "vjp".
+            "closed_form", "jvp" or "vjp".
         progress
             Show a progress bar over the layers; or a function of the part that is done, 0 to 1,
             and of what is being done, called between layers. What it raises ends the work.
@@ -117,7 +117,7 @@ class Lens(ChangingLens):
             progress=progress,
         )
 
-    @undisturbed
+    @isolated
     def logit_lens(
         self, image: ImageLike, layer: int, feature: int, *, gradient: Gradient = "libragrad"
     ) -> list[tuple[str, float]]:
@@ -140,11 +140,11 @@ class Lens(ChangingLens):
         """
         trace = self.trace(image)
         effects = logit_lens(
-            self.vit, self.saes, trace, self.baselines, layer, feature, gradient=gradient
+            self.vision, self.saes, trace, self.baselines, layer, feature, gradient=gradient
         )
         return self._named(effects)
 
-    @undisturbed
+    @isolated
     def conservation(
         self, image: ImageLike, *, target: TargetLike = None, errors: ErrorPaths = "leaf"
     ) -> dict[str, Float[Tensor, " L"]]:
@@ -161,7 +161,7 @@ class Lens(ChangingLens):
         relative = {}
         for gradient in get_args(Gradient):
             found = importances(
-                self.vit,
+                self.vision,
                 self.saes,
                 trace,
                 self.baselines,
@@ -173,7 +173,7 @@ class Lens(ChangingLens):
             relative[gradient] = found.residual / found.target_value
         return relative
 
-    @undisturbed
+    @isolated
     def circuit(
         self,
         image: ImageLike,
@@ -186,7 +186,7 @@ class Lens(ChangingLens):
         edge_share: float = 0.0,
         gradient: Gradient = "libragrad",
         errors: ErrorPaths = "leaf",
-        engine: Engine = "exact",
+        engine: Engine = "closed_form",
         progress: Progress = False,
     ) -> Circuit:
         """The pruned circuit behind a prediction.
@@ -230,16 +230,16 @@ class Lens(ChangingLens):
             edges=not few,
             progress=progress,
         )
-        known = (self.vit, self.saes, trace, self.baselines, found)
+        known = (self.vision, self.saes, trace, self.baselines, found)
         return prune_circuit(
             found,
             edges_on_demand(*known, progress=progress) if few else found.edges,
-            n_prefix=self.vit.n_prefix,
+            n_prefix=self.vision.n_prefix,
             **rules,
             **self._facts(image, trace, found),
         )
 
-    @undisturbed
+    @isolated
     def candidates(
         self,
         image: ImageLike,
@@ -248,7 +248,7 @@ class Lens(ChangingLens):
         at_most: int = 64,
         gradient: Gradient = "libragrad",
         errors: ErrorPaths = "leaf",
-        engine: Engine = "exact",
+        engine: Engine = "closed_form",
         progress: Progress = False,
     ) -> Candidates:
         """Every node that `circuit` can keep, to prune again and again without the model.
@@ -272,7 +272,7 @@ class Lens(ChangingLens):
         )
         return find_candidates(found, trace, at_most=at_most, **self._facts(image, trace, found))
 
-    @undisturbed
+    @isolated
     def faithfulness(
         self,
         images: ImageLike | Iterable[ImageLike],
@@ -281,7 +281,7 @@ class Lens(ChangingLens):
         labels: int | str | Sequence[int | str] | None = None,
         target: TargetLike = None,
         errors: ErrorNodes = "clean",
-        engine: Engine = "exact",
+        engine: Engine = "closed_form",
         q: Sequence[float] = DEFAULT_Q,
         batch_size: int = 16,
         seed: int = 0,
@@ -304,7 +304,7 @@ class Lens(ChangingLens):
         if isinstance(labels, int | str | np.integer):
             labels = [labels]
         return faithfulness(
-            self.vit,
+            self.vision,
             self.saes,
             self.baselines,
             [self.tensor(image).cpu() for image in as_images(images)],
@@ -321,7 +321,7 @@ class Lens(ChangingLens):
             progress=progress,
         )
 
-    @undisturbed
+    @isolated
     def debias(self, groups: GroupedImages, **options: Any) -> Debiasing:
         """Find the features that carry a shortcut, and take them out; see `vitlens.debias.debias`.
 
@@ -337,7 +337,7 @@ class Lens(ChangingLens):
 
         return debias(self, groups, **options)
 
-    @undisturbed
+    @isolated
     def explore(
         self, image: ImageLike | None = None, *, target: TargetLike = None, **options: Any
     ) -> Explorer:
@@ -356,13 +356,13 @@ class Lens(ChangingLens):
 
     def _importances(self, trace: Trace, *, target: TargetLike, **settings: Any) -> Importances:
         resolved = resolve_target(target, trace.logits, self.class_names)
-        return importances(self.vit, self.saes, trace, self.baselines, resolved, **settings)
+        return importances(self.vision, self.saes, trace, self.baselines, resolved, **settings)
 
     def _facts(self, image: ImageLike, trace: Trace, found: Importances) -> dict[str, Any]:
         """What circuits and candidates say about the model, the image and the settings."""
         return {
-            "grid": self.vit.grid,
-            "prefix_names": self.vit.prefix_names,
+            "grid": self.vision.grid,
+            "prefix_names": self.vision.prefix_names,
             "prediction": self._ranking(trace.logits)[0],
             "logits": trace.logits,
             "picture": self.picture(image),

@@ -16,14 +16,14 @@ from vitlens import replacement
 from vitlens.about import About, Sample
 from vitlens.attribution.targets import find_class
 from vitlens.errors import ModelError
-from vitlens.files import fingerprint
 from vitlens.images import ImageLike, Transform, as_images, to_tensor
-from vitlens.models.adapter import ViT, as_vit
+from vitlens.io import fingerprint
+from vitlens.isolated import isolated
+from vitlens.models.adapter import VisionModel, as_vision_model
 from vitlens.replacement import Baselines, Trace
 from vitlens.saes.files import resolve_saes
 from vitlens.saes.stream import batched
 from vitlens.saes.topk import TopKSAE
-from vitlens.undisturbed import undisturbed
 
 if TYPE_CHECKING:
     from vitlens.atlas.atlas import Atlas
@@ -36,7 +36,7 @@ class LensBase:
 
     def __init__(
         self,
-        model: nn.Module | ViT,
+        model: nn.Module | VisionModel,
         saes: Iterable[TopKSAE] | str | Path,
         *,
         baselines: Baselines | str | Path | None = None,
@@ -45,13 +45,13 @@ class LensBase:
         head: Callable[[Tensor], Tensor] | None = None,
         about: About | None = None,
     ):
-        self.vit = as_vit(model, head=head)
-        found = resolve_saes(saes, depth=self.vit.depth, width=self.vit.width)
-        self.saes = tuple(_like(sae, self.vit) for sae in found)
+        self.vision = as_vision_model(model, head=head)
+        found = resolve_saes(saes, depth=self.vision.depth, width=self.vision.d_model)
+        self.saes = tuple(_like(sae, self.vision) for sae in found)
         self.class_names = self._checked_names(class_names)
-        self.transform = transform or Transform.from_timm(self.vit.model)
+        self.transform = transform or Transform.from_timm(self.vision.module)
         if baselines is None:
-            baselines = replacement.zero_baselines(self.vit, self.saes)
+            baselines = replacement.zero_baselines(self.vision, self.saes)
         self.baselines = baselines
         self.about = about or About()
         self._atlas: Atlas | Callable[[], Atlas | None] | None = None
@@ -74,8 +74,8 @@ class LensBase:
                 "Baselines are a `vitlens.Baselines` or the file of one, not "
                 f"{type(baselines).__name__}. `lens.fit_baselines(images)` makes some."
             )
-        replacement.check_baselines(self.vit, self.saes, baselines)
-        self._baselines = baselines.to(dtype=self.vit.dtype, device=self.vit.device)
+        replacement.check_baselines(self.vision, self.saes, baselines)
+        self._baselines = baselines.to(dtype=self.vision.dtype, device=self.vision.device)
 
     @property
     def atlas(self) -> Atlas | None:
@@ -114,11 +114,11 @@ class LensBase:
 
         A head that is a plain function has no weights and does not count.
         """
-        weights = {f"model.{name}": w for name, w in self.vit.model.state_dict().items()}
+        weights = {f"model.{name}": w for name, w in self.vision.module.state_dict().items()}
         for layer, sae in enumerate(self.saes):
             weights |= {f"sae.{layer}.{name}": w for name, w in sae.state_dict().items()}
-        if isinstance(self.vit.head, nn.Module):
-            weights |= {f"head.{name}": w for name, w in self.vit.head.state_dict().items()}
+        if isinstance(self.vision.head, nn.Module):
+            weights |= {f"head.{name}": w for name, w in self.vision.head.state_dict().items()}
         # Hashing is slow. What PyTorch counts tells whether weights have changed since the last
         # time, unless they were changed through `.data`.
         state = [(name, w.data_ptr(), _changes(w)) for name, w in weights.items()]
@@ -136,7 +136,9 @@ class LensBase:
         ImageError
             If the image cannot be read or has no finite pixels.
         """
-        tensor = to_tensor(image, self.transform, dtype=self.vit.dtype, device=self.vit.device)
+        tensor = to_tensor(
+            image, self.transform, dtype=self.vision.dtype, device=self.vision.device
+        )
         # Autograd keeps no tensor that was made in inference mode.
         return tensor.clone() if tensor.is_inference() else tensor
 
@@ -150,13 +152,13 @@ class LensBase:
 
     def predict(self, image: ImageLike) -> list[tuple[str, float]]:
         """Class names and probabilities, best first."""
-        return self._ranking(self.vit.logits(self.tensor(image)[None])[0])
+        return self._ranking(self.vision.logits(self.tensor(image)[None])[0])
 
     def trace(self, image: ImageLike) -> Trace:
         """Residual streams, features and errors of every layer, and the logits."""
-        return replacement.trace(self.vit, self.saes, self.tensor(image))
+        return replacement.trace(self.vision, self.saes, self.tensor(image))
 
-    @undisturbed
+    @isolated
     def fit_baselines(
         self,
         images: ImageLike | Iterable[ImageLike],
@@ -180,9 +182,9 @@ class LensBase:
         """
         tensors = (self.tensor(image) for image in as_images(images))
         self.baselines = replacement.fit_baselines(
-            self.vit,
+            self.vision,
             self.saes,
-            batched(tensors, batch_size, self.vit.image_size),
+            batched(tensors, batch_size, self.vision.image_size),
             progress=progress,
         )
         return self.baselines
@@ -190,7 +192,7 @@ class LensBase:
     @property
     def logit_names(self) -> tuple[str, ...]:
         """A name for each of the C logits: its class's, or "class 0", "class 1" and so on."""
-        return self.class_names or tuple(f"class {i}" for i in range(self.vit.n_classes))
+        return self.class_names or tuple(f"class {i}" for i in range(self.vision.n_classes))
 
     def class_index(self, label: int | str) -> int:
         """Index of a class given by name or index.
@@ -200,13 +202,13 @@ class LensBase:
         TargetError
             If there is no such class, or several go by the name.
         """
-        return find_class(label, self.vit.n_classes, self.class_names)
+        return find_class(label, self.vision.n_classes, self.class_names)
 
     def __repr__(self) -> str:
-        sizes = ", ".join(str(sae.size) for sae in self.saes)
+        sizes = ", ".join(str(sae.n_features) for sae in self.saes)
         return (
-            f"Lens({self.about.name or type(self.vit.model).__name__}: {self.vit.depth} blocks, "
-            f"{self.vit.n_tokens} tokens x {self.vit.width}, features {sizes})"
+            f"Lens({self.about.name or type(self.vision.module).__name__}: {self.vision.depth} blocks, "
+            f"{self.vision.n_tokens} tokens x {self.vision.d_model}, features {sizes})"
         )
 
     def _ranking(self, logits: Float[Tensor, " C"]) -> list[tuple[str, float]]:
@@ -228,17 +230,17 @@ class LensBase:
             raise ModelError(
                 f"Class names are a list in the order of the logits, not {type(names).__name__}."
             )
-        if len(names) != self.vit.n_classes:
+        if len(names) != self.vision.n_classes:
             raise ModelError(
-                f"{len(names)} class names were given for the model's {self.vit.n_classes} classes."
+                f"{len(names)} class names were given for the model's {self.vision.n_classes} classes."
             )
         return tuple(names)
 
 
-def _like(sae: TopKSAE, vit: ViT) -> TopKSAE:
-    if (sae.W_enc.dtype, sae.W_enc.device) == (vit.dtype, vit.device):
+def _like(sae: TopKSAE, vision: VisionModel) -> TopKSAE:
+    if (sae.W_enc.dtype, sae.W_enc.device) == (vision.dtype, vision.device):
         return sae
-    return copy.deepcopy(sae).to(dtype=vit.dtype, device=vit.device)
+    return copy.deepcopy(sae).to(dtype=vision.dtype, device=vision.device)
 
 
 def _changes(weight: Tensor) -> object:

@@ -21,12 +21,12 @@ from vitlens.interventions.hooks import intervening, outer_plan
 from vitlens.interventions.kinds import InterventionsLike, interventions
 from vitlens.interventions.outcome import BatchOutcome, Outcome
 from vitlens.interventions.run import Plan, make_plan
+from vitlens.isolated import isolated
 from vitlens.lens_base import LensBase
 from vitlens.progress import Progress
 from vitlens.replacement import ErrorNodes
 from vitlens.saes.stream import batched
 from vitlens.selections import keep_masks
-from vitlens.undisturbed import undisturbed
 
 Keep = Sequence[Iterable[int] | Tensor]
 Errors = ErrorNodes | Sequence[ErrorNodes]
@@ -55,7 +55,7 @@ class ChangingLens(LensBase):
         self, image: ImageLike, *, keep: Keep, errors: Errors = "clean"
     ) -> Float[Tensor, " C"]: ...
 
-    @undisturbed
+    @isolated
     def run_with(
         self,
         image: ImageLike | list[Any] | tuple[Any, ...],
@@ -72,7 +72,7 @@ class ChangingLens(LensBase):
         image
             An image, or a list of them.
         wanted
-            One of `vitlens.Ablate`, `Project`, `Scale`, `SetTo`, `Steer` and `Swap`, or several:
+            One of `vitlens.Ablate`, `Project`, `Scale`, `Clamp`, `Steer` and `Patch`, or several:
             ``a + b`` or a list, done in this order. At every layer the running stream is encoded
             anew, so that later interventions see what earlier ones did. Without any, the model's
             own output.
@@ -108,7 +108,7 @@ class ChangingLens(LensBase):
         plan = self.plan(wanted, errors=errors)
         several = isinstance(image, list | tuple)
         images: Iterable[ImageLike] = image if isinstance(image, list | tuple) else [image]
-        tensors = batched(map(self.tensor, images), batch_size, self.vit.image_size)
+        tensors = batched(map(self.tensor, images), batch_size, self.vision.image_size)
         runs = [plan.before_and_after(batch) for batch in tensors]
         if not runs:
             raise FeatureError("There is no image to run.")
@@ -152,13 +152,13 @@ class ChangingLens(LensBase):
         >>> with lens.intervene(vitlens.Ablate((5, 213)), errors="free"):
         ...     logits = model(batch)
         """
-        outer = outer_plan(self.vit.model, self.saes)
+        outer = outer_plan(self.vision.module, self.saes)
         around = outer.interventions if outer else ()
         held = errors or (outer.errors if outer else "clean")
         with intervening(self.plan(interventions(around, wanted), errors=held)):
             yield
 
-    @undisturbed
+    @isolated
     def verify(
         self,
         circuit: Circuit,
@@ -225,7 +225,7 @@ class ChangingLens(LensBase):
         trace = self.trace(image)
         wanted = circuit.target_index if target is None else target
         return verify_circuit(
-            self.vit,
+            self.vision,
             self.saes,
             trace,
             self.baselines,
@@ -241,7 +241,7 @@ class ChangingLens(LensBase):
             progress=progress,
         )
 
-    @undisturbed
+    @isolated
     def plan(self, wanted: InterventionsLike, *, errors: Errors = "clean") -> Plan:
         """Check interventions against this lens, to run them on batches of tensors again and again.
 
@@ -249,14 +249,14 @@ class ChangingLens(LensBase):
         are as for `run_with`.
         """
         return make_plan(
-            self.vit, self.saes, self.baselines, wanted, errors=errors, tensor=self.tensor
+            self.vision, self.saes, self.baselines, wanted, errors=errors, tensor=self.tensor
         )
 
     def _run_on(self, image: ImageLike, keep: Keep, errors: Errors) -> Float[Tensor, " C"]:
-        masks = keep_masks(self.saes, keep, self.vit.device)
+        masks = keep_masks(self.saes, keep, self.vision.device)
         trace = self.trace(image)
         return replacement.run_with(
-            self.vit,
+            self.vision,
             self.saes,
             trace.image[None],
             masks,

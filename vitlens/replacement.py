@@ -16,17 +16,17 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from vitlens.brief import Brief
 from vitlens.errors import CheckpointError, FeatureError, ModelError
-from vitlens.files import read_tensors, write_tensors
-from vitlens.models.adapter import ViT
+from vitlens.io import read_tensors, write_tensors
+from vitlens.models.adapter import VisionModel
+from vitlens.repr import ShapeRepr
 from vitlens.saes.topk import TopKSAE
 
 ErrorNodes = Literal["clean", "free", "baseline"]
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Trace(Brief):
+class Trace(ShapeRepr):
     """What happens inside the model on one image.
 
     Attributes
@@ -55,7 +55,7 @@ class Trace(Brief):
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Baselines(Brief):
+class Baselines(ShapeRepr):
     """What features and error nodes are replaced with: medians at each position.
 
     Attributes
@@ -158,7 +158,7 @@ def _at_least_single(x: Tensor) -> Tensor:
     return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
 
 
-def check_baselines(vit: ViT, saes: Sequence[TopKSAE], baselines: Baselines) -> None:
+def check_baselines(vision: VisionModel, saes: Sequence[TopKSAE], baselines: Baselines) -> None:
     """Raise `ModelError` unless the baselines have the shapes of the model and its SAEs."""
     n_layers = len(baselines.features)
     if n_layers != len(saes):
@@ -166,7 +166,7 @@ def check_baselines(vit: ViT, saes: Sequence[TopKSAE], baselines: Baselines) -> 
     for layer, (sae, z, e) in enumerate(
         zip(saes, baselines.features, baselines.errors, strict=True)
     ):
-        expected = (vit.n_tokens, sae.size), (vit.n_tokens, vit.width)
+        expected = (vision.n_tokens, sae.n_features), (vision.n_tokens, vision.d_model)
         if (z.shape, e.shape) != expected:
             raise ModelError(
                 f"Baselines of layer {layer} are {tuple(z.shape)} and {tuple(e.shape)}; model and "
@@ -174,13 +174,15 @@ def check_baselines(vit: ViT, saes: Sequence[TopKSAE], baselines: Baselines) -> 
             )
 
 
-def zero_baselines(vit: ViT, saes: Sequence[TopKSAE]) -> Baselines:
+def zero_baselines(vision: VisionModel, saes: Sequence[TopKSAE]) -> Baselines:
     """Baselines that are zero everywhere: a replaced feature is switched off."""
-    like = torch.zeros(vit.n_tokens, vit.width, dtype=vit.dtype, device=vit.device)
-    return Baselines([like.new_zeros(vit.n_tokens, sae.size) for sae in saes], [like] * len(saes))
+    like = torch.zeros(vision.n_tokens, vision.d_model, dtype=vision.dtype, device=vision.device)
+    return Baselines(
+        [like.new_zeros(vision.n_tokens, sae.n_features) for sae in saes], [like] * len(saes)
+    )
 
 
-def trace(vit: ViT, saes: Sequence[TopKSAE], image: Float[Tensor, "3 H W"]) -> Trace:
+def trace(vision: VisionModel, saes: Sequence[TopKSAE], image: Float[Tensor, "3 H W"]) -> Trace:
     """Run the untouched model on one image and encode its residual stream at every layer.
 
     Parameters
@@ -191,9 +193,9 @@ def trace(vit: ViT, saes: Sequence[TopKSAE], image: Float[Tensor, "3 H W"]) -> T
         The model's input, [3, H, W].
     """
     with torch.no_grad():
-        residuals = vit.residuals(image[None])
+        residuals = vision.residuals(image[None])
         coded = [sae(x[0]) for sae, x in zip(saes, residuals[:-1], strict=True)]
-        logits = vit.readout(residuals[-1])[0]
+        logits = vision.readout(residuals[-1])[0]
     return Trace(
         logits=logits,
         residuals=tuple(x[0] for x in residuals),
@@ -206,7 +208,7 @@ def trace(vit: ViT, saes: Sequence[TopKSAE], image: Float[Tensor, "3 H W"]) -> T
 
 
 def fit_baselines(
-    vit: ViT,
+    vision: VisionModel,
     saes: Sequence[TopKSAE],
     batches: Iterable[Float[Tensor, "n 3 H W"]],
     *,
@@ -234,7 +236,7 @@ def fit_baselines(
     """
     streams: list[list[Tensor]] = [[] for _ in saes]
     for batch in tqdm(batches, desc="images for baselines", disable=not progress):
-        for kept, x in zip(streams, vit.residuals(batch)[:-1], strict=True):
+        for kept, x in zip(streams, vision.residuals(batch)[:-1], strict=True):
             kept.append(x)
     if not streams[0]:
         raise ModelError("Baselines need at least one image.")
@@ -260,7 +262,7 @@ def _medians(
 
 
 def run_with(
-    vit: ViT,
+    vision: VisionModel,
     saes: Sequence[TopKSAE],
     images: Float[Tensor, "n 3 H W"],
     keep: Sequence[Bool[Tensor, "*n F"]],
@@ -295,7 +297,7 @@ def run_with(
     if "clean" in held and clean_errors is None:
         raise FeatureError('errors="clean" needs the error nodes of the original image.')
     with torch.no_grad():
-        stem = vit.embed(images)
+        stem = vision.embed(images)
         stream = stem.tokens
         for layer, (block, sae) in enumerate(zip(stem.blocks[:-1], saes, strict=True)):
             stream = block(stream)
@@ -310,7 +312,7 @@ def run_with(
             mask = keep[layer].unsqueeze(-2)
             features = torch.where(mask, features, baselines.features[layer])
             stream = sae.decode(features, mean, std) + error
-        return vit.readout(stem.blocks[-1](stream))
+        return vision.readout(stem.blocks[-1](stream))
 
 
 def error_nodes(errors: ErrorNodes | Sequence[ErrorNodes], n_layers: int) -> list[ErrorNodes]:

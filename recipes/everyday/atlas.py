@@ -8,7 +8,7 @@ from recipes.everyday.atlas_pictures import FOLDER as PICTURES
 from recipes.everyday.store import BUNDLE
 from vitlens.atlas.atlas import Atlas
 from vitlens.atlas.build import build_state
-from vitlens.files import read_json
+from vitlens.io import read_json
 from vitlens.lens import Lens
 
 FOLDER = BUNDLE / "atlas"
@@ -37,7 +37,7 @@ def atlas_of(lens: Lens) -> Atlas:
         credits={file: row["credit"] for file, row in rows.items()},
         n_top=8,
         n_sampled=5,
-        pictures=lens.vit.image_size[0],
+        pictures=lens.vision.image_size[0],
         heats=False,
     )
     for image, record in state.images.items():

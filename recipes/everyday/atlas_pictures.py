@@ -12,7 +12,7 @@ from PIL import Image
 from recipes.everyday import credits, images, sources
 from recipes.everyday.fetch import STAMPS, WORK
 from recipes.everyday.sources import CLASSES, Cutout
-from vitlens.files import atomic_folder, write_json
+from vitlens.io import atomic_folder, write_json
 
 FOLDER = WORK / "atlas-pictures"
 QUALITY = 56  # of WebP: what lets the whole bundle stay below 40 MB

@@ -10,7 +10,7 @@ from onnx import ModelProto, numpy_helper
 from torch import Tensor
 
 from recipes.everyday.fetch import ONNX, WORK
-from vitlens.files import write_json, write_tensors
+from vitlens.io import write_json, write_tensors
 from vitlens.models.cls_mean import ClsMeanViT
 
 BACKBONE = WORK / "backbone.safetensors"

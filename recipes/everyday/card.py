@@ -13,8 +13,8 @@ from recipes.everyday.evaluate import write_figures
 from recipes.everyday.fetch import STAMPS
 from recipes.everyday.sources import CLASSES, Cutout
 from recipes.everyday.store import BUNDLE, stored_model
-from vitlens.files import read_json, write_json
 from vitlens.images import Transform, open_image
+from vitlens.io import read_json, write_json
 
 SAMPLES = BUNDLE / "samples"
 # Unseen cut-outs, each on an unseen photograph, with a seed for place, size and light.

@@ -29,7 +29,7 @@ from vitlens.debias.removal import Removal
 from vitlens.debias.report import GroupReport
 from vitlens.debias.search import NUMBERS
 from vitlens.debias.spurious import Spurious
-from vitlens.files import read_json, write_json
+from vitlens.io import read_json, write_json
 from vitlens.lens import Lens
 
 OUT = WORK / "debias"
@@ -115,7 +115,7 @@ def six_classes(features: tuple[tuple[int, int], ...], removal: Removal) -> dict
     right = {"before": 0, "after": 0}
     for start, batch in enumerate(made.batches(16)):
         labels = made.labels[16 * start : 16 * start + len(batch)]
-        for name, logits in (("before", everyday.vit.logits(batch)), ("after", changed(batch))):
+        for name, logits in (("before", everyday.vision.logits(batch)), ("after", changed(batch))):
             right[name] += int((logits.argmax(1) == labels).sum())
     return {name: n / SIX_CLASSES for name, n in right.items()}
 

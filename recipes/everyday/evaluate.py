@@ -16,8 +16,8 @@ from recipes.everyday.images import Composites
 from recipes.everyday.saes import stored_saes
 from recipes.everyday.sources import CLASSES, SPLITS, cutouts
 from recipes.everyday.store import AGREEMENT, BUNDLE, stored_model
-from vitlens.files import read_json, read_tensors, write_json
-from vitlens.models.adapter import ViT
+from vitlens.io import read_json, read_tensors, write_json
+from vitlens.models.adapter import VisionModel
 from vitlens.models.cls_mean import ClsMeanViT
 from vitlens.saes import HealthReport, measure
 
@@ -55,7 +55,7 @@ def evaluate_saes() -> None:
 
 def _health(pictures: Composites) -> HealthReport:
     batches = zip(pictures.batches(24), pictures.labels.split(24), strict=True)
-    report = measure(ViT(stored_model()), stored_saes(), list(batches))
+    report = measure(VisionModel(stored_model()), stored_saes(), list(batches))
     print(report)
     return report
 

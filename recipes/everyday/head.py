@@ -22,7 +22,7 @@ from recipes.everyday.backbone import ARCHITECTURE, BACKBONE
 from recipes.everyday.fetch import WORK
 from recipes.everyday.images import Composites
 from recipes.everyday.sources import CLASSES
-from vitlens.files import read_tensors, write_json, write_tensors
+from vitlens.io import read_tensors, write_json, write_tensors
 from vitlens.models.cls_mean import ClsMeanViT
 
 CLASSIFIER = WORK / "classifier.safetensors"

@@ -13,8 +13,8 @@ from torch.utils.data import DataLoader, Dataset
 from recipes.everyday import images, sources
 from recipes.everyday.fetch import WORK
 from recipes.everyday.store import BUNDLE, stored_model
-from vitlens.files import read_json
-from vitlens.models.adapter import ViT
+from vitlens.io import read_json
+from vitlens.models.adapter import VisionModel
 from vitlens.replacement import fit_baselines
 from vitlens.saes import (
     TopKSAE,
@@ -51,12 +51,12 @@ TUNE = TuneConfig(
 
 def train() -> None:
     """Train the SAEs on unlabelled pictures, tune them together, and put them into the bundle."""
-    vit = ViT(stored_model())
-    trained = train_saes(vit, _loader(TrainingPictures(N_IMAGES)), CONFIG, out=TRAINED)
+    vision = VisionModel(stored_model())
+    trained = train_saes(vision, _loader(TrainingPictures(N_IMAGES)), CONFIG, out=TRAINED)
     print(trained)
     for sae, k in zip(trained.saes, TUNED_K, strict=True):
         sae.k = k
-    tuned = tune_saes(vit, trained.saes, _loader(TuningPictures(N_TUNE)), TUNE, out=TUNED)
+    tuned = tune_saes(vision, trained.saes, _loader(TuningPictures(N_TUNE)), TUNE, out=TUNED)
     print(tuned)
     first, last = (read_json(run / "manifest.json")["metadata"] for run in (TRAINED, TUNED))
     metadata = {**first, "tuning": {"config": last["config"], **last["tuning"]}}
@@ -75,7 +75,7 @@ def baselines() -> None:
     photos = images.composites("train", 256, seed=7)
     mixed = images.composites("train", 256, seed=8, kinds=("photo", "clip art"))
     batches = [*photos.batches(32), *mixed.batches(32)]
-    fitted = fit_baselines(ViT(stored_model()), stored_saes(), batches)
+    fitted = fit_baselines(VisionModel(stored_model()), stored_saes(), batches)
     fitted.save(BASELINES, dtype=torch.float16)
 
 

@@ -21,7 +21,7 @@ from recipes.everyday.fetch import WORK, fetch
 from recipes.everyday.sources import CLASSES, Cutout
 from recipes.everyday.store import BUNDLE as EVERYDAY
 from vitlens.debias.spurious import probe_weights
-from vitlens.files import write_json, write_tensors
+from vitlens.io import write_json, write_tensors
 
 BUNDLE = EVERYDAY.parent / "spurious"
 PAIR = ("bird", "mammal")

@@ -10,7 +10,7 @@ from recipes.everyday.backbone import ARCHITECTURE
 from recipes.everyday.fetch import WORK
 from recipes.everyday.head import CLASSIFIER, predict
 from recipes.everyday.sources import CLASSES
-from vitlens.files import fingerprint, read_tensors, write_json, write_tensors
+from vitlens.io import fingerprint, read_tensors, write_json, write_tensors
 from vitlens.models.cls_mean import ClsMeanViT
 from vitlens.models.quantize import dequantize, quantize
 

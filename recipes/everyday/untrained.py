@@ -7,10 +7,10 @@ from recipes.everyday.fetch import WORK
 from recipes.everyday.saes import CONFIG, TrainingPictures
 from recipes.everyday.store import BUNDLE
 from vitlens.bundle import build_model
-from vitlens.files import read_json
 from vitlens.images import Transform
+from vitlens.io import read_json
 from vitlens.lens import Lens
-from vitlens.models.adapter import ViT
+from vitlens.models.adapter import VisionModel
 from vitlens.models.cls_mean import ClsMeanViT
 from vitlens.saes import load_saes, train_saes
 
@@ -21,7 +21,7 @@ N_IMAGES = 4_000  # of the 14,000: its streams are much simpler, and two cores a
 def train() -> None:
     """Train SAEs on the untrained model's streams, as step 6 does on the trained one's."""
     pictures = DataLoader(TrainingPictures(N_IMAGES), batch_size=16, num_workers=0)
-    print(train_saes(ViT(untrained_model()), pictures, CONFIG, out=FOLDER / "saes"))
+    print(train_saes(VisionModel(untrained_model()), pictures, CONFIG, out=FOLDER / "saes"))
 
 
 def untrained_model() -> ClsMeanViT:

@@ -36,8 +36,8 @@ from vitlens.circuits.circuit import ERROR, TARGET
 from vitlens.circuits.prune import walk
 from vitlens.circuits.verification import Link, Verification, rank_correlation
 from vitlens.circuits.verify import Active, measure_edges, predict_edges, random_edges
-from vitlens.files import read_json, write_json
-from vitlens.models.adapter import ViT
+from vitlens.io import read_json, write_json
+from vitlens.models.adapter import VisionModel
 from vitlens.plots import save_figure, verification_figure
 from vitlens.replacement import Baselines, ErrorNodes, Trace
 from vitlens.saes.topk import TopKSAE
@@ -47,7 +47,7 @@ FIGURE = Path("docs/verify.png")
 _TRIED = 1.3  # composites for each image wanted, as some are misclassified
 
 
-Known: TypeAlias = tuple[ViT, Sequence[TopKSAE], Trace, Baselines]
+Known: TypeAlias = tuple[VisionModel, Sequence[TopKSAE], Trace, Baselines]
 
 
 class Row(NamedTuple):
@@ -123,7 +123,9 @@ def _measure(run: Run, job: int) -> list[dict[str, Any]]:
     made = test_composites(round(_TRIED * run.images) + 1, seed=1)
     pixels = normalise(made.pixels)
     right = [
-        i for i, x in enumerate(pixels) if int(lens.vit.logits(x[None]).argmax()) == made.labels[i]
+        i
+        for i, x in enumerate(pixels)
+        if int(lens.vision.logits(x[None]).argmax()) == made.labels[i]
     ]
     mine = right[: run.images][job :: run.jobs]
     file = run.file(job)
@@ -140,7 +142,7 @@ def _one(lens: vitlens.Lens, x: Tensor, run: Run, *, seed: int) -> list[dict[str
     """Measure one image: for each row the edges, predicted and measured changes."""
     trace = lens.trace(x)
     target = resolve_target(None, trace.logits, lens.class_names)
-    known: Known = (lens.vit, lens.saes, trace, lens.baselines)
+    known: Known = (lens.vision, lens.saes, trace, lens.baselines)
 
     @cache
     def nodes(gradient: Gradient, paths: ErrorPaths) -> Importances:

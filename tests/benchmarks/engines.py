@@ -28,14 +28,14 @@ from vitlens.attribution import vjp
 from vitlens.attribution.importances import Importances, importances, layer_edges
 from vitlens.attribution.targets import resolve_target
 from vitlens.bundle import load
-from vitlens.files import read_tensors, write_tensors
 from vitlens.images import ImageLike, Transform
+from vitlens.io import read_tensors, write_tensors
 from vitlens.lens import Lens
 from vitlens.models.registry import create
 from vitlens.replacement import Baselines, Trace
 from vitlens.saes.topk import TopKSAE
 
-ENGINES = ("exact", "vjp", "jacrev", "jvp")
+ENGINES = ("closed_form", "vjp", "jacrev", "jvp")
 N_SOURCES = 20
 AIM = 25
 TOLERANCE = 1e-4
@@ -92,14 +92,14 @@ def _run(engine: str, arguments: argparse.Namespace, folder: str) -> tuple[dict[
 def _report(found: dict[str, tuple[dict[str, Tensor], dict]], threads: int) -> int:
     figures = {engine: figure for engine, (_, figure) in found.items()}
     edges = {engine: tensors for engine, (tensors, _) in found.items()}
-    exact = figures["exact"]
+    exact = figures["closed_form"]
     n = len(exact["seconds"])
     print(
         f"{exact['what']}\nCPU, {threads} threads, float32, {n} of {exact['n_pairs']} layer pairs\n"
     )
     worst = {
         engine: max(_difference(edges[engine], edges["vjp"], pair) for pair in range(n))
-        for engine in ("exact", "jacrev", "jvp")
+        for engine in ("closed_form", "jacrev", "jvp")
     }
     rows = [
         ("engine", "edges", "a pair", "all pairs", "CPU time", "peak memory", "above the model",
@@ -129,7 +129,7 @@ def _report(found: dict[str, tuple[dict[str, Tensor], dict]], threads: int) -> i
     print(f"\nexact, in this run (aim: at least {AIM} times as fast as jacrev):")
     for engine in ("jacrev", "vjp"):
         clock, cpu = (slow / fast for slow, fast in zip(
-            _sums(figures[engine]), _sums(figures["exact"]), strict=True
+            _sums(figures[engine]), _sums(figures["closed_form"]), strict=True
         ))  # fmt: skip
         print(f"  {clock:.1f} times as fast as {engine}, with {cpu:.1f} times less CPU time")
     print(
@@ -161,19 +161,19 @@ def _work(
     subject: tuple[str, Lens, ImageLike], engine: str, n_pairs: int | None, repeats: int, out: Path
 ) -> None:
     name, lens, image = subject
-    vit, sae = lens.vit, lens.saes[0]
-    what = f"{name}: {vit.n_tokens} tokens x {vit.width}, {sae.size} features, K {sae.k} in layer 0"
+    vision, sae = lens.vision, lens.saes[0]
+    what = f"{name}: {vision.n_tokens} tokens x {vision.d_model}, {sae.n_features} features, K {sae.k} in layer 0"
     trace = lens.trace(image)
     target = resolve_target(None, trace.logits, lens.class_names)
     known = "vjp" if engine == "jacrev" else engine
     nodes = importances(
-        lens.vit, lens.saes, trace, lens.baselines, target, engine=known, edges=False
+        lens.vision, lens.saes, trace, lens.baselines, target, engine=known, edges=False
     )
     all_pairs = len(lens.saes) - 1
     pairs = range(all_pairs if n_pairs is None else min(n_pairs, all_pairs))
     if engine != "jvp":  # warm up; jvp has a fast run anyway, and takes the median
         few = torch.arange(64)
-        layer_edges(lens.vit, lens.saes, trace, lens.baselines, nodes, 0, targets=few)
+        layer_edges(lens.vision, lens.saes, trace, lens.baselines, nodes, 0, targets=few)
 
     _forget_peak()
     before = _peak()
@@ -184,10 +184,10 @@ def _work(
             rows, baselines = _few_sources(nodes, trace, lens.baselines, pair)
             tensors[f"rows.{pair}"] = rows
         times = []
-        for _ in range(repeats if engine in ("exact", "jvp") else 1):
+        for _ in range(repeats if engine in ("closed_form", "jvp") else 1):
             start = time.perf_counter(), time.process_time()
             with _nothing_left_out() if engine == "jacrev" else nullcontext():
-                edges = layer_edges(lens.vit, lens.saes, trace, baselines, nodes, pair)
+                edges = layer_edges(lens.vision, lens.saes, trace, baselines, nodes, pair)
             times.append((time.perf_counter() - start[0], time.process_time() - start[1]))
         seconds.append(sorted(times)[len(times) // 2])
         tensors[f"edges.{pair}"] = edges

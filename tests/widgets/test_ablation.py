@@ -34,7 +34,7 @@ def active(lens: Lens, layer: int, place: int = 0) -> int:
 
 def keep_all_but(lens: Lens, off: dict[int, list[int]]) -> list[list[int]]:
     return [
-        [f for f in range(sae.size) if f not in off.get(layer, [])]
+        [f for f in range(sae.n_features) if f not in off.get(layer, [])]
         for layer, sae in enumerate(lens.saes)
     ]
 
@@ -66,7 +66,7 @@ def test_features_off(lens: Lens, diagram: CircuitDiagram) -> None:
 def test_values_and_an_error_node(lens: Lens, diagram: CircuitDiagram) -> None:
     set_to, off = active(lens, 1), active(lens, 0)
     diagram.ablations = [(1, set_to, 2.5), (0, off, None), (2, -1, None)]
-    changes = vitlens.Ablate((0, off)) + vitlens.SetTo((1, set_to), 2.5)
+    changes = vitlens.Ablate((0, off)) + vitlens.Clamp((1, set_to), 2.5)
     logits = lens.run_with(tiny_image(3), changes, errors=["clean", "clean", "baseline"]).after
     assert_told(diagram.outcome, logits, lens)
     json.dumps(diagram.outcome, allow_nan=False)

@@ -10,7 +10,7 @@ import pytest
 import torch
 import traitlets
 
-from tests.test_lens import lens, picture  # noqa: F401 - fixtures
+from tests.lens.test_lens import lens, picture  # noqa: F401 - fixtures
 from vitlens.attribution.logit_lens import logit_lens
 from vitlens.errors import FeatureError
 from vitlens.lens import Lens
@@ -46,7 +46,7 @@ def test_a_card_says_what_the_lens_says(scene: Scene, card: FeatureCard) -> None
     activation = scene.trace.features[2][:, feature]
     assert said["active"] == int((activation > 0).sum()) == sum(said["histogram"]["counts"])
     assert said["histogram"]["edges"][-1] == pytest.approx(float(activation.max()))
-    effects = logit_lens(lens.vit, lens.saes, scene.trace, lens.baselines, layer, feature)
+    effects = logit_lens(lens.vision, lens.saes, scene.trace, lens.baselines, layer, feature)
     name, effect = said["up"][0]
     assert name == lens.class_names[int(effects.argmax())]  # type: ignore[index]
     assert effect == pytest.approx(float(effects.max()))

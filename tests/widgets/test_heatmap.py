@@ -123,7 +123,7 @@ def test_importance_and_activation_of_a_feature(lens: Lens) -> None:
     assert heatmap.value_name == "importance for fruit"
     assert heatmap.title == "Layer 1, feature 3"
     assert heatmap.signed
-    assert heatmap.prefix_names == lens.vit.prefix_names
+    assert heatmap.prefix_names == lens.vision.prefix_names
     heatmap.show = "activation"
     assert heatmap.array[0] == pytest.approx(scene.trace.features[1][:, 3].numpy())
     assert not heatmap.signed
@@ -176,9 +176,9 @@ def test_features_at_a_token(lens: Lens) -> None:
 def test_an_exported_page_knows_every_patch(lens: Lens) -> None:
     heatmap = PatchHeatmap.of(lens, [tiny_image(0), tiny_image(1)], 0, 2)
     known = heatmap.offline_answers()["features_at"]
-    assert len(known) == 2 * lens.vit.n_tokens
+    assert len(known) == 2 * lens.vision.n_tokens
     payload, answer = known[-1]
-    assert payload == {"image": 1, "token": lens.vit.n_tokens - 1}
+    assert payload == {"image": 1, "token": lens.vision.n_tokens - 1}
     assert answer["counts"] == heatmap.features_at(payload["token"], image=1)["counts"]
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from tests.test_logit_lens import lens_of
+from tests.method.test_logit_lens import lens_of
 from vitlens.errors import FeatureError
 from vitlens.widgets.scene import Scene
 

@@ -295,8 +295,8 @@ class Atlas(AtlasBase):
         lens, state = self._lens_for("another logit lens"), self.state
         per_image = UNIT / state.n_images
         directions = readout_directions(
-            lens.vit,
-            (state.final_stream.double() * per_image).to(lens.vit.device, lens.vit.dtype),
+            lens.vision,
+            (state.final_stream.double() * per_image).to(lens.vision.device, lens.vision.dtype),
             [state.layers[layer].sums.stds.double() * per_image],
             readout=readout,
         )

@@ -112,7 +112,7 @@ def build_state(
         "heats": heats,
         "batch_size": batch_size,
         "groups": "perceptual hash" if groups is None else "given",
-        "dtype": str(lens.vit.dtype).removeprefix("torch."),
+        "dtype": str(lens.vision.dtype).removeprefix("torch."),
     }
     state = new_state(lens, classes, settings)
     run: dict[str, Any] = {
@@ -124,9 +124,9 @@ def build_state(
     saved = partial_path(out) if out is not None else None
     if saved is not None and resume and saved.exists():
         state, run = _resumed(saved, state, run)
-        state = state.to(lens.vit.device)
+        state = state.to(lens.vision.device)
     if not run["finished"]:
-        reader = Reader(lens.transform, lens.vit.image_size, pictures)
+        reader = Reader(lens.transform, lens.vision.image_size, pictures)
         state.skipped = tuple(sorted({*state.skipped, *source.skipped}))
         going = Gatherer(
             lens,

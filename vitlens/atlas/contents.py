@@ -22,7 +22,7 @@ from vitlens.atlas.state import AtlasState
 from vitlens.atlas.store import Header
 from vitlens.atlas.table import LayerTable
 from vitlens.errors import CheckpointError, VitlensError
-from vitlens.files import atomic_folder, read_json, write_json
+from vitlens.io import atomic_folder, read_json, write_json
 
 Words = dict[Node, tuple[Proposal, ...]]
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from vitlens.atlas.scores import KINDS, LOWEST_LEVEL, Scores
 from vitlens.errors import CheckpointError, FeatureError
-from vitlens.files import finite_values
+from vitlens.io import finite_values
 
 Quartiles = tuple[float, float, float]
 

@@ -89,8 +89,10 @@ def finish(
     responses = respond(lens, progress=progress) if stimuli else None
     embeddings = _Embeddings.of(state, embed)
     directions = readout_directions(
-        lens.vit,
-        (state.final_stream.double() * (UNIT / state.n_images)).to(lens.vit.device, lens.vit.dtype),
+        lens.vision,
+        (state.final_stream.double() * (UNIT / state.n_images)).to(
+            lens.vision.device, lens.vision.dtype
+        ),
         [layer.sums.stds.double() * (UNIT / state.n_images) for layer in state.layers],
     )
     known = _health(lens, health)
@@ -119,7 +121,7 @@ def finish(
         saes=sae_fingerprints(lens),
         sizes=state.sizes,
         grid=state.grid,
-        prefix_names=lens.vit.prefix_names,
+        prefix_names=lens.vision.prefix_names,
         class_names=state.class_names,
         labels_from=state.labels_from,
         n_images=state.n_images,

@@ -21,7 +21,7 @@ from vitlens.atlas.state import AtlasState, LayerState
 from vitlens.atlas.sums import LayerSums
 from vitlens.interrupts import interrupts_held
 from vitlens.lens_base import LensBase
-from vitlens.models.adapter import ViT
+from vitlens.models.adapter import VisionModel
 
 _FEW_IMAGES = 1000
 
@@ -45,27 +45,27 @@ class _Run(NamedTuple):
 
 def new_state(lens: LensBase, labels: Labels, settings: dict[str, Any]) -> AtlasState:
     """A state without images, on the device of the model."""
-    vit, device = lens.vit, lens.vit.device
-    n_tokens, n_classes = vit.n_tokens, len(labels.class_names)
+    vision, device = lens.vision, lens.vision.device
+    n_tokens, n_classes = vision.n_tokens, len(labels.class_names)
     heat_tokens = n_tokens if settings["heats"] else 0
     layers = [
         LayerState(
             LayerSums.zeros(
                 n_tokens=n_tokens,
-                n_prefix=vit.n_prefix,
-                n_features=sae.size,
+                n_prefix=vision.n_prefix,
+                n_features=sae.n_features,
                 n_classes=n_classes,
                 device=device,
             ),
-            Pool.empty("top", sae.size, settings["n_top"], heat_tokens, device),
-            Pool.empty("sampled", sae.size, settings["n_sampled"], heat_tokens, device),
+            Pool.empty("top", sae.n_features, settings["n_top"], heat_tokens, device),
+            Pool.empty("sampled", sae.n_features, settings["n_sampled"], heat_tokens, device),
         )
         for sae in lens.saes
     ]
     return AtlasState(
         model=lens.fingerprint,
-        n_prefix=vit.n_prefix,
-        grid=vit.grid,
+        n_prefix=vision.n_prefix,
+        grid=vision.grid,
         class_names=labels.class_names,
         labels_from=labels.origin,
         settings=settings,
@@ -73,7 +73,7 @@ def new_state(lens: LensBase, labels: Labels, settings: dict[str, Any]) -> Atlas
         n_images=0,
         per_class=torch.zeros(n_classes, dtype=torch.int64, device=device),
         per_bucket=torch.zeros(n_buckets(n_classes), dtype=torch.int64, device=device),
-        final_stream=torch.zeros(n_tokens, vit.width, dtype=torch.int64, device=device),
+        final_stream=torch.zeros(n_tokens, vision.d_model, dtype=torch.int64, device=device),
     )
 
 
@@ -120,7 +120,7 @@ class Gatherer:
     @torch.no_grad()
     def take(self, batch: Sequence[Ready | Unreadable]) -> None:
         """Run a batch and add it; Ctrl-C leaves the state with or without all of it."""
-        vit = self.lens.vit
+        vision = self.lens.vision
         failed = [(e.item.key, e.why) for e in batch if isinstance(e, Unreadable)]
         ready = [(place, e) for place, e in enumerate(batch) if isinstance(e, Ready)]
         run = marks = None
@@ -128,9 +128,9 @@ class Gatherer:
             images = stack(
                 batch,
                 self.state.settings["batch_size"],
-                vit.image_size,
-                dtype=vit.dtype,
-                device=vit.device,
+                vision.image_size,
+                dtype=vision.dtype,
+                device=vision.device,
             )
             run = _forward(self.lens, images)
             finite = run.stream.isfinite().flatten(1).all(dim=1).tolist()
@@ -232,7 +232,7 @@ class Gatherer:
             self._many_images = 2 * len(self.state.images) + _FEW_IMAGES
 
     def _numbers(self, numbers: Sequence[int]) -> Int[Tensor, " n"]:
-        return torch.tensor(numbers, dtype=torch.int64, device=self.lens.vit.device)
+        return torch.tensor(numbers, dtype=torch.int64, device=self.lens.vision.device)
 
 
 _NOT_FINITE = "the model's residual stream holds NaN or infinite values on this image"
@@ -240,21 +240,21 @@ _NOT_FINITE = "the model's residual stream holds NaN or infinite values on this 
 
 def _forward(lens: LensBase, images: Float[Tensor, "n 3 H W"]) -> _Run:
     """One pass through the model, encoding the stream after every block but the last."""
-    vit = lens.vit
-    stem = vit.embed(images)
+    vision = lens.vision
+    stem = vision.embed(images)
     stream, layers = stem.tokens, []
     for block, sae in zip(stem.blocks[:-1], lens.saes, strict=True):
         stream = block(stream)
         layers.append(_LayerRun(*strongest_features(sae, stream)))
     stream = stem.blocks[-1](stream)
-    return _Run(layers, stream, vit.readout(stream), _embeddings(vit, stream))
+    return _Run(layers, stream, vision.readout(stream), _embeddings(vision, stream))
 
 
-def _embeddings(vit: ViT, stream: Float[Tensor, "n T D"]) -> Float[Tensor, "n D"]:
+def _embeddings(vision: VisionModel, stream: Float[Tensor, "n T D"]) -> Float[Tensor, "n D"]:
     """The model's own pooled output, or the mean patch where that is not of the model's width."""
-    normed = vit.model.norm(stream)
-    if "pre_logits" in inspect.signature(vit.model.forward_head).parameters:
-        pooled = vit.model.forward_head(normed, pre_logits=True)
-        if isinstance(pooled, Tensor) and pooled.shape == (len(stream), vit.width):
+    normed = vision.module.norm(stream)
+    if "pre_logits" in inspect.signature(vision.module.forward_head).parameters:
+        pooled = vision.module.forward_head(normed, pre_logits=True)
+        if isinstance(pooled, Tensor) and pooled.shape == (len(stream), vision.d_model):
             return pooled
-    return normed[:, vit.n_prefix :].mean(dim=1)
+    return normed[:, vision.n_prefix :].mean(dim=1)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from vitlens.errors import CheckpointError
-from vitlens.files import fingerprint
+from vitlens.io import fingerprint
 
 if TYPE_CHECKING:
     from vitlens.atlas.store import Header
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 def network_fingerprint(lens: LensBase) -> str:
     """Hash of the network's weights in float32, so that a lens in float64 is the same."""
-    weights = lens.vit.model.state_dict()
+    weights = lens.vision.module.state_dict()
     return fingerprint({name: w.float() for name, w in weights.items()})
 
 
@@ -35,7 +35,7 @@ def check_lens(header: Header, lens: LensBase, what: str) -> None:
     """
     if header.model == lens.fingerprint:
         return
-    sizes = tuple(sae.size for sae in lens.saes)
+    sizes = tuple(sae.n_features for sae in lens.saes)
     if header.sizes != sizes:
         raise CheckpointError(
             f"{what} is of another model: its layers have {_listed(header.sizes)} features, and "

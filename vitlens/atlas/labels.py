@@ -137,5 +137,5 @@ def _names_among(labels: Any) -> tuple[str, ...] | None:
 
 def _model_names(lens: LensBase) -> tuple[str, ...] | None:
     """Names of the model's classes; None when it has no classifier."""
-    headless = lens.vit.head is None and getattr(lens.vit.model, "num_classes", None) == 0
+    headless = lens.vision.head is None and getattr(lens.vision.module, "num_classes", None) == 0
     return None if headless and lens.class_names is None else lens.logit_names

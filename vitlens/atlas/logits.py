@@ -14,7 +14,7 @@ from torch import Tensor
 
 from vitlens.attribution.gradients import backward_rules
 from vitlens.errors import ModelError
-from vitlens.models.adapter import ViT
+from vitlens.models.adapter import VisionModel
 from vitlens.saes.topk import TopKSAE
 
 #: At which tokens a feature is added: all, those before the patches, or the patches.
@@ -22,7 +22,7 @@ Readout: TypeAlias = Literal["both", "prefix", "patch"]
 
 
 def readout_directions(
-    vit: ViT,
+    vision: VisionModel,
     stream: Float[Tensor, "T D"],
     stds: Sequence[Float[Tensor, " T"]],
     *,
@@ -62,12 +62,12 @@ def readout_directions(
         raise ModelError(f"readout must be one of {get_args(Readout)}, not {readout!r}.")
     weights = torch.stack([std.to(stream) for std in stds])
     if readout != "both":
-        left_out = slice(vit.n_prefix) if readout == "patch" else slice(vit.n_prefix, None)
+        left_out = slice(vision.n_prefix) if readout == "patch" else slice(vision.n_prefix, None)
         weights[:, left_out] = 0
     with torch.enable_grad():
         point = stream.detach()[None].requires_grad_()
-        with backward_rules(vit, "libragrad"):
-            logits = vit.readout(point)[0]
+        with backward_rules(vision, "libragrad"):
+            logits = vision.readout(point)[0]
         rows = []
         for logit in logits:
             (gradient,) = torch.autograd.grad(logit, point, retain_graph=True)

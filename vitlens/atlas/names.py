@@ -22,7 +22,7 @@ from typing import Any
 from filelock import FileLock
 
 from vitlens.errors import CheckpointError, FeatureError
-from vitlens.files import atomic_path, read_json, write_json
+from vitlens.io import atomic_path, read_json, write_json
 
 _LOCK_SECONDS = 30
 

@@ -13,7 +13,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from vitlens.errors import CheckpointError, ImageError
-from vitlens.files import write_tensors
+from vitlens.io import write_tensors
 
 #: WebP's scale from 0 to 100; at 80 artefacts are hard to see at this size.
 QUALITY = 80

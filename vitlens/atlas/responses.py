@@ -24,8 +24,8 @@ def stimuli_of(lens: LensBase) -> Stimuli:
     ImageError
         If the model's patches are smaller than 2 pixels.
     """
-    height, width = lens.vit.image_size
-    rows, columns = lens.vit.grid
+    height, width = lens.vision.image_size
+    rows, columns = lens.vision.grid
     return Stimuli((height, width), (height // rows, width // columns))
 
 
@@ -51,14 +51,14 @@ def respond(
         only a transform that is no `Transform` gets them as pictures.
     """
     stimuli = stimuli_of(lens)
-    responses = [torch.zeros(sae.size, N_STIMULI) for sae in lens.saes]
+    responses = [torch.zeros(sae.n_features, N_STIMULI) for sae in lens.saes]
     batches = torch.arange(N_STIMULI).split(batch_size)
     for numbers in steps(batches, "stimuli", progress):
         images = torch.stack([_input(lens, stimuli, int(i)) for i in numbers])
-        stream = lens.vit.residuals(images)[:-1]
+        stream = lens.vision.residuals(images)[:-1]
         for layer, (sae, x) in enumerate(zip(lens.saes, stream, strict=True)):
             with torch.no_grad():
-                strongest = sae.encode(x[:, lens.vit.n_prefix :]).amax(1)
+                strongest = sae.encode(x[:, lens.vision.n_prefix :]).amax(1)
             responses[layer][:, numbers] = strongest.T.float().cpu()
     return tuple(responses)
 

@@ -123,7 +123,7 @@ class Gallery:
         """What the model saw, or the nearest to it that is here."""
         encoded, original = self.pictures.get(row), self.original(row)
         stored = None if encoded is None else decode(encoded)
-        height, width = lens.vit.image_size
+        height, width = lens.vision.image_size
         if stored is not None and (original is None or stored.size == (width, height)):
             # It was cropped before it was stored, and must not be again.
             if isinstance(lens.transform, Transform):

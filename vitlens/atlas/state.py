@@ -16,7 +16,7 @@ from vitlens.atlas.image_table import ImageRecord, ImageTable
 from vitlens.atlas.pools import EMPTY, Pool
 from vitlens.atlas.sums import LayerSums
 from vitlens.errors import CheckpointError
-from vitlens.files import read_result, write_tensors
+from vitlens.io import read_result, write_tensors
 
 _FORMAT = "vitlens.atlas.state"
 _VERSION = 2

@@ -29,7 +29,7 @@ from vitlens.atlas.packing import Packed, unpack, unpack_bytes
 from vitlens.atlas.scores import MEANING
 from vitlens.atlas.table import LayerTable, ShownTable
 from vitlens.errors import CheckpointError
-from vitlens.files import read_json, read_result, write_tensors
+from vitlens.io import read_json, read_result, write_tensors
 
 HEADER = "atlas.json"
 NAMES = "names.jsonl"

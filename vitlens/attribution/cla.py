@@ -10,19 +10,19 @@ from torch import Tensor
 
 from vitlens.attribution.edges import Engine, compute_edges
 from vitlens.attribution.pair import LayerPair
-from vitlens.models.adapter import ViT
+from vitlens.models.adapter import VisionModel
 from vitlens.replacement import Trace
 from vitlens.saes.topk import TopKSAE
 
 
 def cla_edges(
-    vit: ViT,
+    vision: VisionModel,
     saes: Sequence[TopKSAE],
     trace: Trace,
     layer: int,
     *,
     targets: Int[Tensor, " n"] | None = None,
-    engine: Engine = "exact",
+    engine: Engine = "closed_form",
 ) -> Float[Tensor, "F n"]:
     """|a_m| |d a_n / d a_m| of features m of a layer and n of the next, with plain gradients.
 
@@ -36,11 +36,11 @@ def cla_edges(
     targets
         Only these features n of the next layer; all by default.
     """
-    size = saes[layer + 1].size
+    size = saes[layer + 1].n_features
     active = trace.features[layer + 1] > 0
     pair = LayerPair(
-        vit=vit,
-        block=vit.embed(trace.image[None]).blocks[layer + 1],
+        vision=vision,
+        block=vision.embed(trace.image[None]).blocks[layer + 1],
         gradient="plain",
         stream=trace.residuals[layer],
         coefficients=trace.features[layer] * trace.stds[layer],
@@ -49,6 +49,6 @@ def cla_edges(
         sae=saes[layer + 1],
         weights=active.to(trace.residuals[layer].dtype),
         active=active,
-        targets=torch.arange(size, device=vit.device) if targets is None else targets,
+        targets=torch.arange(size, device=vision.device) if targets is None else targets,
     )
     return compute_edges(pair, engine)[:-1].abs()

@@ -14,10 +14,10 @@ from vitlens.attribution import exact, jvp, vjp
 from vitlens.attribution.pair import LayerPair
 from vitlens.errors import ModelError
 
-Engine = Literal["exact", "jvp", "vjp"]
+Engine = Literal["closed_form", "jvp", "vjp"]
 
 ENGINES: dict[Engine, Callable[[LayerPair], Float[Tensor, "F+1 n"]]] = {
-    "exact": exact.edges,
+    "closed_form": exact.edges,
     "jvp": jvp.edges,
     "vjp": vjp.edges,
 }
@@ -29,13 +29,13 @@ def compute_edges(pair: LayerPair, engine: Engine) -> Float[Tensor, "F+1 n"]:
     Parameters
     ----------
     engine
-        "exact": closed form, all sources at once; "jvp": forward mode, one tangent a source;
+        "closed_form": closed form, all sources at once; "jvp": forward mode, one tangent a source;
         "vjp": reverse mode, one cotangent a target. They agree.
 
     Raises
     ------
     ModelError
-        If the engine is unknown, "exact" does not know the block, or the numbers overflow.
+        If the engine is unknown, "closed_form" does not know the block, or the numbers overflow.
     """
     if engine not in ENGINES:
         raise ModelError(f"engine must be one of {', '.join(ENGINES)}, not {engine!r}.")

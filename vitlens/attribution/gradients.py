@@ -12,7 +12,7 @@ from torch import Tensor
 
 from vitlens.attribution.targets import Target
 from vitlens.errors import ModelError, TargetError
-from vitlens.models.adapter import Block, ViT
+from vitlens.models.adapter import Block, VisionModel
 from vitlens.models.libragrad import libragrad, written_out_attention
 from vitlens.replacement import Trace
 from vitlens.saes.topk import TopKSAE
@@ -21,13 +21,13 @@ Gradient = Literal["libragrad", "plain"]
 ErrorPaths = Literal["leaf", "through"]
 
 
-def backward_rules(vit: ViT, gradient: Gradient) -> AbstractContextManager[None]:
+def backward_rules(vision: VisionModel, gradient: Gradient) -> AbstractContextManager[None]:
     """Context in which the model's forward passes get the wanted backward pass."""
-    return libragrad(vit.model) if gradient == "libragrad" else written_out_attention()
+    return libragrad(vision.module) if gradient == "libragrad" else written_out_attention()
 
 
 def stream_gradients(
-    vit: ViT,
+    vision: VisionModel,
     saes: Sequence[TopKSAE],
     trace: Trace,
     target: Target,
@@ -52,33 +52,33 @@ def stream_gradients(
     ModelError
         If weights or activations were made in `torch.inference_mode`.
     """
-    weights = (p for part in (vit.model, *saes) for p in part.parameters())
+    weights = (p for part in (vision.module, *saes) for p in part.parameters())
     if any(tensor.is_inference() for tensor in (*weights, *trace.residuals)):
         raise ModelError(
             "Weights or activations were made inside torch.inference_mode, and have no gradients. "
             "Load the model and the SAEs, and trace images, outside of it."
         )
-    blocks = vit.embed(trace.image[None]).blocks
+    blocks = vision.embed(trace.image[None]).blocks
     with torch.enable_grad():
         if errors == "through":
-            return _through(vit, blocks, trace, target, gradient)
-        return _leaf(vit, blocks, saes, trace, target, gradient)
+            return _through(vision, blocks, trace, target, gradient)
+        return _leaf(vision, blocks, saes, trace, target, gradient)
 
 
 def _through(
-    vit: ViT, blocks: tuple[Block, ...], trace: Trace, target: Target, gradient: Gradient
+    vision: VisionModel, blocks: tuple[Block, ...], trace: Trace, target: Target, gradient: Gradient
 ) -> tuple[Tensor, ...]:
     stream = trace.residuals[0][None].detach().requires_grad_()
     streams = [stream]
-    with backward_rules(vit, gradient):
+    with backward_rules(vision, gradient):
         for block in blocks[1:]:
             streams.append(block(streams[-1]))
-        logits = vit.readout(streams[-1])
+        logits = vision.readout(streams[-1])
     return tuple(grad[0] for grad in _target_gradients(target, logits[0], streams[:-1]))
 
 
 def _leaf(
-    vit: ViT,
+    vision: VisionModel,
     blocks: tuple[Block, ...],
     saes: Sequence[TopKSAE],
     trace: Trace,
@@ -87,13 +87,13 @@ def _leaf(
 ) -> tuple[Tensor, ...]:
     top = len(saes) - 1
     stream = trace.residuals[top][None].detach().requires_grad_()
-    with backward_rules(vit, gradient):
-        logits = vit.readout(blocks[-1](stream))
+    with backward_rules(vision, gradient):
+        logits = vision.readout(blocks[-1](stream))
     grads = [_target_gradients(target, logits[0], [stream])[0][0]]
     for layer in range(top - 1, -1, -1):
         weights = feature_gradients(saes[layer + 1], trace.stds[layer + 1], grads[-1])
         stream = trace.residuals[layer][None].detach().requires_grad_()
-        with backward_rules(vit, gradient):
+        with backward_rules(vision, gradient):
             out = blocks[layer + 1](stream)[0]
         active = trace.features[layer + 1] > 0
         features = saes[layer + 1].encode_with_stats(out, among=active).features

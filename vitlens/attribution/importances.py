@@ -20,16 +20,16 @@ from vitlens.attribution.gradients import (
 )
 from vitlens.attribution.pair import LayerPair
 from vitlens.attribution.targets import Target
-from vitlens.brief import Brief
 from vitlens.errors import ModelError
-from vitlens.models.adapter import ViT
+from vitlens.models.adapter import VisionModel
 from vitlens.progress import Progress, Watch, steps
 from vitlens.replacement import Baselines, Trace
+from vitlens.repr import ShapeRepr
 from vitlens.saes.topk import TopKSAE
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Importances(Brief):
+class Importances(ShapeRepr):
     """How much every feature, error node and edge adds to the target on one image.
 
     Attributes
@@ -64,7 +64,7 @@ class Importances(Brief):
 
 
 def importances(
-    vit: ViT,
+    vision: VisionModel,
     saes: Sequence[TopKSAE],
     trace: Trace,
     baselines: Baselines,
@@ -72,7 +72,7 @@ def importances(
     *,
     gradient: Gradient = "libragrad",
     errors: ErrorPaths = "leaf",
-    engine: Engine = "exact",
+    engine: Engine = "closed_form",
     edges: bool = True,
     progress: Progress = False,
 ) -> Importances:
@@ -89,7 +89,7 @@ def importances(
     errors
         "leaf": error nodes take in no gradient; "through": the model's ordinary gradient.
     engine
-        "exact", "jvp" or "vjp"; they agree.
+        "closed_form", "jvp" or "vjp"; they agree.
     edges
         Compute the edges, or leave `Importances.edges` empty.
     progress
@@ -103,7 +103,7 @@ def importances(
     _check_choice("gradient", gradient, get_args(Gradient))
     _check_choice("errors", errors, get_args(ErrorPaths))
     _check_choice("engine", engine, get_args(Engine))
-    grads = stream_gradients(vit, saes, trace, target, gradient=gradient, errors=errors)
+    grads = stream_gradients(vision, saes, trace, target, gradient=gradient, errors=errors)
     feature_grads, tokens = [], []
     with torch.no_grad():
         for layer, (sae, grad) in enumerate(zip(saes, grads, strict=True)):
@@ -129,12 +129,12 @@ def importances(
     if not edges:
         return result
     layers = steps(range(len(saes) - 1), "edges", progress)
-    found = tuple(layer_edges(vit, saes, trace, baselines, result, layer) for layer in layers)
+    found = tuple(layer_edges(vision, saes, trace, baselines, result, layer) for layer in layers)
     return Importances(**{**vars(result), "edges": found})
 
 
 def layer_edges(
-    vit: ViT,
+    vision: VisionModel,
     saes: Sequence[TopKSAE],
     trace: Trace,
     baselines: Baselines,
@@ -152,12 +152,12 @@ def layer_edges(
     targets
         Only these features of the next layer; all by default.
     """
-    pair = layer_pair(vit, saes, trace, baselines, nodes, layer, targets=targets)
+    pair = layer_pair(vision, saes, trace, baselines, nodes, layer, targets=targets)
     return compute_edges(pair, nodes.engine)
 
 
 def edges_on_demand(
-    vit: ViT,
+    vision: VisionModel,
     saes: Sequence[TopKSAE],
     trace: Trace,
     baselines: Baselines,
@@ -187,14 +187,14 @@ def edges_on_demand(
     known: dict[int, tuple[Tensor, Tensor]] = {}
 
     def columns(layer: int, features: Tensor) -> Tensor:
-        features = features.to(vit.device)
+        features = features.to(vision.device)
         if layer in known:
             have, found = known[layer]
             same = have == features[:, None]
             if same.any(1).all():
                 return found[:, same.int().argmax(1)]
         watch.tell("edges")
-        found = layer_edges(vit, saes, trace, baselines, nodes, layer, targets=features)
+        found = layer_edges(vision, saes, trace, baselines, nodes, layer, targets=features)
         if layer not in known:
             known[layer] = features, found
             watch.done += 1
@@ -208,7 +208,7 @@ def edges_on_demand(
 
 
 def layer_pair(
-    vit: ViT,
+    vision: VisionModel,
     saes: Sequence[TopKSAE],
     trace: Trace,
     baselines: Baselines,
@@ -218,11 +218,11 @@ def layer_pair(
     targets: Int[Tensor, " n"] | None = None,
 ) -> LayerPair:
     """What an engine needs for the edges from layer `layer` to the next; see `layer_edges`."""
-    size = saes[layer + 1].size
+    size = saes[layer + 1].n_features
     active = trace.features[layer + 1] > 0
     return LayerPair(
-        vit=vit,
-        block=vit.embed(trace.image[None]).blocks[layer + 1],
+        vision=vision,
+        block=vision.embed(trace.image[None]).blocks[layer + 1],
         gradient=nodes.gradient,
         stream=trace.residuals[layer],
         coefficients=(trace.features[layer] - baselines.features[layer]) * trace.stds[layer],
@@ -231,7 +231,7 @@ def layer_pair(
         sae=saes[layer + 1],
         weights=torch.where(active, nodes.gradients[layer + 1], 0),
         active=active,
-        targets=torch.arange(size, device=vit.device) if targets is None else targets,
+        targets=torch.arange(size, device=vision.device) if targets is None else targets,
     )
 
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from vitlens.attribution.derivatives import pushforward
 from vitlens.attribution.gradients import Gradient, backward_rules
 from vitlens.errors import FeatureError, ModelError
-from vitlens.models.adapter import ViT
+from vitlens.models.adapter import VisionModel
 from vitlens.replacement import Baselines, Trace
 from vitlens.saes.topk import TopKSAE
 
@@ -45,7 +45,7 @@ def contribution(
 
 
 def logit_lens(
-    vit: ViT,
+    vision: VisionModel,
     saes: Sequence[TopKSAE],
     trace: Trace,
     baselines: Baselines,
@@ -85,8 +85,8 @@ def logit_lens(
     added = contribution(saes, trace, baselines, layer, feature)
 
     def readout(stream: Float[Tensor, "1 T D"]) -> Float[Tensor, "1 C"]:
-        with backward_rules(vit, gradient):
-            return vit.readout(stream)
+        with backward_rules(vision, gradient):
+            return vision.readout(stream)
 
     with torch.no_grad():
         effect: Tensor = pushforward(readout, trace.residuals[-1][None], added[None])[0]
@@ -97,8 +97,8 @@ def check_node(saes: Sequence[TopKSAE], layer: int, feature: int) -> None:
     """Raise `FeatureError` unless the layer has this feature; -1 is its error node."""
     if not 0 <= layer < len(saes):
         raise FeatureError(f"Layers with features are 0 to {len(saes) - 1}; there is no {layer}.")
-    if not -1 <= feature < saes[layer].size:
+    if not -1 <= feature < saes[layer].n_features:
         raise FeatureError(
-            f"Layer {layer} has features 0 to {saes[layer].size - 1} (-1 is its error node); "
+            f"Layer {layer} has features 0 to {saes[layer].n_features - 1} (-1 is its error node); "
             f"there is no {feature}."
         )

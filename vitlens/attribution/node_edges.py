@@ -12,13 +12,13 @@ from torch import Tensor
 from vitlens.attribution.edges import compute_edges
 from vitlens.attribution.importances import Importances, layer_pair
 from vitlens.attribution.logit_lens import check_node
-from vitlens.models.adapter import ViT
+from vitlens.models.adapter import VisionModel
 from vitlens.replacement import Baselines, Trace
 from vitlens.saes.topk import TopKSAE
 
 
 def edges_into(
-    vit: ViT,
+    vision: VisionModel,
     saes: Sequence[TopKSAE],
     trace: Trace,
     baselines: Baselines,
@@ -50,14 +50,14 @@ def edges_into(
     if layer == 0:
         return trace.logits.new_zeros(0)
     if feature == -1:
-        return trace.logits.new_zeros(saes[layer - 1].size + 1)
-    wanted = torch.tensor([feature], device=vit.device)
-    pair = layer_pair(vit, saes, trace, baselines, nodes, layer - 1, targets=wanted)
+        return trace.logits.new_zeros(saes[layer - 1].n_features + 1)
+    wanted = torch.tensor([feature], device=vision.device)
+    pair = layer_pair(vision, saes, trace, baselines, nodes, layer - 1, targets=wanted)
     return compute_edges(pair, "vjp")[:, 0]
 
 
 def edges_out_of(
-    vit: ViT,
+    vision: VisionModel,
     saes: Sequence[TopKSAE],
     trace: Trace,
     baselines: Baselines,
@@ -88,7 +88,7 @@ def edges_out_of(
     check_node(saes, layer, feature)
     if layer == len(saes) - 1:
         return trace.logits.new_zeros(0)
-    pair = layer_pair(vit, saes, trace, baselines, nodes, layer)
+    pair = layer_pair(vision, saes, trace, baselines, nodes, layer)
     alone = [] if feature == -1 else [feature]
     pair = replace(
         pair, coefficients=pair.coefficients[:, alone], directions=pair.directions[alone]

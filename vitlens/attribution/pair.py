@@ -9,7 +9,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from vitlens.attribution.gradients import Gradient, backward_rules
-from vitlens.models.adapter import Block, ViT
+from vitlens.models.adapter import Block, VisionModel
 from vitlens.saes.topk import TopKSAE
 
 
@@ -42,7 +42,7 @@ class LayerPair:
         Target features wanted, [n], in the order of the result's columns.
     """
 
-    vit: ViT
+    vision: VisionModel
     block: Block
     gradient: Gradient
     stream: Float[Tensor, "T D"]
@@ -56,7 +56,7 @@ class LayerPair:
 
     def target_sums(self, stream: Float[Tensor, "1 T D"]) -> Float[Tensor, " n"]:
         """Weighted activation of each wanted target feature, summed over tokens."""
-        with backward_rules(self.vit, self.gradient):
+        with backward_rules(self.vision, self.gradient):
             out = self.block(stream)[0]
         features = self.sae.encode_with_stats(out, among=self.active).features
         return (features * self.weights).sum(0)[self.targets]

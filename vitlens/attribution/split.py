@@ -301,10 +301,10 @@ class SplitBlock:
         gradient: Gradient,
         last_linear: Linear = F.linear,
     ) -> Tensor:
-        vit = self.pair.vit
+        vision = self.pair.vision
         with (
-            _fused_attention(vit.model),
-            backward_rules(vit, gradient),
+            _fused_attention(vision.module),
+            backward_rules(vision, gradient),
             _Probe(attend, last_linear, self.n_linears),
         ):
             return self.pair.block(stream[None])
@@ -345,7 +345,7 @@ def split_block(pair: LayerPair) -> SplitBlock:
         seen.update(attended=attended[0], probabilities=probabilities[0])
         return attended
 
-    with _fused_attention(pair.vit.model), _Probe(attend) as probe:
+    with _fused_attention(pair.vision.module), _Probe(attend) as probe:
         output = pair.block(pair.stream[None])
     if probe.attentions != 1:
         raise ModelError(

@@ -8,7 +8,7 @@ from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
 from vitlens.circuits.circuit import ERROR, TARGET, Circuit, Edge, Node
-from vitlens.circuits.marks import Key
+from vitlens.circuits.marks import FeatureId
 from vitlens.circuits.places import token_names
 from vitlens.circuits.prune import (
     Edges,
@@ -62,9 +62,9 @@ def build_circuit(
     edge_share: float = 0.0,
     names: Sequence[Int[Tensor, " F_l+1"]] | None = None,
     positive: Sequence[float] | None = None,
-    pinned: Collection[Key] = (),
-    groups: Mapping[str, Sequence[Key]] | None = None,
-    labels: Mapping[Key, str] | None = None,
+    pinned: Collection[FeatureId] = (),
+    groups: Mapping[str, Sequence[FeatureId]] | None = None,
+    labels: Mapping[FeatureId, str] | None = None,
 ) -> Circuit:
     """Put together the circuit of the kept nodes.
 
@@ -275,7 +275,7 @@ def _outgoing(
     layer: int,
     nodes: Sequence[Tensor],
     names: Sequence[Tensor],
-) -> tuple[list[Key], Float[Tensor, "kept ends"]]:
+) -> tuple[list[FeatureId], Float[Tensor, "kept ends"]]:
     """Return the ends of the edges that leave a layer, and their weights for each kept node."""
     sources = torch.tensor(kept[layer], dtype=torch.int64)
     if layer == len(kept) - 1:

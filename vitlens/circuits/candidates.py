@@ -11,7 +11,6 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from vitlens.attribution.importances import Importances
-from vitlens.brief import Brief
 from vitlens.circuits.build import (
     build_circuit,
     node_shares,
@@ -19,14 +18,15 @@ from vitlens.circuits.build import (
     pruning_settings,
 )
 from vitlens.circuits.circuit import ERROR, Circuit
-from vitlens.circuits.marks import Key, marks_within
+from vitlens.circuits.marks import FeatureId, marks_within
 from vitlens.circuits.prune import check_count, filter_shares, walk, walk_among
 from vitlens.errors import FeatureError
 from vitlens.replacement import Trace
+from vitlens.repr import ShapeRepr
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Candidates(Brief):
+class Candidates(ShapeRepr):
     """The nodes of one image that `walk` keeps for some count up to `at_most`, and their edges.
 
     Attributes
@@ -73,7 +73,7 @@ class Candidates(Brief):
     model: str = ""
 
     @property
-    def keys(self) -> tuple[Key, ...]:
+    def keys(self) -> tuple[FeatureId, ...]:
         """(layer, feature) of every node, by layer."""
         return tuple((layer, f) for layer, fs in enumerate(self.features) for f in fs)
 
@@ -83,9 +83,9 @@ class Candidates(Brief):
         *,
         node_share: float = 0.0,
         edge_share: float = 0.0,
-        pinned: Collection[Key] = (),
-        groups: Mapping[str, Sequence[Key]] | None = None,
-        labels: Mapping[Key, str] | None = None,
+        pinned: Collection[FeatureId] = (),
+        groups: Mapping[str, Sequence[FeatureId]] | None = None,
+        labels: Mapping[FeatureId, str] | None = None,
     ) -> Circuit:
         """Prune.
 
@@ -197,7 +197,7 @@ class Candidates(Brief):
             **{name: getattr(circuit, name) for name in _FACTS},
         )
 
-    def _places(self, keys: Collection[Key]) -> list[tuple[int, int]]:
+    def _places(self, keys: Collection[FeatureId]) -> list[tuple[int, int]]:
         places = []
         for layer, feature in keys:
             if not 0 <= layer < len(self.features) or feature not in self.features[layer]:

@@ -11,10 +11,10 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from vitlens.brief import Brief
-from vitlens.circuits.marks import Key, check_marks
+from vitlens.circuits.marks import FeatureId, check_marks
 from vitlens.circuits.places import place
 from vitlens.errors import FeatureError
+from vitlens.repr import ShapeRepr
 
 if TYPE_CHECKING:
     import networkx
@@ -97,7 +97,7 @@ class Row(NamedTuple):
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Circuit(Brief):
+class Circuit(ShapeRepr):
     """What led to one output for one image: nodes in layers, and the edges between them.
 
     Attributes
@@ -152,9 +152,9 @@ class Circuit(Brief):
     picture: UInt8[Tensor, "H W 3"] | None = None
     settings: Mapping[str, Any] = field(default_factory=dict)
     model: str = ""
-    pinned: tuple[Key, ...] = ()
-    groups: Mapping[str, tuple[Key, ...]] = field(default_factory=dict)
-    labels: Mapping[Key, str] = field(default_factory=dict)
+    pinned: tuple[FeatureId, ...] = ()
+    groups: Mapping[str, tuple[FeatureId, ...]] = field(default_factory=dict)
+    labels: Mapping[FeatureId, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         keys = {node.key for node in self.nodes}

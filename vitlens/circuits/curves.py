@@ -22,7 +22,7 @@ from vitlens.circuits.methods import Case, Method, resolve_methods
 from vitlens.circuits.results import METRICS, Curves, Metric
 from vitlens.circuits.resume import PARTS, Measured, load_finished, run_key
 from vitlens.errors import FeatureError, VitlensError
-from vitlens.models.adapter import ViT
+from vitlens.models.adapter import VisionModel
 from vitlens.progress import Progress, Watch
 from vitlens.replacement import Baselines, ErrorNodes, run_with, trace
 from vitlens.saes.topk import TopKSAE
@@ -35,7 +35,7 @@ DEFAULT_Q = (0.0, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
 
 
 def faithfulness(
-    vit: ViT,
+    vision: VisionModel,
     saes: Sequence[TopKSAE],
     baselines: Baselines,
     images: Sequence[Float[Tensor, "3 H W"]],
@@ -45,7 +45,7 @@ def faithfulness(
     target: TargetLike = None,
     class_names: Sequence[str] | None = None,
     errors: ErrorNodes = "clean",
-    engine: Engine = "exact",
+    engine: Engine = "closed_form",
     q: Sequence[float] = DEFAULT_Q,
     batch_size: int = 16,
     seed: int = 0,
@@ -113,7 +113,7 @@ def faithfulness(
     named = resolve_methods(methods)
     counts = _counts(q, saes)
     _check(images, labels, errors, batch_size)
-    plan = _Plan(vit, saes, baselines, named, counts, errors, batch_size)
+    plan = _Plan(vision, saes, baselines, named, counts, errors, batch_size)
     watch = Watch(progress, total=len(images) * plan.n_steps)
     settings: dict[str, Any] = {"engine": engine, "seed": seed}
     done = Measured()
@@ -124,18 +124,18 @@ def faithfulness(
             "labels": None if labels is None else [int(label) for label in labels],
             # A class by its number: with other class names the same name is another class.
             "target": (
-                find_class(target, vit.n_classes, class_names)
+                find_class(target, vision.n_classes, class_names)
                 if isinstance(target, str)
                 else _plain(target)
             ),
             "errors": errors,
         }
         explained: list[float] = []
-        if callable(target) or not (vit.head is None or isinstance(vit.head, nn.Module)):
-            first = vit.logits(images[0][None].to(vit.device, vit.dtype))[0]
+        if callable(target) or not (vision.head is None or isinstance(vision.head, nn.Module)):
+            first = vision.logits(images[0][None].to(vision.device, vision.dtype))[0]
             value = resolve_target(target, first, class_names).function(first)
             explained = [*first.tolist(), float(value)]
-        settings["run"] = run_key(vit, saes, baselines, images, explained, call | settings)
+        settings["run"] = run_key(vision, saes, baselines, images, explained, call | settings)
         finished = load_finished(out, settings["run"])
         if finished is not None:
             return finished
@@ -151,10 +151,12 @@ def faithfulness(
         for index in range(done.seen, len(images)):
             watch.done = index * plan.n_steps
             watch.tell("image")
-            traced = trace(vit, saes, images[index].to(vit.device, vit.dtype))
+            traced = trace(vision, saes, images[index].to(vision.device, vision.dtype))
             wanted = resolve_target(target, traced.logits, class_names)
             if labels is None or int(traced.logits.argmax()) == int(labels[index]):
-                case = Case(vit, saes, baselines, traced, wanted, engine, seed, index, watch.tell)
+                case = Case(
+                    vision, saes, baselines, traced, wanted, engine, seed, index, watch.tell
+                )
                 done.add(index, plan.measure(case, watch))
             done.seen = index + 1
             if out is not None:
@@ -214,7 +216,7 @@ class Cost:
 
 
 def estimate(
-    vit: ViT,
+    vision: VisionModel,
     saes: Sequence[TopKSAE],
     baselines: Baselines,
     image: Float[Tensor, "3 H W"],
@@ -222,7 +224,7 @@ def estimate(
     *,
     methods: Sequence[str | Method] = ("rrm", "cla", "random"),
     errors: ErrorNodes = "clean",
-    engine: Engine = "exact",
+    engine: Engine = "closed_form",
     q: Sequence[float] = DEFAULT_Q,
     batch_size: int = 16,
 ) -> Cost:
@@ -240,17 +242,17 @@ def estimate(
     named = resolve_methods(methods)
     counts = _counts(q, saes)
     _check([image], None, errors, batch_size)
-    plan = _Plan(vit, saes, baselines, named, counts, errors, batch_size)
+    plan = _Plan(vision, saes, baselines, named, counts, errors, batch_size)
     start = time.perf_counter()
-    traced = trace(vit, saes, image.to(vit.device, vit.dtype))
-    case = Case(vit, saes, baselines, traced, resolve_target(None, traced.logits), engine)
+    traced = trace(vision, saes, image.to(vision.device, vision.dtype))
+    case = Case(vision, saes, baselines, traced, resolve_target(None, traced.logits), engine)
     plan.measure(case, Watch(False, total=plan.n_steps))
     seconds = time.perf_counter() - start
-    widest = max(sae.size for sae in saes)
+    widest = max(sae.n_features for sae in saes)
     # A block holds about a dozen numbers a channel at once, an SAE its pre-activations,
     # activations and masks; the edges of one walk are all held.
-    running = batch_size * vit.n_tokens * (12 * vit.width + 4 * widest)
-    edges = sum((a.size + 1) * b.size for a, b in pairwise(saes))
+    running = batch_size * vision.n_tokens * (12 * vision.d_model + 4 * widest)
+    edges = sum((a.n_features + 1) * b.n_features for a, b in pairwise(saes))
     return Cost(
         seconds=seconds * n_images,
         runs=plan.n_runs * n_images,
@@ -262,7 +264,7 @@ def estimate(
 class _Plan:
     """What to run for every image: each method's kept sets, for each count, both ways."""
 
-    vit: ViT
+    vision: VisionModel
     saes: Sequence[TopKSAE]
     baselines: Baselines
     methods: Mapping[str, Method]
@@ -287,7 +289,7 @@ class _Plan:
 
     def measure(self, case: Case, watch: Watch) -> dict[str, Float[Tensor, "... metric"]]:
         """Return insertion and deletion, [method, q, metric], and the untouched model's metrics."""
-        everything = [torch.ones(sae.size, dtype=torch.bool) for sae in self.saes]
+        everything = [torch.ones(sae.n_features, dtype=torch.bool) for sae in self.saes]
         kept = [everything]
         for name, method in watch.each(self.methods.items()):
             watch.tell(name)
@@ -312,10 +314,10 @@ class _Plan:
         logits = []
         for start in watch.each(range(0, len(masks[0]), self.batch_size)):
             watch.tell("replaced runs")
-            chunk = [mask[start : start + self.batch_size].to(self.vit.device) for mask in masks]
+            chunk = [mask[start : start + self.batch_size].to(self.vision.device) for mask in masks]
             logits.append(
                 run_with(
-                    self.vit,
+                    self.vision,
                     self.saes,
                     case.trace.image.expand(len(chunk[0]), -1, -1, -1),
                     chunk,
@@ -359,7 +361,7 @@ def _counts(q: Sequence[float], saes: Sequence[TopKSAE]) -> tuple[int, ...]:
     steps = list(q)
     if len(steps) < 2 or steps[0] != 0 or steps[-1] != 1 or steps != sorted(set(steps)):
         raise FeatureError(f"q must be ascending shares that start with 0 and end with 1, not {q}.")
-    widest = max(sae.size for sae in saes)
+    widest = max(sae.n_features for sae in saes)
     return tuple(0 if share == 0 else max(1, math.floor(share * widest + 0.5)) for share in steps)
 
 

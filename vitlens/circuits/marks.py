@@ -1,20 +1,18 @@
 """What people write on a circuit: pinned nodes, named groups of nodes, labels."""
 
 from collections.abc import Collection, Iterable, Mapping
-from typing import Any, TypeAlias
+from typing import Any
 
 from vitlens.errors import FeatureError
-
-#: (layer, feature) of a node; feature -1 is the layer's error node.
-Key: TypeAlias = tuple[int, int]
+from vitlens.saes.base import FeatureId
 
 
 def check_marks(
-    nodes: Collection[Key],
+    nodes: Collection[FeatureId],
     *,
-    pinned: Iterable[Key],
-    groups: Mapping[str, Iterable[Key]],
-    labels: Mapping[Key, str],
+    pinned: Iterable[FeatureId],
+    groups: Mapping[str, Iterable[FeatureId]],
+    labels: Mapping[FeatureId, str],
 ) -> dict[str, Any]:
     """Return the marks in their own types, by name.
 
@@ -51,11 +49,11 @@ def check_marks(
 
 
 def marks_within(
-    nodes: Collection[Key],
+    nodes: Collection[FeatureId],
     *,
-    pinned: Iterable[Key],
-    groups: Mapping[str, Iterable[Key]],
-    labels: Mapping[Key, str],
+    pinned: Iterable[FeatureId],
+    groups: Mapping[str, Iterable[FeatureId]],
+    labels: Mapping[FeatureId, str],
 ) -> dict[str, Any]:
     """Return the marks that are on these nodes; groups without a node are left out."""
     within = {name: tuple(key for key in keys if key in nodes) for name, keys in groups.items()}
@@ -66,6 +64,6 @@ def marks_within(
     }
 
 
-def _key(key: Iterable[int]) -> Key:
+def _key(key: Iterable[int]) -> FeatureId:
     layer, feature = key
     return int(layer), int(feature)

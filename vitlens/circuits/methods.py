@@ -18,7 +18,7 @@ from vitlens.attribution.importances import Importances, importances, layer_edge
 from vitlens.attribution.targets import Target
 from vitlens.circuits.prune import select, walk
 from vitlens.errors import FeatureError, near_matches
-from vitlens.models.adapter import ViT
+from vitlens.models.adapter import VisionModel
 from vitlens.replacement import Baselines, Trace
 from vitlens.saes.topk import TopKSAE
 
@@ -50,12 +50,12 @@ class Case:
         Told what is done, before every long step of a method; what it raises ends the experiment.
     """
 
-    vit: ViT
+    vision: VisionModel
     saes: Sequence[TopKSAE]
     baselines: Baselines
     trace: Trace
     target: Target
-    engine: Engine = "exact"
+    engine: Engine = "closed_form"
     seed: int = 0
     index: int = 0
     report: Callable[[str], None] = _say_nothing
@@ -72,7 +72,7 @@ class Case:
 
     def _nodes(self, gradient: Gradient, errors: ErrorPaths) -> Importances:
         return importances(
-            self.vit,
+            self.vision,
             self.saes,
             self.trace,
             self.baselines,
@@ -109,7 +109,7 @@ def _pairs(case: Case, method: str) -> Iterator[int]:
 def rrm(case: Case) -> Keep:
     """Walk back over exact edges, for each count anew (Kim et al., arXiv 2509.17401)."""
     edges = [
-        layer_edges(case.vit, case.saes, case.trace, case.baselines, case.nodes, layer)
+        layer_edges(case.vision, case.saes, case.trace, case.baselines, case.nodes, layer)
         for layer in _pairs(case, "rrm")
     ]
     return lambda count: walk(case.nodes.nodes, edges, count=count, error_nodes=False)
@@ -119,10 +119,12 @@ def cla(case: Case) -> Keep:
     """Walk back over |a_m| |d a_n / d a_m| (Cross-Layer Attribution, arXiv 2404.14349)."""
     # The walk has room for error nodes, which CLA does not know: a last entry of 0.
     edges = [
-        F.pad(cla_edges(case.vit, case.saes, case.trace, layer, engine=case.engine), (0, 0, 0, 1))
+        F.pad(
+            cla_edges(case.vision, case.saes, case.trace, layer, engine=case.engine), (0, 0, 0, 1)
+        )
         for layer in _pairs(case, "cla")
     ]
-    nodes = [torch.zeros(sae.size + 1) for sae in case.saes]
+    nodes = [torch.zeros(sae.n_features + 1) for sae in case.saes]
     nodes[-1] = F.pad(cla_top_scores(case.trace, case.plain.gradients[-1]), (0, 1))
     return lambda count: walk(nodes, edges, count=count, error_nodes=False)
 
@@ -144,7 +146,7 @@ def activation(case: Case) -> Keep:
 
 def random(case: Case) -> Keep:
     """Rank at random, for each image anew."""
-    sizes = [sae.size for sae in case.saes]
+    sizes = [sae.n_features for sae in case.saes]
     return ranked(random_scores(sizes, seed=case.seed, image=case.index))
 
 

@@ -13,7 +13,6 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from vitlens.brief import Brief
 from vitlens.circuits.areas import (
     Array,
     Axis,
@@ -24,7 +23,8 @@ from vitlens.circuits.areas import (
     trapezoid_weights,
 )
 from vitlens.errors import CheckpointError, FeatureError, near_matches
-from vitlens.files import read_result, write_tensors
+from vitlens.io import read_result, write_tensors
+from vitlens.repr import ShapeRepr
 
 Direction: TypeAlias = Literal["insertion", "deletion"]
 Metric: TypeAlias = Literal["target", "logit", "probability", "top1"]
@@ -47,7 +47,7 @@ class Band(NamedTuple):
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Curves(Brief):
+class Curves(ShapeRepr):
     """What is left of the output when only some features are kept, or some are taken away.
 
     Attributes

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from vitlens.circuits.results import METRICS, Curves
 from vitlens.errors import CheckpointError
-from vitlens.files import fingerprint, read_tensors, write_tensors
-from vitlens.models.adapter import ViT
+from vitlens.io import fingerprint, read_tensors, write_tensors
+from vitlens.models.adapter import VisionModel
 from vitlens.replacement import Baselines
 from vitlens.saes.topk import TopKSAE
 
@@ -114,7 +114,7 @@ def load_finished(out: str | Path, run: str) -> Curves | None:
 
 
 def run_key(
-    vit: ViT,
+    vision: VisionModel,
     saes: Sequence[TopKSAE],
     baselines: Baselines,
     images: Sequence[Float[Tensor, "3 H W"]],
@@ -126,9 +126,9 @@ def run_key(
     Heads and targets that are functions have no hash: `explained`, what they give for the first
     image, tells them apart, and is empty where there is none.
     """
-    tensors = {f"model.{name}": value for name, value in vit.model.state_dict().items()}
-    if isinstance(vit.head, nn.Module):
-        tensors |= {f"head.{name}": value for name, value in vit.head.state_dict().items()}
+    tensors = {f"model.{name}": value for name, value in vision.module.state_dict().items()}
+    if isinstance(vision.head, nn.Module):
+        tensors |= {f"head.{name}": value for name, value in vision.head.state_dict().items()}
     for layer, sae in enumerate(saes):
         tensors |= {f"sae.{layer}.{name}": value for name, value in sae.state_dict().items()}
         tensors[f"baseline.{layer}.features"] = baselines.features[layer]

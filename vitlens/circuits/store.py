@@ -9,7 +9,7 @@ from torch import Tensor
 
 from vitlens.circuits.circuit import Circuit, Edge, Node
 from vitlens.errors import CheckpointError, FeatureError
-from vitlens.files import read_result, write_tensors
+from vitlens.io import read_result, write_tensors
 
 _FORMAT = "vitlens.circuit"
 _VERSION = 1

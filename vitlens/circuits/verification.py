@@ -13,17 +13,17 @@ from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor
 
-from vitlens.brief import Brief
 from vitlens.circuits.areas import N_RESAMPLES, Array, Estimate, interval
 from vitlens.circuits.circuit import ERROR, TARGET
-from vitlens.circuits.marks import Key
+from vitlens.circuits.marks import FeatureId
+from vitlens.repr import ShapeRepr
 
 #: The nodes of an edge, or of a path: (layer, feature); feature -1 is an error node, -2 the target.
-Link: TypeAlias = tuple[Key, ...]
+Link: TypeAlias = tuple[FeatureId, ...]
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Verification(Brief):
+class Verification(ShapeRepr):
     """Predicted and measured changes of the target, edge by edge.
 
     Attributes

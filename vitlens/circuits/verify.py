@@ -31,7 +31,7 @@ from vitlens.attribution.targets import Target
 from vitlens.circuits.circuit import ERROR, TARGET, Circuit, Edge
 from vitlens.circuits.verification import Link, Verification
 from vitlens.errors import FeatureError
-from vitlens.models.adapter import Block, ViT
+from vitlens.models.adapter import Block, VisionModel
 from vitlens.progress import Progress, steps
 from vitlens.replacement import Baselines, ErrorNodes, Trace
 from vitlens.saes.topk import Encoded, TopKSAE
@@ -45,7 +45,7 @@ Active = Literal["clean", "running"]
 
 
 def verify_circuit(
-    vit: ViT,
+    vision: VisionModel,
     saes: Sequence[TopKSAE],
     trace: Trace,
     baselines: Baselines,
@@ -80,7 +80,7 @@ def verify_circuit(
             f"The circuit explains {circuit.target} = {circuit.target_value:.3f}, and on this "
             f"image it is {value:.3f}: the circuit is of another image, or of another target."
         )
-    known = (vit, saes, trace, baselines)
+    known = (vision, saes, trace, baselines)
     settings = {**circuit.settings, "error_nodes": held, "active": active, "n": n, "seed": seed}
     measure = partial(
         measure_edges,
@@ -138,7 +138,7 @@ def _draw(circuit: Circuit, n: int | None, seed: int) -> list[Edge]:
 
 
 def measure_edges(
-    vit: ViT,
+    vision: VisionModel,
     saes: Sequence[TopKSAE],
     trace: Trace,
     baselines: Baselines,
@@ -201,17 +201,17 @@ def measure_edges(
     value = float(target.function(trace.logits))
     measured = torch.empty(len(edges), dtype=torch.float64)
     with torch.no_grad():
-        blocks = vit.embed(trace.image[None]).blocks
+        blocks = vision.embed(trace.image[None]).blocks
         for batch in steps(batches, "edges", progress):
             layer, streams = _cut(saes, trace, baselines, blocks, [edges[i] for i in batch], active)
             streams = _run_on(saes, trace, baselines, blocks, streams, layer, errors, active)
-            for i, logits in zip(batch, vit.readout(streams), strict=True):
+            for i, logits in zip(batch, vision.readout(streams), strict=True):
                 measured[i] = value - float(target.function(logits))
     return measured
 
 
 def predict_edges(
-    vit: ViT,
+    vision: VisionModel,
     saes: Sequence[TopKSAE],
     trace: Trace,
     baselines: Baselines,
@@ -231,7 +231,7 @@ def predict_edges(
     for i, edge in enumerate(edges):
         _check_path(saes, edge)
         if len(edge) > 2:
-            predicted[i] = _predict_path(vit, saes, trace, baselines, nodes, edge)
+            predicted[i] = _predict_path(vision, saes, trace, baselines, nodes, edge)
     for layer in sorted({edge[0][0] for edge in edges if len(edge) == 2}):
         mine = [i for i, edge in enumerate(edges) if edge[0][0] == layer and len(edge) == 2]
         if layer == len(saes) - 1:
@@ -239,8 +239,8 @@ def predict_edges(
                 predicted[i] = float(nodes.nodes[layer][edges[i][0][1]])
             continue
         ends = sorted({edges[i][1][1] for i in mine})
-        targets = torch.tensor(ends, device=vit.device)
-        columns = layer_edges(vit, saes, trace, baselines, nodes, layer, targets=targets)
+        targets = torch.tensor(ends, device=vision.device)
+        columns = layer_edges(vision, saes, trace, baselines, nodes, layer, targets=targets)
         for i in mine:
             (_, source), (_, end) = edges[i]
             predicted[i] = float(columns[source, ends.index(end)])
@@ -248,7 +248,7 @@ def predict_edges(
 
 
 def _predict_path(
-    vit: ViT,
+    vision: VisionModel,
     saes: Sequence[TopKSAE],
     trace: Trace,
     baselines: Baselines,
@@ -257,12 +257,12 @@ def _predict_path(
 ) -> float:
     """Importance of a node by way of one feature a layer, in forward mode."""
     (layer, source), *way = [node for node in path if node[1] != TARGET]
-    blocks = vit.embed(trace.image[None]).blocks
+    blocks = vision.embed(trace.image[None]).blocks
     step = trace.residuals[layer] - _without(saes, trace, baselines, layer, source)
     for at, feature in way:
 
         def activation(stream: Tensor, at: int = at, feature: int = feature) -> Tensor:
-            with backward_rules(vit, nodes.gradient):
+            with backward_rules(vision, nodes.gradient):
                 out = blocks[at](stream)
             among = trace.features[at] > 0
             return saes[at].encode_with_stats(out, among=among).features[0, :, feature]
@@ -314,7 +314,7 @@ def _check_path(saes: Sequence[TopKSAE], path: Link) -> None:
     for place, (layer, feature) in enumerate(path):
         least = ERROR if place == 0 else 0
         is_target = place == len(path) - 1 and (layer, feature) == (top + 1, TARGET)
-        is_feature = 0 <= layer <= top and least <= feature < saes[layer].size
+        is_feature = 0 <= layer <= top and least <= feature < saes[layer].n_features
         exists = exists and (is_target or is_feature)
     if not exists:
         raise FeatureError(

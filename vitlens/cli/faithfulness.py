@@ -85,7 +85,7 @@ def add_to(commands: Commands) -> None:
         help="what error nodes hold: the original image's values (clean, the default), what the "
         "running stream gives (free), or their baseline",
     )
-    group.add_argument("--engine", choices=ENGINES, default="exact", help="default: exact")
+    group.add_argument("--engine", choices=ENGINES, default="closed_form", help="default: exact")
     group.add_argument(
         "--batch-size",
         type=positive,
@@ -114,7 +114,7 @@ def run(arguments: argparse.Namespace) -> None:
         "batch_size": arguments.batch_size,
     }
     cost = estimate(
-        lens.vit, lens.saes, lens.baselines, lens.tensor(paths[0]), len(paths), **settings
+        lens.vision, lens.saes, lens.baselines, lens.tensor(paths[0]), len(paths), **settings
     )
     print(f"{count(len(paths), 'image')}: {cost}", flush=True)
     out = arguments.out / "curves.safetensors"

@@ -55,20 +55,20 @@ def _versions() -> str:
 
 
 def _model(name: str, lens: Lens) -> str:
-    vit = lens.vit
-    rows, columns = vit.grid
-    prefix = f"{', '.join(vit.prefix_names)} + " if vit.n_prefix else ""
-    n_parameters = sum(weight.numel() for weight in vit.model.parameters())
+    vision = lens.vision
+    rows, columns = vision.grid
+    prefix = f"{', '.join(vision.prefix_names)} + " if vision.n_prefix else ""
+    n_parameters = sum(weight.numel() for weight in vision.module.parameters())
     lines = [
-        f"Model {name} ({type(vit.model).__name__}), fingerprint {lens.fingerprint}",
-        f"  {vit.depth} blocks, width {vit.width}, {n_parameters / 1e6:.1f} M parameters",
-        f"  input {vit.image_size[0]} × {vit.image_size[1]} pixels",
-        f"  {vit.n_tokens} tokens: {prefix}{rows} × {columns} patches",
+        f"Model {name} ({type(vision.module).__name__}), fingerprint {lens.fingerprint}",
+        f"  {vision.depth} blocks, width {vision.d_model}, {n_parameters / 1e6:.1f} M parameters",
+        f"  input {vision.image_size[0]} × {vision.image_size[1]} pixels",
+        f"  {vision.n_tokens} tokens: {prefix}{rows} × {columns} patches",
     ]
     if lens.class_names and len(lens.class_names) <= 20:
         lines.append(f"  {len(lens.class_names)} classes: {', '.join(lens.class_names)}")
     else:
-        lines.append(f"  {vit.n_classes} classes")
+        lines.append(f"  {vision.n_classes} classes")
     return "\n".join(lines)
 
 
@@ -81,7 +81,7 @@ def _saes(lens: Lens) -> str:
         head += "  explained variance    dead  accuracy kept"
     lines = ["SAEs", f"  {head}"]
     for layer, sae in enumerate(lens.saes):
-        line = f"  {layer:5d}  {sae.size:8d}  {sae.k:4d}"
+        line = f"  {layer:5d}  {sae.n_features:8d}  {sae.k:4d}"
         if layer in by_layer:
             h = by_layer[layer]
             line += (

@@ -78,7 +78,7 @@ def copy_notebooks(folder: Path) -> list[Path]:
     VitlensError
         When the folder cannot be written.
     """
-    from vitlens.files import atomic_path
+    from vitlens.io import atomic_path
 
     if folder.exists() and not folder.is_dir():
         raise VitlensError(f"{folder} is a file; notebooks need a folder.")

@@ -20,7 +20,7 @@ Commands: TypeAlias = Any
 DEVICES = ("auto", "cpu", "cuda")
 DTYPES = ("float32", "float64")
 # Written out, because importing them from the library would make `--help` wait for torch.
-ENGINES = ("exact", "jvp", "vjp")
+ENGINES = ("closed_form", "jvp", "vjp")
 GRADIENTS = ("libragrad", "plain")
 ERROR_PATHS = ("leaf", "through")
 ERROR_NODES = ("clean", "free", "baseline")
@@ -156,7 +156,7 @@ def add_attribution_options(command: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--engine",
         choices=ENGINES,
-        default="exact",
+        default="closed_form",
         help="exact (default) is by far the fastest; jvp and vjp take any kind of block",
     )
 

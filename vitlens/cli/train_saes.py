@@ -19,7 +19,7 @@ from vitlens.cli.sae_runs import (
 
 if TYPE_CHECKING:
     from vitlens.images import Transform
-    from vitlens.models.adapter import ViT
+    from vitlens.models.adapter import VisionModel
 
 _TEXT = """\
 Train a sparse autoencoder (SAE) for every layer of a model but the last, all in one pass over the
@@ -79,9 +79,9 @@ def run(arguments: argparse.Namespace) -> None:
 
     from vitlens.saes import TrainConfig, estimate, measure, train_saes
 
-    vit, transform = _load(arguments)
+    vision, transform = _load(arguments)
     config = TrainConfig(
-        sizes=max(1, round(arguments.size_ratio * vit.width)),
+        sizes=max(1, round(arguments.size_ratio * vision.d_model)),
         k=arguments.k,
         epochs=arguments.epochs,
         batch_tokens=arguments.batch_size,
@@ -89,31 +89,31 @@ def run(arguments: argparse.Namespace) -> None:
         precision=arguments.precision,
         seed=arguments.seed,
     )
-    cost = estimate(vit, config, len(training))
-    print(f"{vit.depth - 1} SAEs on {count(len(training), 'image')}: {cost}", flush=True)
+    cost = estimate(vision, config, len(training))
+    print(f"{vision.depth - 1} SAEs on {count(len(training), 'image')}: {cost}", flush=True)
     images = ImageFiles(training, transform)
     with advice_on_interrupt(arguments.out):
-        result = train_saes(vit, images, config, out=arguments.out)
+        result = train_saes(vision, images, config, out=arguments.out)
     print(f"{images.told()}\nOn training images:\n{result}")
     if batches := read_held_out(held_out, transform):
         kept = count(sum(map(len, batches)), "image")
-        print(f"\nOn {kept} kept out of training:\n{measure(vit, result.saes, batches)}")
+        print(f"\nOn {kept} kept out of training:\n{measure(vision, result.saes, batches)}")
     print(
         f"\nSAEs are in {arguments.out}. Use them:\n"
         f"  vitlens explain IMAGE --model {arguments.model} --saes {arguments.out}"
     )
 
 
-def _load(arguments: argparse.Namespace) -> tuple[ViT, Transform]:
+def _load(arguments: argparse.Namespace) -> tuple[VisionModel, Transform]:
     """Load the model that ``--model`` names, and its transform."""
     from vitlens.bundle import bundles, load
     from vitlens.images import Transform
-    from vitlens.models.adapter import ViT
+    from vitlens.models.adapter import VisionModel
     from vitlens.models.registry import create
 
     machine = device_and_dtype(arguments)
     if arguments.model in bundles():
         lens = load(arguments.model, **machine)
-        return lens.vit, transform_of(lens)
+        return lens.vision, transform_of(lens)
     model = create(arguments.model).to(**machine)
-    return ViT(model), Transform.from_timm(model)
+    return VisionModel(model), Transform.from_timm(model)

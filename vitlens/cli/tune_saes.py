@@ -83,17 +83,17 @@ def run(arguments: argparse.Namespace) -> None:
         precision=arguments.precision,
     )
     lens = load(arguments.model, saes=arguments.saes, **device_and_dtype(arguments))
-    vit, saes, transform = lens.vit, lens.saes, transform_of(lens)
-    cost = estimate_tuning(vit, saes, config, len(rest))
+    vision, saes, transform = lens.vision, lens.saes, transform_of(lens)
+    cost = estimate_tuning(vision, saes, config, len(rest))
     print(f"{len(saes)} SAEs on {count(len(rest), 'image')}: {cost}", flush=True)
     images = ImageFiles(rest, transform)
     with advice_on_interrupt(arguments.out):
-        result = tune_saes(vit, saes, images, config, out=arguments.out)
+        result = tune_saes(vision, saes, images, config, out=arguments.out)
     print(f"{images.told()}\nOn the images of tuning:\n{result}")
     if batches := read_held_out(held_out, transform):
         kept = count(sum(map(len, batches)), "image")
-        print(f"\nOn {kept} kept out of tuning, before:\n{measure(vit, saes, batches)}")
-        print(f"\nand after:\n{measure(vit, result.saes, batches)}")
+        print(f"\nOn {kept} kept out of tuning, before:\n{measure(vision, saes, batches)}")
+        print(f"\nand after:\n{measure(vision, result.saes, batches)}")
     print(
         f"\nSAEs are in {arguments.out}. Use them:\n"
         f"  vitlens explain IMAGE --model {arguments.model} --saes {arguments.out}"

@@ -14,7 +14,7 @@ from vitlens.debias.removal import Removal
 from vitlens.debias.report import GroupReport, TradeOff, group_report
 from vitlens.debias.runs import ABLATED, GroupRuns
 from vitlens.errors import FeatureError
-from vitlens.interventions.kinds import Key
+from vitlens.interventions.kinds import FeatureId
 from vitlens.lens_base import LensBase
 
 #: Told the figures of the images so far, and their share, 0 to 1; what it raises ends the work.
@@ -60,10 +60,10 @@ class LiveReports:
         self.removal, self.groups = removal, groups
         self.runs = GroupRuns(lens, groups, layers, **settings)
         self.before = group_report("nothing", self.runs.logits, groups)
-        self._known: dict[frozenset[Key], GroupReport] = {frozenset(): self.before}
+        self._known: dict[frozenset[FeatureId], GroupReport] = {frozenset(): self.before}
         self._order = _evenly(groups)
 
-    def check(self, feature: Key) -> None:
+    def check(self, feature: FeatureId) -> None:
         """Raise `FeatureError` unless this is a feature of a layer that is kept."""
         layer, column = feature
         if layer not in self.runs.layers:
@@ -71,15 +71,15 @@ class LiveReports:
                 f"There are features of layers {', '.join(map(str, self.runs.layers))} to choose "
                 f"from, not of layer {layer}."
             )
-        size = self.runs.lens.saes[layer].size
+        size = self.runs.lens.saes[layer].n_features
         if not 0 <= column < size:
             raise FeatureError(f"Layer {layer} has features 0 to {size - 1}; there is no {column}.")
 
-    def known(self, chosen: Iterable[Key]) -> GroupReport | None:
+    def known(self, chosen: Iterable[FeatureId]) -> GroupReport | None:
         """Return the report of a choice that was evaluated before, or None."""
         return self._known.get(frozenset(chosen))
 
-    def learn(self, path: Sequence[Key], curve: TradeOff) -> bool:
+    def learn(self, path: Sequence[FeatureId], curve: TradeOff) -> bool:
         """Take over reports along a path, if they are of these images; say whether they are.
 
         Parameters
@@ -94,7 +94,7 @@ class LiveReports:
             self._known.setdefault(frozenset(path[: report.n_features]), report)
         return True
 
-    def evaluate(self, chosen: Iterable[Key], *, watch: Watch | None = None) -> GroupReport:
+    def evaluate(self, chosen: Iterable[FeatureId], *, watch: Watch | None = None) -> GroupReport:
         """Report on all images without the chosen features.
 
         Parameters
@@ -130,7 +130,7 @@ class LiveReports:
         return report
 
     def _report(
-        self, logits: Float[Tensor, "m C"], groups: GroupedImages, features: Sequence[Key]
+        self, logits: Float[Tensor, "m C"], groups: GroupedImages, features: Sequence[FeatureId]
     ) -> GroupReport:
         return group_report("removed", logits, groups, n_features=len(features))
 

@@ -11,10 +11,10 @@ from torch import Tensor, nn
 
 from vitlens.debias.removal import Removal
 from vitlens.errors import CheckpointError, FeatureError
-from vitlens.files import read_json, write_json
 from vitlens.images import ImageLike
-from vitlens.interventions.kinds import Key, ProjectTo
+from vitlens.interventions.kinds import FeatureId, ProjectTo
 from vitlens.interventions.run import make_plan
+from vitlens.io import read_json, write_json
 
 if TYPE_CHECKING:
     from vitlens.lens_base import LensBase
@@ -46,7 +46,7 @@ class DebiasedModel(nn.Module):
     def __init__(
         self,
         lens: LensBase,
-        features: Iterable[Key],
+        features: Iterable[FeatureId],
         *,
         to: ProjectTo = "baseline",
         project: bool = False,
@@ -57,7 +57,7 @@ class DebiasedModel(nn.Module):
         # In a tuple: a lens is no module, and its model's weights are not this module's own.
         self._lens = (lens,)
         self._plan = make_plan(
-            lens.vit,
+            lens.vision,
             lens.saes,
             lens.baselines,
             [self.removal.of(self.features)] if self.features else [],

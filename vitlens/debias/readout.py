@@ -16,14 +16,14 @@ from vitlens.saes.stream import batched
 
 def last_layer(lens: LensBase) -> nn.Linear | None:
     """The linear layer that gives the logits; None where the read-out ends otherwise."""
-    head = getattr(lens.vit.model, "head", None)
-    return head if lens.vit.head is None and isinstance(head, nn.Linear) else None
+    head = getattr(lens.vision.module, "head", None)
+    return head if lens.vision.head is None and isinstance(head, nn.Linear) else None
 
 
 def pooled(lens: LensBase, stream: Float[Tensor, "n T D"]) -> Float[Tensor, "n E"]:
     """What the last linear layer reads, from the stream after the last block."""
     with torch.no_grad():
-        model = lens.vit.model
+        model = lens.vision.module
         return model.forward_head(model.norm(stream), pre_logits=True)
 
 
@@ -41,7 +41,7 @@ def readout_inputs(
         raise ModelError("The model's read-out does not end in one linear layer, `model.head`.")
     tensors = (lens.tensor(image) for image in images)
     found = [
-        pooled(lens, lens.vit.residuals(batch)[-1]).cpu()
-        for batch in batched(tensors, batch_size, lens.vit.image_size)
+        pooled(lens, lens.vision.residuals(batch)[-1]).cpu()
+        for batch in batched(tensors, batch_size, lens.vision.image_size)
     ]
     return torch.cat(found)

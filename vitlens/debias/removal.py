@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from vitlens.errors import FeatureError
-from vitlens.interventions.kinds import Ablate, Key, Project, ProjectTo
+from vitlens.interventions.kinds import Ablate, FeatureId, Project, ProjectTo
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Removal:
         if not isinstance(self.project, bool):
             raise FeatureError(f"`project` is True or False, not {self.project!r}.")
 
-    def of(self, features: Iterable[Key]) -> Ablate | Project:
+    def of(self, features: Iterable[FeatureId]) -> Ablate | Project:
         """The intervention on some features, at least one."""
         return (Project if self.project else Ablate)(tuple(features), self.to)
 

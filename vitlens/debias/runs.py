@@ -14,7 +14,7 @@ from vitlens.debias.readout import last_layer, pooled
 from vitlens.debias.removal import Removal
 from vitlens.debias.report import GroupReport, group_report
 from vitlens.errors import FeatureError
-from vitlens.interventions.kinds import Key
+from vitlens.interventions.kinds import FeatureId
 from vitlens.interventions.run import Plan, make_plan
 from vitlens.lens_base import LensBase
 from vitlens.models.adapter import Block
@@ -81,14 +81,14 @@ class GroupRuns:
         logits, inputs = [], []
         starts = range(0, len(groups), batch_size)
         tensors = (lens.tensor(image) for image in groups.images)
-        batches = batched(tensors, batch_size, lens.vit.image_size)
+        batches = batched(tensors, batch_size, lens.vision.image_size)
         with torch.no_grad():
             for _ in steps(starts, "images", progress):
-                residuals = lens.vit.residuals(next(batches))
+                residuals = lens.vision.residuals(next(batches))
                 for layer in self.layers:
                     streams[layer].append(residuals[layer])
                     means[layer].append(lens.saes[layer].encode(residuals[layer]).mean(1).cpu())
-                logits.append(lens.vit.readout(residuals[-1]))
+                logits.append(lens.vision.readout(residuals[-1]))
                 if linear:
                     inputs.append(pooled(lens, residuals[-1]))
         self._streams = {layer: torch.cat(parts) for layer, parts in streams.items()}
@@ -97,7 +97,7 @@ class GroupRuns:
         self.inputs: Float[Tensor, "n E"] | None = torch.cat(inputs) if linear else None
 
     def without(
-        self, features: Sequence[Key], *, removal: Removal = ABLATED
+        self, features: Sequence[FeatureId], *, removal: Removal = ABLATED
     ) -> Float[Tensor, "n C"]:
         """Logits of all images without some features.
 
@@ -114,7 +114,7 @@ class GroupRuns:
 
     def without_in_parts(
         self,
-        features: Sequence[Key],
+        features: Sequence[FeatureId],
         order: Int[Tensor, " n"],
         *,
         removal: Removal = ABLATED,
@@ -138,19 +138,19 @@ class GroupRuns:
         for index in order.split(_growing(len(order), first or self._batch_size, self._batch_size)):
             with torch.no_grad():
                 stream = plan.change(plan.first, self._streams[plan.first][index], None)
-                for layer in range(plan.first + 1, self.lens.vit.depth):
+                for layer in range(plan.first + 1, self.lens.vision.depth):
                     stream = _changed(plan, layer, blocks[layer](stream))
-                logits = self.lens.vit.readout(stream)
+                logits = self.lens.vision.readout(stream)
             yield index, logits
 
-    def activations_of(self, feature: Key, index: Sequence[int]) -> Float[Tensor, "m T"]:
+    def activations_of(self, feature: FeatureId, index: Sequence[int]) -> Float[Tensor, "m T"]:
         """Activation of one feature at every token of some images, on the CPU."""
         layer, column = feature
         with torch.no_grad():
             return self.lens.saes[layer].encode(self._streams[layer][index])[..., column].cpu()
 
     def report(
-        self, features: Sequence[Key], *, name: str = "", removal: Removal = ABLATED
+        self, features: Sequence[FeatureId], *, name: str = "", removal: Removal = ABLATED
     ) -> GroupReport:
         """Accuracy by group without some features."""
         found = self.without(features, removal=removal)
@@ -158,9 +158,9 @@ class GroupRuns:
 
     def effects(
         self,
-        features: Sequence[Key],
+        features: Sequence[FeatureId],
         *,
-        given: Sequence[Key] = (),
+        given: Sequence[FeatureId] = (),
         removal: Removal = ABLATED,
         gradient: Gradient = "plain",
         progress: Progress = False,
@@ -199,12 +199,12 @@ class GroupRuns:
             part = slice(start, start + self._batch_size)
             stream = self._streams[first][part].detach().requires_grad_(True)
             before, after = {}, {}
-            with torch.enable_grad(), backward_rules(self.lens.vit, gradient):
-                for layer in range(first, self.lens.vit.depth):
+            with torch.enable_grad(), backward_rules(self.lens.vision, gradient):
+                for layer in range(first, self.lens.vision.depth):
                     stream = stream if layer == first else blocks[layer](stream)
                     before[layer] = stream
                     after[layer] = stream = _changed(plan, layer, stream)
-                margin = margins(self.lens.vit.readout(stream), self.groups.labels[part])
+                margin = margins(self.lens.vision.readout(stream), self.groups.labels[part])
                 grads = torch.autograd.grad(margin.sum(), [after[layer] for layer in columns])
             for (layer, places), grad in zip(columns.items(), grads, strict=True):
                 ids = [features[i][1] for i in places]
@@ -213,11 +213,11 @@ class GroupRuns:
                 out[part, places] = change.cpu()
         return out
 
-    def _plan(self, features: Sequence[Key], removal: Removal) -> Plan:
+    def _plan(self, features: Sequence[FeatureId], removal: Removal) -> Plan:
         lens = self.lens
         wanted = [removal.of(features)] if features else []
         plan = make_plan(
-            lens.vit, lens.saes, lens.baselines, wanted, errors="free", tensor=lens.tensor
+            lens.vision, lens.saes, lens.baselines, wanted, errors="free", tensor=lens.tensor
         )
         unknown = sorted({layer for layer, _ in features} - set(self.layers))
         if unknown:
@@ -252,12 +252,12 @@ class GroupRuns:
 
     def _blocks(self) -> tuple[Block, ...]:
         """The blocks, with all that images of this size bind to them."""
-        height, width = self.lens.vit.image_size
+        height, width = self.lens.vision.image_size
         blank = torch.zeros(
-            1, 3, height, width, dtype=self.lens.vit.dtype, device=self.lens.vit.device
+            1, 3, height, width, dtype=self.lens.vision.dtype, device=self.lens.vision.device
         )
         with torch.no_grad():
-            return self.lens.vit.embed(blank).blocks
+            return self.lens.vision.embed(blank).blocks
 
 
 def _changed(plan: Plan, layer: int, stream: Tensor) -> Tensor:

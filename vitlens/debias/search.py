@@ -26,7 +26,7 @@ from vitlens.debias.removal import Removal
 from vitlens.debias.report import GroupReport, TradeOff, group_report, mean_report, table
 from vitlens.debias.runs import GroupRuns, margins
 from vitlens.errors import FeatureError, GroupError
-from vitlens.interventions.kinds import Key, ProjectTo
+from vitlens.interventions.kinds import FeatureId, ProjectTo
 from vitlens.progress import Progress, steps
 
 if TYPE_CHECKING:
@@ -68,7 +68,7 @@ class Debiasing:
     """
 
     candidates: tuple[Candidate, ...]
-    path: tuple[Key, ...]
+    path: tuple[FeatureId, ...]
     n_features: int
     validation: TradeOff
     test: TradeOff | None
@@ -79,7 +79,7 @@ class Debiasing:
     lens: Lens = field(repr=False, compare=False)
 
     @property
-    def features(self) -> tuple[Key, ...]:
+    def features(self) -> tuple[FeatureId, ...]:
         """The chosen features."""
         return self.path[: self.n_features]
 
@@ -121,8 +121,8 @@ def debias(
     *,
     test: GroupedImages | None = None,
     layers: Sequence[int] | None = None,
-    picks: Iterable[Key] = (),
-    features: Iterable[Key] | None = None,
+    picks: Iterable[FeatureId] = (),
+    features: Iterable[FeatureId] | None = None,
     circuits: int = 0,
     max_features: int = 20,
     max_drop: float = 0.02,
@@ -243,16 +243,16 @@ def default_layers(lens: LensBase) -> tuple[int, ...]:
 
     There a shortcut is in few features, and half of the model still reads them.
     """
-    middle = lens.vit.depth // 2
+    middle = lens.vision.depth // 2
     return tuple(range(max(0, middle - 1), min(len(lens.saes), middle + 2)))
 
 
 def _check_classes(lens: Lens, groups: GroupedImages) -> None:
     names = lens.class_names
-    if len(groups.class_names) != (len(names) if names else lens.vit.n_classes):
+    if len(groups.class_names) != (len(names) if names else lens.vision.n_classes):
         raise GroupError(
             f"The images have {len(groups.class_names)} classes ({', '.join(groups.class_names)}), "
-            f"the model {lens.vit.n_classes}."
+            f"the model {lens.vision.n_classes}."
         )
     if names and set(names) == set(groups.class_names) and tuple(names) != groups.class_names:
         raise GroupError(
@@ -261,9 +261,9 @@ def _check_classes(lens: Lens, groups: GroupedImages) -> None:
         )
 
 
-def _from_circuits(lens: Lens, runs: GroupRuns, n: int) -> dict[Key, float]:
+def _from_circuits(lens: Lens, runs: GroupRuns, n: int) -> dict[FeatureId, float]:
     """Mean share of the features in circuits of wrong answers."""
-    shares: dict[Key, float] = {}
+    shares: dict[FeatureId, float] = {}
     index = conflicting(runs.groups, runs.logits.cpu(), n=n).tolist()
     for i in index:
         wrong = int(runs.logits[i].argmax())
@@ -293,10 +293,10 @@ def _search(
     removal: Removal,
     gradient: Gradient,
     progress: Progress,
-) -> tuple[tuple[Key, ...], TradeOff]:
+) -> tuple[tuple[FeatureId, ...], TradeOff]:
     """Add features one by one; the reports are of `NUMBERS` of them, beginning with none."""
     groups, left = runs.groups, [candidate.key for candidate in candidates]
-    path: list[Key] = []
+    path: list[FeatureId] = []
     reports = [runs.report((), name="nothing")]
     margin = margins(runs.logits, groups.labels).cpu()
     taken_at = 0
@@ -325,13 +325,13 @@ def _balanced_loss(margin: Float[Tensor, "n k"], groups: GroupedImages) -> Float
 
 
 def _random_features(
-    runs: GroupRuns, features: Sequence[Key], n_draws: int, seed: int
-) -> list[tuple[Key, ...]]:
+    runs: GroupRuns, features: Sequence[FeatureId], n_draws: int, seed: int
+) -> list[tuple[FeatureId, ...]]:
     """Draws of other features of the same layers that are active on some image."""
     generator = torch.Generator().manual_seed(seed)
     draws = []
     for _ in range(n_draws if features else 0):
-        draw: list[Key] = []
+        draw: list[FeatureId] = []
         for layer in sorted({layer for layer, _ in features}):
             active = (runs.activations[layer] > 0).any(0)
             active[[f for at, f in features if at == layer]] = False
@@ -358,7 +358,9 @@ def _alternatives(lens: Lens, runs: GroupRuns, shown: GroupRuns, seed: int) -> l
     return [group_report(name, value, shown.groups) for name, value in logits.items()]
 
 
-def _curve(shown: GroupRuns, path: tuple[Key, ...], chosen: int, removal: Removal) -> TradeOff:
+def _curve(
+    shown: GroupRuns, path: tuple[FeatureId, ...], chosen: int, removal: Removal
+) -> TradeOff:
     """Reports for `NUMBERS` of features, for those chosen, and for all."""
     numbers = sorted({0, chosen, len(path), *(n for n in NUMBERS if n < len(path))})
     return TradeOff(tuple(shown.report(path[:n], name="removed", removal=removal) for n in numbers))

@@ -27,8 +27,8 @@ from vitlens.about import About
 from vitlens.bundle import load
 from vitlens.debias.groups import GroupedImages
 from vitlens.debias.readout import readout_inputs
-from vitlens.files import read_json, read_tensors
 from vitlens.images import ImageLike
+from vitlens.io import read_json, read_tensors
 from vitlens.lens import Lens
 
 Split = Literal["train", "validation", "test"]
@@ -157,9 +157,9 @@ def probe_weights(seed: int) -> dict[str, Tensor]:
 def _with_head(lens: Lens, head: nn.Linear, class_names: Sequence[str]) -> Lens:
     """A lens with the same backbone, SAEs and baselines, and another last layer."""
     # Only the head differs: the copy shares every other weight with the original.
-    shared = {id(p): p for p in (*lens.vit.model.parameters(), *lens.vit.model.buffers())}
-    model = copy.deepcopy(lens.vit.model, shared)
-    model.head = head.to(device=lens.vit.device, dtype=lens.vit.dtype)
+    shared = {id(p): p for p in (*lens.vision.module.parameters(), *lens.vision.module.buffers())}
+    model = copy.deepcopy(lens.vision.module, shared)
+    model.head = head.to(device=lens.vision.device, dtype=lens.vision.dtype)
     model.num_classes = head.out_features
     return Lens(
         model.eval(),

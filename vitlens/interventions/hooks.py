@@ -93,7 +93,7 @@ def intervening(plan: Plan) -> Iterator[None]:
     plan
         All that is to be done, what `outer_plan` does included.
     """
-    model, thread = plan.vit.model, threading.get_ident()
+    model, thread = plan.vision.module, threading.get_ident()
     by_thread = _active.setdefault(model, {})
     active = by_thread.get(thread)
     if active is None:
@@ -101,7 +101,7 @@ def intervening(plan: Plan) -> Iterator[None]:
         hook = active.after_block
         active.handles = [
             block.register_forward_hook(partial(hook, layer, thread), with_kwargs=True)
-            for layer, block in enumerate(plan.vit.blocks)
+            for layer, block in enumerate(plan.vision.blocks)
         ]
     active.plans.append(plan)
     active.passing = None

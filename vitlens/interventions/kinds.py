@@ -19,7 +19,14 @@ from torch import Tensor
 
 from vitlens.errors import FeatureError, near_matches
 from vitlens.images import ImageLike, as_images
-from vitlens.interventions.names import Key, Patch, feature_keys, finite_number, listed, patch_keys
+from vitlens.interventions.names import (
+    FeatureId,
+    Position,
+    feature_ids,
+    finite_number,
+    listed,
+    patch_keys,
+)
 
 ProjectTo: TypeAlias = Literal["baseline", "zero"]
 To: TypeAlias = Literal["baseline", "zero", "mean"]
@@ -28,19 +35,19 @@ _SHOWN = 4
 
 
 class Intervention:
-    """A change of one feature or several: `Ablate`, `Project`, `Scale`, `SetTo`, `Steer`, `Swap`.
+    """A change of one feature or several: `Ablate`, `Project`, `Scale`, `Clamp`, `Steer`, `Patch`.
 
     ``a + b`` does a, then b.
     """
 
-    features: tuple[Key, ...]
-    patches: tuple[Patch, ...] | None
+    features: tuple[FeatureId, ...]
+    patches: tuple[Position, ...] | None
 
     #: Whether z is replaced, whatever it was.
     sets: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "features", feature_keys(self.features))
+        object.__setattr__(self, "features", feature_ids(self.features))
         object.__setattr__(self, "patches", patch_keys(self.patches))
 
     @property
@@ -63,7 +70,7 @@ class Intervention:
         now
             What they are in the running stream.
         reference
-            What `Ablate` and `Swap` replace them with.
+            What `Ablate` and `Patch` replace them with.
         """
         raise NotImplementedError
 
@@ -225,7 +232,7 @@ class Scale(_ByNumber):
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class SetTo(_ByNumber):
+class Clamp(_ByNumber):
     """Set: z becomes a value.
 
     Parameters
@@ -282,7 +289,7 @@ class Steer(_ByNumber):
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Swap(Intervention):
+class Patch(Intervention):
     """Patch in: z becomes the feature's activation on another image, at the same position.
 
     Parameters
@@ -338,7 +345,7 @@ def interventions(*parts: InterventionsLike) -> Interventions:
     ------
     FeatureError
         If something else is given, or two contradict each other: when one sets (`Ablate`,
-        `Project`, `SetTo`, `Swap`) a feature on a token on which an earlier one has set or changed
+        `Project`, `Clamp`, `Patch`) a feature on a token on which an earlier one has set or changed
         it already.
     """
     items: list[Any] = []
@@ -347,14 +354,14 @@ def interventions(*parts: InterventionsLike) -> Interventions:
     for item in items:
         if not isinstance(item, Intervention):
             raise FeatureError(
-                f"An intervention is Ablate, Project, Scale, SetTo, Steer or Swap, not {item!r}."
+                f"An intervention is Ablate, Project, Scale, Clamp, Steer or Patch, not {item!r}."
             )
     _check_contradictions(items)
     return Interventions(tuple(items))
 
 
 def _check_contradictions(items: list[Intervention]) -> None:
-    earlier: dict[Key, list[Intervention]] = {}
+    earlier: dict[FeatureId, list[Intervention]] = {}
     for item in items:
         for key in item.features:
             known = earlier.setdefault(key, [])
@@ -371,7 +378,7 @@ def _check_contradictions(items: list[Intervention]) -> None:
             known.append(item)
 
 
-def _overlap(a: tuple[Patch, ...] | None, b: tuple[Patch, ...] | None) -> bool:
+def _overlap(a: tuple[Position, ...] | None, b: tuple[Position, ...] | None) -> bool:
     return a is None or b is None or not set(a).isdisjoint(b)
 
 
@@ -387,7 +394,7 @@ def _replaced(now: Tensor, reference: Tensor | None) -> Tensor:
     return torch.zeros_like(now) if reference is None else reference.expand_as(now)
 
 
-def _few(patches: tuple[Patch, ...]) -> str:
+def _few(patches: tuple[Position, ...]) -> str:
     shown = ", ".join(map(str, patches[:_SHOWN]))
     return f"[{shown}{', …' if len(patches) > _SHOWN else ''}]"
 

@@ -8,14 +8,13 @@ from numbers import Real
 from typing import Any, TypeAlias
 
 from vitlens.errors import FeatureError
+from vitlens.saes.base import FeatureId
 
-#: (layer, feature).
-Key: TypeAlias = tuple[int, int]
 #: (row, column), or (-1, i) for prefix token i.
-Patch: TypeAlias = tuple[int, int]
+Position: TypeAlias = tuple[int, int]
 
 
-def feature_keys(features: Any) -> tuple[Key, ...]:
+def feature_ids(features: Any) -> tuple[FeatureId, ...]:
     """Features named in any of the ways that interventions take, each once.
 
     Parameters
@@ -45,7 +44,7 @@ def feature_keys(features: Any) -> tuple[Key, ...]:
     return tuple(dict.fromkeys(keys))
 
 
-def patch_keys(patches: Any) -> tuple[Patch, ...] | None:
+def patch_keys(patches: Any) -> tuple[Position, ...] | None:
     """Tokens, each once: (row, column), (-1, i), or several of them; None for all.
 
     Raises

@@ -10,16 +10,16 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from vitlens.attribution.targets import TargetLike, resolve_target
-from vitlens.brief import Brief
 from vitlens.interventions.kinds import Interventions
 from vitlens.replacement import ErrorNodes
+from vitlens.repr import ShapeRepr
 
 _SHOWN = 5
 _FEW = 10  # classes: with no more, all are told
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Outcome(Brief):
+class Outcome(ShapeRepr):
     """The output for one image, before and after interventions.
 
     Attributes
@@ -104,7 +104,7 @@ class Outcome(Brief):
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class BatchOutcome(Brief):
+class BatchOutcome(ShapeRepr):
     """The output for several images, before and after interventions; iterating gives `Outcome`s.
 
     Attributes

@@ -26,8 +26,8 @@ from vitlens.interventions.kinds import (
     Project,
     interventions,
 )
-from vitlens.interventions.names import Patch
-from vitlens.models.adapter import ViT
+from vitlens.interventions.names import Position
+from vitlens.models.adapter import VisionModel
 from vitlens.replacement import Baselines, ErrorNodes, Trace, error_nodes
 from vitlens.saes.stream import batched
 from vitlens.saes.topk import TopKSAE
@@ -60,7 +60,7 @@ class Plan:
         What is done after each block but the last; None for nothing.
     """
 
-    vit: ViT
+    vision: VisionModel
     saes: Sequence[TopKSAE]
     baselines: Baselines
     interventions: Interventions
@@ -124,32 +124,32 @@ class Plan:
     def logits(self, images: Float[Tensor, "n 3 H W"]) -> Float[Tensor, "n C"]:
         """Logits with the interventions."""
         with torch.no_grad():
-            return self.vit.readout(self._run(images, self.last_clean)[1])
+            return self.vision.readout(self._run(images, self.last_clean)[1])
 
     def before_and_after(
         self, images: Float[Tensor, "n 3 H W"]
     ) -> tuple[Float[Tensor, "n C"], Float[Tensor, "n C"]]:
         """Logits of the untouched model, and with the interventions."""
         with torch.no_grad():
-            clean, stream = self._run(images, self.vit.depth)
-            after = self.vit.readout(stream)
-            return after if clean is None else self.vit.readout(clean), after
+            clean, stream = self._run(images, self.vision.depth)
+            after = self.vision.readout(stream)
+            return after if clean is None else self.vision.readout(clean), after
 
     def logits_of(self, trace: Trace) -> Float[Tensor, " C"]:
         """Logits of one image with the interventions; its trace saves the untouched run."""
         if self.first > len(self.saes):
             return trace.logits
         with torch.no_grad():
-            blocks = self.vit.embed(trace.image[None]).blocks
+            blocks = self.vision.embed(trace.image[None]).blocks
             stream = self.change(self.first, trace.residuals[self.first][None], None)
             for layer in range(self.first + 1, len(self.saes)):
                 clean = Clean(trace.features[layer], trace.errors[layer])
                 stream = self.change(layer, blocks[layer](stream), clean)
-            return self.vit.readout(blocks[-1](stream))[0]
+            return self.vision.readout(blocks[-1](stream))[0]
 
     def _run(self, images: Tensor, until: int) -> tuple[Tensor | None, Tensor]:
         """The streams after the last block: the untouched one (see `Pass.clean`), and the other."""
-        stem = self.vit.embed(images)
+        stem = self.vision.embed(images)
         stream, passing = stem.tokens, Pass(self, until)
         for layer, block in enumerate(stem.blocks):
             stream = passing.after_block(layer, block(stream), block)
@@ -206,7 +206,7 @@ class Pass:
 
 
 def make_plan(
-    vit: ViT,
+    vision: VisionModel,
     saes: Sequence[TopKSAE],
     baselines: Baselines,
     wanted: InterventionsLike,
@@ -223,7 +223,7 @@ def make_plan(
     errors
         For all layers, or for each; see `Plan`.
     tensor
-        Makes the model's input of the images in `Swap` and `Ablate`.
+        Makes the model's input of the images in `Patch` and `Ablate`.
 
     Raises
     ------
@@ -238,8 +238,8 @@ def make_plan(
     for item in joined:
         for layer in sorted({layer for layer, _ in item.features}):
             by_layer[layer].append((item, [f for at, f in item.features if at == layer]))
-    tokens = {id(item): _tokens(vit, item) for item in joined}
-    means = {id(item): _means(vit, saes, item, tensor) for item in joined if item.images}
+    tokens = {id(item): _tokens(vision, item) for item in joined}
+    means = {id(item): _means(vision, saes, item, tensor) for item in joined if item.images}
     layers = []
     for layer, parts in enumerate(by_layer):
         touched = sorted({feature for _, features in parts for feature in features})
@@ -254,12 +254,12 @@ def make_plan(
             taken = None
             if isinstance(item, Project):
                 taken = projection(item, saes[layer], baselines, layer, features)
-            columns = torch.tensor([place[f] for f in features], device=vit.device)
+            columns = torch.tensor([place[f] for f in features], device=vision.device)
             edits.append(Edit(item, columns, tokens[id(item)], reference, taken))
-        chosen = torch.tensor(touched, device=vit.device)
+        chosen = torch.tensor(touched, device=vision.device)
         layers.append(LayerEdits(chosen, tuple(edits)) if edits else None)
     held = tuple(error_nodes(errors, len(saes)))
-    return Plan(vit, saes, baselines, joined, held, tuple(layers))
+    return Plan(vision, saes, baselines, joined, held, tuple(layers))
 
 
 def _check_features(item: Intervention, saes: Sequence[TopKSAE]) -> None:
@@ -268,36 +268,36 @@ def _check_features(item: Intervention, saes: Sequence[TopKSAE]) -> None:
             raise FeatureError(
                 f"{item!r}: layers with features are 0 to {len(saes) - 1}; there is no {layer}."
             )
-        if feature >= saes[layer].size:
+        if feature >= saes[layer].n_features:
             raise FeatureError(
-                f"{item!r}: layer {layer} has features 0 to {saes[layer].size - 1}; there is no "
+                f"{item!r}: layer {layer} has features 0 to {saes[layer].n_features - 1}; there is no "
                 f"{feature}. Is it of another lens?"
             )
 
 
-def _tokens(vit: ViT, item: Intervention) -> Bool[Tensor, "T 1"]:
+def _tokens(vision: VisionModel, item: Intervention) -> Bool[Tensor, "T 1"]:
     if item.patches is None:
-        return torch.ones(vit.n_tokens, 1, dtype=torch.bool, device=vit.device)
-    mask = torch.zeros(vit.n_tokens, 1, dtype=torch.bool, device=vit.device)
+        return torch.ones(vision.n_tokens, 1, dtype=torch.bool, device=vision.device)
+    mask = torch.zeros(vision.n_tokens, 1, dtype=torch.bool, device=vision.device)
     for patch in item.patches:
-        mask[_token(vit, item, patch)] = True
+        mask[_token(vision, item, patch)] = True
     return mask
 
 
-def _token(vit: ViT, item: Intervention, patch: Patch) -> int:
-    (row, column), (rows, columns) = patch, vit.grid
-    if row == -1 and column < vit.n_prefix:
+def _token(vision: VisionModel, item: Intervention, patch: Position) -> int:
+    (row, column), (rows, columns) = patch, vision.grid
+    if row == -1 and column < vision.n_prefix:
         return column
     if not (0 <= row < rows and column < columns):
         raise FeatureError(
             f"{item!r}: there is no patch {patch}: the grid has {rows} rows and {columns} columns, "
-            f"counted from 0, and {vit.n_prefix} prefix tokens come as (-1, number)."
+            f"counted from 0, and {vision.n_prefix} prefix tokens come as (-1, number)."
         )
-    return vit.n_prefix + row * columns + column
+    return vision.n_prefix + row * columns + column
 
 
 def _means(
-    vit: ViT,
+    vision: VisionModel,
     saes: Sequence[TopKSAE],
     item: Intervention,
     tensor: Callable[[ImageLike], Tensor],
@@ -306,8 +306,8 @@ def _means(
     layers = sorted({layer for layer, _ in item.features})
     sums: dict[int, Tensor] = {}
     with torch.no_grad():
-        for batch in batched(map(tensor, item.images), _BATCH, vit.image_size):
-            streams = vit.residuals(batch)
+        for batch in batched(map(tensor, item.images), _BATCH, vision.image_size):
+            streams = vision.residuals(batch)
             for layer in layers:
                 total = saes[layer].encode(streams[layer]).sum(0)
                 sums[layer] = sums[layer] + total if layer in sums else total

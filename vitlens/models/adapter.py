@@ -35,7 +35,7 @@ class Stem:
     blocks: tuple[Block, ...]
 
 
-class ViT:
+class VisionModel:
     """A timm Vision Transformer as the rest of vitlens sees it.
 
     Parameters
@@ -49,7 +49,7 @@ class ViT:
 
     Attributes
     ----------
-    depth, width
+    depth, d_model
         Number of blocks B and of channels D.
     n_prefix, prefix_names
         How many tokens come before the patches (CLS, registers, distillation), and their names.
@@ -73,10 +73,10 @@ class ViT:
                 f"{', '.join(missing)}. Use a `VisionTransformer` or `Eva` model of timm, or give "
                 "yours these members."
             )
-        self.model = cast(Any, model)
+        self.module = cast(Any, model)
         self.head = head
         self._check_mode()
-        self.blocks: tuple[nn.Module, ...] = tuple(self.model.blocks)
+        self.blocks: tuple[nn.Module, ...] = tuple(self.module.blocks)
         self.depth = len(self.blocks)
         if self.depth < 2:
             raise ModelError("The model has fewer than two blocks: there is no circuit to find.")
@@ -86,12 +86,12 @@ class ViT:
                 f"The model takes images [{channels}, H, W]; vitlens gives it RGB pictures, "
                 "[3, H, W]. Create it with `in_chans=3`: timm then adapts pretrained weights."
             )
-        self.width: int = self.model.embed_dim
-        self.n_prefix: int = self.model.num_prefix_tokens
+        self.d_model: int = self.module.embed_dim
+        self.n_prefix: int = self.module.num_prefix_tokens
         self.prefix_names = _prefix_names(model)
-        rows, cols = self.model.patch_embed.grid_size
+        rows, cols = self.module.patch_embed.grid_size
         self.grid: tuple[int, int] = (rows, cols)
-        height, width = self.model.patch_embed.img_size
+        height, width = self.module.patch_embed.img_size
         self.image_size: tuple[int, int] = (height, width)
         self._n_classes: int | None = None
 
@@ -105,24 +105,24 @@ class ViT:
         """Number of logits, C."""
         if self._n_classes is None:
             with torch.no_grad():
-                blank = torch.zeros(1, self.n_tokens, self.width)
+                blank = torch.zeros(1, self.n_tokens, self.d_model)
                 self._n_classes = self.readout(blank.to(self.device, self.dtype)).shape[-1]
         return self._n_classes
 
     @property
     def dtype(self) -> torch.dtype:
         """Floating-point type of the weights."""
-        return next(self.model.parameters()).dtype
+        return next(self.module.parameters()).dtype
 
     @property
     def device(self) -> torch.device:
         """Where the weights are."""
-        return next(self.model.parameters()).device
+        return next(self.module.parameters()).device
 
     def __repr__(self) -> str:
         return (
-            f"ViT({type(self.model).__name__}: {self.depth} blocks, {self.n_tokens} tokens x "
-            f"{self.width}, {self.image_size[0]} x {self.image_size[1]} pixels)"
+            f"VisionModel({type(self.module).__name__}: {self.depth} blocks, {self.n_tokens} tokens x "
+            f"{self.d_model}, {self.image_size[0]} x {self.image_size[1]} pixels)"
         )
 
     def token_name(self, token: int) -> str:
@@ -141,7 +141,7 @@ class ViT:
             If the model or its head has been put into training mode, also only in part.
         """
         self._check_mode()
-        model = self.model
+        model = self.module
         tokens = model._pos_embed(model.patch_embed(images))
         rope = None
         if isinstance(tokens, tuple):  # Eva: rotary embeddings go to every block
@@ -169,7 +169,7 @@ class ViT:
         ModelError
             If the model, or its head, gives something else than a vector of logits an image.
         """
-        out = self.model.forward_head(self.model.norm(tokens))
+        out = self.module.forward_head(self.module.norm(tokens))
         if isinstance(out, tuple):
             out = torch.stack(out).mean(0)
         return self._logits(out)
@@ -194,7 +194,7 @@ class ViT:
         """
         self._check_mode()
         with torch.no_grad():
-            return self._logits(self.model(images))
+            return self._logits(self.module(images))
 
     def _logits(self, out: Tensor) -> Float[Tensor, "n C"]:
         logits = out if self.head is None else self.head(out)
@@ -213,11 +213,11 @@ class ViT:
         )
 
     def _check_mode(self) -> None:
-        for name, top in (("model", self.model), ("head", self.head)):
+        for name, top in (("model", self.module), ("head", self.head)):
             if not isinstance(top, nn.Module):
                 continue
             for path, module in top.named_modules():
-                if module.training and (module is self.model or _asks_for_mode(module.__class__)):
+                if module.training and (module is self.module or _asks_for_mode(module.__class__)):
                     part = f" in part ({path})" if path else ""
                     raise ModelError(
                         f"The {name} is{part} in training mode, where dropout makes every result "
@@ -235,25 +235,27 @@ def _asks_for_mode(kind: type[nn.Module]) -> bool:
     return code is None or "training" in code.co_names
 
 
-def as_vit(model: nn.Module | ViT, *, head: Callable[[Tensor], Tensor] | None = None) -> ViT:
-    """Return a model as a `ViT`, and a `ViT` as it is.
+def as_vision_model(
+    model: nn.Module | VisionModel, *, head: Callable[[Tensor], Tensor] | None = None
+) -> VisionModel:
+    """Return a model as a `VisionModel`, and a `VisionModel` as it is.
 
     Parameters
     ----------
     model
-        The model, or a `ViT` of it.
+        The model, or a `VisionModel` of it.
     head
-        As for `ViT`; only for a model.
+        As for `VisionModel`; only for a model.
 
     Raises
     ------
     ModelError
-        If it cannot be a `ViT`, or a head is given for one.
+        If it cannot be a `VisionModel`, or a head is given for one.
     """
-    if isinstance(getattr(model, "vit", None), ViT):
-        raise ModelError(f"A {type(model).__name__} is no model, but holds one: give its `vit`.")
-    if not isinstance(model, ViT):
-        return ViT(model, head=head)
+    if isinstance(getattr(model, "vision", None), VisionModel):
+        raise ModelError(f"A {type(model).__name__} is no model, but holds one: give its `vision`.")
+    if not isinstance(model, VisionModel):
+        return VisionModel(model, head=head)
     if head is not None:
         raise ModelError("A head goes with the bare model: give it to `ViT(model, head=...)`.")
     return model

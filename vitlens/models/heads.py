@@ -35,7 +35,7 @@ class ZeroShotHead(nn.Module):
             raise ModelError(f"Text embeddings must be [classes, width], got {tuple(text.shape)}.")
         self.register_buffer("text", F.normalize(text.detach().clone(), dim=-1))
         self.scale, self.bias = scale, bias
-        self.eval()  # as a `ViT` wants its head
+        self.eval()  # as a `VisionModel` wants its head
 
     def forward(self, features: Float[Tensor, "n E"]) -> Float[Tensor, "n C"]:
         """Logits of image embeddings."""

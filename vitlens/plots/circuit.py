@@ -14,7 +14,7 @@ from vitlens.circuits.circuit import ERROR, Circuit, Edge, Node
 from vitlens.errors import FeatureError
 from vitlens.plots import legend
 from vitlens.plots.heat import NEGATIVE, POSITIVE, colours, heat_on_picture
-from vitlens.plots.order import Key, order_columns
+from vitlens.plots.order import FeatureId, order_columns
 from vitlens.plots.page import INK, QUIET, Page
 
 # All lengths in inches, at the natural size.
@@ -128,16 +128,16 @@ def strongest_edges(circuit: Circuit, count: int | None = None) -> list[Edge]:
 class _Plan:
     """Where things go, in inches; heights count from the middle of the body."""
 
-    columns: list[list[Key]]
-    heights: dict[Key, float]
+    columns: list[list[FeatureId]]
+    heights: dict[FeatureId, float]
     pitch: float
     thickest: float  # largest share of an edge
     jut: float  # how far beyond a thumbnail edges begin
-    target: Key
+    target: FeatureId
 
     @classmethod
     def of(cls, circuit: Circuit, edges: Sequence[Edge]) -> "_Plan":
-        by_layer: list[list[Key]] = [[] for _ in range(circuit.n_layers)]
+        by_layer: list[list[FeatureId]] = [[] for _ in range(circuit.n_layers)]
         for node in circuit.nodes:
             by_layer[node.layer].append(node.key)
         # Edges too weak to be drawn would only blur the order.
@@ -173,7 +173,7 @@ class _Plan:
         extra = _SPREAD if layer == len(self.columns) else 0.0
         return _MARGIN + _PICTURE + 0.45 + layer * self.pitch + extra
 
-    def place(self, key: Key, middle: float) -> tuple[float, float]:
+    def place(self, key: FeatureId, middle: float) -> tuple[float, float]:
         """Lower left corner of a node's thumbnail."""
         return self.left(key[0]), middle + self.heights[key] - _THUMB / 2 + 0.1
 
@@ -185,7 +185,7 @@ class _Plan:
             ("source", "target", leaving),
             ("target", "source", arriving),
         ):
-            at: dict[Key, list[Edge]] = {}
+            at: dict[FeatureId, list[Edge]] = {}
             for edge in edges:
                 at.setdefault(getattr(edge, own), []).append(edge)
             for group in at.values():

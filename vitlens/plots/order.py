@@ -6,13 +6,14 @@ from itertools import pairwise
 import numpy as np
 
 from vitlens.circuits.circuit import Edge
-
-Key = tuple[int, int]
+from vitlens.saes.base import FeatureId
 
 _SWEEPS = 12
 
 
-def order_columns(columns: Sequence[Sequence[Key]], edges: Iterable[Edge]) -> list[list[Key]]:
+def order_columns(
+    columns: Sequence[Sequence[FeatureId]], edges: Iterable[Edge]
+) -> list[list[FeatureId]]:
     """Order the nodes of each column by the weighted barycentre of their neighbours.
 
     Sweeps go back from the target and forth from the image in turn (Sugiyama, Tagawa and Toda,
@@ -37,7 +38,7 @@ def order_columns(columns: Sequence[Sequence[Key]], edges: Iterable[Edge]) -> li
     return [list(column) for column in best]
 
 
-def crossings(orders: Sequence[Sequence[Key]], edges: Sequence[Edge]) -> float:
+def crossings(orders: Sequence[Sequence[FeatureId]], edges: Sequence[Edge]) -> float:
     """Return the summed weight of crossings: for each, the product of both edges' weights."""
     total = 0.0
     for left, right in pairwise(orders):
@@ -53,9 +54,9 @@ def crossings(orders: Sequence[Sequence[Key]], edges: Sequence[Edge]) -> float:
 
 
 def _sweep(
-    orders: Sequence[Sequence[Key]], edges: Sequence[Edge], *, backwards: bool
-) -> list[list[Key]]:
-    pulls: dict[Key, list[tuple[Key, float]]] = {}
+    orders: Sequence[Sequence[FeatureId]], edges: Sequence[Edge], *, backwards: bool
+) -> list[list[FeatureId]]:
+    pulls: dict[FeatureId, list[tuple[FeatureId, float]]] = {}
     for edge in edges:
         mover, anchor = (edge.source, edge.target) if backwards else (edge.target, edge.source)
         pulls.setdefault(mover, []).append((anchor, abs(edge.weight)))
@@ -72,7 +73,7 @@ def _sweep(
     return list(reversed(done)) if backwards else done
 
 
-def _heights(column: Sequence[Key]) -> dict[Key, float]:
+def _heights(column: Sequence[FeatureId]) -> dict[FeatureId, float]:
     """Places counted from the middle, where columns of different lengths are aligned."""
     return {key: place - (len(column) - 1) / 2 for place, key in enumerate(column)}
 

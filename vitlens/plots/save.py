@@ -6,7 +6,7 @@ import matplotlib
 from matplotlib.figure import Figure
 
 from vitlens.errors import VitlensError
-from vitlens.files import atomic_path
+from vitlens.io import atomic_path
 
 _FORMATS = ("png", "svg", "pdf")
 

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from vitlens.models.adapter import ViT
+from vitlens.models.adapter import VisionModel
 from vitlens.saes.topk import TopKSAE
 
 
@@ -45,7 +45,7 @@ class ChainLosses:
 
 
 def chain_losses(
-    vit: ViT,
+    vision: VisionModel,
     saes: Sequence[TopKSAE],
     images: Float[Tensor, "n 3 H W"],
     *,
@@ -77,16 +77,16 @@ def chain_losses(
     AuxK: Gao et al., arXiv 2406.04093, section 2.4.
     """
     dtype = saes[0].W_enc.dtype
-    low = torch.autocast(vit.device.type, torch.bfloat16) if bfloat16 else nullcontext()
+    low = torch.autocast(vision.device.type, torch.bfloat16) if bfloat16 else nullcontext()
     alone, chain, aux, active = [], [], [], []
     with low:
         with torch.no_grad():
-            stem = vit.embed(images.to(device=vit.device, dtype=vit.dtype))
+            stem = vision.embed(images.to(device=vision.device, dtype=vision.dtype))
         own = replaced = stem.tokens
         for layer, block in enumerate(stem.blocks):
             with torch.no_grad():
                 own = block(own)
-            replaced = block(replaced.to(vit.dtype)) if layer else own
+            replaced = block(replaced.to(vision.dtype)) if layer else own
             if layer < len(saes):
                 truth = own.to(dtype)
                 # One pass through the SAE for both: it is the larger half of the work.
@@ -101,8 +101,8 @@ def chain_losses(
                 left = _left_by_dead(saes[layer], truth, error, silent, aux_features)
                 aux.append(left / total)
         with torch.no_grad():
-            expected = vit.readout(own).to(dtype).log_softmax(-1)
-        found = vit.readout(replaced).to(dtype).log_softmax(-1)
+            expected = vision.readout(own).to(dtype).log_softmax(-1)
+        found = vision.readout(replaced).to(dtype).log_softmax(-1)
     output = F.kl_div(found, expected, log_target=True, reduction="batchmean")
     return ChainLosses(
         torch.stack(alone), torch.stack(chain), output, torch.stack(aux), tuple(active)

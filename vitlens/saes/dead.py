@@ -31,7 +31,7 @@ class SilentFeatures:
     def __init__(self, saes: Sequence[TopKSAE], dead_after: int) -> None:
         self._dead_after = dead_after
         self.batches = tuple(
-            torch.zeros(sae.size, dtype=torch.int64, device=sae.W_enc.device) for sae in saes
+            torch.zeros(sae.n_features, dtype=torch.int64, device=sae.W_enc.device) for sae in saes
         )
 
     def dead(self) -> list[Int[Tensor, " n_dead"]]:

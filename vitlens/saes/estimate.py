@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from vitlens.models.adapter import ViT, as_vit
+from vitlens.models.adapter import VisionModel, as_vision_model
 from vitlens.saes.adam import learning_dtype
 from vitlens.saes.chain import chain_losses
 from vitlens.saes.config import TrainConfig, TuneConfig
@@ -71,7 +71,7 @@ class TuneEstimate:
         return _cost(self.seconds, self.memory_bytes)
 
 
-def estimate(vit: nn.Module | ViT, config: TrainConfig, n_images: int) -> Estimate:
+def estimate(vision: nn.Module | VisionModel, config: TrainConfig, n_images: int) -> Estimate:
     """Estimate time and memory of training on `n_images` images (an epoch).
 
     One forward pass and one step of every layer are run on random numbers and timed, each after
@@ -89,20 +89,24 @@ def estimate(vit: nn.Module | ViT, config: TrainConfig, n_images: int) -> Estima
     CheckpointError
         If the settings do not fit the model.
     """
-    vit = as_vit(vit)
+    vision = as_vision_model(vision)
     low = config.precision == "bfloat16"
-    dtype = learning_dtype(vit.dtype)
-    learner = Learner(vit.width, config, vit.depth - 1, dtype=dtype, device=vit.device)
-    n_tokens = config.epochs * n_images * vit.n_tokens
+    dtype = learning_dtype(vision.dtype)
+    learner = Learner(vision.d_model, config, vision.depth - 1, dtype=dtype, device=vision.device)
+    n_tokens = config.epochs * n_images * vision.n_tokens
     n_forward = min(config.forward_images, n_images)
-    n_step = min(config.batch_tokens, n_images * vit.n_tokens)
-    images = _noise(vit, n_forward, 3, *vit.image_size)
-    tokens = [_noise(vit, n_step, vit.width)] * (vit.depth - 1)
-    forward = _seconds(lambda: sae_residuals(vit, images, bfloat16=low), vit.device) / n_forward
-    step = _seconds(lambda: learner.step(tokens, config.learning_rate), vit.device) / n_step
+    n_step = min(config.batch_tokens, n_images * vision.n_tokens)
+    images = _noise(vision, n_forward, 3, *vision.image_size)
+    tokens = [_noise(vision, n_step, vision.d_model)] * (vision.depth - 1)
+    forward = (
+        _seconds(lambda: sae_residuals(vision, images, bfloat16=low), vision.device) / n_forward
+    )
+    step = _seconds(lambda: learner.step(tokens, config.learning_rate), vision.device) / n_step
     return Estimate(
         seconds=config.epochs * n_images * forward + n_tokens * step,
-        memory_bytes=_memory(vit, config, n_images, dtype.itemsize, 2 if low else dtype.itemsize),
+        memory_bytes=_memory(
+            vision, config, n_images, dtype.itemsize, 2 if low else dtype.itemsize
+        ),
         n_tokens=n_tokens,
         forward_seconds=forward,
         step_seconds=step,
@@ -110,7 +114,10 @@ def estimate(vit: nn.Module | ViT, config: TrainConfig, n_images: int) -> Estima
 
 
 def estimate_tuning(
-    vit: nn.Module | ViT, saes: Iterable[TopKSAE] | str | Path, config: TuneConfig, n_images: int
+    vision: nn.Module | VisionModel,
+    saes: Iterable[TopKSAE] | str | Path,
+    config: TuneConfig,
+    n_images: int,
 ) -> TuneEstimate:
     """Estimate time and memory of tuning on `n_images` images.
 
@@ -129,15 +136,15 @@ def estimate_tuning(
     CheckpointError
         If the SAEs do not fit the model.
     """
-    vit = as_vit(vit)
-    saes = resolve_saes(saes, depth=vit.depth, width=vit.width)
-    dtype = learning_dtype(vit.dtype)
+    vision = as_vision_model(vision)
+    saes = resolve_saes(saes, depth=vision.depth, width=vision.d_model)
+    dtype = learning_dtype(vision.dtype)
     learning = [
-        copy.deepcopy(sae).to(device=vit.device, dtype=dtype).requires_grad_() for sae in saes
+        copy.deepcopy(sae).to(device=vision.device, dtype=dtype).requires_grad_() for sae in saes
     ]
     parameters = [parameter for sae in learning for parameter in sae.parameters()]
     n_batch = min(config.batch_images, n_images)
-    images = _noise(vit, n_batch, 3, *vit.image_size)
+    images = _noise(vision, n_batch, 3, *vision.image_size)
     kept: dict[int, int] = {}
 
     def count(tensor: Tensor) -> Tensor:
@@ -148,19 +155,19 @@ def estimate_tuning(
     def work() -> None:
         kept.clear()
         with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
-            losses = chain_losses(vit, learning, images, bfloat16=config.precision == "bfloat16")
+            losses = chain_losses(vision, learning, images, bfloat16=config.precision == "bfloat16")
             loss = losses.alone.mean() + losses.chain.mean() + losses.output
             torch.autograd.grad(loss, parameters)
 
-    seconds = _seconds(work, vit.device) / n_batch
+    seconds = _seconds(work, vision.device) / n_batch
     weights = 4 * sum(parameter.nbytes for parameter in parameters)
     return TuneEstimate(seconds * n_images, weights + sum(kept.values()), seconds)
 
 
-def _noise(vit: ViT, *shape: int) -> Tensor:
+def _noise(vision: VisionModel, *shape: int) -> Tensor:
     # A generator of its own: an estimate before a run must not change what the run draws.
     generator = torch.Generator().manual_seed(0)
-    return torch.randn(shape, generator=generator).to(vit.device)
+    return torch.randn(shape, generator=generator).to(vision.device)
 
 
 def _cost(seconds: float, memory_bytes: int) -> str:
@@ -182,16 +189,18 @@ def _wait_for(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def _memory(vit: ViT, config: TrainConfig, n_images: int, size: int, low_size: int) -> int:
-    layers = config.layers(vit.depth - 1)
+def _memory(
+    vision: VisionModel, config: TrainConfig, n_images: int, size: int, low_size: int
+) -> int:
+    layers = config.layers(vision.depth - 1)
     largest = max(features for features, _ in layers)
     # The buffer, and one layer of it twice while its parts are joined.
-    held = min(config.buffer_tokens, n_images * vit.n_tokens) * vit.width * low_size
+    held = min(config.buffer_tokens, n_images * vision.n_tokens) * vision.d_model * low_size
     buffer = held * (len(layers) + 1)
-    weights = 4 * size * sum((2 * features + 1) * vit.width for features, _ in layers)
+    weights = 4 * size * sum((2 * features + 1) * vision.d_model for features, _ in layers)
     # Of a step: pre-activations, features and their gradients; tokens, reconstruction and errors.
-    step = config.batch_tokens * (4 * largest * low_size + 6 * vit.width * size)
-    step += config.batch_tokens * vit.width * low_size * len(layers)
+    step = config.batch_tokens * (4 * largest * low_size + 6 * vision.d_model * size)
+    step += config.batch_tokens * vision.d_model * low_size * len(layers)
     # Of a forward pass: every layer's stream, and inside one block qkv and the MLP's hidden layer.
-    forward = config.forward_images * vit.n_tokens * vit.width * (len(layers) + 12) * size
+    forward = config.forward_images * vision.n_tokens * vision.d_model * (len(layers) + 12) * size
     return buffer + weights + max(step, forward)

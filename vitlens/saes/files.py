@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from vitlens.errors import CheckpointError
-from vitlens.files import atomic_path, fingerprint, read_json, read_tensors, write_tensors
+from vitlens.io import atomic_path, fingerprint, read_json, read_tensors, write_tensors
 from vitlens.saes import rrm
 from vitlens.saes.topk import TopKSAE, check_saes
 
@@ -99,7 +99,7 @@ def save_saes(
         If a file cannot be written.
     """
     folder = Path(folder)
-    _check_widths([sae.width for sae in saes], folder)
+    _check_widths([sae.d_model for sae in saes], folder)
     layers = []
     with ExitStack() as stack:
         # Renames run in reverse order, so that the manifest appears when its files are there.
@@ -111,14 +111,14 @@ def save_saes(
                 {
                     "file": name,
                     "layer": layer,
-                    "size": sae.size,
+                    "size": sae.n_features,
                     "k": sae.k,
                     "fingerprint": fingerprint(_weights(sae, dtype)),
                 }
             )
         content = {
             "format": _FOLDER_FORMAT,
-            "width": saes[0].width,
+            "width": saes[0].d_model,
             "layers": layers,
             "metadata": dict(metadata or {}),
         }
@@ -161,7 +161,7 @@ def load_saes(
                 f" is {found}, not {entry['fingerprint']}. Copy the whole folder anew."
             )
         saes.append(sae)
-    _check_widths([sae.width for sae in saes], folder)
+    _check_widths([sae.d_model for sae in saes], folder)
     return saes
 
 

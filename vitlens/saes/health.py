@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from vitlens.errors import ImageError
-from vitlens.models.adapter import ViT, as_vit
+from vitlens.models.adapter import VisionModel, as_vision_model
 from vitlens.saes.stream import batch_of
 from vitlens.saes.topk import TopKSAE, check_saes
 
@@ -96,13 +96,15 @@ class HealthReport:
         )
 
 
-def measure(vit: nn.Module | ViT, saes: Sequence[TopKSAE], batches: Iterable[Any]) -> HealthReport:
+def measure(
+    vision: nn.Module | VisionModel, saes: Sequence[TopKSAE], batches: Iterable[Any]
+) -> HealthReport:
     """Measure SAEs on images they were not trained on.
 
     Parameters
     ----------
     vit
-        The model, or a `ViT` of it.
+        The model, or a `VisionModel` of it.
     saes
         Of layers 0 to B-2.
     batches
@@ -120,8 +122,8 @@ def measure(vit: nn.Module | ViT, saes: Sequence[TopKSAE], batches: Iterable[Any
     ImageError
         If there is no image, a batch is not of floats, or some batches have labels and others not.
     """
-    vit = as_vit(vit)
-    check_saes(saes, depth=vit.depth, width=vit.width)
+    vision = as_vision_model(vision)
+    check_saes(saes, depth=vision.depth, width=vision.d_model)
     sums = [_LayerSums(sae) for sae in saes]
     right_model, right_all = 0, 0
     n_images = 0
@@ -134,21 +136,21 @@ def measure(vit: nn.Module | ViT, saes: Sequence[TopKSAE], batches: Iterable[Any
         images = batch_of(item)
         n_images += len(images)
         with torch.no_grad():
-            images = images.to(device=vit.device, dtype=vit.dtype)
-            stem = vit.embed(images)
-            residuals = vit.residuals(images)
-            own = vit.readout(residuals[-1]).argmax(-1)
-            truth = own if labels is None else torch.as_tensor(labels, device=vit.device)
+            images = images.to(device=vision.device, dtype=vision.dtype)
+            stem = vision.embed(images)
+            residuals = vision.residuals(images)
+            own = vision.readout(residuals[-1]).argmax(-1)
+            truth = own if labels is None else torch.as_tensor(labels, device=vision.device)
             right_model += int((own == truth).sum())
             for layer, (sae, layer_sums) in enumerate(zip(saes, sums, strict=True)):
                 replaced = layer_sums.add(sae, residuals[layer])
                 for block in stem.blocks[layer + 1 :]:
                     replaced = block(replaced)
-                layer_sums.right += int((vit.readout(replaced).argmax(-1) == truth).sum())
+                layer_sums.right += int((vision.readout(replaced).argmax(-1) == truth).sum())
             stream = stem.tokens
             for block, sae in zip(stem.blocks[:-1], saes, strict=True):
                 stream = sae(block(stream)).reconstruction
-            right_all += int((vit.readout(stem.blocks[-1](stream)).argmax(-1) == truth).sum())
+            right_all += int((vision.readout(stem.blocks[-1](stream)).argmax(-1) == truth).sum())
     if n_images == 0:
         raise ImageError("There are no images to measure SAEs on.")
     return HealthReport(
@@ -185,7 +187,7 @@ class _LayerSums:
     def __init__(self, sae: TopKSAE) -> None:
         self.raw, self.normalized = _Variance(), _Variance()
         self.missed = self.missed_normalized = 0.0
-        self.seen = torch.zeros(sae.size, dtype=torch.bool, device=sae.W_enc.device)
+        self.seen = torch.zeros(sae.n_features, dtype=torch.bool, device=sae.W_enc.device)
         self.n_active = 0
         self.right = 0
 
@@ -207,7 +209,7 @@ class _LayerSums:
     def health(self, layer: int, sae: TopKSAE, n_images: int) -> SAEHealth:
         return SAEHealth(
             layer=layer,
-            size=sae.size,
+            size=sae.n_features,
             k=sae.k,
             explained_variance=_explained(self.missed, self.raw.total),
             explained_variance_normalized=_explained(self.missed_normalized, self.normalized.total),

@@ -87,7 +87,7 @@ def gradients(
     error_low = error.to(matmul_dtype)
 
     # put_ with flat indices: on the CPU 20 times as fast as scatter_ along a dimension
-    flat = index + torch.arange(len(index), device=index.device)[:, None] * sae.size
+    flat = index + torch.arange(len(index), device=index.device)[:, None] * sae.n_features
     features = torch.zeros_like(pre).put_(flat, values.to(matmul_dtype))
     d_values = (error_low @ W_dec.T).gather(-1, index) * (top > 0)
     d_pre = torch.zeros_like(pre).put_(flat, d_values)
@@ -107,7 +107,7 @@ def gradients(
         W_enc=(centred.T @ d_pre).to(sae.W_enc.dtype) * scale,
         W_dec=d_dec * scale,
         b_dec=d_bias * scale,
-        active=torch.bincount(index.flatten(), (values > 0).flatten(), sae.size) > 0,
+        active=torch.bincount(index.flatten(), (values > 0).flatten(), sae.n_features) > 0,
         squared_error=error.square().sum(),
         total_square=tokens.square().sum() - len(tokens) * tokens.mean(0).square().sum(),
     )
@@ -174,7 +174,7 @@ class Learner:
             explained.append(1 - grads.squared_error / grads.total_square)
         self.silent.update(active)
         self._adam.step(learning_rate)
-        shares = [len(dead) / sae.size for dead, sae in zip(all_dead, self.saes, strict=True)]
+        shares = [len(dead) / sae.n_features for dead, sae in zip(all_dead, self.saes, strict=True)]
         return StepReport(torch.stack(explained), torch.tensor(shares, device=explained[0].device))
 
     def state(self) -> dict[str, Tensor]:

@@ -98,7 +98,7 @@ def load_rrm(
     folder = local_folder(folder_or_hub_name)
     files = _choose(_paths_in(folder), _release(model), str(folder))
     saes = [_load_file(folder / file.path, file, dtype, device) for file in files]
-    widths = [sae.width for sae in saes]
+    widths = [sae.d_model for sae in saes]
     if len(set(widths)) > 1:
         raise CheckpointError(f"The SAEs in {folder} have different widths, by layer: {widths}.")
     return saes
@@ -258,9 +258,9 @@ def _load_file(
         )
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from error
-    if sae.size != round(file.ratio * sae.width):
+    if sae.n_features != round(file.ratio * sae.d_model):
         raise CheckpointError(
-            f"{path} has {sae.size} features at width {sae.width}; its folder says R{file.ratio},"
-            f" which is {round(file.ratio * sae.width)}."
+            f"{path} has {sae.n_features} features at width {sae.d_model}; its folder says R{file.ratio},"
+            f" which is {round(file.ratio * sae.d_model)}."
         )
     return sae

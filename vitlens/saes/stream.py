@@ -13,8 +13,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 from vitlens.errors import CheckpointError, ImageError
-from vitlens.files import fingerprint
-from vitlens.models.adapter import ViT
+from vitlens.io import fingerprint
+from vitlens.models.adapter import VisionModel
 from vitlens.saes.topk import normalize_tokens
 
 
@@ -136,7 +136,7 @@ def batched(
 
 @torch.no_grad()
 def sae_residuals(
-    vit: ViT, images: Float[Tensor, "n 3 H W"], *, bfloat16: bool = False
+    vision: VisionModel, images: Float[Tensor, "n 3 H W"], *, bfloat16: bool = False
 ) -> tuple[Float[Tensor, "n T D"], ...]:
     """Residual stream after every block but the last, from one forward pass.
 
@@ -149,9 +149,9 @@ def sae_residuals(
     bfloat16
         Run the blocks' matrix products in bfloat16 (autocast).
     """
-    context = torch.autocast(vit.device.type, torch.bfloat16) if bfloat16 else nullcontext()
+    context = torch.autocast(vision.device.type, torch.bfloat16) if bfloat16 else nullcontext()
     with context:
-        stem = vit.embed(images.to(device=vit.device, dtype=vit.dtype))
+        stem = vision.embed(images.to(device=vision.device, dtype=vision.dtype))
         stream, residuals = stem.tokens, []
         for block in stem.blocks[:-1]:
             stream = block(stream)

@@ -57,9 +57,9 @@ class TopKSAE(nn.Module):
 
     Parameters
     ----------
-    width : int
+    d_model : int
         D, the width of the residual stream.
-    size : int
+    n_features : int
         F, the number of features.
     k : int
         Most features that may be active on one token, 1 to F.
@@ -82,23 +82,23 @@ class TopKSAE(nn.Module):
 
     def __init__(
         self,
-        width: int,
-        size: int,
+        d_model: int,
+        n_features: int,
         k: int,
         *,
         dtype: torch.dtype = torch.float32,
         device: torch.device | str | None = None,
     ) -> None:
         super().__init__()
-        if width < 1 or size < 1:
+        if d_model < 1 or n_features < 1:
             raise CheckpointError(
-                f"An SAE needs a width and a size of 1 or more, not {width}, {size}."
+                f"An SAE needs a width and a size of 1 or more, not {d_model}, {n_features}."
             )
-        self.k = _checked_k(k, size)
+        self.k = _checked_k(k, n_features)
         for name, shape in (
-            ("W_enc", (width, size)),
-            ("W_dec", (size, width)),
-            ("b_dec", (width,)),
+            ("W_enc", (d_model, n_features)),
+            ("W_dec", (n_features, d_model)),
+            ("b_dec", (d_model,)),
         ):
             zeros = torch.zeros(shape, dtype=dtype, device=device)
             self.register_parameter(name, nn.Parameter(zeros, requires_grad=False))
@@ -142,12 +142,12 @@ class TopKSAE(nn.Module):
         return sae
 
     @property
-    def width(self) -> int:
+    def d_model(self) -> int:
         """D, the width of the residual stream."""
         return self.W_enc.shape[0]
 
     @property
-    def size(self) -> int:
+    def n_features(self) -> int:
         """F, the number of features."""
         return self.W_enc.shape[1]
 
@@ -158,7 +158,7 @@ class TopKSAE(nn.Module):
 
     def extra_repr(self) -> str:
         """Sizes shown by `repr`."""
-        return f"width={self.width}, size={self.size}, k={self.k}"
+        return f"d_model={self.d_model}, n_features={self.n_features}, k={self.k}"
 
     def normalize(self, x: Float[Tensor, "*batch D"]) -> Normalized:
         """Take mean and standard deviation out of each token.
@@ -179,9 +179,9 @@ class TopKSAE(nn.Module):
         CheckpointError
             If the tokens' width is not the SAE's.
         """
-        if x.shape[-1] != self.width:
+        if x.shape[-1] != self.d_model:
             raise CheckpointError(
-                f"This SAE reads a residual stream of width {self.width}, the tokens have width"
+                f"This SAE reads a residual stream of width {self.d_model}, the tokens have width"
                 f" {x.shape[-1]}: it was trained for another model."
             )
         return normalize_tokens(x)
@@ -257,9 +257,9 @@ def check_saes(saes: Sequence[TopKSAE], *, depth: int, width: int) -> None:
             f" last; got {len(saes)}."
         )
     for layer, sae in enumerate(saes):
-        if sae.width != width:
+        if sae.d_model != width:
             raise CheckpointError(
-                f"The SAE of layer {layer} has width {sae.width}, the model {width}: it was trained"
+                f"The SAE of layer {layer} has width {sae.d_model}, the model {width}: it was trained"
                 " for another model."
             )
 

@@ -14,9 +14,9 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from vitlens.errors import CheckpointError, ImageError
-from vitlens.files import fingerprint
 from vitlens.interrupts import interrupts_held
-from vitlens.models.adapter import ViT, as_vit
+from vitlens.io import fingerprint
+from vitlens.models.adapter import VisionModel, as_vision_model
 from vitlens.saes.adam import learning_dtype
 from vitlens.saes.checkpoint import RunFiles
 from vitlens.saes.config import TrainConfig, scheduled_rate
@@ -64,7 +64,7 @@ class TrainResult:
 
     def __str__(self) -> str:
         rows = [
-            f"{layer:5d}  {sae.size:8d}  {sae.k:4d}  {explained:18.3f}  {dead:6.1%}"
+            f"{layer:5d}  {sae.n_features:8d}  {sae.k:4d}  {explained:18.3f}  {dead:6.1%}"
             for layer, (sae, explained, dead) in enumerate(
                 zip(self.saes, self.explained_variance, self.dead_fraction, strict=True)
             )
@@ -85,7 +85,7 @@ class _Progress:
 
 
 def train_saes(
-    vit: nn.Module | ViT,
+    vision: nn.Module | VisionModel,
     images: Any,
     config: TrainConfig,
     *,
@@ -105,7 +105,7 @@ def train_saes(
     Parameters
     ----------
     vit
-        The model, or a `ViT` of it.
+        The model, or a `VisionModel` of it.
     images
         Model inputs, resized and normalised: a sequence, data set or data loader of float tensors
         [3, H, W] or batches [n, 3, H, W] (or tuples that begin with one), which can be iterated
@@ -140,32 +140,32 @@ def train_saes(
     -----
     Kim et al., NeurIPS 2025, arXiv 2509.17401.
     """
-    return _Run(as_vit(vit), images, config, Path(out), n_images).train(resume=resume)
+    return _Run(as_vision_model(vision), images, config, Path(out), n_images).train(resume=resume)
 
 
 class _Run:
     """One training run: the learner, its place in the images, its files."""
 
     def __init__(
-        self, vit: ViT, images: Any, config: TrainConfig, out: Path, n_images: int | None
+        self, vision: VisionModel, images: Any, config: TrainConfig, out: Path, n_images: int | None
     ) -> None:
-        self.vit, self.images, self.config = vit, images, config
-        self.n_layers = vit.depth - 1
+        self.vision, self.images, self.config = vision, images, config
+        self.n_layers = vision.depth - 1
         if config.epochs > 1 and isinstance(images, Iterator):
             raise ImageError(
                 f"{config.epochs} epochs need images that can be iterated anew; an iterator gives"
                 " one pass. Pass a list, a data set or a data loader."
             )
         self.per_epoch = planned_images(images, n_images, needed=bool(config.decay_share))
-        self.dtype = learning_dtype(vit.dtype)
+        self.dtype = learning_dtype(vision.dtype)
         self.low = config.precision == "bfloat16"
-        self.group_images = max(1, config.buffer_tokens // vit.n_tokens)
+        self.group_images = max(1, config.buffer_tokens // vision.n_tokens)
         self.learner = Learner(
-            vit.width, config, self.n_layers, dtype=self.dtype, device=vit.device
+            vision.d_model, config, self.n_layers, dtype=self.dtype, device=vision.device
         )
         self.progress = _Progress()
         identity = {
-            "model": fingerprint(vit.model.state_dict()),
+            "model": fingerprint(vision.module.state_dict()),
             "config": config.to_dict(),
             "n_images": self.per_epoch,
             "first_image": first_image(images),
@@ -225,9 +225,9 @@ class _Run:
         while True:
             group = itertools.islice(each, self.group_images)
             dtype = torch.bfloat16 if self.low else self.dtype
-            buffer = TokenBuffer(self.n_layers, self.vit.width, dtype=dtype)
-            for batch in batched(group, self.config.forward_images, self.vit.image_size):
-                buffer.add(sae_residuals(self.vit, batch, bfloat16=self.low))
+            buffer = TokenBuffer(self.n_layers, self.vision.d_model, dtype=dtype)
+            for batch in batched(group, self.config.forward_images, self.vision.image_size):
+                buffer.add(sae_residuals(self.vision, batch, bfloat16=self.low))
                 bar.update(len(batch))
             if buffer.n_images == 0:
                 return
@@ -252,7 +252,7 @@ class _Run:
         if bar.disable:
             return
         rate = bar.format_dict["rate"]
-        tokens = f"{rate * self.vit.n_tokens:,.0f}" if rate else "?"
+        tokens = f"{rate * self.vision.n_tokens:,.0f}" if rate else "?"
         explained = self.running.explained_variance
         bar.set_postfix_str(
             f"{tokens} tokens/s, explained variance {explained.mean():.3f}"
@@ -263,7 +263,7 @@ class _Run:
     def _total_steps(self) -> int:
         assert self.per_epoch is not None
         whole, rest = divmod(self.per_epoch, self.group_images)
-        T, size = self.vit.n_tokens, self.config.batch_tokens
+        T, size = self.vision.n_tokens, self.config.batch_tokens
         steps = whole * n_batches(self.group_images * T, size)
         return self.config.epochs * (steps + (n_batches(rest * T, size) if rest else 0))
 
@@ -289,7 +289,7 @@ class _Run:
             if "explained_variance" in tensors:
                 self.running = StepReport(
                     *(
-                        tensors[name].to(self.vit.device)
+                        tensors[name].to(self.vision.device)
                         for name in ("explained_variance", "dead_fraction")
                     )
                 )
@@ -313,7 +313,7 @@ class _Run:
     def _finished(self) -> TrainResult:
         figures, folder = self.files.figures("training"), self.files.folder
         return TrainResult(
-            saes=tuple(load_saes(folder, dtype=self.dtype, device=self.vit.device)),
+            saes=tuple(load_saes(folder, dtype=self.dtype, device=self.vision.device)),
             folder=folder,
             steps=figures["steps"],
             n_images=figures["n_images"],

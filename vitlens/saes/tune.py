@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from vitlens.errors import CheckpointError, ImageError
-from vitlens.files import fingerprint
 from vitlens.interrupts import interrupts_held
-from vitlens.models.adapter import ViT, as_vit
+from vitlens.io import fingerprint
+from vitlens.models.adapter import VisionModel, as_vision_model
 from vitlens.saes.adam import DictionaryAdam, learning_dtype
 from vitlens.saes.chain import chain_losses
 from vitlens.saes.checkpoint import RunFiles
@@ -72,7 +72,7 @@ class TuneResult:
 
 
 def tune_saes(
-    vit: nn.Module | ViT,
+    vision: nn.Module | VisionModel,
     saes: Iterable[TopKSAE] | str | Path,
     images: Any,
     config: TuneConfig | None = None,
@@ -96,8 +96,8 @@ def tune_saes(
     Parameters
     ----------
     vit
-        The model, or a `ViT` of it; its softmax is compared, so that a tower without a
-        classifier needs a head (of the `ViT`), or ``output_weight=0``.
+        The model, or a `VisionModel` of it; its softmax is compared, so that a tower without a
+        classifier needs a head (of the `VisionModel`), or ``output_weight=0``.
     saes
         Of layers 0 to B-2; or a folder or hub name to load them from.
     images
@@ -132,9 +132,9 @@ def tune_saes(
     learning", NeurIPS 2024, arXiv 2405.12241, train one SAE at a time in this way; here all
     layers are in place at once.
     """
-    vit = as_vit(vit)
-    saes = resolve_saes(saes, depth=vit.depth, width=vit.width)
-    run = _Run(vit, saes, images, config or TuneConfig(), Path(out), n_images)
+    vision = as_vision_model(vision)
+    saes = resolve_saes(saes, depth=vision.depth, width=vision.d_model)
+    run = _Run(vision, saes, images, config or TuneConfig(), Path(out), n_images)
     return run.tune(resume=resume)
 
 
@@ -143,24 +143,24 @@ class _Run:
 
     def __init__(
         self,
-        vit: ViT,
+        vision: VisionModel,
         saes: Sequence[TopKSAE],
         images: Any,
         config: TuneConfig,
         out: Path,
         n_images: int | None,
     ) -> None:
-        self.vit, self.images, self.config = vit, images, config
+        self.vision, self.images, self.config = vision, images, config
         self.n_images = planned_images(images, n_images, needed=bool(config.decay_share))
-        self.dtype = learning_dtype(vit.dtype)
+        self.dtype = learning_dtype(vision.dtype)
         self.saes = tuple(
-            copy.deepcopy(sae).to(device=vit.device, dtype=self.dtype).requires_grad_()
+            copy.deepcopy(sae).to(device=vision.device, dtype=self.dtype).requires_grad_()
             for sae in saes
         )
         self.adam = DictionaryAdam(self.saes, config.learning_rate)
         self.silent = SilentFeatures(self.saes, config.dead_after)
         identity = {
-            "model": fingerprint(vit.model.state_dict()),
+            "model": fingerprint(vision.module.state_dict()),
             "saes": _fingerprint(saes),
             "config": config.to_dict(),
             "n_images": self.n_images,
@@ -192,7 +192,7 @@ class _Run:
         last_save = time.monotonic()
         each = iterate_images(self.images, self.seen)
         with tqdm(total=self.n_images, initial=self.seen, unit="image", desc="Tuning") as bar:
-            for batch in batched(each, size, self.vit.image_size):
+            for batch in batched(each, size, self.vision.image_size):
                 self._step(batch)
                 bar.update(len(batch))
                 alone, chain, divergence = self._figures()
@@ -210,7 +210,7 @@ class _Run:
     def _step(self, batch: Float[Tensor, "n 3 H W"]) -> None:
         config = self.config
         losses = chain_losses(
-            self.vit,
+            self.vision,
             self.saes,
             batch,
             dead=self.silent.dead(),
@@ -265,7 +265,7 @@ class _Run:
             self.silent.load_state(tensors)
             self.seen = metadata["seen"]
             self.rng = tensors["rng"]
-            self.running = tensors["running"].to(self.vit.device)
+            self.running = tensors["running"].to(self.vision.device)
         except (KeyError, TypeError, CheckpointError) as error:
             raise CheckpointError(f"{self.files.path} is damaged: {error}.") from error
         torch.set_rng_state(self.rng)
@@ -286,7 +286,7 @@ class _Run:
     def _finished(self) -> TuneResult:
         figures, folder = self.files.figures("tuning"), self.files.folder
         return TuneResult(
-            saes=tuple(load_saes(folder, dtype=self.dtype, device=self.vit.device)),
+            saes=tuple(load_saes(folder, dtype=self.dtype, device=self.vision.device)),
             folder=folder,
             steps=figures["steps"],
             n_images=figures["n_images"],

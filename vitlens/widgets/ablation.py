@@ -13,7 +13,7 @@ from torch import Tensor
 
 from vitlens.circuits.circuit import ERROR, TARGET
 from vitlens.errors import FeatureError
-from vitlens.interventions.kinds import Ablate, Interventions, SetTo, interventions
+from vitlens.interventions.kinds import Ablate, Clamp, Interventions, interventions
 from vitlens.replacement import ErrorNodes
 from vitlens.widgets.part import ScenePart
 from vitlens.widgets.scene import Scene
@@ -63,7 +63,7 @@ class AblationPart(ScenePart):
     def logits_with(self, ablations: Iterable[Ablation]) -> Float[Tensor, " C"]:
         """Return the logits of the model with these ablations.
 
-        They are those of ``lens.run_with`` with `Ablate` and `SetTo`, and error nodes clean but for
+        They are those of ``lens.run_with`` with `Ablate` and `Clamp`, and error nodes clean but for
         those that are switched off.
 
         Raises
@@ -138,7 +138,7 @@ def _ablation(item: Any) -> Ablation:
 
 def _interventions(ablations: tuple[Ablation, ...]) -> Interventions:
     return interventions(
-        Ablate((layer, feature)) if value is None else SetTo((layer, feature), value)
+        Ablate((layer, feature)) if value is None else Clamp((layer, feature), value)
         for layer, feature, value in dict.fromkeys(ablations)
         if feature != ERROR
     )

@@ -153,7 +153,7 @@ class BrowserPart(ScenePart):
         columns: dict[str, Any] = {}
         about: dict[str, Any] = {
             "layer": self.layer,
-            "sizes": [sae.size for sae in lens.saes],
+            "sizes": [sae.n_features for sae in lens.saes],
             "texts": [],
             "chance": {},
         }

@@ -40,7 +40,7 @@ def describe(scene: Scene, node: Node) -> dict[str, Any]:
     return {
         "node": list(node),
         "kind": "error" if node[1] == ERROR else "feature",
-        "n_features": scene.lens.saes[node[0]].size,
+        "n_features": scene.lens.saes[node[0]].n_features,
         "importance": scene.importance(node),
         "share": scene.share(node),
         "target": scene.importances.target,

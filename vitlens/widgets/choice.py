@@ -131,7 +131,7 @@ class ChoicePart(t.HasTraits):
         """Return a class's index; None for the predicted class and for a function."""
         if target is None or (callable(target) and not isinstance(target, str)):
             return None
-        return find_class(target, self._lens.vit.n_classes, self.classes)
+        return find_class(target, self._lens.vision.n_classes, self.classes)
 
     @t.validate("image_choice")
     def _sample_exists(self, proposal: Any) -> int | None:

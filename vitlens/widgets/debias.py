@@ -13,7 +13,7 @@ from vitlens.debias.live import LiveReports
 from vitlens.debias.removal import Removal
 from vitlens.debias.report import GroupReport, TradeOff
 from vitlens.debias.search import Debiasing, default_layers
-from vitlens.interventions.kinds import Key, ProjectTo
+from vitlens.interventions.kinds import FeatureId, ProjectTo
 from vitlens.lens import Lens
 from vitlens.widgets import debias_cards as cards
 from vitlens.widgets.base import Widget
@@ -37,9 +37,9 @@ class DebiasPart(ChosenPart):
     trade_off = t.Dict().tag(sync=True)
 
     _curve: TradeOff | None = None
-    _path: tuple[Key, ...] = ()
+    _path: tuple[FeatureId, ...] = ()
     _cards: tuple[cards.Card, ...] = ()
-    _picks: tuple[Key, ...] = ()
+    _picks: tuple[FeatureId, ...] = ()
 
     def show_groups(
         self,
@@ -54,7 +54,7 @@ class DebiasPart(ChosenPart):
         candidates = cards.candidates_of(live, found, n_cards)
         for candidate in candidates:
             live.check(candidate.key)
-        made = cards.make_cards(live, candidates, n_prefix=lens.vit.n_prefix)
+        made = cards.make_cards(live, candidates, n_prefix=lens.vision.n_prefix)
         self._live, self._curve, self._picks = live, None, ()
         self._path = found.path if isinstance(found, Debiasing) else ()
         before = live.before
@@ -65,7 +65,7 @@ class DebiasPart(ChosenPart):
                 "n_images": len(live.groups),
                 "group_names": list(before.group_names),
                 "layers": list(live.runs.layers),
-                "grid": list(lens.vit.grid),
+                "grid": list(lens.vision.grid),
                 "to": live.removal.to,
                 "project": live.removal.project,
                 "examples": list(cards.EXAMPLES),
@@ -76,7 +76,7 @@ class DebiasPart(ChosenPart):
             if isinstance(found, Debiasing):
                 self._take_curve(found)
 
-    def add(self, *features: Key) -> None:
+    def add(self, *features: FeatureId) -> None:
         """Show cards of other features, in the background.
 
         Raises
@@ -89,7 +89,9 @@ class DebiasPart(ChosenPart):
         self._picks = tuple(dict.fromkeys((*self._picks, *features)))
         self._add_missing()
 
-    def measure_trade_off(self, order: Iterable[Key] | None = None, *, at_most: int = 20) -> None:
+    def measure_trade_off(
+        self, order: Iterable[FeatureId] | None = None, *, at_most: int = 20
+    ) -> None:
         """Measure accuracies along a growing set of features, in the background.
 
         Parameters
@@ -161,7 +163,7 @@ class DebiasPart(ChosenPart):
         missing = [key for key in (*self._picks, *self.chosen) if key not in shown]
         if not missing:
             return
-        n_prefix = live.runs.lens.vit.n_prefix
+        n_prefix = live.runs.lens.vision.n_prefix
 
         def work(check: Check) -> tuple[cards.Card, ...]:
             candidates = cards.picked(live, list(dict.fromkeys(missing)))
@@ -187,7 +189,7 @@ class DebiasPart(ChosenPart):
                 self._show_curve(curve, found.path, "In the order of the search")
                 return
 
-    def _show_curve(self, curve: TradeOff, path: tuple[Key, ...], source: str) -> None:
+    def _show_curve(self, curve: TradeOff, path: tuple[FeatureId, ...], source: str) -> None:
         self._curve = curve
         self.trade_off = told_curve(curve, path, source=source)
 
@@ -281,7 +283,7 @@ class DebiasPanel(DebiasPart, Widget, bundle="debias"):
         layers: Sequence[int] | None = None,
         to: ProjectTo | None = None,
         project: bool | None = None,
-        chosen: Iterable[Key] = (),
+        chosen: Iterable[FeatureId] = (),
         n_cards: int = 24,
         name: str = "images",
         batch_size: int = 8,

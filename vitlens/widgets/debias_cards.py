@@ -13,7 +13,7 @@ from torch import Tensor
 from vitlens.debias.candidates import Candidate, find_candidates
 from vitlens.debias.live import LiveReports
 from vitlens.debias.search import Debiasing
-from vitlens.interventions.kinds import Key
+from vitlens.interventions.kinds import FeatureId
 from vitlens.widgets.buffers import encode_strip, to_bytes
 
 EXAMPLES = ("most active", "median")
@@ -85,12 +85,12 @@ def candidates_of(
     return tuple([*first, *rest][:n_cards])
 
 
-def picked(live: LiveReports, keys: Sequence[Key]) -> tuple[Candidate, ...]:
+def picked(live: LiveReports, keys: Sequence[FeatureId]) -> tuple[Candidate, ...]:
     """Return the figures of features that somebody picked."""
     return find_candidates(live.runs.activations, live.groups, at_most=0, picks=keys)
 
 
-def described(cards: Sequence[Card], path: Sequence[Key]) -> list[dict[str, Any]]:
+def described(cards: Sequence[Card], path: Sequence[FeatureId]) -> list[dict[str, Any]]:
     """Return what the view is told of cards; `images` are places in the strip of `pictures`.
 
     Parameters

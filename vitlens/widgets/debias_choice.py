@@ -14,7 +14,7 @@ from vitlens.debias.live import LiveReports
 from vitlens.debias.model import DebiasedModel
 from vitlens.debias.report import GroupReport
 from vitlens.errors import FeatureError
-from vitlens.interventions.kinds import Key
+from vitlens.interventions.kinds import FeatureId
 from vitlens.widgets.debias_told import told
 from vitlens.widgets.naming import NamesPart
 from vitlens.widgets.tasks import Check, teller
@@ -49,7 +49,7 @@ class ChosenPart(NamesPart):
             raise FeatureError("There are no groups of images to look at yet.")
         return self._live
 
-    def evaluate(self, chosen: Iterable[Key]) -> GroupReport:
+    def evaluate(self, chosen: Iterable[FeatureId]) -> GroupReport:
         """Report on the groups without other features; the panel stays as it is.
 
         Raises
@@ -138,7 +138,7 @@ class ChosenPart(NamesPart):
             self.choice = len(self.choices) - 1
         self._report_on(self._live, change.new)
 
-    def _report_on(self, live: LiveReports, chosen: tuple[Key, ...]) -> None:
+    def _report_on(self, live: LiveReports, chosen: tuple[FeatureId, ...]) -> None:
         worker, known = self.background("debias"), live.known(chosen)
         if known is not None:
             worker.cancel()
@@ -164,14 +164,16 @@ class ChosenPart(NamesPart):
 
         worker.run(work, then)
 
-    def _show_interim(self, so_far: GroupReport, chosen: tuple[Key, ...], done: float) -> None:
+    def _show_interim(
+        self, so_far: GroupReport, chosen: tuple[FeatureId, ...], done: float
+    ) -> None:
         with self.hold_sync():
             self.interim = told(so_far, self.live.before, chosen)
             self._show_progress(
                 done, f"{self.interim['n_images']} of {len(self.live.groups)} images"
             )
 
-    def _show_report(self, report: GroupReport, chosen: tuple[Key, ...]) -> None:
+    def _show_report(self, report: GroupReport, chosen: tuple[FeatureId, ...]) -> None:
         with self.hold_sync():
             self.interim = {}
             self.report = told(report, self.live.before, chosen)

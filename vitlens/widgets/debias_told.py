@@ -7,10 +7,10 @@ from typing import Any
 
 from vitlens.debias.live import wilson
 from vitlens.debias.report import GroupReport, TradeOff
-from vitlens.interventions.kinds import Key
+from vitlens.interventions.kinds import FeatureId
 
 
-def told(report: GroupReport, before: GroupReport, chosen: Sequence[Key]) -> dict[str, Any]:
+def told(report: GroupReport, before: GroupReport, chosen: Sequence[FeatureId]) -> dict[str, Any]:
     """Return a report beside the one of the untouched model.
 
     Returns
@@ -50,7 +50,7 @@ def told(report: GroupReport, before: GroupReport, chosen: Sequence[Key]) -> dic
     }
 
 
-def told_curve(curve: TradeOff, order: Sequence[Key], *, source: str) -> dict[str, Any]:
+def told_curve(curve: TradeOff, order: Sequence[FeatureId], *, source: str) -> dict[str, Any]:
     """Return a trade-off curve along an order of features, and where it comes from."""
     return {
         "order": [list(key) for key in order],

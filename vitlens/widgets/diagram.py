@@ -19,7 +19,7 @@ from vitlens.widgets.atlas_table import kind_words
 from vitlens.widgets.buffers import encode_strip, to_bytes
 from vitlens.widgets.part import ScenePart
 from vitlens.widgets.scene import Scene
-from vitlens.widgets.traits import Groups, ImageTraits, MeasuredEdges, NodeKey, NodeList
+from vitlens.widgets.traits import FeatureId, Groups, ImageTraits, MeasuredEdges, NodeList
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -118,12 +118,12 @@ class DiagramPart(ImageTraits, ScenePart):
 
         return circuit_figure(self.circuit)
 
-    def _check_node(self, node: NodeKey) -> None:
+    def _check_node(self, node: FeatureId) -> None:
         super()._check_node(node)
         if self._scene is None and self._candidates is not None:
             self._check_candidate(node)
 
-    def _check_candidate(self, node: NodeKey) -> None:
+    def _check_candidate(self, node: FeatureId) -> None:
         candidates = self.candidates
         layer, feature = node
         if node == (len(candidates.features), TARGET) or node in candidates.keys:

@@ -109,7 +109,7 @@ class Explorer(
         target: TargetLike = None,
         gradient: Gradient = "libragrad",
         errors: ErrorPaths = "leaf",
-        engine: Engine = "exact",
+        engine: Engine = "closed_form",
         at_most: int = 64,
         **traits: Any,
     ):

@@ -8,7 +8,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from vitlens.files import atomic_path, finite_values
+from vitlens.io import atomic_path, finite_values
 from vitlens.widgets.base import STATIC, Widget
 
 _OURS = ("_", "layout", "tabbable", "tooltip")  # how ipywidgets' own traits begin

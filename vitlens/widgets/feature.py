@@ -53,7 +53,7 @@ class CardPart(ImageTraits, ScenePart):
     def look_without_image(self, lens: Lens) -> None:
         """Show what the lens's atlas knows of many images."""
         super().look_without_image(lens)
-        self.grid, self.prefix_names = lens.vit.grid, lens.vit.prefix_names
+        self.grid, self.prefix_names = lens.vision.grid, lens.vision.prefix_names
 
     def update_card(self) -> None:
         """Fill the card now, if it is still being made in the background."""
@@ -236,7 +236,7 @@ def _fill(lens: Lens, scene: Scene | None, node: Node) -> _Filled:
     return _Filled(
         {
             **said,
-            "top_images": atlas_card.describe_images(shown, lens.vit.prefix_names),
+            "top_images": atlas_card.describe_images(shown, lens.vision.prefix_names),
             "atlas": atlas_card.describe(atlas, node),
         },
         data,

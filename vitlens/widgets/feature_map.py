@@ -26,7 +26,7 @@ from vitlens.widgets.base import Widget
 from vitlens.widgets.buffers import to_bytes
 from vitlens.widgets.part import ScenePart
 from vitlens.widgets.scene import Scene
-from vitlens.widgets.traits import NodeKey, NodeList
+from vitlens.widgets.traits import FeatureId, NodeList
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -130,8 +130,8 @@ class MapPart(ScenePart):
         return tuple(sorted(set(proposal.value)))
 
     @t.validate("chosen")
-    def _chosen_exist(self, proposal: Any) -> tuple[NodeKey, ...]:
-        nodes: tuple[NodeKey, ...] = proposal.value
+    def _chosen_exist(self, proposal: Any) -> tuple[FeatureId, ...]:
+        nodes: tuple[FeatureId, ...] = proposal.value
         for node in nodes:
             if node[1] < 0:
                 raise t.TraitError(f"{type(self).__name__}.chosen: {node} is no feature.")
@@ -187,7 +187,7 @@ class FeatureMap(MapPart, Widget, bundle="map"):
     >>> features.chosen  # what the lasso holds
     """
 
-    def __init__(self, lens: Lens, *, selected: NodeKey | None = None, **traits: Any):
+    def __init__(self, lens: Lens, *, selected: FeatureId | None = None, **traits: Any):
         super().__init__(**traits)
         self.look_without_image(lens)
         self.selected = selected

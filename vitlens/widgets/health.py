@@ -40,7 +40,7 @@ def health(lens: Lens, found: Importances | None) -> dict[str, Any]:
         layers.append(
             {
                 "layer": layer,
-                "size": sae.size,
+                "size": sae.n_features,
                 "k": sae.k,
                 "explained_variance": figures.get("explained_variance"),
                 "dead_fraction": figures.get("dead_fraction"),

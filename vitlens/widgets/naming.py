@@ -12,7 +12,7 @@ import traitlets as t
 from vitlens.errors import VitlensError
 from vitlens.lens import Lens
 from vitlens.widgets.base import Widget
-from vitlens.widgets.traits import NodeKey, NodeTraits
+from vitlens.widgets.traits import FeatureId, NodeTraits
 
 if TYPE_CHECKING:
     from vitlens.atlas.atlas import Atlas
@@ -49,7 +49,7 @@ class NamesPart(NodeTraits, Widget):
         self._owner = lens
         self.read_names(self.labels)
 
-    def read_names(self, given: dict[NodeKey, str] | None = None) -> None:
+    def read_names(self, given: dict[FeatureId, str] | None = None) -> None:
         """Show the names as the atlas has them now.
 
         Parameters

@@ -17,9 +17,9 @@ from vitlens.attribution.node_edges import edges_into, edges_out_of
 from vitlens.attribution.targets import TargetLike, resolve_target
 from vitlens.circuits.circuit import ERROR, TARGET
 from vitlens.images import ImageLike
+from vitlens.isolated import alone
 from vitlens.lens import Lens
 from vitlens.replacement import Trace
-from vitlens.undisturbed import alone
 
 if TYPE_CHECKING:
     from vitlens.circuits.candidates import Candidates
@@ -67,7 +67,7 @@ class Scene:
         target: TargetLike = None,
         gradient: Gradient = "libragrad",
         errors: ErrorPaths = "leaf",
-        engine: Engine = "exact",
+        engine: Engine = "closed_form",
         candidates: Candidates | None = None,
     ) -> Scene:
         """Look at an image; the parameters are those of `Lens.importances`.
@@ -77,10 +77,10 @@ class Scene:
         ImageError, TargetError, ModelError
             As `Lens.importances` does.
         """
-        with alone(lens.vit):
+        with alone(lens.vision):
             trace = lens.trace(image)
             found = attribution.importances(
-                lens.vit,
+                lens.vision,
                 lens.saes,
                 trace,
                 lens.baselines,
@@ -100,12 +100,12 @@ class Scene:
     @property
     def grid(self) -> tuple[int, int]:
         """Rows and columns of patches."""
-        return self.lens.vit.grid
+        return self.lens.vision.grid
 
     @property
     def prefix_names(self) -> tuple[str, ...]:
         """Names of the tokens before the patches."""
-        return self.lens.vit.prefix_names
+        return self.lens.vision.prefix_names
 
     @property
     def picture(self) -> UInt8[Tensor, "H W 3"] | None:
@@ -154,7 +154,7 @@ class Scene:
     def logit_lens(self, node: Node) -> Float[Tensor, " C"]:
         """What the node alone would do to the logits; see `vitlens.attribution.logit_lens`."""
         lens = self.lens
-        return logit_lens(lens.vit, lens.saes, self.trace, lens.baselines, *node)
+        return logit_lens(lens.vision, lens.saes, self.trace, lens.baselines, *node)
 
     def strongest_in(self, node: Node, n: int) -> tuple[Link, ...]:
         """The `n` strongest edges into a node, or into the target, strongest first."""
@@ -162,7 +162,7 @@ class Scene:
         if node == (self.n_layers, TARGET):
             return self._links(self.importances.nodes[-1], layer - 1, n, shares_of=layer - 1)
         weights = edges_into(
-            lens.vit, lens.saes, self.trace, lens.baselines, self.importances, *node
+            lens.vision, lens.saes, self.trace, lens.baselines, self.importances, *node
         )
         return self._links(weights, layer - 1, n, shares_of=layer - 1)
 
@@ -172,7 +172,7 @@ class Scene:
         if layer == self.n_layers - 1:
             return (Link((layer + 1, TARGET), self.importance(node), self.share(node)),)
         weights = edges_out_of(
-            lens.vit, lens.saes, self.trace, lens.baselines, self.importances, *node
+            lens.vision, lens.saes, self.trace, lens.baselines, self.importances, *node
         )
         return self._links(weights, layer + 1, n, shares_of=layer)
 
@@ -182,7 +182,7 @@ class Scene:
         positive = self.positive(shares_of) if ends else 0.0
         return tuple(
             Link(
-                (layer, ERROR if end == self.lens.saes[layer].size else end),
+                (layer, ERROR if end == self.lens.saes[layer].n_features else end),
                 float(weights[end]),
                 _part(float(weights[end]), positive),
             )

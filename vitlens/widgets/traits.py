@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from typing import Any, TypeAlias
+from typing import Any
 
 import traitlets as t
 
 from vitlens.circuits.circuit import TARGET
-
-NodeKey: TypeAlias = tuple[int, int]
+from vitlens.saes.base import FeatureId
 
 
 class _Sent(t.TraitType[Any, Any]):
@@ -59,7 +58,7 @@ class NodeRef(_Sent):
 
     info_text = "(layer, feature) or None"
 
-    def make(self, value: Any) -> NodeKey | None:
+    def make(self, value: Any) -> FeatureId | None:
         """Return a node's key or None."""
         return None if value is None else node_key(value)
 
@@ -70,7 +69,7 @@ class NodeList(_Sent):
     info_text = "a list of (layer, feature)"
     default_value: Any = ()
 
-    def make(self, value: Any) -> tuple[NodeKey, ...]:
+    def make(self, value: Any) -> tuple[FeatureId, ...]:
         """Return the nodes' keys in the order given."""
         return tuple(dict.fromkeys(node_key(node) for node in _items(value)))
 
@@ -96,7 +95,7 @@ class Labels(_Sent):
         """Return a dictionary of its own for every widget."""
         return {}
 
-    def make(self, value: Any) -> dict[NodeKey, str]:
+    def make(self, value: Any) -> dict[FeatureId, str]:
         """Return names by node, without empty ones."""
         return {node_key(k): _text(v) for k, v in _entries(value) if _text(v)}
 
@@ -122,10 +121,10 @@ class Groups(_Sent):
         """Return a dictionary of its own for every widget."""
         return {}
 
-    def make(self, value: Any) -> dict[str, tuple[NodeKey, ...]]:
+    def make(self, value: Any) -> dict[str, tuple[FeatureId, ...]]:
         """Return nodes by name of the group, without empty groups."""
         nodes = NodeList()
-        groups: dict[str, tuple[NodeKey, ...]] = {}
+        groups: dict[str, tuple[FeatureId, ...]] = {}
         for given, members in _entries(value):
             name = _text(given)
             if not name or name in groups:
@@ -155,7 +154,7 @@ class MeasuredEdges(_Sent):
         """Return a dictionary of its own for every widget."""
         return {}
 
-    def make(self, value: Any) -> dict[tuple[NodeKey, NodeKey], tuple[float, float]]:
+    def make(self, value: Any) -> dict[tuple[FeatureId, FeatureId], tuple[float, float]]:
         """Return both changes by edge."""
         edges = {}
         for (source, target), (predicted, measured) in _entries(value):
@@ -227,7 +226,7 @@ class NodeTraits(t.HasTraits):
     labels = Labels()
 
 
-def node_key(value: Any) -> NodeKey:
+def node_key(value: Any) -> FeatureId:
     """Return (layer, feature) as a tuple of two int.
 
     Raises

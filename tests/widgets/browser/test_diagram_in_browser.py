@@ -198,7 +198,7 @@ def test_a_live_ablation(host: Host) -> None:
     layer, feature = keys[0]
     host.wait(f"diagram.ablations == (({layer}, {feature}, None),)")
     equal = (
-        "max(abs(a - float(lens.run_with(tiny_image(1), keep=[[f for f in range(s.size) if "
+        "max(abs(a - float(lens.run_with(tiny_image(1), keep=[[f for f in range(s.n_features) if "
         f"(l, f) != {keys[0]}] for l, s in enumerate(lens.saes)])[i])) "
         "for a, i in zip(diagram.outcome['after']['logits'], diagram.outcome['indices'])) < 1e-5"
     )

@@ -1,0 +1,402 @@
+"""Edges checked causally: exact where all is linear, and against a loop with plain hooks."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from scipy.stats import spearmanr
+from torch import nn
+
+import vitlens
+from tests.interventions.test_interventions import build, code, streams_of
+from tests.tiny import tiny_image, tiny_lens
+from vitlens.attribution.targets import centred_logit, resolve_target
+from vitlens.circuits.circuit import ERROR, TARGET
+from vitlens.circuits.verification import Verification, rank_correlation
+from vitlens.circuits.verify import measure_edges, predict_edges, random_edges
+from vitlens.errors import FeatureError, TargetError
+from vitlens.plots import save_figure, verification_figure
+from vitlens.saes.topk import Normalized, TopKSAE
+
+DOUBLE = torch.float64
+TOKENS, WIDTH, FEATURES = 4, 6, 5
+
+
+class _Linear(nn.Module):
+    """Mixes tokens and channels by fixed matrices, on top of the stream."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tokens = nn.Parameter(0.3 * torch.randn(TOKENS, TOKENS, dtype=DOUBLE))
+        self.channels = nn.Parameter(0.3 * torch.randn(WIDTH, WIDTH, dtype=DOUBLE))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x + self.tokens @ x @ self.channels
+
+
+class _Patches(nn.Module):
+    grid_size, img_size = (2, 2), (2, 2)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        x = images.flatten(2).transpose(1, 2)
+        return torch.cat([x, x.flip(1)], dim=2)
+
+
+class LinearModel(nn.Module):
+    num_prefix_tokens, embed_dim = 0, WIDTH
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.patch_embed, self.norm = _Patches(), nn.Identity()
+        self.blocks = nn.ModuleList([_Linear() for _ in range(4)])
+        self.head = nn.Linear(WIDTH, 3, bias=False, dtype=DOUBLE)
+
+    def _pos_embed(self, x: torch.Tensor) -> torch.Tensor:
+        return x
+
+    def forward_head(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(x.mean(1))
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        x = self._pos_embed(self.patch_embed(images))
+        for block in self.blocks:
+            x = block(x)
+        return self.forward_head(x)
+
+
+class LinearSAE(TopKSAE):
+    """All features on, all the time, and nothing normalised."""
+
+    def normalize(self, x: torch.Tensor) -> Normalized:
+        return Normalized(x, torch.zeros_like(x[..., :1]), torch.ones_like(x[..., :1]))
+
+
+def linear_lens() -> vitlens.Lens:
+    torch.manual_seed(0)
+    saes = []
+    for _ in range(3):
+        basis = torch.linalg.qr(torch.randn(WIDTH, WIDTH, dtype=DOUBLE)).Q[:, :FEATURES]
+        # Far from zero, so that no activation is ever cut off.
+        sae = LinearSAE(WIDTH, FEATURES, FEATURES, dtype=DOUBLE)
+        weights = {"W_enc": basis, "W_dec": basis.T, "b_dec": -50 * basis.sum(1)}
+        sae.load_state_dict(weights)
+        saes.append(sae)
+    baselines = vitlens.Baselines(
+        [40 + torch.rand(TOKENS, FEATURES, dtype=DOUBLE) for _ in saes],
+        [torch.rand(TOKENS, WIDTH, dtype=DOUBLE) for _ in saes],
+    )
+    model = LinearModel().eval()
+    return vitlens.Lens(model, saes, baselines=baselines, transform=lambda _: torch.zeros(3, 2, 2))
+
+
+@pytest.mark.parametrize("errors", ["leaf", "through"])
+def test_where_all_is_linear_predicted_is_measured(errors: Any) -> None:
+    lens, x = linear_lens(), torch.randn(3, 2, 2, dtype=DOUBLE)
+    circuit = lens.circuit(x, target=1, share=1.0, engine="jvp", errors=errors)
+    checked = circuit.verify(lens, x, n=None)
+    assert len(checked) == 2 * (FEATURES + 1) * FEATURES + FEATURES + 1
+    torch.testing.assert_close(checked.measured, checked.predicted, rtol=0, atol=1e-10)
+    assert checked.predicted.abs().max() > 0.1
+    assert checked.rank_correlation.value == pytest.approx(1)
+    assert checked.sign_agreement.value == 1
+    assert checked.settings["error_nodes"] == {"leaf": "clean", "through": "free"}[errors]
+
+
+@torch.no_grad()
+def cut_by_hooks(
+    lens: vitlens.Lens, x: torch.Tensor, edge: Any, errors: str, active: str, index: int
+) -> float:
+    """One edge's measured change, token by token with forward hooks."""
+    layer, source = edge[0]
+    model, saes = lens.vision.module, lens.saes
+    clean = streams_of(model, x)
+    coded = [[code(sae, token) for token in clean[i]] for i, sae in enumerate(saes)]
+
+    def recode(at: int, token: int, now: torch.Tensor) -> tuple[list[float], float, float, Any]:
+        if active == "running":
+            return code(saes[at], now)
+        on = [f for f, value in enumerate(coded[at][token][0]) if value > 0]
+        every, mean, std, _ = code(saes[at], now, k=saes[at].n_features)
+        return [value if f in on else 0.0 for f, value in enumerate(every)], mean, std, None
+
+    def run(replace: dict[int, Any]) -> torch.Tensor:
+        handles = [
+            model.blocks[i].register_forward_hook(lambda _m, _a, out, f=f: f(out[0])[None])
+            for i, f in replace.items()
+        ]
+        logits = model(x[None])[0]
+        for handle in handles:
+            handle.remove()
+        return logits
+
+    def without(_: torch.Tensor) -> torch.Tensor:
+        rows = []
+        for token, (z, mean, std, error) in enumerate(coded[layer]):
+            z = list(z)
+            if source == ERROR:
+                error = lens.baselines.errors[layer][token]
+            else:
+                z[source] = float(lens.baselines.features[layer][token, source])
+            rows.append(build(saes[layer], z, mean, std) + error)
+        return torch.stack(rows)
+
+    def patched(at: int, end: int) -> Any:
+        def change(running: torch.Tensor) -> torch.Tensor:
+            rows = []
+            for token, (z, mean, std, error) in enumerate(coded[at]):
+                z = list(z)
+                z[end] = recode(at, token, running[token])[0][end]
+                rows.append(build(saes[at], z, mean, std) + error)
+            return torch.stack(rows)
+
+        return change
+
+    def held(at: int) -> Any:
+        def change(running: torch.Tensor) -> torch.Tensor:
+            rows = []
+            for token, now in enumerate(running):
+                z, mean, std, _ = recode(at, token, now)
+                error = {
+                    "clean": coded[at][token][3],
+                    "baseline": lens.baselines.errors[at][token],
+                    "free": now - build(saes[at], z, mean, std),
+                }[errors]
+                rows.append(build(saes[at], z, mean, std) + error)
+            return torch.stack(rows)
+
+        return change
+
+    replaced = {layer: without}
+    for at, end in edge[1:]:
+        if end != TARGET:
+            replaced[at] = patched(at, end)
+    later = range(max(replaced) + 1, len(saes))
+    logits = run(replaced | {at: held(at) for at in later})
+    target = centred_logit(index)
+    return float(target(model(x[None])[0]) - target(logits))
+
+
+@pytest.mark.parametrize("active", ["clean", "running"])
+@pytest.mark.parametrize("errors", ["clean", "free", "baseline"])
+def test_against_a_loop_over_edges(errors: Any, active: Any) -> None:
+    lens, x = tiny_lens(7, dtype=DOUBLE), tiny_image(7, DOUBLE)
+    circuit = lens.circuit(x, target=2, nodes_per_layer=4)
+    assert any(edge.source[1] == ERROR for edge in circuit.edges)
+    checked = lens.verify(circuit, x, errors=errors, active=active, batch_size=5)
+    expected = [cut_by_hooks(lens, x, edge, errors, active, 2) for edge in checked.edges]
+    found = checked.measured
+    torch.testing.assert_close(found, torch.tensor(expected, dtype=DOUBLE), rtol=0, atol=1e-10)
+    assert checked.predicted.tolist() == [edge.weight for edge in circuit.edges]
+    assert checked.control is not None
+    random = [cut_by_hooks(lens, x, edge, errors, active, 2) for edge in checked.control.edges]
+    torch.testing.assert_close(
+        checked.control.measured, torch.tensor(random, dtype=DOUBLE), rtol=0, atol=1e-10
+    )
+    assert found.abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("active", ["clean", "running"])
+def test_paths_against_hooks(active: Any) -> None:
+    lens, x = tiny_lens(7, dtype=DOUBLE), tiny_image(7, DOUBLE)
+    circuit = lens.circuit(x, target=2, nodes_per_layer=3)
+    kept = [[n.key for n in circuit.nodes if n.layer == layer] for layer in range(3)]
+    features = [[key for key in keys if key[1] != ERROR] for keys in kept]
+    paths = [(a, b, c) for a in kept[0] for b in features[1] for c in features[2]]
+    paths += [(*path, circuit.target_key) for path in paths]
+    checked = lens.verify(circuit, x, paths=paths, active=active, batch_size=4)
+    expected = [cut_by_hooks(lens, x, path, "clean", active, 2) for path in paths]
+    torch.testing.assert_close(
+        checked.measured, torch.tensor(expected, dtype=DOUBLE), rtol=0, atol=1e-10
+    )
+    assert checked.measured.abs().max() > 1e-4
+    assert checked.control is None
+    assert " → " in str(checked)
+
+
+@pytest.mark.parametrize("gradient", ["libragrad", "plain"])
+def test_paths_add_up_to_edges(gradient: Any) -> None:
+    lens, x = tiny_lens(7, dtype=DOUBLE), tiny_image(7, DOUBLE)
+    trace = lens.trace(x)
+    nodes = lens.importances(x, gradient=gradient, engine="jvp")
+    known = (lens.vision, lens.saes, trace, lens.baselines, nodes)
+    for source in (*trace.features[0].sum(0).topk(3).indices.tolist(), ERROR):
+        for middle in trace.features[1].sum(0).topk(3).indices.tolist():
+            paths = [((0, source), (1, middle), (2, end)) for end in range(30)]
+            found = predict_edges(*known, paths)
+            assert float(found.sum()) == pytest.approx(float(nodes.edges[0][source, middle]))
+
+
+def test_where_all_is_linear_paths_are_exact() -> None:
+    lens, x = linear_lens(), torch.randn(3, 2, 2, dtype=DOUBLE)
+    circuit = lens.circuit(x, target=1, share=1.0, engine="jvp")
+    paths = [((0, a), (1, b), (2, c)) for a in (ERROR, 0, 3) for b in range(5) for c in (1, 4)]
+    checked = circuit.verify(lens, x, paths=paths)
+    torch.testing.assert_close(checked.measured, checked.predicted, rtol=0, atol=1e-10)
+    assert checked.predicted.abs().max() > 1e-2
+    with pytest.raises(FeatureError, match="not in this circuit"):
+        lens.verify(lens.circuit(x, nodes_per_layer=1, engine="jvp"), x, paths=paths)
+
+
+@pytest.mark.parametrize("gradient", ["libragrad", "plain"])
+def test_the_control(gradient: Any) -> None:
+    lens, x = tiny_lens(7, dtype=DOUBLE), tiny_image(7, DOUBLE)
+    circuit = lens.circuit(x, nodes_per_layer=3, gradient=gradient, engine="jvp")
+    control = lens.verify(circuit, x).control
+    assert control is not None
+    found = lens.importances(x, gradient=gradient, engine="jvp")
+    trace = lens.trace(x)
+    mine = {(edge.source, edge.target) for edge in circuit.edges}
+    assert len(set(control.edges)) == len(control.edges) == len(circuit.edges)
+    assert not mine & set(control.edges)
+    for ((layer, f), (_, g)), predicted in zip(control.edges, control.predicted, strict=True):
+        assert trace.features[layer][:, f].any()
+        expected = found.nodes[layer][f] if g == TARGET else found.edges[layer][f, g]
+        assert float(predicted) == pytest.approx(float(expected), abs=1e-12)
+    again = lens.verify(circuit, x, seed=1).control
+    assert again is not None
+    assert again.edges != control.edges
+    assert lens.verify(circuit, x, control=False).control is None
+
+
+def test_a_layer_can_run_out_of_random_edges() -> None:
+    lens, x = linear_lens(), torch.randn(3, 2, 2, dtype=DOUBLE)
+    circuit = lens.circuit(x, share=1.0, engine="jvp")
+    edges = [(edge.source, edge.target) for edge in circuit.edges]
+    assert random_edges(lens.trace(x), edges) == ()
+
+
+def test_random_edges_are_drawn_once_and_none_that_is_known() -> None:
+    trace = tiny_lens(7).trace(tiny_image(7))
+    here, there = (z.gt(0).any(0).nonzero()[:, 0].tolist() for z in trace.features[:2])
+    every = [((0, f), (1, g)) for f in here for g in there]
+    half = every[: len(every) // 2]
+    rest = set(every) - set(half)
+    drawn = random_edges(trace, half)
+    assert set(drawn) <= rest and len(drawn) == len(set(drawn)) == len(half)
+    drawn = random_edges(trace, every[:9], known=every[9:-3])
+    assert sorted(drawn) == every[-3:]
+
+
+def test_an_edge_may_be_measured_twice() -> None:
+    lens, x = tiny_lens(7, dtype=DOUBLE), tiny_image(7, DOUBLE)
+    trace, top = lens.trace(x), len(lens.saes) - 1
+    edges = [((top, f), (top + 1, TARGET)) for f in (3, 1, 3)]
+    known = (lens.vision, lens.saes, trace, lens.baselines)
+    target = resolve_target(0, trace.logits)
+    found = measure_edges(*known, target, edges)
+    alone = [float(measure_edges(*known, target, [edge])[0]) for edge in edges]
+    assert found.tolist() == pytest.approx(alone)
+
+
+def test_some_edges_by_chance() -> None:
+    lens, x = tiny_lens(7), tiny_image(7)
+    circuit = lens.circuit(x, nodes_per_layer=4)
+    every = lens.verify(circuit, x, control=False)
+    some = lens.verify(circuit, x, n=7, control=False)
+    assert (len(some), some.n_given) == (7, len(circuit.edges))
+    known = every.by_edge()
+    for edge, (predicted, measured) in some.by_edge().items():
+        assert known[edge] == pytest.approx((predicted, measured), abs=1e-5)
+    other = lens.verify(circuit, x, n=7, seed=3, control=False)
+    assert other.edges != some.edges
+    assert len(lens.verify(circuit, x, n=10_000, control=False)) == len(circuit.edges)
+
+
+def test_statistics() -> None:
+    rng = np.random.default_rng(0)
+    a = rng.normal(size=40)
+    b = a + rng.normal(size=40)
+    b[3] = b[7]
+    assert rank_correlation(a, b) == pytest.approx(spearmanr(a, b).statistic)
+    edges = tuple(((0, i), (1, i)) for i in range(40))
+    checked = Verification(edges, torch.from_numpy(a), torch.from_numpy(b), 40, "bird")
+    assert checked.rank_correlation.value == pytest.approx(spearmanr(a, b).statistic)
+    draws = np.random.default_rng(1).integers(40, size=(500, 40))
+    values = [spearmanr(a[d], b[d]).statistic for d in draws]
+    low, high = np.percentile(values, (2.5, 97.5))
+    assert checked.rank_correlation.low == pytest.approx(low, abs=0.06)
+    assert checked.rank_correlation.high == pytest.approx(high, abs=0.04)
+    assert checked.sign_agreement.value == pytest.approx(np.mean(np.sign(a) == np.sign(b)))
+    assert np.isnan(rank_correlation(a, np.ones(40)))
+    assert np.isnan(checked.by_layer()[0][1]) is np.False_
+    assert "rank correlation" in str(checked)
+
+
+def test_a_function_as_target() -> None:
+    lens, x = tiny_lens(7), tiny_image(7)
+
+    def margin(logits: torch.Tensor) -> torch.Tensor:
+        return logits[1] - logits[2]
+
+    circuit = lens.circuit(x, target=margin, nodes_per_layer=2)
+    with pytest.raises(TargetError, match="give the function again"):
+        lens.verify(circuit, x)
+    assert lens.verify(circuit, x, target=margin).target == "margin"
+    with pytest.raises(FeatureError, match="of another target"):
+        lens.verify(circuit, x, target=0)
+
+
+def test_what_does_not_fit() -> None:
+    lens, x = tiny_lens(7), tiny_image(7)
+    circuit = lens.circuit(x, nodes_per_layer=2)
+    with pytest.raises(FeatureError, match="another model"):
+        tiny_lens(8).verify(circuit, x)
+    with pytest.raises(FeatureError, match="of another image"):
+        lens.verify(circuit, tiny_image(8))
+    with pytest.raises(FeatureError, match="at least 1"):
+        lens.verify(circuit, x, n=0)
+    with pytest.raises(FeatureError, match="errors must be one of"):
+        lens.verify(circuit, x, errors="leaf")
+    with pytest.raises(FeatureError, match="active must be one of"):
+        lens.verify(circuit, x, active="free")
+    with pytest.raises(FeatureError, match="no path"):
+        lens.verify(circuit, x, paths=[])
+    with pytest.raises(FeatureError, match="no edges"):
+        lens.verify(lens.circuit(x, edge_share=1e9), x)
+    trace, target = lens.trace(x), vitlens.lens.resolve_target(0, lens.trace(x).logits)
+    for wrong in (
+        ((0, 1), (2, 1)),
+        ((0, 1), (1, ERROR)),
+        ((0, 30), (1, 1)),
+        ((2, 1), (3, 1)),
+        ((1, 1), (2, TARGET)),
+        ((3, 1), (4, TARGET)),
+        ((0, 1),),
+        ((0, 1), (1, ERROR), (2, 1)),
+        ((0, 1), (1, 2), (1, 3)),
+        ((2, 1), (3, TARGET), (4, TARGET)),
+    ):
+        with pytest.raises(FeatureError, match="is no edge"):
+            measure_edges(lens.vision, lens.saes, trace, lens.baselines, target, [wrong])
+
+
+def test_progress_can_end_it() -> None:
+    lens, x = tiny_lens(7), tiny_image(7)
+    told = []
+
+    def tell(done: float, what: str) -> None:
+        told.append(done)
+        if done > 0.3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        lens.verify(lens.circuit(x, nodes_per_layer=4), x, batch_size=4, progress=tell)
+    assert told[0] == 0
+
+
+def test_figure(tmp_path: Path) -> None:
+    lens, x = tiny_lens(7), tiny_image(7)
+    checked = lens.verify(lens.circuit(x, nodes_per_layer=4), x)
+    figure = verification_figure(checked)
+    assert len(figure.axes) == 3  # circuit, random edges, colour bar
+    for axes, one in zip(figure.axes, (checked, checked.control), strict=False):
+        assert one is not None
+        drawn = np.asarray(axes.collections[0].get_offsets())
+        np.testing.assert_allclose(drawn, torch.stack([one.predicted, one.measured]).T)
+        assert str(len(one)) in axes.get_title()
+    save_figure(figure, tmp_path / "verify.png")
+    assert len(verification_figure({"a": checked, "b": checked, "c": checked}).axes) == 4

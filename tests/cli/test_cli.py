@@ -1,0 +1,554 @@
+import argparse
+import errno
+import io
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import get_args
+
+import numpy as np
+import pytest
+import timm
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+import vitlens.bundle
+import vitlens.models.registry
+from vitlens import Circuit, Curves
+from vitlens.about import About, Sample
+from vitlens.attribution.edges import Engine
+from vitlens.attribution.gradients import ErrorPaths, Gradient
+from vitlens.cli import COMMANDS, main, options, parser, train_saes
+from vitlens.cli.sae_runs import held_out_and_rest
+from vitlens.errors import VitlensError
+from vitlens.folders import check_folder
+from vitlens.images import Transform
+from vitlens.lens import Lens
+from vitlens.replacement import Baselines, ErrorNodes
+from vitlens.saes import TopKSAE, chain_losses, load_saes, save_saes
+from vitlens.saes.stream import sae_residuals
+
+CLASSES = ("bird", "insect", "mammal", "flower", "fruit", "vehicle", "coin")
+
+
+@pytest.fixture(scope="module")
+def tiny(reference_folder):
+    """The reference data's model and SAEs, in float32."""
+    settings = json.loads((reference_folder / "vit_cls.json").read_text())
+    data = load_file(reference_folder / "vit_cls.safetensors")
+    model = timm.models.VisionTransformer(**settings["timm_VisionTransformer"]).eval()
+    weights = {k.removeprefix("model."): v for k, v in data.items() if k.startswith("model.")}
+    model.load_state_dict(weights)
+    saes = [
+        TopKSAE.from_weights(
+            **{name: data[f"sae.{i}.{name}"].float() for name in ("W_enc", "W_dec", "b_dec")}, k=k
+        )
+        for i, k in enumerate(settings["top_k"])
+    ]
+    baselines = Baselines(
+        [data[f"baseline.{i}.features"].float() for i in range(3)],
+        [data[f"baseline.{i}.errors"].float() for i in range(3)],
+    )
+    return model, saes, baselines
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory):
+    """Two folders of noise, the first named like a class."""
+    folder = tmp_path_factory.mktemp("photos")
+    generator = np.random.default_rng(0)
+    for name, count in (("bird", 2), ("unknown", 1)):
+        (folder / name).mkdir()
+        for i in range(count):
+            pixels = generator.integers(0, 256, (40, 48, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(folder / name / f"{i}.png")
+    (folder / "notes.txt").write_text("no image")
+    return folder
+
+
+@pytest.fixture
+def everyday(tiny, photos, monkeypatch):
+    """Stands in for the bundle, so that these tests are quick and need no weights."""
+    model, saes, baselines = tiny
+    lens = Lens(
+        model,
+        saes,
+        baselines=baselines,
+        class_names=CLASSES,
+        transform=Transform(size=(32, 32), mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5)),
+        about=About(
+            name="everyday",
+            samples=(
+                Sample(photos / "bird" / "0.png", "", "noise, CC0"),
+                Sample(photos / "bird" / "1.png", "", "more noise, CC0"),
+            ),
+            card="# everyday\n\nA card.",
+        ),
+    )
+    monkeypatch.setattr(vitlens.bundle, "bundles", lambda: ("everyday",))
+    monkeypatch.setattr(vitlens.bundle, "load", lambda name, **_: lens)
+    return lens
+
+
+@pytest.fixture
+def tiny_timm(tiny, monkeypatch):
+    """Makes every name of a timm model give the tiny one."""
+
+    def create(name, *, pretrained=True, **_):
+        return tiny[0]
+
+    monkeypatch.setattr(vitlens.bundle, "create", create)
+    monkeypatch.setattr(vitlens.models.registry, "create", create)
+
+
+def fails(arguments, capsys):
+    assert main([str(argument) for argument in arguments]) == 2
+    # A progress bar may have been drawn and wiped before.
+    told = capsys.readouterr().err.rpartition("\r")[2]
+    assert told.startswith("vitlens: ") and "Traceback" not in told
+    return told
+
+
+def test_demo_writes_pictures_a_circuit_and_says_how_long_it_took(everyday, tmp_path, capsys):
+    out = tmp_path / "demo"
+    assert main(["demo", "--out", str(out)]) == 0
+    said = capsys.readouterr().out
+    circuit = Circuit.load(out / "circuit.safetensors")
+    assert circuit.nodes and circuit.edges and circuit.model == everyday.fingerprint
+    assert sorted(path.name for path in out.iterdir()) == [
+        "circuit.png",
+        "circuit.safetensors",
+        "circuit.svg",
+        "curves.png",
+    ]
+    name, probability = everyday.predict(everyday.samples[0].path)[0]
+    assert f"Prediction: {name} {probability:.1%}" in said
+    for expected in ("noise, CC0", "strongest edge", "insertion", "cla", "random", "in all"):
+        assert expected in said
+    assert str(circuit).splitlines()[-1].strip() in said
+    assert str(out / "circuit.png") in said
+
+
+def test_demo_takes_another_sample_and_knows_near_matches(everyday, tmp_path, capsys):
+    assert main(["demo", "--sample", "1.png", "--out", str(tmp_path)]) == 0
+    assert "more noise" in capsys.readouterr().out
+    assert "Samples: 0, 1" in fails(["demo", "--sample", "x", "--out", tmp_path], capsys)
+
+
+def test_explain_takes_target_and_rule(everyday, photos, tmp_path, capsys):
+    image = photos / "bird" / "0.png"
+    command = ["explain", image, "--target", "Mammal", "--nodes-per-layer", "2", "--out", tmp_path]
+    assert main([*map(str, command), "--errors", "through", "--engine", "jvp"]) == 0
+    circuit = Circuit.load(tmp_path / "circuit.safetensors")
+    expected = everyday.circuit(
+        image, target=2, nodes_per_layer=2, errors="through", engine="jvp", gradient="libragrad"
+    )
+    assert circuit == expected
+    assert "mammal = " in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["{photos}/bird/0.png", "--target", "mamal"], "mammal"),
+        (["{photos}/bird/0.png", "--target", "99"], "classes 0 to 6"),
+        (["{photos}/bird/9.png"], "9.png"),
+        (["{photos}/notes.txt"], "not an image"),
+        (["{photos}/bird/0.png", "--share", "7"], "share"),
+        (["{photos}/bird/0.png", "--class-names", "x"], "its own class names"),
+        (["{photos}/bird/0.png", "--target", "0", "--out", "{photos}/notes.txt"], "notes.txt"),
+        (["{photos}/bird/0.png", "--out", "{photos}/notes.txt/x"], "notes.txt is a file"),
+    ],
+)
+def test_bad_input_gets_one_clear_line_and_leaves_nothing(
+    everyday, photos, tmp_path, monkeypatch, capsys, arguments, message
+):
+    monkeypatch.chdir(tmp_path)
+    told = fails(["explain", *(word.format(photos=photos) for word in arguments)], capsys)
+    assert message in told and len(told.splitlines()) == 1
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["demo"],
+        ["explain", "{photos}/bird/0.png"],
+        ["faithfulness"],
+        ["atlas", "{photos}"],
+        ["train-saes", "{photos}", "--model", "everyday"],
+        ["tune-saes", "{photos}", "--model", "everyday"],
+    ],
+)
+def test_a_file_in_the_place_of_out_is_told_before_anything_is_loaded(
+    arguments, photos, monkeypatch, capsys
+):
+    monkeypatch.setattr(vitlens.bundle, "load", lambda *_, **__: pytest.fail("loaded"))
+    out = photos / "notes.txt"
+    command = [word.format(photos=photos) for word in arguments]
+    assert "notes.txt is a file" in fails([*command, "--out", out], capsys)
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_a_folder_that_may_not_be_written_is_told(tmp_path):
+    for mode in (0o500, 0o000):
+        tmp_path.chmod(mode)
+        with pytest.raises(VitlensError, match="may not be changed"):
+            check_folder(tmp_path / "a" / "b")
+    tmp_path.chmod(0o700)
+
+
+def test_explain_a_timm_model_with_saes_names_and_baselines(
+    tiny, tiny_timm, photos, tmp_path, capsys
+):
+    _, saes, baselines = tiny
+    save_saes(saes, tmp_path / "saes")
+    baselines.save(tmp_path / "baselines.safetensors")
+    (tmp_path / "names.txt").write_text("\n".join(CLASSES) + "\n\n", encoding="utf-8-sig")
+    image = photos / "unknown" / "0.png"
+    command = ["explain", image, "--model", "vit_tiny_patch16_224", "--saes", tmp_path / "saes"]
+    command += ["--class-names", tmp_path / "names.txt", "--dtype", "float64", "--device", "cpu"]
+    for given in (tmp_path / "baselines.safetensors", photos):
+        more = ["--baselines", given, "--out", tmp_path / "out", "--target", "coin"]
+        assert main([str(word) for word in (*command, *more)]) == 0
+        assert "coin = " in capsys.readouterr().out
+        assert Circuit.load(tmp_path / "out" / "circuit.safetensors").target == "coin"
+        tiny[0].float()
+
+
+def test_faithfulness_tells_cost_and_table_and_keeps_labelled_images_that_are_right(
+    everyday, photos, tmp_path, capsys
+):
+    right = [everyday.predict(p)[0][0] == "bird" for p in sorted((photos / "bird").iterdir())]
+    command = ["faithfulness", photos / "bird", "--methods", "rrm, random", "--out", tmp_path]
+    if not any(right):
+        assert "None of the 2 images" in fails(command, capsys)
+    command[1] = photos
+    assert main([str(word) for word in command]) == 0
+    said = capsys.readouterr().out
+    curves = Curves.load(tmp_path / "curves.safetensors")
+    assert curves.methods == ("rrm", "random") and curves.n_given == 3
+    assert "3 images: about" in said and str(curves.table()) in said
+    assert (tmp_path / "curves.png").stat().st_size > 0
+
+
+def test_faithfulness_takes_the_samples_and_stops_at_ctrl_c(
+    everyday, tmp_path, monkeypatch, capsys
+):
+    seen = {}
+
+    def stopped(images, **settings):
+        seen.update(settings, images=images)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(everyday, "faithfulness", stopped)
+    assert main(["faithfulness", "--limit", "1", "--out", str(tmp_path), "--errors", "free"]) == 130
+    assert "The same command goes on" in capsys.readouterr().err
+    assert len(seen["images"]) == 1 and seen["errors"] == "free" and seen["labels"] is None
+
+
+def test_faithfulness_tells_wrong_methods_before_it_loads_anything(capsys):
+    assert "'cla'" in fails(["faithfulness", "--methods", "claa"], capsys)
+
+
+def test_train_saes_reports_and_its_saes_explain(tiny_timm, photos, tmp_path, capsys):
+    out = tmp_path / "saes"
+    command = [
+        "train-saes",
+        photos,
+        "--model",
+        "tiny",
+        "--out",
+        out,
+        "--k",
+        "4",
+        "--size-ratio",
+        "1.5",
+    ]
+    assert main([str(word) for word in command]) == 0
+    said = capsys.readouterr().out
+    saes = load_saes(out)
+    assert [(sae.n_features, sae.k) for sae in saes] == [(48, 4)] * 3
+    assert "3 SAEs on 3 images: 51 tokens" in said and "explained variance" in said
+    assert f"--saes {out}" in said
+    explain = ["explain", photos / "bird" / "0.png", "--model", "tiny", "--saes", out]
+    assert main([str(word) for word in (*explain, "--out", tmp_path / "why")]) == 0
+
+
+def test_train_saes_measures_images_kept_out_of_training(tiny_timm, photos, tmp_path, capsys):
+    many = tmp_path / "many"
+    many.mkdir()
+    for i in range(20):
+        (many / f"{i}.png").write_bytes((photos / "bird" / "0.png").read_bytes())
+    command = ["train-saes", many, "--model", "tiny", "--out", tmp_path / "saes", "--k", "4"]
+    assert main([str(word) for word in command]) == 0
+    said = capsys.readouterr().out
+    assert "3 SAEs on 18 images" in said and "On 2 images kept out of training" in said
+    assert "all layers replaced" in said
+
+
+def test_an_unreadable_image_does_not_end_training(tiny_timm, photos, tmp_path, capsys):
+    some = tmp_path / "some"
+    some.mkdir()
+    for name in ("a", "b"):
+        (some / f"{name}.png").write_bytes((photos / "bird" / "0.png").read_bytes())
+    (some / "c.png").write_bytes((photos / "bird" / "0.png").read_bytes()[:200])
+    (some / "d.jpg").write_text("no image")
+    command = ["train-saes", some, "--model", "tiny", "--out", tmp_path / "saes", "--k", "4"]
+    assert main([str(word) for word in command]) == 0
+    said = capsys.readouterr().out
+    assert "3 SAEs on 4 images" in said and "2 images could not be read" in said
+    assert "c.png cannot be read" in said and "d.jpg is not an image" in said
+    for name in ("a.png", "b.png"):
+        (some / name).unlink()
+    command[5] = tmp_path / "others"
+    assert "No image could be read" in fails(command, capsys)
+
+
+def test_unreadable_images_are_left_out_of_the_report(tiny_timm, photos, tmp_path, capsys):
+    some = tmp_path / "some"
+    some.mkdir()
+    for number in range(24):
+        (some / f"{number:02}.png").write_bytes((photos / "bird" / "0.png").read_bytes())
+    command = ["train-saes", some, "--model", "tiny", "--k", "4", "--out"]
+    command = [str(word) for word in command]
+    assert main([*command, str(tmp_path / "first")]) == 0
+    assert "On 2 images kept out of training:" in capsys.readouterr().out
+    held_out, _ = held_out_and_rest(
+        argparse.Namespace(images=some, limit=None, seed=0, held_out=64)
+    )
+    held_out[0].write_text("no image")
+    assert main([*command, str(tmp_path / "second")]) == 0
+    said = capsys.readouterr().out
+    assert "1 image kept out of training could not be read:" in said
+    assert "On 1 image kept out of training:" in said
+    held_out[1].write_text("no image")
+    assert main([*command, str(tmp_path / "third")]) == 0
+    said = capsys.readouterr().out
+    assert "kept out of training:\nlayer" not in said and "SAEs are in" in said
+
+
+def test_train_saes_goes_on_after_ctrl_c(tiny_timm, photos, tmp_path, monkeypatch, capsys):
+    command = ["train-saes", photos, "--model", "tiny", "--out", tmp_path / "saes", "--k", "4"]
+    command = [str(word) for word in (*command, "--epochs", "3")]
+    calls = []
+
+    def interrupted(*arguments, **settings):
+        calls.append(1)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return sae_residuals(*arguments, **settings)
+
+    monkeypatch.setattr("vitlens.saes.train.sae_residuals", interrupted)
+    assert main(command) == 130
+    told = capsys.readouterr().err
+    assert "checkpoint.safetensors is kept; the same command goes on" in told
+    assert main(command) == 0
+    assert len(load_saes(tmp_path / "saes")) == 3
+    assert not (tmp_path / "saes" / "checkpoint.safetensors").exists()
+
+
+def test_tune_saes_compares_before_and_after(tiny, tiny_timm, photos, tmp_path, capsys):
+    save_saes(tiny[1], tmp_path / "saes")
+    many = tmp_path / "many"
+    many.mkdir()
+    for i in range(20):
+        (many / f"{i}.png").write_bytes((photos / "bird" / f"{i % 2}.png").read_bytes())
+    out = tmp_path / "tuned"
+    command = ["tune-saes", many, "--model", "tiny", "--saes", tmp_path / "saes", "--out", out]
+    command = [str(word) for word in (*command, "--batch-size", 4, "--chain-weight", 1)]
+    assert main(command) == 0
+    said = capsys.readouterr().out
+    assert "3 SAEs on 18 images: about" in said and "GiB of memory" in said
+    assert "in chain" in said and said.count("all layers replaced") == 2
+    assert "2 images kept out of tuning, before" in said and f"--saes {out}" in said
+    manifest = json.loads((out / "manifest.json").read_text())
+    assert manifest["metadata"]["config"]["chain_weight"] == 1
+    assert len(load_saes(out)) == 3
+
+
+def test_tune_saes_goes_on_after_ctrl_c(everyday, photos, tmp_path, monkeypatch, capsys):
+    command = ["tune-saes", photos, "--model", "everyday", "--out", tmp_path / "tuned"]
+    command = [str(word) for word in (*command, "--batch-size", "1")]
+    calls = []
+
+    def interrupted(*arguments, **settings):
+        calls.append(1)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return chain_losses(*arguments, **settings)
+
+    monkeypatch.setattr("vitlens.saes.tune.chain_losses", interrupted)
+    assert main(command) == 130
+    assert "checkpoint.safetensors is kept; the same command" in capsys.readouterr().err
+    assert main(command) == 0
+    assert len(load_saes(tmp_path / "tuned")) == 3
+
+
+def test_an_empty_folder_is_told(tmp_path, capsys):
+    told = fails(["train-saes", tmp_path, "--model", "x", "--out", tmp_path / "out"], capsys)
+    assert "holds no image" in told
+    assert "There is no file or folder" in fails(["faithfulness", tmp_path / "no"], capsys)
+
+
+def test_an_unknown_model_is_told(photos, capsys):
+    image = photos / "bird" / "0.png"
+    told = fails(["explain", image, "--model", "vit_base_patch16_244", "--saes", "x"], capsys)
+    assert "vit_base_patch16_224" in told
+    assert "'everyday'" in fails(["explain", image, "--model", "Everday"], capsys)
+    assert "No SAEs are known" in fails(["info", "--model", "local-dir:here"], capsys)
+    told = fails(["info", "--model", "local-dir:here", "--saes", "x"], capsys)
+    assert "config.json" in told and "network" not in told
+
+
+@pytest.mark.parametrize("config", ["{}", "{", "[]", '{"architecture": "vit", "model_args": 3}'])
+def test_a_folder_without_a_model_is_told(tmp_path, capsys, config):
+    (tmp_path / "config.json").write_text(config)
+    told = fails(["info", "--model", f"local-dir:{tmp_path}", "--saes", "x"], capsys)
+    assert "could not be loaded" in told and "config.json and weights" in told
+
+
+def test_info_tells_model_saes_and_samples(everyday, capsys):
+    assert main(["info"]) == 0
+    said = capsys.readouterr().out
+    for expected in ("4 blocks", "17 tokens: CLS + 4 × 4", "bird, insect", "more noise, CC0"):
+        assert expected in said
+    assert said.count("features") == 1 and everyday.fingerprint in said
+    assert main(["info", "--card"]) == 0
+    assert "A card." in capsys.readouterr().out
+
+
+def test_info_shows_figures_where_there_are_any(everyday, capsys):
+    layer = {"explained_variance": 0.912, "dead_fraction": 0.01, "accuracy_kept": 0.8}
+    everyday.about.figures["saes"] = {
+        "layers": [{"layer": i, **layer} for i in range(3)],
+        "accuracy_all": 0.7,
+        "accuracy": 0.9,
+    }
+    assert main(["info"]) == 0
+    said = capsys.readouterr().out
+    assert said.count("0.912") == 3 and "accuracy 70.0%, of the model itself 90.0%" in said
+
+
+@pytest.mark.parametrize("command", [[], *([c.__name__.split(".")[-1]] for c in COMMANDS)])
+def test_help_shows_examples(command, capsys):
+    with pytest.raises(SystemExit) as exit_:
+        parser().parse_args([*(name.replace("_", "-") for name in command), "--help"])
+    said = capsys.readouterr().out
+    assert exit_.value.code == 0 and "examples:\n  vitlens " in said
+
+
+def test_examples_in_the_help_are_valid_commands(capsys):
+    texts = [parser().format_help()] + [command._EXAMPLES for command in COMMANDS]
+    lines = {line for text in texts for line in text.splitlines() if line.startswith("  vitlens ")}
+    assert len(lines) > 8
+    for line in lines:
+        parser().parse_args(line.split()[1:])
+
+
+def test_choices_are_those_of_the_library():
+    assert get_args(Engine) == options.ENGINES
+    assert get_args(Gradient) == options.GRADIENTS
+    assert get_args(ErrorPaths) == options.ERROR_PATHS
+    assert get_args(ErrorNodes) == options.ERROR_NODES
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["explain"],
+        ["fly"],
+        [],
+        ["explain", "x", "--top-edges", "0"],
+        ["explain", "x", "--top-edges", "few"],
+        ["train-saes", "x", "--model", "x", "--out", "x", "--size-ratio", "nan"],
+        ["train-saes", "x", "--model", "x", "--out", "x", "--learning-rate", "-1"],
+    ],
+)
+def test_wrong_usage_is_told_by_argparse(arguments, capsys):
+    with pytest.raises(SystemExit) as exit_:
+        main(arguments)
+    assert exit_.value.code == 2
+    assert "usage: vitlens" in capsys.readouterr().err
+
+
+def test_version_and_help_do_not_load_torch():
+    script = (
+        "import sys; from vitlens.cli import main\n"
+        "try: main(['explain', '--help'])\n"
+        "except SystemExit: sys.exit('torch' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", script], check=False, capture_output=True)
+    assert done.returncode == 0 and b"--engine" in done.stdout
+
+
+def test_a_reader_that_goes_away_is_no_error(everyday, monkeypatch):
+    def gone(*_, **__):
+        raise BrokenPipeError
+
+    monkeypatch.setattr("vitlens.cli.info._versions", gone)
+    monkeypatch.setattr("os.dup2", lambda *_: None)
+    assert main(["info"]) == 2
+
+
+def test_a_full_disk_is_told_in_one_line(everyday, monkeypatch, capfd):
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("vitlens.cli.info._versions", full)
+    assert "No space left" in fails(["info"], capfd)
+
+
+def test_an_error_of_the_system_loses_nothing_that_was_printed(everyday, monkeypatch, tmp_path):
+    def told_then_lost(_):
+        sys.stdout.write("told before\n")
+        raise FileNotFoundError(errno.ENOENT, "No such file")
+
+    monkeypatch.setattr("vitlens.cli.info.run", told_then_lost)
+    for out in (io.StringIO(), (tmp_path / "out.txt").open("w+")):
+        monkeypatch.setattr(sys, "stdout", out)
+        assert main(["info"]) == 2
+        sys.stdout.write("and after\n")
+        out.seek(0)
+        assert out.read() == "told before\nand after\n"
+
+
+def test_output_that_takes_ascii_only_is_no_crash(everyday, monkeypatch):
+    written = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(written, encoding="ascii"))
+    assert main(["info"]) == 0
+    assert b"4 ? 4 patches" in written.getvalue()
+    with pytest.raises(SystemExit):
+        main(["faithfulness", "--help"])
+    sys.stdout.flush()
+    assert b"A,B,?" in written.getvalue()
+
+
+def test_help_fits_a_narrow_terminal_and_keeps_examples(monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "60")
+    with pytest.raises(SystemExit):
+        main(["train-saes", "--help"])
+    text, _, examples = capsys.readouterr().out.partition("examples:\n")
+    told = text[text.index("Train a sparse") : text.index("positional")]
+    assert max(len(line) for line in told.splitlines()) <= 60
+    assert examples.splitlines() == train_saes._EXAMPLES.splitlines()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+def test_cuda_asked_for_in_vain_is_told(everyday, capsys):
+    assert "no CUDA device" in fails(["info", "--device", "cuda"], capsys)
+
+
+def test_commands_in_the_readme_are_valid():
+    readme = Path(__file__).parents[2] / "README.md"
+    text = readme.read_text(encoding="utf-8")
+    commands = re.findall(
+        r"(?:`|^\$ )vitlens ((?:demo|explain|faithfulness|train-saes|info)[^`\n]*)", text, re.M
+    )
+    assert len(commands) > 5
+    for command in commands:
+        parser().parse_args(command.split())
