@@ -14,7 +14,8 @@ import traitlets
 import vitlens
 from tests.tiny import tiny_image, tiny_lens
 from vitlens.lens import Lens
-from vitlens.widgets import CircuitDiagram, ablation
+from vitlens.widgets import CircuitDiagram
+from vitlens.widgets import diagram as module
 
 
 @pytest.fixture(scope="module")
@@ -115,7 +116,7 @@ def test_nonsense_is_refused(diagram: CircuitDiagram, wanted: Any, words: str) -
 def test_another_image_forgets(lens: Lens, diagram: CircuitDiagram) -> None:
     diagram.ablations = [(0, active(lens, 0), None)]
     assert diagram.can_ablate
-    diagram.look_at(diagram.scene)
+    diagram.show_scene(diagram.scene)
     assert (diagram.ablations, diagram.outcome, diagram.history) == ((), {}, [])
 
 
@@ -127,7 +128,7 @@ def test_the_last_wish_wins(
     lens: Lens, diagram: CircuitDiagram, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     go, begun, runs = threading.Event(), threading.Event(), []
-    real = ablation._outcome
+    real = module._outcome_payload
 
     def slow(scene: Any, wanted: Any) -> dict[str, Any]:
         runs.append(wanted)
@@ -135,7 +136,7 @@ def test_the_last_wish_wins(
         assert go.wait(20)
         return real(scene, wanted)
 
-    monkeypatch.setattr(ablation, "_outcome", slow)
+    monkeypatch.setattr(module, "_outcome_payload", slow)
     told = []
     diagram.observe(lambda change: told.append(change.new["ablations"]), "outcome")
     wishes = [((0, active(lens, 0, place), None),) for place in range(3)]
@@ -167,7 +168,7 @@ def test_cancel(lens: Lens, diagram: CircuitDiagram) -> None:
 
 def test_many_classes_are_told_by_their_tops(lens: Lens, diagram: CircuitDiagram) -> None:
     before, after = torch.randn(2, 1000)
-    shown = ablation._worth_telling(before, after, target=7)
+    shown = module._classes_to_report(before, after, target=7)
     assert set(before.topk(8).indices.tolist()) | set(after.topk(8).indices.tolist()) | {7} == set(
         shown
     )

@@ -18,10 +18,10 @@ from tests.widgets.tiny import tiny_atlas, tiny_lens, tiny_picture
 from vitlens.atlas.atlas import Atlas
 from vitlens.errors import FeatureError
 from vitlens.widgets import CircuitDiagram, FeatureBrowser, FeatureCard, FeatureMap
-from vitlens.widgets.atlas_card import spread
-from vitlens.widgets.atlas_table import ATLAS_COLUMNS, MAP_COLUMNS
+from vitlens.widgets.base import decode_strip, from_bytes
 from vitlens.widgets.browser import COLUMNS, order
-from vitlens.widgets.buffers import decode_strip, from_bytes
+from vitlens.widgets.card import spread_quantiles
+from vitlens.widgets.columns import ATLAS_COLUMNS, MAP_COLUMNS
 
 
 @pytest.fixture(scope="module")
@@ -87,7 +87,7 @@ def test_a_card_shows_the_images_of_the_atlas_with_their_heat(lens: vitlens.Lens
     heats = from_bytes(card.top_heats, "float16", (len(items), 36))
     for heat, one in zip(heats, top, strict=False):
         np.testing.assert_allclose(heat, one.heat[3:], rtol=2e-3, atol=1e-3)
-    pictures = decode_strip(card.top_pictures, len(items))
+    pictures = decode_strip(card.top_strip, len(items))
     assert all(picture is not None and picture.shape == (48, 48, 3) for picture in pictures)
     for item, one in zip(items, top, strict=False):
         assert (item["token"] == "") == (one.token >= 3)
@@ -104,7 +104,7 @@ def test_heats_that_are_not_stored_come_after_the_pictures(tmp_path: Path) -> No
         card.observe(lambda change: seen.append(change["name"]), ["card", "top_heats"])
         while card.background("card").busy or card.background("heats").busy:
             await asyncio.sleep(0.01)
-        assert card.top_pictures
+        assert card.top_strip
         assert from_bytes(card.top_heats, "float16").max() > 0
         return seen
 
@@ -117,7 +117,7 @@ def test_a_card_of_an_image_has_both(lens: vitlens.Lens) -> None:
     assert card.card["atlas"]["n_images"] == 16
     card.selected = (1, -1)
     assert "atlas" not in card.card
-    assert card.top_pictures == b""
+    assert card.top_strip == b""
     card.selected = (0, silent_feature(card))
     assert "not active on this image" in card.figure().get_suptitle()
     card.selected = (3, -2)
@@ -245,13 +245,13 @@ def test_a_view_takes_a_name_away_but_an_empty_dictionary_does_not(
     assert names.labels == {(1, 5): "beak", (1, 6): "claw"}
     browser.labels = {}
     assert names.labels == {(1, 5): "beak", (1, 6): "claw"}
-    browser.read_names()
+    browser.reload_names()
     browser.set_state({"labels": [[1, 6, "claw"]]})
     assert names.labels == {(1, 6): "claw"}
     names.set(1, 6, "talon", author="bob")
     browser.set_state({"labels": []})
     assert browser.labels == {(1, 6): "talon"}
-    assert "Somebody else" in browser.notice
+    assert "Another author" in browser.notice
 
 
 def test_linked_widgets_write_a_name_once(lens: vitlens.Lens) -> None:
@@ -387,9 +387,9 @@ def test_views_go_on_beside_a_damaged_layer(damaged: vitlens.Lens, lens: vitlens
 def test_the_explorer_opens_beside_a_damaged_layer(damaged: vitlens.Lens) -> None:
     explorer = damaged.explore(tiny_picture())
     assert explorer.notice == ""
-    assert explorer.graph["counts"]
+    assert explorer.graph_info["counts"]
     for (layer, feature), words in zip(
-        explorer.candidates.keys, explorer.graph["kinds"], strict=True
+        explorer.candidates.keys, explorer.graph_info["kinds"], strict=True
     ):
         assert ("cannot be read" in words) == (layer == 1 and feature >= 0)
     explorer.selected = (1, 5)
@@ -415,7 +415,7 @@ def test_a_diagram_knows_the_kind_of_its_nodes(lens: vitlens.Lens) -> None:
     atlas = lens.atlas
     assert atlas is not None
     diagram = CircuitDiagram.of(lens, tiny_picture(), at_most=4)
-    keys, kinds = diagram.candidates.keys, diagram.graph["kinds"]
+    keys, kinds = diagram.candidates.keys, diagram.graph_info["kinds"]
     assert len(keys) == len(kinds)
     for (layer, feature), words in zip(keys, kinds, strict=True):
         if feature < 0:
@@ -424,7 +424,7 @@ def test_a_diagram_knows_the_kind_of_its_nodes(lens: vitlens.Lens) -> None:
         kind = atlas.scores(layer).kind(feature).name
         assert words.startswith("no score" if kind == "none" else kind)
         assert kind == "none" or "chance" in words
-    assert "kinds" not in CircuitDiagram(diagram.circuit).graph
+    assert "kinds" not in CircuitDiagram(diagram.circuit).graph_info
 
 
 def test_files_without_an_image(lens: vitlens.Lens, tmp_path: Path) -> None:
@@ -447,7 +447,7 @@ def test_spread_takes_the_ends_and_between() -> None:
             self.quantile = quantile
 
     images = [Image(q / 10) for q in (3, 9, 1, 5, 7, 0)]
-    found = [image.quantile for image in spread(images, 3)]  # type: ignore[type-var]
+    found = [image.quantile for image in spread_quantiles(images, 3)]  # type: ignore[type-var]
     assert found[0] == 0.9
     assert found[-1] == 0.0
     assert len(found) == 3

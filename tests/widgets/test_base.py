@@ -115,8 +115,10 @@ def test_what_a_trait_refuses_is_told(widget: Asked) -> None:
 
 
 def test_unknown_traits_are_refused() -> None:
-    with pytest.raises(t.TraitError, match="PatchHeatmap has no trait opcity"):
-        PatchHeatmap(None, [[1.0]], opcity=0.5)
+    with pytest.raises(TypeError, match="opcity"):
+        PatchHeatmap(None, [[1.0]], opcity=0.5)  # type: ignore[call-arg]
+    with pytest.raises(t.TraitError, match="Asked has no trait opcity"):
+        Asked(None, [[1.0]])._check_names({"opcity": 0.5})
 
 
 def test_a_picture_stands_beside_the_view(widget: Asked) -> None:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from vitlens.widgets.buffers import decode_strip, encode_strip, from_bytes, to_bytes
+from vitlens.widgets.base import decode_strip, encode_strip, from_bytes, to_bytes
 
 
 @pytest.mark.parametrize("kind", ["float32", "float16", "int32", "uint8"])

@@ -20,7 +20,7 @@ from vitlens.circuits.candidates import Candidates
 from vitlens.circuits.circuit import ERROR, TARGET, Circuit
 from vitlens.errors import FeatureError, TargetError
 from vitlens.widgets import CircuitDiagram
-from vitlens.widgets.buffers import from_bytes
+from vitlens.widgets.base import from_bytes
 
 PROGRAM = Path(__file__).parent / "js" / "prune.mjs"
 Key = tuple[int, int]
@@ -60,8 +60,8 @@ def test_the_browser_prunes_as_python_does(seed: int, features: int, at_most: in
     found = run_node(
         {
             "graph": {
-                "counts": diagram.graph["counts"],
-                "positive": diagram.graph["positive"],
+                "counts": diagram.graph_info["counts"],
+                "positive": diagram.graph_info["positive"],
                 "features": from_bytes(diagram.node_features, "int32").tolist(),
                 "importances": from_bytes(diagram.node_importances).tolist(),
                 "weights": from_bytes(diagram.edge_weights).tolist(),
@@ -102,9 +102,9 @@ def run_node(given: dict[str, Any]) -> list[dict[str, list[Any]]]:
 
 def test_the_view_gets_the_candidates(candidates: Candidates, diagram: CircuitDiagram) -> None:
     total = len(candidates.keys)
-    assert diagram.graph["total"] == total
-    assert diagram.graph["max_count"] == 10
-    assert diagram.graph["positive"] == list(candidates.positive)
+    assert diagram.graph_info["total"] == total
+    assert diagram.graph_info["max_count"] == 10
+    assert diagram.graph_info["positive"] == list(candidates.positive)
     assert diagram.grid == (3, 3)
     features = from_bytes(diagram.node_features, "int32").tolist()
     assert features == [f for layer in candidates.features for f in layer]
@@ -116,7 +116,7 @@ def test_the_view_gets_the_candidates(candidates: Candidates, diagram: CircuitDi
     np.testing.assert_allclose(
         active, torch.cat(candidates.activations, dim=1).T.numpy(), rtol=2e-3, atol=1e-6
     )
-    json.dumps(diagram.graph, allow_nan=False)
+    json.dumps(diagram.graph_info, allow_nan=False)
 
 
 def test_the_circuit_is_what_is_visible(candidates: Candidates, diagram: CircuitDiagram) -> None:
@@ -158,7 +158,7 @@ def test_a_circuit_comes_back(diagram: CircuitDiagram, tmp_path: Path) -> None:
     assert alone.labels == {first: "fur"}
     assert keys(alone.circuit) == keys(loaded)
     assert alone.circuit.edges == loaded.edges
-    assert alone.graph["max_count"] == 3
+    assert alone.graph_info["max_count"] == 3
     alone.nodes_per_layer, alone.pinned = 1, ()
     assert len(alone.circuit.nodes) == 3
 
@@ -176,12 +176,12 @@ def test_a_circuit_of_another_image_is_refused(diagram: CircuitDiagram) -> None:
         ("nodes_per_layer", "many", "int"),
         ("node_share", -0.1, "less than 0"),
         ("edge_share", float("nan"), "finite"),
-        ("pinned", [(0, 500)], r"node \(0, 500\) is not among those that up to 10"),
+        ("pinned", [(0, 500)], r"node \(0, 500\) is not among the nodes that circuits of up to 10"),
         ("pinned", [(0,)], "list of"),
         ("selected", (7, 0), r"no node \(7, 0\)"),
         ("selected", (0, 30), r"no node \(0, 30\)"),
         ("selected", "ear", "or None"),
-        ("groups", {"a": [(0, 1)], "b": [(0, 1)]}, "one group at most"),
+        ("groups", {"a": [(0, 1)], "b": [(0, 1)]}, "at most one group"),
         ("labels", {(0, 1): 5}, "text"),
         ("ablations", [(0, 1, None)], "lens and an image"),
     ],
@@ -193,9 +193,9 @@ def test_nonsense_is_refused(diagram: CircuitDiagram, name: str, value: Any, wor
     assert getattr(diagram, name) == before
 
 
-def test_unknown_traits_and_half_a_lens_are_refused(candidates: Candidates) -> None:
-    with pytest.raises(traitlets.TraitError, match="no trait count"):
-        CircuitDiagram(candidates, count=3)
+def test_unknown_arguments_and_a_lens_without_an_image_are_refused(candidates: Candidates) -> None:
+    with pytest.raises(TypeError, match="count"):
+        CircuitDiagram(candidates, count=3)  # type: ignore[call-arg]
     with pytest.raises(FeatureError, match="give both"):
         CircuitDiagram(candidates, lens=tiny_lens(1))
     with pytest.raises(FeatureError, match="another model"):

@@ -15,9 +15,9 @@ from vitlens.attribution.logit_lens import logit_lens
 from vitlens.errors import FeatureError
 from vitlens.lens import Lens
 from vitlens.widgets import FeatureBrowser, FeatureCard
+from vitlens.widgets.base import from_bytes
 from vitlens.widgets.browser import COLUMNS, order, table
-from vitlens.widgets.buffers import from_bytes
-from vitlens.widgets.card import describe, heats
+from vitlens.widgets.card import image_payload, token_values
 from vitlens.widgets.scene import Scene
 
 
@@ -81,10 +81,10 @@ def test_error_node_target_and_nothing(scene: Scene, card: FeatureCard) -> None:
 
 def test_a_silent_feature_has_a_card(scene: Scene) -> None:
     silent = int(scene.trace.features[0].sum(0).argmin())
-    said = describe(scene, (0, silent))
+    said = image_payload(scene, (0, silent))
     assert said["histogram"] == {"edges": [], "counts": []}
     assert said["up"] == said["down"] == said["edges_in"] == said["edges_out"] == []
-    assert not heats(scene, (0, silent)).any()
+    assert not token_values(scene, (0, silent)).any()
     figure = FeatureCard(scene.lens, scene, selected=(0, silent)).figure()
     assert [text.get_text() for text in figure.texts] == [
         f"Layer 0, feature {silent}: not active on this image"
@@ -116,8 +116,8 @@ def test_another_image_keeps_the_node(
 ) -> None:
     other = Scene.of(scene.lens, 1 - scene.trace.image)
     card.selected = browser.selected = (1, 4)
-    card.look_at(other)
-    browser.look_at(other)
+    card.show_scene(other)
+    browser.show_scene(other)
     assert card.selected == browser.selected == (1, 4)
     assert card.card["importance"] == pytest.approx(other.importance((1, 4)))
     assert browser.browser["target"] == other.importances.target
@@ -235,5 +235,5 @@ def test_an_export_is_of_the_selected_feature(card: FeatureCard, tmp_path: Path)
 def test_a_picture_that_cannot_be_undone(lens: Lens) -> None:  # noqa: F811
     lens.transform = lambda image: torch.rand(3, 24, 24)
     card = FeatureCard(lens, torch.rand(3, 24, 24))
-    assert card.picture == b""
+    assert card.image_strip == b""
     card.figure()

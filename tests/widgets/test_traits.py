@@ -3,7 +3,7 @@
 import pytest
 import traitlets as t
 
-from vitlens.widgets.traits import Groups, ImageTraits, MeasuredEdges, NodeList, NodeTraits
+from vitlens.widgets.base import Groups, ImageTraits, MeasuredEdges, NodeList, NodeTraits
 
 
 class Everything(NodeTraits, ImageTraits):

@@ -225,7 +225,7 @@ def test_an_error_in_python_is_told_in_words(lab: Host) -> None:
     known = candidates()
     page = lab.drive(CELLS)
     lab.run(
-        "import vitlens.widgets.ablation as a\ndef fail(*_): raise RuntimeError('out of luck')\n"
+        "import vitlens.widgets.diagram as a\ndef fail(*_): raise RuntimeError('out of luck')\n"
         "a._outcome = fail"
     )
     node(page, known, known.circuit(4).nodes[0].key).focus()
@@ -295,7 +295,7 @@ def test_a_page_needs_no_python(static_page: Callable[[Path], Page], tmp_path: P
     expect(node(page, known, key).locator(".vl-node-name")).to_have_text("<b>fur</b>")
     other = node(page, known, diagram.circuit.nodes[1].key)
     other.hover()
-    expect(page.locator(".vl-side-words")).to_contain_text("of its layer")
+    expect(page.locator(".vl-side-text")).to_contain_text("of its layer")
     other.click(modifiers=["ControlOrMeta"])
     expect(other).to_contain_class("vl-pinned")
     slide(page, "nodes_per_layer", 1)
@@ -331,7 +331,7 @@ def test_a_target_of_zero_has_no_shares(
     edge = known.circuit(4).edges[0]
     measured = {(edge.source, edge.target): (0.5, 0.25)}
     diagram = CircuitDiagram(known, nodes_per_layer=4, measured=measured, selected=edge.source)
-    diagram.graph = {**diagram.graph, "target": {**diagram.graph["target"], "value": 0.0}}
+    diagram.graph_info = {**diagram.graph, "target": {**diagram.graph_info["target"], "value": 0.0}}
     diagram.to_html(tmp_path / "circuit.html")
     page = static_page(tmp_path / "circuit.html")
     expect(page.locator(".vl-side-measured td[title]")).to_have_text(["–", "–"])

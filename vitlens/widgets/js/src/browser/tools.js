@@ -1,4 +1,4 @@
-// Above the table: which layer, and what of it.
+// Above the table: the layer, the search and the filters.
 
 /** @import { Model } from "../lib/types" */
 import { field, fill, h } from "../lib/dom.js";
@@ -16,13 +16,13 @@ export function createTools(model, setLayer, signal) {
     class: "vl-select",
     onchange: () => setLayer(Number(layers.value)),
   });
-  const before = step("Layer before", "‹", -1);
+  const before = step("Previous layer", "‹", -1);
   const after = step("Next layer", "›", 1);
   const query = h("input", {
     class: "vl-input vl-browser-query",
     type: "search",
     placeholder: "number or name",
-    title: "begins the number, or is in a name, a proposal or a class",
+    title: "start of the number, or part of a name, a proposal or a class",
     oninput: () => saveSoon({ query: query.value }),
   });
   const activeOnly = h("input", {
@@ -73,7 +73,7 @@ export function createTools(model, setLayer, signal) {
     before.disabled = layer <= 0;
     after.disabled = layer >= sizes.length - 1;
     activeOnly.checked = model.get("active_only");
-    // What is being typed stays as it is typed.
+    // Text that is being typed stays unchanged.
     if (query.value !== model.get("query")) query.value = model.get("query");
     const typed = Math.max(0, Number(least.value) || 0);
     if (typed !== model.get("min_activation")) least.value = `${model.get("min_activation")}`;
@@ -92,9 +92,9 @@ export function createTools(model, setLayer, signal) {
   return {
     element,
     update,
-    /** @param {string} words */
-    say(words) {
-      if (status.textContent !== words) status.textContent = words;
+    /** @param {string} text */
+    setStatus(text) {
+      if (status.textContent !== text) status.textContent = text;
     },
   };
 }

@@ -1,4 +1,4 @@
-// A card of what the diagram already knows of a node, for where no kernel can fill one.
+// A card of the values in the diagram, where no kernel can compute one.
 
 /** @import { Model, NodeKey } from "../lib/types" */
 import { floats, halfs, ints } from "../lib/model.js";
@@ -9,11 +9,11 @@ const LINKS = 6;
 /**
  * @param {Model} model with the traits of the diagram, or without
  * @param {NodeKey} node
- * @returns {{ card: Record<string, any>, values: Float32Array } | null} null for what it does not
- *   know
+ * @returns {{ card: Record<string, any>, values: Float32Array } | null} null for a node
+ *   that is not in the diagram
  */
 export function localCard(model, [layer, feature]) {
-  const graph = model.get("graph");
+  const graph = model.get("graph_info");
   if (!graph?.counts || layer >= graph.counts.length) return null;
   const features = ints(model, "node_features");
   const starts = [0];
@@ -58,14 +58,14 @@ export function localCard(model, [layer, feature]) {
 function links(model, graph, features, starts, layer, index) {
   const weights = floats(model, "edge_weights");
   const { counts, positive } = graph;
-  const place = index - starts[layer];
+  const position = index - starts[layer];
   let block = 0; // where the edges that leave layer - 1 begin
   for (let l = 0; l < layer - 1; l++) block += counts[l] * counts[l + 1];
   /** @type {number[][]} */
   const into = [];
   if (layer > 0) {
     for (let i = 0; i < counts[layer - 1]; i++) {
-      const weight = weights[block + i * counts[layer] + place];
+      const weight = weights[block + i * counts[layer] + position];
       const source = features[starts[layer - 1] + i];
       into.push([layer - 1, source, weight, part(weight, positive[layer - 1])]);
     }
@@ -74,7 +74,7 @@ function links(model, graph, features, starts, layer, index) {
   /** @type {number[][]} */
   const out = [];
   for (let i = 0; i < (counts[layer + 1] ?? 0); i++) {
-    const weight = weights[block + place * counts[layer + 1] + i];
+    const weight = weights[block + position * counts[layer + 1] + i];
     out.push([layer + 1, features[starts[layer + 1] + i], weight, part(weight, positive[layer])]);
   }
   if (layer === counts.length - 1) {

@@ -1,11 +1,11 @@
-// What is to be drawn: kept nodes and supernodes in columns, and the edges between them.
+// The layout: kept nodes and supernodes in columns, and the edges between them.
 
 /** @import { Data } from "./data.js" */
 /** @import { Kept } from "./prune.js" */
 
 export const SIZE = {
   thumb: 46,
-  token: 9, // a square for each prefix token, beside the thumbnail
+  token: 9, // a square for each prefix token, next to the thumbnail
   width: 62, // of a node with its text
   row: 74, // from one node of a column to the next
   pitch: [86, 168], // from one layer to the next, at least; and at most, on the screen
@@ -16,16 +16,16 @@ export const SIZE = {
 /**
  * A node, a supernode's members in one layer, or the target.
  * @typedef {object} Item
- * @property {string} key the same while it is there
+ * @property {string} key constant while the item exists
  * @property {number} layer
  * @property {number[]} ids candidates; the strongest first
  * @property {string} group the supernode's name when it is closed, else ""
  * @property {number} x
- * @property {number} y from the middle of the columns: rows stay while columns grow
+ * @property {number} y from the middle of the columns: rows stay in place while columns grow
  * @property {number} share
  *
  * @typedef {object} Link
- * @property {number} from place in `items`
+ * @property {number} from index in `items`
  * @property {number} to
  * @property {number} weight
  * @property {number} share
@@ -35,7 +35,7 @@ export const SIZE = {
  * @property {Link[]} links weakest first
  * @property {number[][]} out links that leave an item, by item
  * @property {number[][]} into links that lead to it
- * @property {Map<string, number>} places of items by key
+ * @property {Map<string, number>} indexOf index of an item by key
  * @property {Map<number, number>} itemOf candidates' items
  * @property {number[][]} columns items by layer from above; the target is one layer after the last
  * @property {number} pitch
@@ -59,9 +59,9 @@ export function buildScene(data, kept, rank, { groups, pitch }) {
   const rows = kept.nodes.map((ids) => columnOf(data, ids, rank, groups));
   const height = heightOf(Math.max(...rows.map((row) => row.length)));
   const columns = rows.map((row, layer) =>
-    row.map((item, place) => {
+    row.map((item, position) => {
       item.x = layer * pitch;
-      item.y = (place - row.length / 2) * SIZE.row;
+      item.y = (position - row.length / 2) * SIZE.row;
       for (const id of item.ids) itemOf.set(id, items.length);
       return items.push(item) - 1;
     }),
@@ -92,7 +92,7 @@ export function buildScene(data, kept, rank, { groups, pitch }) {
     links,
     out,
     into,
-    places: new Map(items.map((item, i) => [item.key, i])),
+    indexOf: new Map(items.map((item, i) => [item.key, i])),
     itemOf,
     columns,
     pitch,
@@ -104,11 +104,11 @@ export function buildScene(data, kept, rank, { groups, pitch }) {
   };
 }
 
-/** Height of columns with so many rows. @param {number} rows */
+/** Height of columns with this many rows. @param {number} rows */
 export const heightOf = (rows) => SIZE.head + Math.max(2, rows) * SIZE.row;
 
 /**
- * From one layer to the next, so that columns take the stage's width at a scale.
+ * From one layer to the next, so that columns fill the stage's width at a scale.
  * @param {number} layers @param {number} width of the stage @param {number} scale
  */
 export function pitchFor(layers, width, scale) {
