@@ -25,7 +25,7 @@ from vitlens.attribution.gradients import ErrorPaths, Gradient
 from vitlens.cli import COMMANDS, main, options, parser, train_saes
 from vitlens.cli.sae_runs import held_out_and_rest
 from vitlens.errors import VitlensError
-from vitlens.folders import check_folder
+from vitlens.io import check_folder
 from vitlens.images import Transform
 from vitlens.lens import Lens
 from vitlens.replacement import Baselines, ErrorNodes
@@ -197,7 +197,7 @@ def test_a_file_in_the_place_of_out_is_told_before_anything_is_loaded(
 def test_a_folder_that_may_not_be_written_is_told(tmp_path):
     for mode in (0o500, 0o000):
         tmp_path.chmod(mode)
-        with pytest.raises(VitlensError, match="may not be changed"):
+        with pytest.raises(VitlensError, match="may not write to"):
             check_folder(tmp_path / "a" / "b")
     tmp_path.chmod(0o700)
 

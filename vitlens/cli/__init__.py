@@ -12,7 +12,7 @@ import vitlens
 from vitlens.cli import atlas, demo, explain, faithfulness, info, lab, train_saes, tune_saes
 from vitlens.cli.options import HelpFormatter
 from vitlens.errors import VitlensError
-from vitlens.folders import check_folder
+from vitlens.io import check_folder
 
 #: In the order of the help. A new command is a module with `add_to`, and its name here.
 COMMANDS = (demo, lab, explain, faithfulness, atlas, train_saes, tune_saes, info)
