@@ -18,7 +18,7 @@ from tqdm.auto import tqdm
 
 from vitlens.errors import CheckpointError, FeatureError, ModelError
 from vitlens.io import read_tensors, write_tensors
-from vitlens.models.adapter import VisionModel
+from vitlens.models.vision import VisionModel
 from vitlens.repr import ShapeRepr
 from vitlens.saes.topk import TopKSAE
 

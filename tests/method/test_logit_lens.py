@@ -14,7 +14,7 @@ from torch import Tensor, nn
 import vitlens
 from vitlens.attribution.logit_lens import contribution, logit_lens
 from vitlens.errors import FeatureError, ModelError
-from vitlens.models.cls_mean import ClsMeanViT
+from vitlens.models.heads import ClsMeanViT
 
 SIZES = {
     "img_size": 24,

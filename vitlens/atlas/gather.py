@@ -21,7 +21,7 @@ from vitlens.atlas.state import AtlasState, LayerState
 from vitlens.atlas.sums import LayerSums
 from vitlens.interrupts import interrupts_held
 from vitlens.lens_base import LensBase
-from vitlens.models.adapter import VisionModel
+from vitlens.models.vision import VisionModel
 
 _FEW_IMAGES = 1000
 

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from vitlens.attribution.derivatives import pushforward
+from vitlens.method.derivatives import pushforward
 from vitlens.attribution.pair import LayerPair
 
 _CHUNK = 32

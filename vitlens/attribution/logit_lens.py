@@ -14,10 +14,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from vitlens.attribution.derivatives import pushforward
+from vitlens.method.derivatives import pushforward
 from vitlens.attribution.gradients import Gradient, backward_rules
 from vitlens.errors import FeatureError, ModelError
-from vitlens.models.adapter import VisionModel
+from vitlens.models.vision import VisionModel
 from vitlens.replacement import Baselines, Trace
 from vitlens.saes.topk import TopKSAE
 

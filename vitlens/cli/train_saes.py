@@ -19,7 +19,7 @@ from vitlens.cli.sae_runs import (
 
 if TYPE_CHECKING:
     from vitlens.images import Transform
-    from vitlens.models.adapter import VisionModel
+    from vitlens.models.vision import VisionModel
 
 _TEXT = """\
 Train a sparse autoencoder (SAE) for every layer of a model but the last, all in one pass over the
@@ -108,8 +108,8 @@ def _load(arguments: argparse.Namespace) -> tuple[VisionModel, Transform]:
     """Load the model that ``--model`` names, and its transform."""
     from vitlens.bundle import bundles, load
     from vitlens.images import Transform
-    from vitlens.models.adapter import VisionModel
-    from vitlens.models.registry import create
+    from vitlens.models.vision import VisionModel
+    from vitlens.models.families import create
 
     machine = device_and_dtype(arguments)
     if arguments.model in bundles():

@@ -17,7 +17,7 @@ from vitlens.errors import FeatureError
 from vitlens.interventions.kinds import FeatureId
 from vitlens.interventions.run import Plan, make_plan
 from vitlens.lens_base import LensBase
-from vitlens.models.adapter import Block
+from vitlens.models.vision import Block
 from vitlens.progress import Progress, steps
 from vitlens.saes.stream import batched
 
