@@ -30,7 +30,7 @@ from vitlens.saes.stream import (
     iterate_images,
     n_batches,
 )
-from vitlens.saes.topk import normalize_tokens
+from vitlens.saes.base import normalize_tokens
 
 WIDTH, DEPTH, T = 16, 3, 5
 N_IMAGES = 14
