@@ -191,7 +191,7 @@ class Importances(ShapeRepr):
     tokens: tuple[Float[Tensor, "*n T F+1"], ...]
     gradients: tuple[Float[Tensor, "*n T F"], ...]
     target: str | tuple[str, ...]
-    target_index: int | None | tuple[int | None, ...]
+    target_index: int | tuple[int | None, ...] | None
     target_value: float | tuple[float, ...]
     residual: Float[Tensor, "*n L"]
     gradient: Gradient
@@ -334,7 +334,9 @@ def stream_gradients(
     """
     check_choice("gradient", gradient, get_args(Gradient))
     check_choice("error_gradients", error_gradients, get_args(ErrorGradients))
-    weights = (p for part in (replacement.vision.module, *replacement.saes) for p in part.parameters())
+    weights = (
+        p for part in (replacement.vision.module, *replacement.saes) for p in part.parameters()
+    )
     if any(tensor.is_inference() for tensor in (*weights, *trace.residuals)):
         raise ModelError(
             "Weights or activations were made inside torch.inference_mode, and have no gradients. "

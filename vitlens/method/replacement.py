@@ -956,7 +956,7 @@ def fit_baselines(
         ):
             stream = torch.cat(kept)
             kept.clear()
-            parts = [stream] if _needs_whole_images(sae) else stream.split(tokens_at_once, dim=1)
+            parts = [stream] if sae.needs_whole_images else stream.split(tokens_at_once, dim=1)
             medians = [_medians(sae, part) for part in parts]
             features.append(torch.cat([of_features for of_features, _ in medians]))
             errors.append(torch.cat([of_error for _, of_error in medians]))
@@ -1014,10 +1014,6 @@ def _medians(
     """Lower medians over images; a function of its own, so that its memory is freed after it."""
     out = sae(stream)
     return out.features.median(0).values, out.error.median(0).values
-
-
-def _needs_whole_images(sae: SAE) -> bool:
-    return getattr(sae, "budget", None) is not None
 
 
 def _at_least_single(x: Tensor) -> Tensor:

@@ -12,13 +12,9 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from vitlens.errors import ImageError
-<<<<<<< HEAD
-from vitlens.models.vision import VisionModel, as_vision_model
-=======
 from vitlens.models.vision import VisionModel, as_vision_model
 from vitlens.saes.base import check_widths
 from vitlens.saes.files import check_count
->>>>>>> next
 from vitlens.saes.stream import batch_of
 from vitlens.saes.topk import TopKSAE
 
