@@ -56,8 +56,8 @@ if TYPE_CHECKING:
     from vitlens.interventions.kinds import Ablate, Clamp, Patch, Project, Scale, Steer
     from vitlens.interventions.outcome import Outcome
     from vitlens.lens import Lens
-    from vitlens.models.vision import VisionModel
     from vitlens.method.libragrad import libragrad
+    from vitlens.models.vision import VisionModel
     from vitlens.replacement import Baselines, Trace
     from vitlens.saes.config import TrainConfig, TuneConfig
     from vitlens.saes.topk import TopKSAE

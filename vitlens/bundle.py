@@ -15,8 +15,8 @@ from vitlens.errors import CheckpointError, ModelError
 from vitlens.images import Transform
 from vitlens.io import read_json, read_tensors
 from vitlens.lens import Lens
-from vitlens.models.quantize import dequantize
 from vitlens.models.families import check_name, create
+from vitlens.models.quantize import dequantize
 from vitlens.replacement import Baselines
 from vitlens.saes.files import load_saes
 from vitlens.saes.rrm import RELEASES
