@@ -17,7 +17,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 import vitlens.bundle
-import vitlens.models.registry
+import vitlens.models.families
 from vitlens import Circuit, Curves
 from vitlens.about import About, Sample
 from vitlens.attribution.edges import Engine
@@ -26,7 +26,7 @@ from vitlens.cli import main, options, parser
 from vitlens.cli import saes as saes_command
 from vitlens.cli.saes import held_out_and_rest
 from vitlens.errors import VitlensError
-from vitlens.folders import check_folder
+from vitlens.io import check_folder
 from vitlens.images import Transform
 from vitlens.lens import Lens
 from vitlens.replacement import Baselines, ErrorNodes
@@ -103,7 +103,7 @@ def tiny_timm(tiny, monkeypatch):
         return tiny[0]
 
     monkeypatch.setattr(vitlens.bundle, "create", create)
-    monkeypatch.setattr(vitlens.models.registry, "create", create)
+    monkeypatch.setattr(vitlens.models.families, "create", create)
 
 
 def fails(arguments, capsys):
@@ -198,7 +198,7 @@ def test_a_file_at_the_output_folder_is_refused_before_anything_is_loaded(
 def test_a_folder_without_write_permission_is_refused(tmp_path):
     for mode in (0o500, 0o000):
         tmp_path.chmod(mode)
-        with pytest.raises(VitlensError, match="may not be changed"):
+        with pytest.raises(VitlensError, match="may not write to"):
             check_folder(tmp_path / "a" / "b")
     tmp_path.chmod(0o700)
 

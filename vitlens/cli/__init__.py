@@ -12,7 +12,7 @@ from vitlens import __version__
 from vitlens.cli import atlas, demo, explain, faithfulness, info, lab, saes
 from vitlens.cli.options import HelpFormatter
 from vitlens.errors import VitlensError
-from vitlens.folders import check_folder
+from vitlens.io import check_folder
 
 #: Modules with an `add_to`, in the order of the help.
 COMMANDS = (demo, lab, explain, faithfulness, atlas, saes, info)
