@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from vitlens.errors import ModelError
 from vitlens.images import ImageLike
 from vitlens.lens_base import LensBase
-from vitlens.saes.stream import batched
+from vitlens.saes.data import batched
 
 
 def last_layer(lens: LensBase) -> nn.Linear | None:

@@ -19,7 +19,7 @@ from vitlens.interventions.run import Plan, make_plan
 from vitlens.lens_base import LensBase
 from vitlens.models.adapter import Block
 from vitlens.progress import Progress, steps
-from vitlens.saes.stream import batched
+from vitlens.saes.data import batched
 
 ABLATED = Removal()
 
