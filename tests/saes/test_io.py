@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from tests.builders import KINDS, sae_of_kind, tiny_model
 from vitlens.errors import CheckpointError, VitlensError
 from vitlens.io import read_tensors, write_tensors
-from vitlens.models.adapter import VisionModel
+from vitlens.models.vision import VisionModel
 from vitlens.saes import SAE, TopKSAE, load_sae, load_saes, save_sae, save_saes
 from vitlens.saes.io import fingerprint_of_saes, resolve_saes
 

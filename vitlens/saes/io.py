@@ -18,7 +18,7 @@ from torch import Tensor
 
 from vitlens.errors import CheckpointError
 from vitlens.io import atomic_path, fingerprint, read_json, read_result, write_tensors
-from vitlens.models.adapter import VisionModel
+from vitlens.models.vision import VisionModel
 from vitlens.saes.base import SAE, check_widths
 from vitlens.saes.importers import rrm
 
