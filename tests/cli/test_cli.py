@@ -26,12 +26,12 @@ from vitlens.cli import main, options, parser
 from vitlens.cli import saes as saes_command
 from vitlens.cli.saes import held_out_and_rest
 from vitlens.errors import VitlensError
-from vitlens.io import check_folder
 from vitlens.images import Transform
+from vitlens.io import check_folder
 from vitlens.lens import Lens
 from vitlens.replacement import Baselines, ErrorNodes
 from vitlens.saes import TopKSAE, chain_losses, load_saes, save_saes
-from vitlens.saes.stream import sae_residuals
+from vitlens.saes.data import sae_residuals
 
 CLASSES = ("bird", "insect", "mammal", "flower", "fruit", "vehicle", "coin")
 
@@ -276,7 +276,7 @@ def test_train_saes_reports_and_its_saes_explain(tiny_timm, photos, tmp_path, ca
     assert main([str(word) for word in command]) == 0
     printed = capsys.readouterr().out
     saes = load_saes(out)
-    assert [(sae.n_features, sae.k) for sae in saes] == [(48, 4)] * 3
+    assert [(sae.n_features, sae.k) for sae in saes.values()] == [(48, 4)] * 3
     assert "3 SAEs on 3 images: 51 tokens" in printed and "explained variance" in printed
     assert f"--saes {out}" in printed
     explain = ["explain", photos / "bird" / "0.png", "--model", "tiny", "--saes", out]
