@@ -146,7 +146,7 @@ class LensBase:
         """The image as the model sees it; None for a transform that cannot be undone."""
         if not isinstance(self.transform, Transform):
             return None
-        picture = self.transform.picture(self.tensor(image))
+        picture = self.transform.to_pil(self.tensor(image))
         flat = torch.frombuffer(bytearray(picture.tobytes()), dtype=torch.uint8)
         return flat.reshape(picture.height, picture.width, 3)
 

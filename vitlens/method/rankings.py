@@ -15,7 +15,7 @@ scores by the features n that are kept at the next site::
     CLA_i[m] = sum_{n kept} |a_m| |d a_n / d a_m|                          (26)
 
 The paper's own ranking walks over edges; see `vitlens.circuits.prune`.
-docs/method.md, "Rankings to compare with".
+docs/method.md, "Cross-Layer Attribution and other rankings".
 """
 
 from __future__ import annotations
