@@ -26,7 +26,7 @@ from vitlens.atlas.shown import spread
 from vitlens.atlas.state import AtlasState, merge_states
 from vitlens.atlas.words import word_proposals
 from vitlens.errors import CheckpointError
-from vitlens.folders import check_replaceable
+from vitlens.io import check_replaceable
 from vitlens.progress import Progress
 
 if TYPE_CHECKING:

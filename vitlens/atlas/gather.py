@@ -19,9 +19,9 @@ from vitlens.atlas.pools import Pool
 from vitlens.atlas.reading import Reader, Ready, Unreadable, stack
 from vitlens.atlas.state import AtlasState, LayerState
 from vitlens.atlas.sums import LayerSums
-from vitlens.interrupts import interrupts_held
 from vitlens.lens_base import LensBase
 from vitlens.models.adapter import VisionModel
+from vitlens.progress import interrupts_held
 
 _FEW_IMAGES = 1000
 
