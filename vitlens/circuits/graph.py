@@ -321,12 +321,8 @@ class AttributionGraph(Explanation):
     def _check_known(self, layer: int, feature: int) -> None:
         if layer in self.layers and feature in self.features[self.layers.index(layer)]:
             return
-        reach = (
-            "" if self.at_most is None else f", which up to {self.at_most} nodes per layer reach"
-        )
-        raise FeatureError(
-            f"Node ({layer}, {feature}) is not among the nodes of this graph{reach}."
-        )
+        reach = "" if self.at_most is None else f" for up to {self.at_most} nodes per layer"
+        raise FeatureError(f"Node ({layer}, {feature}) is not in this graph{reach}.")
 
     def _all_scores(self) -> Scores:
         """Return the scores of all nodes; those that are not stored have none."""

@@ -412,7 +412,7 @@ def check_rule(
         named = " and ".join(given) or "none of them"
         raise FeatureError(f"Give exactly one of {name}, share and threshold, not {named}.")
     if count is not None:
-        check_count("The count of nodes to keep", count)
+        check_count(name, count)
     for rule in ("share", "threshold"):
         value = given.get(rule)
         if value is not None and not (_is_number(value) and 0 < value <= 1):

@@ -38,8 +38,8 @@ from vitlens.models.adapter import Block, VisionModel
 from vitlens.progress import Progress, steps
 from vitlens.replacement import Baselines, ErrorNodes, Trace
 from vitlens.repr import ShapeRepr
-from vitlens.saes.base import FeatureId
-from vitlens.saes.topk import Encoded, TopKSAE
+from vitlens.saes.base import Encoded, FeatureId
+from vitlens.saes.topk import TopKSAE
 from vitlens.tables import text_table
 
 #: The nodes of an edge, or of a path: (layer, feature); feature -1 is an error node, -2 the target.

@@ -46,7 +46,7 @@ class _Active:
     ) -> Tensor:
         if self.paused or threading.get_ident() != thread:
             return stream
-        # A pass that starts anew or was cut off: nothing of the one before may be used.
+        # A pass that starts again or was cut off: nothing of the one before may be used.
         if self.passing is None or layer != self.due or layer == 0:
             self.passing = Pass(self.plans[-1], self.plans[-1].last_clean)
         self.due = layer + 1

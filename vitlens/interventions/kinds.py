@@ -2,7 +2,7 @@
 
 A feature is (layer, feature), a token (row, column) from 0, or (-1, i) for prefix token i (CLS and
 registers). Let z be a feature's activation on a token of the *running* stream, which interventions
-on earlier layers have changed already and which is encoded anew at every layer. Interventions on
+on earlier layers have changed already and which is encoded again at every layer. Interventions on
 one layer are done one after the other, in the order given; each sees the z that those before it
 left. Whatever z becomes, it is decoded as it is: top-k is not applied again.
 """

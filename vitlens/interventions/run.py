@@ -1,6 +1,6 @@
 """Running the model with interventions: checked once, then quick on any batch.
 
-At every layer the running stream x is encoded anew: x = x_hat(z) + e. Interventions change z, and
+At every layer the running stream x is encoded again: x = x_hat(z) + e. Interventions change z, and
 the stream goes on as x_hat(z') plus what the layer's error node holds, plus what projections take
 out of this sum. Source: Kim et al., NeurIPS 2025, arXiv 2509.17401, section 3.
 """
