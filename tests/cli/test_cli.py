@@ -31,7 +31,7 @@ from vitlens.io import check_folder
 from vitlens.lens import Lens
 from vitlens.replacement import ErrorNodes
 from vitlens.saes import chain_losses, load_saes, save_saes
-from vitlens.saes.stream import sae_residuals
+from vitlens.saes.data import sae_residuals
 
 CLASSES = ("bird", "insect", "mammal", "flower", "fruit", "vehicle", "coin")
 
@@ -262,7 +262,7 @@ def test_train_saes_reports_and_its_saes_explain(tiny_timm, photos, tmp_path, ca
     assert main([str(word) for word in command]) == 0
     printed = capsys.readouterr().out
     saes = load_saes(out)
-    assert [(sae.n_features, sae.k) for sae in saes] == [(48, 4)] * 3
+    assert [(sae.n_features, sae.k) for sae in saes.values()] == [(48, 4)] * 3
     assert "3 SAEs on 3 images: 51 tokens" in printed and "explained variance" in printed
     assert f"--saes {out}" in printed
     explain = ["explain", photos / "bird" / "0.png", "--model", "tiny", "--saes", out]
