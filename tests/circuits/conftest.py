@@ -13,7 +13,7 @@ from torch import Tensor
 
 from vitlens.attribution.importances import Importances, importances
 from vitlens.attribution.targets import resolve_target
-from vitlens.models.adapter import VisionModel
+from vitlens.models.vision import VisionModel
 from vitlens.replacement import Baselines, trace
 from vitlens.saes.topk import TopKSAE
 

@@ -21,7 +21,7 @@ from vitlens.circuits.faithfulness import (
     ranked,
 )
 from vitlens.errors import CheckpointError, FeatureError, OptionError, TargetError, VitlensError
-from vitlens.models.adapter import VisionModel
+from vitlens.models.vision import VisionModel
 from vitlens.replacement import Baselines, run_with, trace
 from vitlens.saes.topk import TopKSAE
 

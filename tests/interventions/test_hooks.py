@@ -115,7 +115,7 @@ VERBS: dict[str, Any] = {
     "conservation": lambda lens, x: lens.conservation(x),
     "logit_lens": lambda lens, x: dict(lens.logit_lens(x, 1, 0)),
     "faithfulness": lambda lens, x: lens.faithfulness([x], q=(0, 0.1, 1), progress=False),
-    "fit_baselines": lambda lens, x: vars(lens.fit_baselines([x], progress=False)),
+    "fit_baselines": lambda lens, x: lens.fit_baselines([x], progress=False).errors,
     "verify": lambda lens, x: lens.verify(lens.circuit(x, nodes_per_layer=2), x).measured,
     "keep": lambda lens, x: lens.run_with(x, keep=[[1], [2], [3]]),
     "widgets": lambda lens, x: Scene.of(lens, x).importances.nodes,

@@ -17,7 +17,7 @@ from tests.interventions.by_hand import (
     kinds,
     slow,
 )
-from tests.models.test_models import FAMILIES, image, lens_of, make
+from tests.models.test_vision import FAMILIES, image, lens_of, make
 from tests.tiny import tiny_image, tiny_lens
 from vitlens import Ablate, Clamp, Patch, Project, Scale, Steer
 from vitlens.errors import FeatureError, ImageError

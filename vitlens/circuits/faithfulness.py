@@ -33,7 +33,7 @@ from vitlens.circuits.curves import METRICS, Curves, Metric
 from vitlens.circuits.prune import select, walk
 from vitlens.errors import CheckpointError, FeatureError, VitlensError, check_choice, near_matches
 from vitlens.io import fingerprint, read_tensors, write_tensors
-from vitlens.models.adapter import VisionModel
+from vitlens.models.vision import VisionModel
 from vitlens.progress import Progress, Watch
 from vitlens.replacement import Baselines, ErrorNodes, Trace, run_with, trace
 from vitlens.saes.topk import TopKSAE
@@ -244,7 +244,7 @@ def faithfulness(
         Names out of "rrm" (walk over exact edges, again for each count), "cla" (the same walk
         with Cross-Layer Attribution's scores), "node" (node importance alone), "plain" (the
         same with the model's ordinary gradient), "activation", "random"; or functions of a
-        `vitlens.circuits.methods.Case` that return what to keep for a count.
+        `Case` that return what to keep for a count.
     labels
         The right classes; when given, misclassified images are left out.
     target

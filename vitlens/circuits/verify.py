@@ -27,14 +27,14 @@ from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor
 
-from vitlens.attribution.derivatives import pushforward
 from vitlens.attribution.gradients import backward_rules
 from vitlens.attribution.importances import Importances, importances, layer_edges
 from vitlens.attribution.targets import Target
 from vitlens.circuits.circuit import ERROR, TARGET, Circuit, Edge, node_name
 from vitlens.circuits.curves import N_RESAMPLES, Array, Estimate, interval
 from vitlens.errors import FeatureError, check_choice
-from vitlens.models.adapter import Block, VisionModel
+from vitlens.method.derivatives import pushforward
+from vitlens.models.vision import Block, VisionModel
 from vitlens.progress import Progress, steps
 from vitlens.replacement import Baselines, ErrorNodes, Trace
 from vitlens.repr import ShapeRepr

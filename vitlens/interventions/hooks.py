@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from vitlens.errors import FeatureError
 from vitlens.interventions.run import Pass, Plan
-from vitlens.models.adapter import VisionModel
+from vitlens.models.vision import VisionModel
 from vitlens.saes.topk import TopKSAE
 
 _Verb = TypeVar("_Verb", bound=Callable[..., Any])

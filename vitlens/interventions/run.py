@@ -26,10 +26,10 @@ from vitlens.interventions.kinds import (
     Project,
     interventions,
 )
-from vitlens.models.adapter import VisionModel
+from vitlens.models.vision import VisionModel
 from vitlens.replacement import Baselines, ErrorNodes, Trace
 from vitlens.replacement import error_nodes as check_error_nodes
-from vitlens.saes.stream import batched
+from vitlens.saes.data import batched
 from vitlens.saes.topk import TopKSAE
 
 _BATCH = 16

@@ -25,10 +25,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Literal, NamedTuple, TypeAlias, get_args
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from vitlens.errors import CheckpointError, check_choice
+from vitlens.errors import CheckpointError, VitlensError, check_choice
 
 #: A feature, (layer, feature), with the number of the block; feature -1 is the layer's error node.
 FeatureId: TypeAlias = tuple[int, int]
@@ -117,8 +117,9 @@ class SAE(nn.Module, ABC):
         self.normalization: Normalization = normalization
         self.subtract_b_dec = bool(subtract_b_dec)
         for name in (*needed, *(["b_enc"] if "b_enc" in given else [])):
-            value = nn.Parameter(given[name].clone(), requires_grad=False)
-            self.register_parameter(name, value)
+            # Contiguous, so that products round as they do after saving and loading.
+            value = given[name].clone(memory_format=torch.contiguous_format)
+            self.register_parameter(name, nn.Parameter(value, requires_grad=False))
         for name in ("b_enc", "input_mean", "input_scale"):
             if name not in self._parameters:
                 self.register_parameter(name, None)
@@ -137,6 +138,11 @@ class SAE(nn.Module, ABC):
     def max_active(self) -> int:
         """Most features that can be active on one token."""
         return self.n_features
+
+    @property
+    def needs_whole_images(self) -> bool:
+        """Whether the mask of a token depends on the other tokens of its image."""
+        return False
 
     @abstractmethod
     def active_mask(self, activations: Float[Tensor, "*batch F"]) -> Bool[Tensor, "*batch F"]:
@@ -172,13 +178,15 @@ class SAE(nn.Module, ABC):
         """
         others = dict(settings)
         kind = others.pop("kind", None)
-        if kind not in SAE_KINDS:
+        if not isinstance(kind, str) or kind not in SAE_KINDS:
             raise CheckpointError(
                 f"There is no SAE of kind {kind!r}; known kinds are {', '.join(SAE_KINDS)}."
             )
         try:
             return SAE_KINDS[kind](tensors, **others)
-        except TypeError as error:
+        except VitlensError:
+            raise
+        except (TypeError, ValueError) as error:
             raise CheckpointError(f"The settings do not fit an SAE of kind {kind!r}.") from error
 
     def extra_repr(self) -> str:
@@ -271,9 +279,15 @@ class SAE(nn.Module, ABC):
         reconstruction = self.decode(features, mean, std)
         return SAEOutput(features, reconstruction, x - reconstruction, mean, std)
 
-    def encoder_rows(self) -> Float[Tensor, "F D"]:
-        """Gradient of each pre-activation at a token, times `input_scale_of`: the rows."""
-        rows = self.W_enc.T
+    def encoder_rows(self, features: Int[Tensor, " n"] | None = None) -> Float[Tensor, "n D"]:
+        """Gradient of pre-activations with respect to their token, times `input_scale_of`.
+
+        Parameters
+        ----------
+        features : Tensor [n], optional
+            Which features; all by default.
+        """
+        rows = self.W_enc.T if features is None else self.W_enc[:, features].T
         # The mean back-propagates, so that a token's constant part has no effect.
         return rows - rows.mean(1, keepdim=True) if self.normalization == "layer" else rows
 
