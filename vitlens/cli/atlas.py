@@ -116,7 +116,7 @@ def _built(arguments: argparse.Namespace, lens: Lens) -> Atlas:
         labels=None if arguments.labels == "auto" else arguments.labels,
         n_top=arguments.n_top,
         n_sampled=arguments.n_sampled,
-        pictures=arguments.picture_size if arguments.pictures else None,
+        thumbnails=arguments.picture_size if arguments.pictures else None,
         batch_size=arguments.batch_size,
         out=arguments.out,
         resume=not arguments.restart,
