@@ -27,7 +27,7 @@ from vitlens.errors import (
 )
 from vitlens.images import Transform
 from vitlens.replacement import fit_baselines
-from vitlens.saes.topk import SAEOutput
+from vitlens.saes.base import SAEOutput
 
 CLASSES = ("bird", "mammal", "fruit", "flower", "vehicle")
 

@@ -19,7 +19,7 @@ from torch.utils.data import (
 )
 
 from vitlens.errors import CheckpointError, ImageError, ModelError, VitlensError
-from vitlens.models.adapter import VisionModel
+from vitlens.models.vision import VisionModel
 from vitlens.saes import TrainConfig, estimate, load_saes, measure, train_saes
 from vitlens.saes.checkpoint import CHECKPOINT
 from vitlens.saes.learner import Learner
@@ -30,7 +30,7 @@ from vitlens.saes.stream import (
     iterate_images,
     n_batches,
 )
-from vitlens.saes.topk import normalize_tokens
+from vitlens.saes.base import normalize_tokens
 
 WIDTH, DEPTH, T = 16, 3, 5
 N_IMAGES = 14

@@ -24,7 +24,7 @@ from vitlens.atlas.scores import Scores
 from vitlens.atlas.state import AtlasState, merge_states
 from vitlens.atlas.store import Contents, LayerTable
 from vitlens.errors import CheckpointError, FeatureError
-from vitlens.folders import check_replaceable
+from vitlens.io import check_replaceable
 from vitlens.progress import Progress
 from vitlens.saes.base import FeatureId
 

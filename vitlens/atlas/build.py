@@ -33,9 +33,8 @@ from vitlens.atlas.state import (
     Pool,
 )
 from vitlens.errors import CheckpointError, ImageError, VitlensError
-from vitlens.interrupts import interrupts_held
-from vitlens.models.adapter import VisionModel
-from vitlens.progress import Progress
+from vitlens.models.vision import VisionModel
+from vitlens.progress import Progress, interrupts_held
 from vitlens.saes.topk import TopKSAE
 
 if TYPE_CHECKING:

@@ -35,7 +35,7 @@ from vitlens.atlas.store import (
 from vitlens.atlas.tuning import respond
 from vitlens.attribution.gradients import backward_rules
 from vitlens.errors import CheckpointError, ImageError, ModelError
-from vitlens.models.adapter import VisionModel
+from vitlens.models.vision import VisionModel
 from vitlens.progress import Progress, steps, waiting
 from vitlens.saes.topk import TopKSAE
 

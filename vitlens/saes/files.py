@@ -13,7 +13,8 @@ import torch
 from vitlens.errors import CheckpointError
 from vitlens.io import atomic_path, fingerprint, read_json, read_tensors, write_tensors
 from vitlens.saes import rrm
-from vitlens.saes.topk import TopKSAE, check_saes
+from vitlens.saes.base import check_widths
+from vitlens.saes.topk import TopKSAE
 
 MANIFEST = "manifest.json"
 _SAE_FORMAT = "vitlens-sae"
@@ -191,8 +192,18 @@ def resolve_saes(
                 "SAEs are a list of `TopKSAE`, one after every block but the last, or a folder or"
                 f" hub name to load them from; got {type(sae).__name__}."
             )
-    check_saes(found, depth=depth, width=width)
+    check_count(found, depth=depth)
+    check_widths(found, range(len(found)), d_model=width)
     return found
+
+
+def check_count(saes: Sequence[TopKSAE], *, depth: int) -> None:
+    """Raise `CheckpointError` unless there is one SAE for every block but the last."""
+    if len(saes) != depth - 1:
+        raise CheckpointError(
+            f"The model has {depth} blocks and so {depth - 1} SAEs, one after every block but the"
+            f" last; got {len(saes)}."
+        )
 
 
 def read_manifest(folder: str | Path) -> dict[str, Any]:

@@ -12,9 +12,11 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from vitlens.errors import ImageError
-from vitlens.models.adapter import VisionModel, as_vision_model
+from vitlens.models.vision import VisionModel, as_vision_model
+from vitlens.saes.base import check_widths
+from vitlens.saes.files import check_count
 from vitlens.saes.stream import batch_of
-from vitlens.saes.topk import TopKSAE, check_saes
+from vitlens.saes.topk import TopKSAE
 
 
 @dataclass(frozen=True)
@@ -123,7 +125,8 @@ def measure(
         If there is no image, a batch is not of floats, or some batches have labels and others not.
     """
     vision = as_vision_model(vision)
-    check_saes(saes, depth=vision.depth, width=vision.d_model)
+    check_count(saes, depth=vision.depth)
+    check_widths(saes, range(len(saes)), d_model=vision.d_model)
     sums = [_LayerSums(sae) for sae in saes]
     right_model, right_all = 0, 0
     n_images = 0

@@ -14,8 +14,8 @@ from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 from vitlens.errors import CheckpointError, ImageError
 from vitlens.io import fingerprint
-from vitlens.models.adapter import VisionModel
-from vitlens.saes.topk import normalize_tokens
+from vitlens.models.vision import VisionModel
+from vitlens.saes.base import normalize_tokens
 
 
 def count_images(images: Any) -> int | None:
