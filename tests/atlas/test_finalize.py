@@ -21,8 +21,8 @@ from tests.tiny import CLASSES, tiny_lens
 from vitlens.atlas.atlas import Atlas
 from vitlens.atlas.finalize import Readout, effects, place_features, readout_directions
 from vitlens.errors import CheckpointError, FeatureError, ModelError
-from vitlens.models.heads import ClsMeanViT
 from vitlens.method.libragrad import libragrad
+from vitlens.models.heads import ClsMeanViT
 from vitlens.saes.health import HealthReport, SAEHealth
 
 N = 12
