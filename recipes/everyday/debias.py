@@ -24,9 +24,7 @@ import torch
 import vitlens
 from recipes.everyday.fetch import WORK, fetch
 from recipes.everyday.images import test_composites
-from vitlens.debias import DebiasedModel, Debiasing
-from vitlens.debias.removal import Removal
-from vitlens.debias.report import GroupReport
+from vitlens.debias import DebiasedModel, Debiasing, GroupReport, Removal
 from vitlens.debias.search import NUMBERS
 from vitlens.debias.spurious import Spurious
 from vitlens.io import read_json, write_json
@@ -115,7 +113,9 @@ def six_classes(features: tuple[tuple[int, int], ...], removal: Removal) -> dict
     right = {"before": 0, "after": 0}
     for start, batch in enumerate(made.batches(16)):
         labels = made.labels[16 * start : 16 * start + len(batch)]
-        for name, logits in (("before", everyday.vision.logits(batch)), ("after", changed(batch))):
+        with torch.no_grad():
+            both = (("before", everyday.vision.logits(batch)), ("after", changed(batch)))
+        for name, logits in both:
             right[name] += int((logits.argmax(1) == labels).sum())
     return {name: n / SIX_CLASSES for name, n in right.items()}
 

@@ -1,4 +1,4 @@
-"""Effect sizes, tests, baselines and reports, against plain computations."""
+"""Effect sizes and rank tests of features, against plain computations."""
 
 from __future__ import annotations
 
@@ -6,23 +6,12 @@ import numpy as np
 import pytest
 import torch
 
-from vitlens.debias.baselines import dfr, erased, leace, mean_difference
+from tests.planted import groups_of
 from vitlens.debias.candidates import conflicting, differences, find_candidates
-from vitlens.debias.groups import GroupedImages
-from vitlens.debias.report import GroupReport, TradeOff, group_report, mean_report
 from vitlens.errors import FeatureError
 
 
-def groups_of(counts: tuple[int, ...], attributes: int = 2) -> GroupedImages:
-    index = [i for i, n in enumerate(counts) for _ in range(n)]
-    labels = torch.tensor([i // attributes for i in index])
-    values = torch.tensor([i % attributes for i in index])
-    names = tuple("abc"[:attributes])
-    classes = tuple(f"c{i}" for i in range(len(counts) // attributes))
-    return GroupedImages([torch.zeros(1)] * len(index), labels, values, classes, names)
-
-
-def test_effects_and_p_values_of_one_stratum() -> None:
+def test_effects_and_p_values_agree_with_scipy_in_one_stratum() -> None:
     from scipy.stats import mannwhitneyu
 
     rng = np.random.default_rng(0)
@@ -46,7 +35,7 @@ def test_effects_and_p_values_of_one_stratum() -> None:
 
 
 def test_strata_are_held_fixed() -> None:
-    """What only follows the class shows no effect of an attribute that goes along with it."""
+    """A feature of the class shows no effect of an attribute that is correlated with the class."""
     groups = groups_of((40, 5, 5, 40))
     rng = np.random.default_rng(1)
     x = rng.normal(size=(90, 2))
@@ -64,7 +53,7 @@ def test_strata_are_held_fixed() -> None:
     assert abs(candidate.class_effect) < 1
 
 
-def test_joined_rank_sums_by_hand() -> None:
+def test_combined_rank_sums_agree_with_all_permutations() -> None:
     """Van Elteren's statistic, its variance from all permutations of two small strata."""
     from itertools import combinations, product
 
@@ -89,7 +78,7 @@ def test_joined_rank_sums_by_hand() -> None:
     assert found.p_value[0] == pytest.approx(2 * norm.sf(abs(z)))
 
 
-def test_noise_gives_few_candidates_and_the_rate_is_controlled() -> None:
+def test_the_false_discovery_rate_is_controlled() -> None:
     groups = groups_of((30, 30, 30, 30))
     rng = np.random.default_rng(2)
     noise = torch.from_numpy(rng.normal(size=(120, 2000)))
@@ -102,7 +91,7 @@ def test_noise_gives_few_candidates_and_the_rate_is_controlled() -> None:
     assert false / len(found) < 0.12
 
 
-def test_three_attribute_values() -> None:
+def test_the_most_different_of_three_attribute_values_is_named() -> None:
     groups = groups_of((20,) * 6, attributes=3)
     x = torch.randn(120, 2, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     x[groups.attributes == 2, 0] += 4
@@ -110,8 +99,8 @@ def test_three_attribute_values() -> None:
     assert (candidate.feature, candidate.attribute) == (0, "c")
 
 
-def test_a_feature_of_all_values_but_one() -> None:
-    """It differs most from the value that it is not active on, and goes along with the others."""
+def test_a_feature_of_all_values_but_one_is_named_not_x() -> None:
+    """It differs most from the value on which it is not active."""
     groups = groups_of((20,) * 6, attributes=3)
     x = torch.randn(120, 2, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     x[groups.attributes != 2, 0] += 2
@@ -128,7 +117,7 @@ def test_a_feature_of_all_values_but_one() -> None:
     assert candidate.effect == pytest.approx(np.mean(gaps)) and candidate.effect > 1
 
 
-def test_strata_with_one_image_of_a_side_have_ranks_but_no_spread() -> None:
+def test_strata_with_one_image_on_a_side_count_in_ranks_only() -> None:
     rng = np.random.default_rng(3)
     x = torch.from_numpy(rng.normal(size=(44, 300)))
     strata = torch.tensor([0] * 40 + [1] * 2 + [2] * 2)
@@ -137,11 +126,11 @@ def test_strata_with_one_image_of_a_side_have_ranks_but_no_spread() -> None:
     assert np.array_equal(whole.effect, large.effect)
     assert not np.array_equal(whole.p_value, large.p_value)
     assert whole.effect.max() < 1.5
-    pairs = differences(x[40:], side[40:], strata[40:])  # nothing but such strata
+    pairs = differences(x[40:], side[40:], strata[40:])  # only such strata
     assert not pairs.effect.any() and (pairs.p_value < 1).any()
 
 
-def test_where_candidates_come_from() -> None:
+def test_candidates_name_their_sources() -> None:
     groups = groups_of((20,) * 4)
     x = torch.randn(80, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     x[:, 0] += 4 * groups.attributes
@@ -152,13 +141,13 @@ def test_where_candidates_come_from() -> None:
     by_key = {candidate.key: candidate for candidate in found}
     assert by_key[2, 0].sources == ("activation difference", "circuit")
     assert by_key[2, 0].share == 0.5
-    assert by_key[2, 3].sources == ("picked",)  # what tells the class comes by picks alone
+    assert by_key[2, 3].sources == ("picked",)  # a feature of the class can only be picked
     for wrong in ((2, 4), (1, 0), (2, -1)):
         with pytest.raises(FeatureError, match="another lens"):
             find_candidates({2: x}, groups, picks=[wrong])
 
 
-def test_constant_activations_are_no_candidates() -> None:
+def test_constant_activations_are_not_candidates() -> None:
     groups = groups_of((5,) * 4)
     assert find_candidates({0: torch.ones(20, 3)}, groups) == ()
 
@@ -169,84 +158,3 @@ def test_conflicting_images_are_the_most_wrong_of_the_worst_group() -> None:
     logits[torch.arange(12), groups.labels] = 1
     logits[3:6, 1] = torch.tensor([2.0, 5.0, 3.0])
     assert conflicting(groups, logits, n=2).tolist() == [4, 5]
-
-
-def biased(n: int = 60) -> tuple[torch.Tensor, GroupedImages]:
-    """Inputs whose first direction is the attribute, whose second the class."""
-    groups = groups_of((n,) * 4)
-    x = torch.randn(4 * n, 10, generator=torch.Generator().manual_seed(0))
-    x[:, 0] += 6 * groups.attributes
-    x[:, 1] += 4 * groups.labels
-    return x, groups
-
-
-def test_linear_removal_takes_the_attribute_and_leaves_the_class() -> None:
-    x, groups = biased()
-    erasers = {"mean": mean_difference(x, groups), "leace": leace(x, groups)}
-    head = torch.nn.Linear(10, 2)
-    with torch.no_grad():
-        head.weight.copy_(torch.eye(10)[:2] * torch.tensor([[-1.0], [1.0]]))
-        head.bias.zero_()
-    for eraser in filter(None, erasers.values()):
-        left = eraser(x.double())
-        gaps = [
-            left[groups.groups == 2 * c + 1].mean(0) - left[groups.groups == 2 * c].mean(0)
-            for c in (0, 1)
-        ]
-        assert float(sum(gaps).norm()) < 0.02  # type: ignore[union-attr]
-        class_gap = left[groups.labels == 1].mean(0) - left[groups.labels == 0].mean(0)
-        assert float(class_gap[1]) == pytest.approx(4, abs=0.5)
-        logits = erased(eraser, x, head)
-        assert logits.shape == (240, 2)
-        torch.testing.assert_close(logits[:, 1], left[:, 1])
-
-
-def test_dfr_ignores_the_attribute() -> None:
-    x, groups = biased()
-    fair = dfr(x, groups)
-    report = group_report("DFR", fair(x), groups)
-    assert report.worst > 0.9
-    assert torch.equal(fair(x), dfr(x, groups)(x))
-    assert not torch.equal(fair(x), dfr(x, groups, seed=1)(x))
-
-
-def report(n: int, right: list[float], count: int = 10) -> GroupReport:
-    return GroupReport(
-        "x", ("a, c", "a, d", "b, c", "b, d"), ("a", "b"),
-        torch.tensor(right, dtype=torch.float64), torch.full((4,), float(count)), n,
-    )  # fmt: skip
-
-
-def test_reports() -> None:
-    before, after = report(0, [10, 2, 4, 9]), report(3, [8, 8, 7, 9])
-    assert (before.average, before.worst, before.worst_group) == (0.625, 0.2, "a, d")
-    assert after.collateral(before) == {"a, c": pytest.approx(-0.2)}
-    assert before.by_class() == {"a": 0.6, "b": 0.65}
-    assert mean_report([before, after], "both").accuracy.tolist() == [0.9, 0.5, 0.55, 0.9]
-    lines = str(before).splitlines()
-    assert lines[0].split("  ")[-1] == "b, d"
-    assert "62.5" in lines[1]
-
-
-def test_the_number_of_features_is_the_best_within_the_allowed_drop() -> None:
-    curve = TradeOff(
-        (
-            report(0, [10, 2, 4, 10]),
-            report(1, [10, 5, 4, 9]),
-            report(2, [9, 5, 5, 8]),
-            report(3, [9, 5, 5, 8]),
-            report(4, [6, 6, 6, 6]),
-        )
-    )
-    assert curve.best(max_drop=0.02) == 2
-    assert curve.best(max_drop=0.1) == 4
-    assert curve.n_features.tolist() == [0, 1, 2, 3, 4]
-    assert TradeOff((report(0, [9, 9, 9, 9]), report(1, [8, 9, 9, 9]))).best() == 0
-
-
-def test_group_report_counts() -> None:
-    groups = groups_of((2, 1, 1, 2))
-    logits = torch.tensor([[1.0, 0], [0, 1], [1, 0], [1, 0], [0, 1], [0, 1]])
-    found = group_report("x", logits, groups, n_features=2)
-    assert found.right.tolist() == [1, 1, 0, 2]
-    assert found.accuracy.tolist() == [0.5, 1, 0, 1]
