@@ -94,7 +94,7 @@ def state_by_hand(
         per_bucket=chance.buckets(torch.tensor(list(ids.values())), C).bincount(
             minlength=chance.n_buckets(C)
         ),
-        final_stream=bins.to_fixed(torch.stack([traces[n].residuals[-1] for n in numbers])).sum(0),
+        final_stream=bins.to_fixed(torch.stack([traces[n].output for n in numbers])).sum(0),
         images={
             ids[n]: ImageRecord(
                 key=f"{n}.png",
@@ -103,7 +103,7 @@ def state_by_hand(
                 group=ids[n],
                 width=24,
                 height=24,
-                embedding=traces[n].residuals[-1][prefix:].mean(0).half(),
+                embedding=traces[n].output[prefix:].mean(0).half(),
                 picture=webp(picture(n)),
                 credit="noise",
             )

@@ -19,7 +19,7 @@ from vitlens.errors import ModelError
 from vitlens.images import ImageLike, Transform, as_images, to_tensor
 from vitlens.io import fingerprint
 from vitlens.isolated import isolated
-from vitlens.models.adapter import VisionModel, as_vision_model
+from vitlens.models.vision import VisionModel, as_vision_model
 from vitlens.replacement import Baselines, Trace
 from vitlens.saes.files import resolve_saes
 from vitlens.saes.stream import batched

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from recipes.everyday.fetch import ONNX, WORK
 from vitlens.io import write_json, write_tensors
-from vitlens.models.cls_mean import ClsMeanViT
+from vitlens.models.heads import ClsMeanViT
 
 BACKBONE = WORK / "backbone.safetensors"
 FIGURES = WORK / "backbone.json"

@@ -23,7 +23,7 @@ from recipes.everyday.fetch import WORK
 from recipes.everyday.images import Composites
 from recipes.everyday.sources import CLASSES
 from vitlens.io import read_tensors, write_json, write_tensors
-from vitlens.models.cls_mean import ClsMeanViT
+from vitlens.models.heads import ClsMeanViT
 
 CLASSIFIER = WORK / "classifier.safetensors"
 LOG = WORK / "classifier.json"

@@ -14,7 +14,7 @@ from recipes.everyday import images, sources
 from recipes.everyday.fetch import WORK
 from recipes.everyday.store import BUNDLE, stored_model
 from vitlens.io import read_json
-from vitlens.models.adapter import VisionModel
+from vitlens.models.vision import VisionModel
 from vitlens.replacement import fit_baselines
 from vitlens.saes import (
     TopKSAE,

@@ -11,7 +11,7 @@ from recipes.everyday.fetch import WORK
 from recipes.everyday.head import CLASSIFIER, predict
 from recipes.everyday.sources import CLASSES
 from vitlens.io import fingerprint, read_tensors, write_json, write_tensors
-from vitlens.models.cls_mean import ClsMeanViT
+from vitlens.models.heads import ClsMeanViT
 from vitlens.models.quantize import dequantize, quantize
 
 BUNDLE = Path(__file__).resolve().parents[2] / "vitlens" / "bundles" / "everyday"

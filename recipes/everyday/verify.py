@@ -37,7 +37,7 @@ from vitlens.circuits.prune import walk
 from vitlens.circuits.verification import Link, Verification, rank_correlation
 from vitlens.circuits.verify import Active, measure_edges, predict_edges, random_edges
 from vitlens.io import read_json, write_json
-from vitlens.models.adapter import VisionModel
+from vitlens.models.vision import VisionModel
 from vitlens.plots import save_figure, verification_figure
 from vitlens.replacement import Baselines, ErrorNodes, Trace
 from vitlens.saes.topk import TopKSAE

@@ -147,7 +147,7 @@ def test_a_profile_says_what_was_counted(atlas: Atlas, features: list[torch.Tens
 
 def test_the_logit_lens_goes_through_the_read_out(atlas: Atlas, lens: vitlens.Lens) -> None:
     traces = [lens.trace(picture(n)) for n in range(N)]
-    stream = torch.stack([t.residuals[-1] for t in traces]).mean(0)
+    stream = torch.stack([t.output for t in traces]).mean(0)
     std = torch.stack([t.stds[1] for t in traces]).mean(0)
     norm, head = lens.vision.module.norm, lens.vision.module.head
     scale = (stream[0].var(unbiased=False) + norm.eps).sqrt()

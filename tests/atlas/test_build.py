@@ -206,7 +206,7 @@ def test_classes_are_those_of_brute_force(state, activations, labels, ids):
 
 def test_streams_are_those_of_each_image(state, lens, images):
     traces = [lens.trace(image) for image in images]
-    final = torch.stack([trace.residuals[-1] for trace in traces]).double().sum(0)
+    final = torch.stack([trace.output for trace in traces]).double().sum(0)
     torch.testing.assert_close(state.final_stream.double() * bins.UNIT, final, rtol=1e-4, atol=1e-3)
     for number, layer in enumerate(state.layers):
         stds = torch.stack([trace.stds[number][:, 0] for trace in traces]).double().sum(0)
@@ -222,7 +222,7 @@ def test_kept_images_have_their_marks(state, lens, images, labels, ids):
         assert ids[number] == image
         assert record.label == (-1 if labels[number] is None else labels[number])
         assert (record.width, record.height) == (24, 24)
-        normed = lens.vision.module.norm(lens.trace(images[number]).residuals[-1]).detach()
+        normed = lens.vision.module.norm(lens.trace(images[number]).output).detach()
         torch.testing.assert_close(record.embedding.float(), normed[0], rtol=1e-2, atol=1e-2)
 
 

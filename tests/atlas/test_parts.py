@@ -36,8 +36,8 @@ from vitlens.atlas.proposals import Proposal, cut_out, from_class, from_words, o
 from vitlens.atlas.quality import monosemanticity, random_similarity, trust
 from vitlens.atlas.shown import quantile, spread
 from vitlens.errors import CheckpointError, FeatureError, ImageError, ModelError
-from vitlens.models.cls_mean import ClsMeanViT
-from vitlens.models.libragrad import libragrad
+from vitlens.models.heads import ClsMeanViT
+from vitlens.method.libragrad import libragrad
 from vitlens.progress import waiting
 
 HEADS: dict[str, Callable[[], nn.Module]] = {

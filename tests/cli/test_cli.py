@@ -17,7 +17,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 import vitlens.bundle
-import vitlens.models.registry
+import vitlens.models.families
 from vitlens import Circuit, Curves
 from vitlens.about import About, Sample
 from vitlens.attribution.edges import Engine
@@ -103,7 +103,7 @@ def tiny_timm(tiny, monkeypatch):
         return tiny[0]
 
     monkeypatch.setattr(vitlens.bundle, "create", create)
-    monkeypatch.setattr(vitlens.models.registry, "create", create)
+    monkeypatch.setattr(vitlens.models.families, "create", create)
 
 
 def fails(arguments, capsys):

@@ -8,7 +8,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch.utils.data import DataLoader, TensorDataset
 
 from vitlens.errors import CheckpointError, ImageError
-from vitlens.models.adapter import VisionModel
+from vitlens.models.vision import VisionModel
 from vitlens.saes import TopKSAE, measure
 
 WIDTH, DEPTH, CLASSES = 16, 4, 5

@@ -7,7 +7,7 @@ from safetensors.torch import load_file
 from timm.models.vision_transformer import VisionTransformer
 
 from vitlens.errors import CheckpointError
-from vitlens.models.adapter import VisionModel
+from vitlens.models.vision import VisionModel
 from vitlens.saes import TopKSAE, check_widths
 
 D, F, K = 6, 10, 3

@@ -19,7 +19,7 @@ from torch.utils.data import (
 )
 
 from vitlens.errors import CheckpointError, ImageError, ModelError, VitlensError
-from vitlens.models.adapter import VisionModel
+from vitlens.models.vision import VisionModel
 from vitlens.saes import TrainConfig, estimate, load_saes, measure, train_saes
 from vitlens.saes.checkpoint import CHECKPOINT
 from vitlens.saes.learner import Learner

@@ -20,7 +20,7 @@ from vitlens.atlas.reading import Reader, Ready, Unreadable, stack
 from vitlens.atlas.state import AtlasState, LayerState
 from vitlens.atlas.sums import LayerSums
 from vitlens.lens_base import LensBase
-from vitlens.models.adapter import VisionModel
+from vitlens.models.vision import VisionModel
 from vitlens.progress import interrupts_held
 
 _FEW_IMAGES = 1000

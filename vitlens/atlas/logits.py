@@ -14,7 +14,7 @@ from torch import Tensor
 
 from vitlens.attribution.gradients import backward_rules
 from vitlens.errors import ModelError
-from vitlens.models.adapter import VisionModel
+from vitlens.models.vision import VisionModel
 from vitlens.saes.topk import TopKSAE
 
 #: At which tokens a feature is added: all, those before the patches, or the patches.

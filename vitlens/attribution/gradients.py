@@ -12,8 +12,8 @@ from torch import Tensor
 
 from vitlens.attribution.targets import Target
 from vitlens.errors import ModelError, TargetError
-from vitlens.models.adapter import Block, VisionModel
-from vitlens.models.libragrad import libragrad, written_out_attention
+from vitlens.method.libragrad import libragrad, written_out_attention
+from vitlens.models.vision import Block, VisionModel
 from vitlens.replacement import Trace
 from vitlens.saes.topk import TopKSAE
 

@@ -9,7 +9,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from vitlens.attribution.gradients import Gradient, backward_rules
-from vitlens.models.adapter import Block, VisionModel
+from vitlens.models.vision import Block, VisionModel
 from vitlens.saes.topk import TopKSAE
 
 

@@ -24,14 +24,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from vitlens.attribution.derivatives import pushforward
 from vitlens.attribution.gradients import backward_rules
 from vitlens.attribution.importances import Importances, importances, layer_edges
 from vitlens.attribution.targets import Target
 from vitlens.circuits.circuit import ERROR, TARGET, Circuit, Edge
 from vitlens.circuits.verification import Link, Verification
 from vitlens.errors import FeatureError
-from vitlens.models.adapter import Block, VisionModel
+from vitlens.method.derivatives import pushforward
+from vitlens.models.vision import Block, VisionModel
 from vitlens.progress import Progress, steps
 from vitlens.replacement import Baselines, ErrorNodes, Trace
 from vitlens.saes.base import Encoded

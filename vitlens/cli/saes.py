@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from vitlens.images import Transform
     from vitlens.lens import Lens
-    from vitlens.models.adapter import VisionModel
+    from vitlens.models.vision import VisionModel
     from vitlens.saes.topk import TopKSAE
 
 _TRAIN = """\
@@ -251,8 +251,8 @@ def _model_to_train(arguments: argparse.Namespace) -> tuple[VisionModel, Transfo
     """Load the model that ``--model`` names, and its transform."""
     from vitlens.bundle import bundles, load
     from vitlens.images import Transform
-    from vitlens.models.adapter import VisionModel
-    from vitlens.models.registry import create
+    from vitlens.models.families import create
+    from vitlens.models.vision import VisionModel
 
     machine = device_and_dtype(arguments)
     if arguments.model in bundles():

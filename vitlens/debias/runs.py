@@ -20,7 +20,7 @@ from vitlens.errors import FeatureError, ModelError
 from vitlens.images import ImageLike
 from vitlens.interventions.run import Plan, make_plan
 from vitlens.lens import Lens
-from vitlens.models.adapter import Block
+from vitlens.models.vision import Block
 from vitlens.progress import Progress, steps
 from vitlens.saes.base import FeatureId
 from vitlens.saes.stream import batched

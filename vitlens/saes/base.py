@@ -25,7 +25,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Literal, NamedTuple, TypeAlias, get_args
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from vitlens.errors import CheckpointError, check_choice
@@ -137,6 +137,11 @@ class SAE(nn.Module, ABC):
     def max_active(self) -> int:
         """Most features that can be active on one token."""
         return self.n_features
+
+    @property
+    def needs_whole_images(self) -> bool:
+        """Whether the mask of a token depends on the other tokens of its image."""
+        return False
 
     @abstractmethod
     def active_mask(self, activations: Float[Tensor, "*batch F"]) -> Bool[Tensor, "*batch F"]:
@@ -271,9 +276,15 @@ class SAE(nn.Module, ABC):
         reconstruction = self.decode(features, mean, std)
         return SAEOutput(features, reconstruction, x - reconstruction, mean, std)
 
-    def encoder_rows(self) -> Float[Tensor, "F D"]:
-        """Gradient of each pre-activation at a token, times `input_scale_of`: the rows."""
-        rows = self.W_enc.T
+    def encoder_rows(self, features: Int[Tensor, " n"] | None = None) -> Float[Tensor, "n D"]:
+        """Gradient of pre-activations with respect to their token, times `input_scale_of`.
+
+        Parameters
+        ----------
+        features : Tensor [n], optional
+            Which features; all by default.
+        """
+        rows = self.W_enc.T if features is None else self.W_enc[:, features].T
         # The mean back-propagates, so that a token's constant part has no effect.
         return rows - rows.mean(1, keepdim=True) if self.normalization == "layer" else rows
 

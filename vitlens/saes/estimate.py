@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from vitlens.models.adapter import VisionModel, as_vision_model
+from vitlens.models.vision import VisionModel, as_vision_model
 from vitlens.saes.adam import learning_dtype
 from vitlens.saes.chain import chain_losses
 from vitlens.saes.config import TrainConfig, TuneConfig

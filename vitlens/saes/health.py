@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from vitlens.errors import ImageError
-from vitlens.models.adapter import VisionModel, as_vision_model
+from vitlens.models.vision import VisionModel, as_vision_model
 from vitlens.saes.base import check_widths
 from vitlens.saes.files import check_count
 from vitlens.saes.stream import batch_of

@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 from vitlens.errors import CheckpointError, ImageError
 from vitlens.io import fingerprint
-from vitlens.models.adapter import VisionModel
+from vitlens.models.vision import VisionModel
 from vitlens.saes.base import normalize_tokens
 
 

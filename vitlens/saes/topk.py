@@ -116,6 +116,11 @@ class TopKSAE(SAE):
         """`k`, or the budget where it is smaller."""
         return self.k if self.budget is None else min(self.k, self.budget)
 
+    @property
+    def needs_whole_images(self) -> bool:
+        """With a budget, yes."""
+        return self.budget is not None
+
     def kind_settings(self) -> dict[str, Any]:
         """`k` and `budget`."""
         return {"k": self.k, "budget": self.budget}

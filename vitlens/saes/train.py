@@ -15,7 +15,7 @@ from tqdm.auto import tqdm
 
 from vitlens.errors import CheckpointError, ImageError
 from vitlens.io import fingerprint
-from vitlens.models.adapter import VisionModel, as_vision_model
+from vitlens.models.vision import VisionModel, as_vision_model
 from vitlens.progress import interrupts_held
 from vitlens.saes.adam import learning_dtype
 from vitlens.saes.checkpoint import RunFiles

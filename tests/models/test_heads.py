@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from vitlens.models.cls_mean import ClsMeanViT
+from vitlens.models.heads import ClsMeanViT
 
 
 @pytest.fixture

@@ -1,7 +1,18 @@
-"""LibraGrad: a backward pass in which attention, normalisation and gates are constants.
+"""LibraGrad: a backward pass in which every block is linear.
+
+The forward pass is the model's own. In derivatives these factors are constants (written [.])::
+
+    attention            y = [softmax(q k^T / sqrt(E))] v                 (9)
+    LayerNorm            y = (x - mean(x)) / [std(x)] * weight + bias     (10)
+    RMSNorm              y = x / [rms(x)] * weight                        (11)
+    x * gate(x)          y = x * [gate(x)]     GELU, QuickGELU, SiLU      (12)
+    SwiGLU               y = [silu(W_g x)] * (W_x x)                      (13)
+    L2 normalisation     y = x / [norm(x)]                                (14)
+
+For fixed constants every block is then linear in its input, so that contributions add up.
 
 Source: Mehri et al., "LibraGrad: balancing gradient flow for universally better vision
-transformer attributions", CVPR 2025 (arXiv 2411.16760).
+transformer attributions", CVPR 2025 (arXiv 2411.16760); docs/method.md, "LibraGrad".
 """
 
 from __future__ import annotations
@@ -10,12 +21,14 @@ import math
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
+
+Gradient = Literal["libragrad", "plain"]
 
 
 def _layer_norm(
@@ -168,6 +181,19 @@ def written_out_attention() -> AbstractContextManager[Any]:
     which sets the kernels of the whole process, this concerns the thread it is opened in only.
     """
     return _WrittenOutMode()
+
+
+def backward_rules(module: nn.Module, gradient: Gradient) -> AbstractContextManager[None]:
+    """Context in which forward passes of a model get the wanted backward pass.
+
+    Parameters
+    ----------
+    module
+        The network; it is not modified.
+    gradient
+        "libragrad", or "plain" for the ordinary derivatives.
+    """
+    return libragrad(module) if gradient == "libragrad" else written_out_attention()
 
 
 def _gate_activations(model: nn.Module) -> Iterator[nn.Module]:

@@ -1,8 +1,8 @@
-"""One view of every Vision Transformer: tokens in, residual stream, read-out."""
+"""One view of every Vision Transformer: images in, residual stream, read-out; and its sites."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
 from typing import Any, cast
@@ -19,20 +19,65 @@ _NEEDED = ("patch_embed", "_pos_embed", "blocks", "norm", "forward_head", "num_p
 
 
 @dataclass(frozen=True)
+class Site:
+    """A place where an SAE reads and writes: the residual stream after one block.
+
+    Attributes
+    ----------
+    layer
+        Number of the block, from 0.
+    name
+        Name of the block in the model.
+    n_tokens, d_model
+        T and D of the stream there.
+    n_prefix
+        How many tokens come before the patches.
+    grid
+        Rows and columns of the patches.
+    """
+
+    layer: int
+    name: str
+    n_tokens: int
+    d_model: int
+    n_prefix: int
+    grid: tuple[int, int]
+
+
+@dataclass(frozen=True)
 class Stem:
-    """An image turned into tokens, and the blocks these tokens go through.
+    """Images turned into tokens, and the blocks these tokens go through.
 
     Attributes
     ----------
     tokens
         The residual stream before the first block, [n, T, D].
     blocks
-        One function [n, T, D] -> [n, T, D] a block; what a block needs beside the stream (rotary
-        position embeddings) is already bound.
+        One function [n, T, D] -> [n, T, D] per block; what a block needs besides the stream
+        (rotary position embeddings) is already bound.
     """
 
     tokens: Float[Tensor, "n T D"]
     blocks: tuple[Block, ...]
+
+    def through(self, start: int, stop: int) -> Block:
+        """Return the map from the stream after block `start` to the stream after block `stop`.
+
+        Parameters
+        ----------
+        start
+            A block, or -1 for the tokens before the first block.
+        stop
+            A block; `start` itself gives the identity.
+        """
+        blocks = self.blocks[start + 1 : stop + 1]
+
+        def run(stream: Float[Tensor, "n T D"]) -> Float[Tensor, "n T D"]:
+            for block in blocks:
+                stream = block(stream)
+            return stream
+
+        return blocks[0] if len(blocks) == 1 else run
 
 
 class VisionModel:
@@ -40,7 +85,7 @@ class VisionModel:
 
     Parameters
     ----------
-    model
+    module
         A timm `VisionTransformer` or a model built like one (DeiT, DINOv2, CLIP and SigLIP
         towers; `Eva` and so DINOv3), in `eval` mode. It is used as it is and never modified.
     head
@@ -61,34 +106,34 @@ class VisionModel:
     Raises
     ------
     ModelError
-        If the model has another structure, takes other images than those of three channels, or it
-        or its head is in training mode, also only in part.
+        If the model has another structure, its images do not have three channels, or the model
+        or its head is in training mode, even in part.
     """
 
-    def __init__(self, model: nn.Module, *, head: Callable[[Tensor], Tensor] | None = None):
-        missing = [name for name in _NEEDED if not hasattr(model, name)]
+    def __init__(self, module: nn.Module, *, head: Callable[[Tensor], Tensor] | None = None):
+        missing = [name for name in _NEEDED if not hasattr(module, name)]
         if missing:
             raise ModelError(
-                f"{type(model).__name__} does not look like a timm VisionTransformer: it has no "
+                f"{type(module).__name__} does not look like a timm VisionTransformer: it has no "
                 f"{', '.join(missing)}. Use a `VisionTransformer` or `Eva` model of timm, or give "
                 "yours these members."
             )
-        self.module = cast(Any, model)
+        self.module = cast(Any, module)
         self.head = head
         self._check_mode()
         self.blocks: tuple[nn.Module, ...] = tuple(self.module.blocks)
         self.depth = len(self.blocks)
         if self.depth < 2:
             raise ModelError("The model has fewer than two blocks: there is no circuit to find.")
-        channels = getattr(getattr(model.patch_embed, "proj", None), "in_channels", 3)
+        channels = getattr(getattr(module.patch_embed, "proj", None), "in_channels", 3)
         if channels != 3:
             raise ModelError(
-                f"The model takes images [{channels}, H, W]; vitlens gives it RGB pictures, "
+                f"The model takes images [{channels}, H, W]; vitlens gives it RGB images, "
                 "[3, H, W]. Create it with `in_chans=3`: timm then adapts pretrained weights."
             )
         self.d_model: int = self.module.embed_dim
         self.n_prefix: int = self.module.num_prefix_tokens
-        self.prefix_names = _prefix_names(model)
+        self.prefix_names = _prefix_names(module)
         rows, cols = self.module.patch_embed.grid_size
         self.grid: tuple[int, int] = (rows, cols)
         height, width = self.module.patch_embed.img_size
@@ -121,8 +166,30 @@ class VisionModel:
 
     def __repr__(self) -> str:
         return (
-            f"VisionModel({type(self.module).__name__}: {self.depth} blocks, {self.n_tokens} tokens x "
-            f"{self.d_model}, {self.image_size[0]} x {self.image_size[1]} pixels)"
+            f"VisionModel({type(self.module).__name__}: {self.depth} blocks, "
+            f"{self.n_tokens} tokens x {self.d_model}, "
+            f"{self.image_size[0]} x {self.image_size[1]} pixels)"
+        )
+
+    def site(self, layer: int) -> Site:
+        """The residual stream after block `layer`.
+
+        Raises
+        ------
+        ModelError
+            If there is no such block.
+        """
+        if not 0 <= layer < self.depth:
+            raise ModelError(
+                f"The model has blocks 0 to {self.depth - 1}; there is no block {layer}."
+            )
+        return Site(
+            layer=layer,
+            name=f"blocks.{layer}",
+            n_tokens=self.n_tokens,
+            d_model=self.d_model,
+            n_prefix=self.n_prefix,
+            grid=self.grid,
         )
 
     def token_name(self, token: int) -> str:
@@ -138,7 +205,7 @@ class VisionModel:
         Raises
         ------
         ModelError
-            If the model or its head has been put into training mode, also only in part.
+            If the model or its head is in training mode, even in part.
         """
         self._check_mode()
         model = self.module
@@ -167,21 +234,33 @@ class VisionModel:
         Raises
         ------
         ModelError
-            If the model, or its head, gives something else than a vector of logits an image.
+            If the model, or its head, does not give one vector of logits per image.
         """
         out = self.module.forward_head(self.module.norm(tokens))
         if isinstance(out, tuple):
             out = torch.stack(out).mean(0)
         return self._logits(out)
 
-    def residuals(self, images: Float[Tensor, "n 3 H W"]) -> tuple[Float[Tensor, "n T D"], ...]:
-        """Residual stream after every block, without gradients."""
+    def residuals(
+        self, images: Float[Tensor, "n 3 H W"], layers: Sequence[int] | None = None
+    ) -> tuple[Float[Tensor, "n T D"], ...]:
+        """Residual stream after some blocks, in ascending order, without gradients.
+
+        Parameters
+        ----------
+        images
+            Model inputs.
+        layers
+            Numbers of the blocks; all by default. Blocks after the last of them do not run.
+        """
+        wanted = set(range(self.depth) if layers is None else layers)
         with torch.no_grad():
             stem = self.embed(images)
             stream, out = stem.tokens, []
-            for block in stem.blocks:
+            for layer, block in enumerate(stem.blocks[: max(wanted, default=-1) + 1]):
                 stream = block(stream)
-                out.append(stream)
+                if layer in wanted:
+                    out.append(stream)
         return tuple(out)
 
     def logits(self, images: Float[Tensor, "n 3 H W"]) -> Float[Tensor, "n C"]:
@@ -196,6 +275,78 @@ class VisionModel:
         with torch.no_grad():
             return self._logits(self.module(images))
 
+    def check(self) -> None:
+        """Compare the model's own output with what its blocks and read-out give, on one image.
+
+        The image is noise. Everything vitlens computes follows the path from the tokens through
+        the blocks to the read-out; what a model does outside that path would be left out.
+
+        Raises
+        ------
+        ModelError
+            If the outputs differ (the message says where the paths part), the number of tokens is
+            another one, or the output is not finite.
+        """
+        image = torch.randn(1, 3, *self.image_size, generator=torch.Generator().manual_seed(0))
+        image = image.to(self.device, self.dtype)
+        seen: dict[str, Tensor] = {}
+
+        def first(_module: nn.Module, args: tuple[Any, ...]) -> None:
+            if args:
+                seen["first"] = args[0].detach().clone()
+
+        def last(_module: nn.Module, _args: Any, out: Tensor) -> None:
+            seen["last"] = out.detach().clone()
+
+        with torch.no_grad():
+            stem = self.embed(image)
+            stream = stem.through(-1, self.depth - 1)(stem.tokens)
+            expected = self.readout(stream)
+            hooks = [
+                self.blocks[0].register_forward_pre_hook(first),
+                self.blocks[-1].register_forward_hook(last),
+            ]
+            try:
+                found = self.logits(image)
+            finally:
+                for hook in hooks:
+                    hook.remove()
+        if not torch.isfinite(found).all():
+            bad = [n for n, w in self.module.named_parameters() if not torch.isfinite(w).all()]
+            where = f": the weights {', '.join(bad[:3])} do" if bad else " on an image of noise"
+            raise ModelError(f"The model's output holds NaN or infinite values{where}.")
+        if stem.tokens.shape[1] != self.n_tokens:
+            raise ModelError(
+                f"The model makes {stem.tokens.shape[1]} tokens of an image; its settings say "
+                f"{self.n_prefix} prefix tokens and {self.grid[0]} x {self.grid[1]} patches."
+            )
+        if _close(found, expected):
+            return
+        if "first" in seen and not _close(seen["first"], stem.tokens):
+            where = "before its first block"
+            if seen["first"].shape != stem.tokens.shape:
+                where += f" (it has {seen['first'].shape[1]} tokens there, not {self.n_tokens})"
+        elif "last" in seen and not _close(seen["last"], stream):
+            where = "between its blocks"
+        else:
+            where = "after its last block"
+        raise ModelError(
+            f"The model does something {where} that vitlens does not see: {self._suspect()}. Its "
+            "own output differs from that of its tokens, blocks and head, and every result would "
+            "explain another prediction. Move this into the blocks, the head or the transform."
+        )
+
+    def _suspect(self) -> str:
+        """What in the model most likely lies outside the path of tokens, blocks and read-out."""
+        kind = type(self.module)
+        if self.module._forward_pre_hooks or self.module._forward_hooks:
+            return "a forward hook on the model"
+        for name in ("forward", "forward_features"):
+            method = getattr(kind, name, None)
+            if method is not None and not method.__module__.startswith("timm."):
+                return f"{kind.__name__}.{name}"
+        return f"something in {kind.__name__}.forward"
+
     def _logits(self, out: Tensor) -> Float[Tensor, "n C"]:
         logits = out if self.head is None else self.head(out)
         if logits.ndim == 2:
@@ -209,7 +360,7 @@ class VisionModel:
             )
         raise ModelError(
             f"The {whose} gives {list(logits.shape)} for a batch of {len(out)}, not one "
-            f"vector of logits an image. {advice}"
+            f"vector of logits per image. {advice}"
         )
 
     def _check_mode(self) -> None:
@@ -225,11 +376,20 @@ class VisionModel:
                     )
 
 
+def _close(found: Tensor, expected: Tensor) -> bool:
+    """Whether two results of the same computation agree, but for rounding."""
+    if found.shape != expected.shape:
+        return False
+    tolerance = 100 * torch.finfo(found.dtype).eps ** 0.75
+    difference = (found.double() - expected.double()).norm()
+    return bool(difference <= min(tolerance, 0.1) * (1e-6 + expected.double().norm()))
+
+
 @cache
 def _asks_for_mode(kind: type[nn.Module]) -> bool:
     """Whether a module's own forward pass looks at `training`.
 
-    New modules are in training mode: a last layer put on afterwards is no reason to refuse a model.
+    New modules are in training mode: a layer added afterwards is no reason to refuse a model.
     """
     code = getattr(kind.forward, "__code__", None)
     return code is None or "training" in code.co_names
@@ -253,11 +413,11 @@ def as_vision_model(
         If it cannot be a `VisionModel`, or a head is given for one.
     """
     if isinstance(getattr(model, "vision", None), VisionModel):
-        raise ModelError(f"A {type(model).__name__} is no model, but holds one: give its `vision`.")
+        raise ModelError(f"A {type(model).__name__} is not a model; pass its `vision`.")
     if not isinstance(model, VisionModel):
         return VisionModel(model, head=head)
     if head is not None:
-        raise ModelError("A head goes with the bare model: give it to `ViT(model, head=...)`.")
+        raise ModelError("A head belongs to the bare model: `VisionModel(model, head=...)`.")
     return model
 
 

@@ -19,7 +19,7 @@ import vitlens
 from vitlens.attribution.split import TOKENS
 from vitlens.errors import ModelError, NetworkError
 from vitlens.models.heads import ZeroShotHead
-from vitlens.models.registry import create
+from vitlens.models.families import create
 
 SMALL = {"img_size": 24, "patch_size": 8, "embed_dim": 24, "depth": 3, "num_heads": 3}
 FAMILIES: dict[str, Callable[[], nn.Module]] = {
