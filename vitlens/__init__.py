@@ -6,7 +6,7 @@ The public names load on first use (PEP 562), so that ``import vitlens`` costs n
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-__version__ = "0.1.0"
+__version__ = "0.2.0.dev0"
 
 _MODULE_OF = {
     "Ablate": "vitlens.interventions.kinds",

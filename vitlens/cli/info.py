@@ -8,13 +8,14 @@ from collections.abc import Mapping
 from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
+from vitlens import __version__
 from vitlens.cli.options import Commands, add_command, add_model_options, load_lens
 from vitlens.cli.report import indented
 
 if TYPE_CHECKING:
     from vitlens.lens import Lens
 
-_PACKAGES = ("vitlens", "torch", "timm", "safetensors", "numpy", "matplotlib")
+_PACKAGES = ("torch", "timm", "safetensors", "numpy", "matplotlib")
 
 _TEXT = """\
 Print versions, the model's structure, its SAEs with their measured quality, and the sample images.
@@ -49,7 +50,8 @@ def run(arguments: argparse.Namespace) -> None:
 def _versions() -> str:
     import torch
 
-    versions = [f"{name} {metadata.version(name)}" for name in _PACKAGES]
+    versions = [f"vitlens {__version__}"]
+    versions += [f"{name} {metadata.version(name)}" for name in _PACKAGES]
     cuda = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
     return f"Python {platform.python_version()}, {', '.join(versions)}\nCUDA device: {cuda}"
 

@@ -101,19 +101,30 @@ def _strongest(x: Float[Tensor, "T F"]) -> tuple[Int[Tensor, "T K"], Float[Tenso
 
 
 def _within_tokens(pair: SitePair, rows: _Rows) -> Float[Tensor, "F+1 n"]:
-    """What stays on its token: (27)."""
-    index, reach = _strongest(pair.coefficients)
+    """Equation (27): what stays on its token.
+
+    With baselines of 0 few sources reach anywhere on a token, and only their decoder rows are
+    taken; with others nearly all do, and one product with all rows is cheaper.
+    """
     n_features = pair.coefficients.shape[1]
-    result = reach.new_zeros((n_features + 1) * rows.n)
-    # A few tokens at a time: with baselines that are nowhere zero, K is all features.
+    result = pair.stream.new_zeros(n_features + 1, rows.n)
+    index, reach = _strongest(pair.coefficients)
+    dense = 2 * index.shape[1] > n_features
     for tokens in torch.arange(len(index), device=index.device).split(_TOKENS):
-        sources = F.pad(index[tokens], (0, 1), value=n_features)
-        moved = reach[tokens, :, None] * pair.directions[index[tokens]]
-        moved = torch.cat([moved, pair.error[tokens, None]], dim=1)
-        products = moved @ rows.at_stream[:, tokens].permute(1, 2, 0)
-        cells = sources[:, :, None] * rows.n + rows.index[tokens, None, :]
-        result.scatter_add_(0, cells.reshape(-1), products.reshape(-1))
-    return result.reshape(n_features + 1, rows.n)
+        at_stream = rows.at_stream[:, tokens].transpose(0, 1)
+        ends = rows.index[tokens]
+        of_error = (at_stream * pair.error[tokens, None]).sum(-1)
+        result[-1].index_add_(0, ends.reshape(-1), of_error.reshape(-1))
+        if dense:
+            products = pair.directions @ at_stream.flatten(0, 1).T
+            products *= pair.coefficients[tokens].T.repeat_interleave(ends.shape[1], 1)
+            result[:-1].index_add_(1, ends.reshape(-1), products)
+        else:
+            directions = reach[tokens, :, None] * pair.directions[index[tokens]]
+            products = directions @ at_stream.transpose(1, 2)
+            cells = index[tokens, :, None] * rows.n + ends[:, None, :]
+            result.view(-1).index_add_(0, cells.reshape(-1), products.reshape(-1))
+    return result
 
 
 def _across_tokens(pair: SitePair, rows: _Rows, block: _SplitBlock) -> Float[Tensor, "F+1 n"]:
