@@ -18,8 +18,8 @@ from vitlens.lens import Lens
 from vitlens.models.families import check_name, create
 from vitlens.models.quantize import dequantize
 from vitlens.replacement import Baselines
-from vitlens.saes.files import load_saes
-from vitlens.saes.rrm import RELEASES
+from vitlens.saes.importers.rrm import RELEASES
+from vitlens.saes.io import load_saes
 from vitlens.saes.topk import TopKSAE
 
 if TYPE_CHECKING:

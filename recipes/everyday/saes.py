@@ -17,7 +17,7 @@ from vitlens.io import read_json
 from vitlens.models.vision import VisionModel
 from vitlens.replacement import fit_baselines
 from vitlens.saes import (
-    TopKSAE,
+    SAE,
     TrainConfig,
     TuneConfig,
     load_saes,
@@ -80,9 +80,9 @@ def baselines() -> None:
 
 
 @cache
-def stored_saes() -> list[TopKSAE]:
+def stored_saes() -> list[SAE]:
     """The SAEs of the bundle, float32."""
-    return load_saes(FOLDER)
+    return list(load_saes(FOLDER).values())
 
 
 class TrainingPictures(Dataset):

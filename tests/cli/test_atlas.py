@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.tiny import tiny_lens
+from tests.builders import tiny_lens
 from vitlens.atlas.atlas import Atlas
 from vitlens.atlas.build import partial_path, writing
 from vitlens.cli import atlas as command

@@ -1,4 +1,5 @@
 import argparse
+import copy
 import errno
 import io
 import json
@@ -11,13 +12,12 @@ from typing import get_args
 
 import numpy as np
 import pytest
-import timm
 import torch
 from PIL import Image
-from safetensors.torch import load_file
 
 import vitlens.bundle
 import vitlens.models.families
+from tests.builders import reference
 from vitlens import Circuit, Curves
 from vitlens.about import About, Sample
 from vitlens.attribution.edges import Engine
@@ -26,35 +26,21 @@ from vitlens.cli import main, options, parser
 from vitlens.cli import saes as saes_command
 from vitlens.cli.saes import held_out_and_rest
 from vitlens.errors import VitlensError
-from vitlens.io import check_folder
 from vitlens.images import Transform
+from vitlens.io import check_folder
 from vitlens.lens import Lens
-from vitlens.replacement import Baselines, ErrorNodes
-from vitlens.saes import TopKSAE, chain_losses, load_saes, save_saes
-from vitlens.saes.stream import sae_residuals
+from vitlens.replacement import ErrorNodes
+from vitlens.saes import chain_losses, load_saes, save_saes
+from vitlens.saes.data import sae_residuals
 
 CLASSES = ("bird", "insect", "mammal", "flower", "fruit", "vehicle", "coin")
 
 
-@pytest.fixture(scope="module")
-def tiny(reference_folder):
-    """The reference data's model and SAEs, in float32."""
-    settings = json.loads((reference_folder / "vit_cls.json").read_text())
-    data = load_file(reference_folder / "vit_cls.safetensors")
-    model = timm.models.VisionTransformer(**settings["timm_VisionTransformer"]).eval()
-    weights = {k.removeprefix("model."): v for k, v in data.items() if k.startswith("model.")}
-    model.load_state_dict(weights)
-    saes = [
-        TopKSAE.from_weights(
-            **{name: data[f"sae.{i}.{name}"].float() for name in ("W_enc", "W_dec", "b_dec")}, k=k
-        )
-        for i, k in enumerate(settings["top_k"])
-    ]
-    baselines = Baselines(
-        [data[f"baseline.{i}.features"].float() for i in range(3)],
-        [data[f"baseline.{i}.errors"].float() for i in range(3)],
-    )
-    return model, saes, baselines
+@pytest.fixture
+def tiny():
+    """The reference data's model, SAEs and baselines, in float32; a copy, for tests change it."""
+    case = reference("vit_cls", torch.float32)
+    return copy.deepcopy((case.model, case.saes, case.baselines))
 
 
 @pytest.fixture(scope="module")
@@ -276,7 +262,7 @@ def test_train_saes_reports_and_its_saes_explain(tiny_timm, photos, tmp_path, ca
     assert main([str(word) for word in command]) == 0
     printed = capsys.readouterr().out
     saes = load_saes(out)
-    assert [(sae.n_features, sae.k) for sae in saes] == [(48, 4)] * 3
+    assert [(sae.n_features, sae.k) for sae in saes.values()] == [(48, 4)] * 3
     assert "3 SAEs on 3 images: 51 tokens" in printed and "explained variance" in printed
     assert f"--saes {out}" in printed
     explain = ["explain", photos / "bird" / "0.png", "--model", "tiny", "--saes", out]

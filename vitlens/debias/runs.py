@@ -23,7 +23,7 @@ from vitlens.lens import Lens
 from vitlens.models.vision import Block
 from vitlens.progress import Progress, steps
 from vitlens.saes.base import FeatureId
-from vitlens.saes.stream import batched
+from vitlens.saes.data import batched
 
 ABLATED = Removal()
 

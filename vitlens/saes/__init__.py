@@ -13,8 +13,8 @@ from vitlens.saes.base import (
 from vitlens.saes.chain import ChainLosses, chain_losses
 from vitlens.saes.config import TrainConfig, TuneConfig
 from vitlens.saes.estimate import Estimate, TuneEstimate, estimate, estimate_tuning
-from vitlens.saes.files import load_sae, load_saes, save_sae, save_saes
 from vitlens.saes.health import HealthReport, SAEHealth, measure
+from vitlens.saes.io import load_sae, load_saes, save_sae, save_saes
 from vitlens.saes.threshold import BatchTopKSAE, JumpReLUSAE, MatryoshkaSAE, ReLUSAE
 from vitlens.saes.topk import TopKSAE
 from vitlens.saes.train import TrainResult, train_saes

@@ -28,7 +28,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from vitlens.errors import CheckpointError, check_choice
+from vitlens.errors import CheckpointError, VitlensError, check_choice
 
 #: A feature, (layer, feature), with the number of the block; feature -1 is the layer's error node.
 FeatureId: TypeAlias = tuple[int, int]
@@ -117,8 +117,9 @@ class SAE(nn.Module, ABC):
         self.normalization: Normalization = normalization
         self.subtract_b_dec = bool(subtract_b_dec)
         for name in (*needed, *(["b_enc"] if "b_enc" in given else [])):
-            value = nn.Parameter(given[name].clone(), requires_grad=False)
-            self.register_parameter(name, value)
+            # Contiguous, so that products round as they do after saving and loading.
+            value = given[name].clone(memory_format=torch.contiguous_format)
+            self.register_parameter(name, nn.Parameter(value, requires_grad=False))
         for name in ("b_enc", "input_mean", "input_scale"):
             if name not in self._parameters:
                 self.register_parameter(name, None)
@@ -177,13 +178,15 @@ class SAE(nn.Module, ABC):
         """
         others = dict(settings)
         kind = others.pop("kind", None)
-        if kind not in SAE_KINDS:
+        if not isinstance(kind, str) or kind not in SAE_KINDS:
             raise CheckpointError(
                 f"There is no SAE of kind {kind!r}; known kinds are {', '.join(SAE_KINDS)}."
             )
         try:
             return SAE_KINDS[kind](tensors, **others)
-        except TypeError as error:
+        except VitlensError:
+            raise
+        except (TypeError, ValueError) as error:
             raise CheckpointError(f"The settings do not fit an SAE of kind {kind!r}.") from error
 
     def extra_repr(self) -> str:

@@ -12,7 +12,7 @@ from torch import Tensor
 from vitlens.errors import CheckpointError
 from vitlens.io import check_folder, read_tensors, write_tensors
 from vitlens.progress import interrupts_held
-from vitlens.saes.files import MANIFEST, read_manifest
+from vitlens.saes.io import MANIFEST, read_manifest
 
 CHECKPOINT = "checkpoint.safetensors"
 _WHAT = {

@@ -13,9 +13,8 @@ from tqdm.auto import tqdm
 
 from vitlens.errors import ImageError
 from vitlens.models.vision import VisionModel, as_vision_model
-from vitlens.saes.base import check_widths
-from vitlens.saes.files import check_count
-from vitlens.saes.stream import batch_of
+from vitlens.saes.data import batch_of
+from vitlens.saes.io import resolve_saes
 from vitlens.saes.topk import TopKSAE
 
 
@@ -125,8 +124,7 @@ def measure(
         If there is no image, a batch is not of floats, or some batches have labels and others not.
     """
     vision = as_vision_model(vision)
-    check_count(saes, depth=vision.depth)
-    check_widths(saes, range(len(saes)), d_model=vision.d_model)
+    saes = resolve_saes(saes, vision)[1]
     sums = [_LayerSums(sae) for sae in saes]
     right_model, right_all = 0, 0
     n_images = 0

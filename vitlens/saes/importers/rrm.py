@@ -1,7 +1,7 @@
 """The checkpoints that the authors of the RRM paper released: layout, sizes, import.
 
-Kim et al., NeurIPS 2025, arXiv 2509.17401. All that is known of the release stands in `RELEASES`
-and `LAYOUT`, to be mended there.
+Kim et al., NeurIPS 2025, arXiv 2509.17401. All that is known of the release is in `RELEASES` and
+`LAYOUT`; if the release changes, change them.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from vitlens.saes.topk import TopKSAE
 
 @dataclass(frozen=True)
 class Release:
-    """SAEs of one model: repository on the hub; K and R = F / D of each layer."""
+    """SAEs of one model: repository on the hub; K and R = F / D of each layer from 0 on."""
 
     hub_name: str
     k: tuple[int, ...]
@@ -65,10 +65,10 @@ def load_rrm(
     model: str | None = None,
     dtype: torch.dtype = torch.float32,
     device: torch.device | str | None = None,
-) -> list[TopKSAE]:
+) -> dict[int, TopKSAE]:
     """Read SAEs in the layout of the RRM release, ``K{K}_R{R}/L{layer}/epoch{n}.pth``.
 
-    Of several epochs the last is read. ``b_enc`` is in the files and not used, as in the
+    Of several epochs the last is read. The files hold ``b_enc``, which is not used, as in the
     published encoder.
 
     Parameters
@@ -77,29 +77,29 @@ def load_rrm(
         A local folder, or a repository on the Hugging Face hub.
     model
         A key of `RELEASES`: which (K, R) to take at each layer. Needed only where a folder has
-        several for one layer; known by itself for the release's own hub names.
+        several for one layer; the release's own hub names imply it.
     dtype, device
         Of the SAEs.
 
     Returns
     -------
-    list of TopKSAE
-        Layer 0 first.
+    dict of int to TopKSAE
+        By layer, the lowest first; all 11 for a known model, else those that are there.
 
     Raises
     ------
     CheckpointError
-        If the layout is another one, a layer is missing, or a file is damaged, foreign, or holds
-        code (files are only ever read with ``weights_only=True``).
+        If the layout is another one, a layer of a known model is missing, or a file is damaged,
+        foreign, or holds code (files are only ever read with ``weights_only=True``).
     NetworkError
         If the hub cannot be reached.
     """
     model = model or model_of(str(folder_or_hub_name))
     folder = local_folder(folder_or_hub_name)
     files = _choose(_paths_in(folder), _release(model), str(folder))
-    saes = [_load_file(folder / file.path, file, dtype, device) for file in files]
-    widths = [sae.d_model for sae in saes]
-    if len(set(widths)) > 1:
+    saes = {file.layer: _load_file(folder / file.path, file, dtype, device) for file in files}
+    widths = {layer: sae.d_model for layer, sae in saes.items()}
+    if len(set(widths.values())) > 1:
         raise CheckpointError(f"The SAEs in {folder} have different widths, by layer: {widths}.")
     return saes
 
@@ -124,7 +124,7 @@ def local_folder(folder_or_hub_name: str | Path) -> Path:
     Raises
     ------
     CheckpointError
-        If it is no folder and cannot be a hub name.
+        If it is not a folder and cannot be a hub name.
     NetworkError
         If the hub cannot be reached.
     """
@@ -132,9 +132,9 @@ def local_folder(folder_or_hub_name: str | Path) -> Path:
     if folder.is_dir():
         return folder
     if folder.exists():
-        raise CheckpointError(f"{folder} is a file; SAEs are a folder with one file a layer.")
+        raise CheckpointError(f"{folder} is a file; SAEs are a folder with one file per layer.")
     if isinstance(folder_or_hub_name, Path) or not _HUB_NAME.fullmatch(name):
-        raise CheckpointError(f"There is no folder {name}, and it is no name on the hub.")
+        raise CheckpointError(f"There is no folder {name}, and it cannot be a name on the hub.")
     return _download(name)
 
 
@@ -223,11 +223,8 @@ def _choose(paths: Iterable[str], release: Release | None, where: str) -> list[_
         if (other.k, other.ratio) != (file.k, file.ratio):
             raise CheckpointError(
                 f"{where} has several SAEs for layer {file.layer}, {other.path} and {file.path}."
-                f" Say which with model=, one of {', '.join(RELEASES)}."
+                f" Choose with model=, one of {', '.join(RELEASES)}."
             )
-    missing_layers = sorted(set(range(max(chosen) + 1)) - chosen.keys())
-    if missing_layers:
-        raise CheckpointError(f"{where} has no SAE for layers {missing_layers}.")
     return [chosen[layer] for layer in sorted(chosen)]
 
 
@@ -242,14 +239,14 @@ def _load_file(
             " code and are not loaded. Expected a checkpoint of the RRM release."
         ) from error
     except Exception as error:  # on foreign bytes the unpickler raises nearly anything
-        raise CheckpointError(f"{path} is damaged or no torch file: {error}.") from error
+        raise CheckpointError(f"{path} is damaged or not a torch file: {error}.") from error
     weights = content.get("model_state_dict") if isinstance(content, dict) else None
     names = ("W_enc", "W_dec", "b_dec")
     if not isinstance(weights, dict) or not all(
         isinstance(weights.get(name), torch.Tensor) for name in names
     ):
         raise CheckpointError(
-            f"{path} is no checkpoint of the RRM release: expected 'model_state_dict' with"
+            f"{path} is not a checkpoint of the RRM release: expected 'model_state_dict' with"
             " W_enc, W_dec, b_dec (and b_enc, which is not used)."
         )
     try:
@@ -260,7 +257,7 @@ def _load_file(
         raise CheckpointError(f"{path}: {error}") from error
     if sae.n_features != round(file.ratio * sae.d_model):
         raise CheckpointError(
-            f"{path} has {sae.n_features} features at width {sae.d_model}; its folder says R{file.ratio},"
-            f" which is {round(file.ratio * sae.d_model)}."
+            f"{path} has {sae.n_features} features at width {sae.d_model}; its folder says"
+            f" R{file.ratio}, which is {round(file.ratio * sae.d_model)}."
         )
     return sae

@@ -8,7 +8,7 @@ import torch
 
 from vitlens.errors import CheckpointError, NetworkError
 from vitlens.saes import load_saes
-from vitlens.saes.rrm import RELEASES, load_rrm
+from vitlens.saes.importers.rrm import RELEASES, load_rrm
 
 WIDTH = 8
 
@@ -42,16 +42,16 @@ def test_each_layer_comes_from_its_own_folder_and_last_epoch(tmp_path):
     write(tmp_path, 3, 1, 1, epoch=10)
     write(tmp_path, 2, 0.5, 2)
     for saes in (load_rrm(tmp_path), load_saes(tmp_path)):
-        assert [(sae.d_model, sae.n_features, sae.k) for sae in saes] == [
-            (8, 4, 2),
-            (8, 8, 3),
-            (8, 4, 2),
-        ]
-        for sae, expected in zip(
-            saes, [weights(0.5, seed=50), weights(1, seed=110), weights(0.5, seed=250)], strict=True
-        ):
+        assert {layer: (sae.d_model, sae.n_features, sae.k) for layer, sae in saes.items()} == {
+            0: (8, 4, 2),
+            1: (8, 8, 3),
+            2: (8, 4, 2),
+        }
+        expected = [weights(0.5, seed=50), weights(1, seed=110), weights(0.5, seed=250)]
+        for layer, sae in saes.items():
             for name in ("W_enc", "W_dec", "b_dec"):
-                assert torch.equal(getattr(sae, name), expected[name])
+                assert torch.equal(getattr(sae, name), expected[layer][name])
+            assert sae.b_enc is None
     assert load_saes(tmp_path, dtype=torch.float64)[0].W_enc.dtype == torch.float64
 
 
@@ -66,8 +66,8 @@ def test_tables_of_the_paper(tmp_path, model):
         torch.save(content, path)
     write(tmp_path, 5, 1, 3)  # another run of layer 3
     saes = load_rrm(tmp_path, model=model)
-    assert [sae.k for sae in saes] == list(release.k)
-    assert [sae.n_features / 160 for sae in saes] == list(release.ratio)
+    assert [sae.k for sae in saes.values()] == list(release.k)
+    assert [sae.n_features / 160 for sae in saes.values()] == list(release.ratio)
     with pytest.raises(CheckpointError, match="several SAEs for layer 3"):
         load_rrm(tmp_path)
     named = tmp_path.parent / release.hub_name.split("/")[1]
@@ -77,7 +77,7 @@ def test_tables_of_the_paper(tmp_path, model):
 
 
 def test_paper_figures_are_typed_in_right():
-    """(K, R) of ViT-B/16, spelled out once more in METHOD.md's own order."""
+    """(K, R) of ViT-B/16, typed in once more, layer by layer."""
     release = RELEASES["vit_base_patch16_224"]
     assert list(zip(release.k, release.ratio, strict=True)) == [
         (4, 0.25), (32, 0.5), (64, 1), (96, 2), (96, 2), (128, 2),
@@ -85,11 +85,10 @@ def test_paper_figures_are_typed_in_right():
     ]  # fmt: skip
 
 
-def test_missing_layers(tmp_path):
+def test_a_release_must_be_complete_and_other_folders_give_the_layers_they_have(tmp_path):
     write(tmp_path, 2, 0.5, 0)
     write(tmp_path, 2, 0.5, 2)
-    with pytest.raises(CheckpointError, match=r"no SAE for layers \[1\]"):
-        load_rrm(tmp_path)
+    assert list(load_rrm(tmp_path)) == list(load_saes(tmp_path)) == [0, 2]
     with pytest.raises(CheckpointError, match=r"lacks K4_R0\.25/L0, K16_R0\.25/L1"):
         load_rrm(tmp_path, model="dinov2_vitb14_reg_lc")
 
@@ -193,7 +192,7 @@ def test_hub_downloads_only_what_is_needed_and_once(tmp_path, monkeypatch):
 
     monkeypatch.setattr(huggingface_hub, "list_repo_files", lambda name: listed)
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
-    assert [sae.k for sae in load_saes(release.hub_name)] == list(release.k)
+    assert [sae.k for sae in load_saes(release.hub_name).values()] == list(release.k)
     assert len(fetched) == 11
 
     def offline(name):
