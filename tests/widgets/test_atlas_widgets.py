@@ -349,7 +349,7 @@ def damaged(folder: Path, tmp_path: Path) -> vitlens.Lens:
 
 
 def test_views_go_on_beside_a_damaged_layer(damaged: vitlens.Lens, lens: vitlens.Lens) -> None:
-    why = r"The atlas cannot be read for layer 1\..*layer_01\.safetensors is damaged: .*sound copy"
+    why = r"The atlas cannot be read for layer 1\..*layer_01\.safetensors is damaged: .*intact copy"
     card, sound = FeatureCard(damaged, selected=(1, 5)), FeatureCard(lens, selected=(1, 5))
     assert "atlas" not in card.card
     assert card.card["top_images"]["available"] is False
