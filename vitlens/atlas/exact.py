@@ -1,8 +1,20 @@
-"""Activation bins, fixed-point units, and the hashes that stand for images."""
+"""Arithmetic that gives the same result for any order of the images.
+
+Activations are counted in fixed bins and summed as whole numbers of a fixed unit, and what is
+random about an image is drawn from a hash of its key. So the parts of a data set can be merged in
+any order, bit for bit.
+
+Chance levels for classes need the images dealt to classes of the same sizes at random. Exchanging
+the labels of images needs all of them at once, and the sums of a pass keep none. So the images fall
+into many buckets by their ids alone, whose sums are kept, and at the end whole buckets are dealt to
+the classes (`deal`). With more buckets than images that is nearly an exchange of labels. The
+buckets are of all sizes, so that with many images small classes get some, too.
+"""
 
 from __future__ import annotations
 
 import hashlib
+import heapq
 import math
 
 import torch
@@ -68,14 +80,14 @@ def image_squares(fixed: Int[Tensor, "*any"]) -> Int[Tensor, "*any"]:
 
 
 def hash_text(text: str, *, what: str = "image") -> int:
-    """63 bits that stand for a key: the same on every machine.
+    """Hash a text to 63 bits, the same on every machine.
 
     Parameters
     ----------
     text
         For instance an image's key.
     what
-        Texts of another kind get other hashes.
+        The kind of text; each kind has its own hashes.
     """
     digest = hashlib.blake2b(text.encode(), digest_size=8, person=what.encode()).digest()
     return int.from_bytes(digest, "big") >> 1
@@ -85,19 +97,19 @@ def perceptual_hash(images: Float[Tensor, "n 3 H W"]) -> Int[Tensor, " n"]:
     """27 bits of each image that resizing and recompressing hardly change.
 
     Each bit says whether one of the 27 lowest frequencies (of the discrete cosine transform of the
-    picture, shrunk to 32 x 32 grey pixels; those of at most 6 half waves down and across together,
+    image, shrunk to 32 x 32 grey pixels; those of at most 6 half waves down and across together,
     without the mean) is stronger than their median: a "pHash" (C. Zauner, "Implementation and
     benchmarking of perceptual image hash functions", 2010, section 3.2.1), with fewer bits, as
     all of them must be the same.
 
     Copies were made at 100, 75 and 50 % of the size, as they are and as JPEG of quality 75, 50 and
-    30. Of the 391 pictures of `everyday`'s atlas no two share a hash, and 93 % of the copies keep
+    30. Of the 391 images of `everyday`'s atlas no two share a hash, and 93 % of the copies keep
     it (JPEG 75, 50, 30: 95, 94, 90 %; the worst, JPEG 30 at half the size: 86 %). The hash was
     chosen among thirty variants on these and on 3,115 drawings, of which 61 pairs share one, most
-    of them alike (282 with a difference hash of 25 bits). Of 76 wallpapers that had no say in it
-    87 % of the copies keep it; those that share one have no contrast or are two colourings of one
-    picture. The difference hash: 77 and 81 %. A distance between hashes would find more copies, but
-    makes no groups that parts of an atlas could be merged by.
+    of them alike (282 with a difference hash of 25 bits). Of 76 wallpapers that were not used to
+    choose it 87 % of the copies keep it; those that share one have no contrast or are two
+    colourings of one image. The difference hash: 77 and 81 %. A distance between hashes would find
+    more copies, but gives no groups by which parts of an atlas could be merged.
     """
     # Luma, which JPEG keeps better than colours; the channels of normalised images have nearly
     # one scale.
@@ -105,7 +117,7 @@ def perceptual_hash(images: Float[Tensor, "n 3 H W"]) -> Int[Tensor, " n"]:
     grey = (images.float() * weights).sum(dim=1)
     small = adaptive_avg_pool2d(grey, _SHRUNK).cpu().double()
     strengths = (small[:, None] * _waves()).flatten(2).sum(dim=2)
-    # In whole steps, or rounding errors would decide where a picture has nothing of a frequency.
+    # In whole steps, or rounding errors would decide where an image has nothing of a frequency.
     steps = (strengths / _STRENGTH).round()
     above = (steps > steps.median(dim=1, keepdim=True).values).to(torch.int64)
     return (above << torch.arange(above.shape[1])).sum(dim=1).to(images.device)
@@ -128,7 +140,7 @@ def mix(ids: Int[Tensor, "*any"], salt: int) -> Int[Tensor, "*any"]:
 
 
 def shuffled_tokens(ids: Int[Tensor, " n"], n_prefix: int, n_tokens: int) -> Int[Tensor, "n T"]:
-    """Where each token of an image goes when its patches are shuffled, by the image's id.
+    """Where each token of an image moves when its patches are shuffled, by the image's id.
 
     Prefix tokens stay. The permutation is the same for all layers and features.
     """
@@ -156,3 +168,50 @@ def _signed(number: int) -> int:
 def _shifted(numbers: Int[Tensor, "*any"], bits: int) -> Int[Tensor, "*any"]:
     """Shift right and fill with zeros; torch's own shift keeps the sign."""
     return (numbers >> bits) & ((1 << (64 - bits)) - 1)
+
+
+_FEWEST = 512
+_PER_CLASS = 4
+
+
+def n_buckets(n_classes: int) -> int:
+    """How many buckets there are, B: more than enough for every class to get some, if any."""
+    return max(_FEWEST, _PER_CLASS * n_classes) if n_classes else 0
+
+
+def buckets(ids: Int[Tensor, " n"], n_classes: int) -> Int[Tensor, " n"]:
+    """Bucket of each image, drawn by its id: the larger of two numbers below B.
+
+    Bucket b holds about (2 b + 1) / B^2 of the images.
+    """
+    n = n_buckets(n_classes)
+    if not n:
+        return torch.zeros_like(ids)
+    return torch.maximum(mix(ids, 3) % n, mix(ids, 4) % n)
+
+
+def deal(per_bucket: Int[Tensor, " B"], per_class: Int[Tensor, " C"]) -> Int[Tensor, " B"]:
+    """Deal buckets to classes: the fullest first, each to the class that lacks most images.
+
+    Parameters
+    ----------
+    per_bucket, per_class
+        Images of each.
+
+    Returns
+    -------
+    Tensor
+        The class of each bucket. Classes without images get none, and no class exceeds its size by
+        more than a bucket.
+    """
+    lacking = [(-images, label) for label, images in enumerate(per_class.tolist()) if images]
+    heapq.heapify(lacking)
+    classes = torch.zeros_like(per_bucket)
+    images = per_bucket.tolist()
+    for bucket in per_bucket.argsort(descending=True, stable=True).tolist():
+        if not images[bucket]:
+            break
+        missing, label = lacking[0]
+        classes[bucket] = label
+        heapq.heapreplace(lacking, (missing + images[bucket], label))
+    return classes
