@@ -1,12 +1,22 @@
-"""Small models, SAEs of every kind and lenses with random weights, built in milliseconds."""
+"""What several folders of tests build on: small models, SAEs of every kind, lenses, images.
+
+Everything has random weights and is built in milliseconds, except `reference`: the models of
+``tests/data/reference``, for which a slow program has computed exact results.
+"""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
-from typing import Any
+from functools import cache
+from pathlib import Path
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from PIL import Image
+from safetensors.torch import load_file
 from timm.models import VisionTransformer
 
 from vitlens.images import Transform
@@ -121,3 +131,51 @@ def sae_of_kind(
         ),
     }
     return build[kind]().to(dtype)
+
+
+def noise_image(seed: int = 0, size: tuple[int, int] = (40, 32)) -> Image.Image:
+    """Noise as a picture file would hold it; `size` is (height, width)."""
+    random = np.random.default_rng(seed)
+    return Image.fromarray(random.integers(0, 256, (*size, 3), dtype=np.uint8))
+
+
+#: The models of the reference data.
+REFERENCES = ("vit_cls", "vit_reg_layerscale", "vit_avgpool_fcnorm")
+
+
+class Reference(NamedTuple):
+    """A model of the reference data, and what the slow program computed for it."""
+
+    config: dict[str, Any]
+    data: dict[str, torch.Tensor]
+    model: VisionTransformer
+    saes: list[TopKSAE]
+    baselines: Baselines
+
+
+@cache
+def reference(name: str = "vit_cls", dtype: torch.dtype = torch.float64) -> Reference:
+    """One of `REFERENCES`; shared by all that ask for it, so leave it as it is."""
+    folder = Path(__file__).parent / "data" / "reference"
+    config = json.loads((folder / f"{name}.json").read_text())
+    data = {
+        key: value.to(dtype) if value.is_floating_point() else value
+        for key, value in load_file(folder / f"{name}.safetensors").items()
+    }
+    model = VisionTransformer(**config["timm_VisionTransformer"]).to(dtype).eval()
+    model.load_state_dict(
+        {key.removeprefix("model."): v for key, v in data.items() if key.startswith("model.")}
+    )
+    layers = range(len(config["top_k"]))
+    saes = [
+        TopKSAE.from_weights(
+            **{w: data[f"sae.{layer}.{w}"] for w in ("W_enc", "W_dec", "b_dec")},
+            k=config["top_k"][layer],
+        )
+        for layer in layers
+    ]
+    baselines = Baselines(
+        [data[f"baseline.{layer}.features"] for layer in layers],
+        [data[f"baseline.{layer}.errors"] for layer in layers],
+    )
+    return Reference(config, data, model, saes, baselines)

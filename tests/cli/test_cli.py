@@ -1,4 +1,5 @@
 import argparse
+import copy
 import errno
 import io
 import json
@@ -11,13 +12,12 @@ from typing import get_args
 
 import numpy as np
 import pytest
-import timm
 import torch
 from PIL import Image
-from safetensors.torch import load_file
 
 import vitlens.bundle
 import vitlens.models.families
+from tests.builders import reference
 from vitlens import Circuit, Curves
 from vitlens.about import About, Sample
 from vitlens.attribution.edges import Engine
@@ -29,32 +29,18 @@ from vitlens.errors import VitlensError
 from vitlens.images import Transform
 from vitlens.io import check_folder
 from vitlens.lens import Lens
-from vitlens.replacement import Baselines, ErrorNodes
-from vitlens.saes import TopKSAE, chain_losses, load_saes, save_saes
+from vitlens.replacement import ErrorNodes
+from vitlens.saes import chain_losses, load_saes, save_saes
 from vitlens.saes.data import sae_residuals
 
 CLASSES = ("bird", "insect", "mammal", "flower", "fruit", "vehicle", "coin")
 
 
-@pytest.fixture(scope="module")
-def tiny(reference_folder):
-    """The reference data's model and SAEs, in float32."""
-    settings = json.loads((reference_folder / "vit_cls.json").read_text())
-    data = load_file(reference_folder / "vit_cls.safetensors")
-    model = timm.models.VisionTransformer(**settings["timm_VisionTransformer"]).eval()
-    weights = {k.removeprefix("model."): v for k, v in data.items() if k.startswith("model.")}
-    model.load_state_dict(weights)
-    saes = [
-        TopKSAE.from_weights(
-            **{name: data[f"sae.{i}.{name}"].float() for name in ("W_enc", "W_dec", "b_dec")}, k=k
-        )
-        for i, k in enumerate(settings["top_k"])
-    ]
-    baselines = Baselines(
-        [data[f"baseline.{i}.features"].float() for i in range(3)],
-        [data[f"baseline.{i}.errors"].float() for i in range(3)],
-    )
-    return model, saes, baselines
+@pytest.fixture
+def tiny():
+    """The reference data's model, SAEs and baselines, in float32; a copy, for tests change it."""
+    case = reference("vit_cls", torch.float32)
+    return copy.deepcopy((case.model, case.saes, case.baselines))
 
 
 @pytest.fixture(scope="module")

@@ -28,7 +28,7 @@ def atlas() -> Atlas:
     images = [lens.transform.to_pil(tiny_image(seed)) for seed in range(10)]
     labels = [CLASSES[seed % 5] for seed in range(10)]
     return Atlas.build(
-        lens, images, labels=labels, n_top=3, n_sampled=3, pictures=24, layout=False, progress=False
+        lens, images, labels=labels, n_top=3, n_sampled=3, thumbnails=24, layout=False, progress=False
     )
 
 

@@ -23,7 +23,7 @@ DTYPES = ("float32", "float64")
 ENGINES = ("closed_form", "jvp", "vjp")
 GRADIENTS = ("libragrad", "plain")
 ERROR_GRADIENTS = ("leaf", "through")
-ERROR_NODES = ("clean", "free", "baseline")
+ERROR_NODES = ("clean", "free", "baseline", "zero")
 
 _IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif"}
 
