@@ -14,12 +14,12 @@ from vitlens.errors import CheckpointError, ModelError
 from vitlens.images import Transform
 from vitlens.io import read_json, read_tensors
 from vitlens.lens import About, Lens, Sample
+from vitlens.method.replacement import Baselines
 from vitlens.models.families import check_name, create
 from vitlens.models.quantize import dequantize
-from vitlens.method.replacement import Baselines
+from vitlens.saes.base import SAE
 from vitlens.saes.importers.rrm import RELEASES
 from vitlens.saes.io import load_saes
-from vitlens.saes.base import SAE
 
 if TYPE_CHECKING:
     from vitlens.atlas.atlas import Atlas
@@ -99,7 +99,9 @@ def load(
             f"No SAEs are known for {name!r}. Give some (`saes=` or `--saes`, a folder or hub "
             "name), or train them: `vitlens train-saes`."
         )
-    model = create(name, pretrained=pretrained, timm_options=timm_options).to(device=device, dtype=dtype)
+    model = create(name, pretrained=pretrained, timm_options=timm_options).to(
+        device=device, dtype=dtype
+    )
     lens = Lens(
         model,
         RELEASES[name].hub_name if saes is None else saes,

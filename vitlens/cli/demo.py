@@ -11,7 +11,7 @@ from vitlens.cli.report import Stopwatch, indented, prediction, write_circuit, w
 from vitlens.errors import VitlensError, near_matches
 
 if TYPE_CHECKING:
-    from vitlens.about import Sample
+    from vitlens.lens import Sample
     from vitlens.circuits.curves import Curves, Direction
     from vitlens.lens import Lens
 
