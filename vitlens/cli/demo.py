@@ -13,7 +13,7 @@ from vitlens.tables import text_table
 
 if TYPE_CHECKING:
     from vitlens.about import Sample
-    from vitlens.circuits.results import Curves, Direction
+    from vitlens.circuits.curves import Curves, Direction
     from vitlens.lens import Lens
 
 _SHARES = (0.02, 0.2)

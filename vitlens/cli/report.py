@@ -13,7 +13,7 @@ from vitlens.tables import text_table
 
 if TYPE_CHECKING:
     from vitlens.circuits.circuit import Circuit
-    from vitlens.circuits.results import Curves
+    from vitlens.circuits.curves import Curves
 
 _LISTED = 5  # unreadable images
 
