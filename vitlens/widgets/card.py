@@ -31,7 +31,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from vitlens.atlas.atlas import Atlas
-    from vitlens.atlas.profile import FeatureProfile, Shown
+    from vitlens.atlas.gallery import FeatureImage
+    from vitlens.atlas.profile import FeatureProfile
     from vitlens.atlas.tuning import Tuning
 
 _BINS = 20  # of the histogram
@@ -60,7 +61,7 @@ class CardPart(ImageTraits, ScenePart):
     top_strip = t.Bytes(b"").tag(sync=True)
     top_heats = t.Bytes(b"").tag(sync=True)
 
-    _gallery: tuple[tuple[Shown, bool], ...] = ()
+    _gallery: tuple[tuple[FeatureImage, bool], ...] = ()
 
     def show_scene(self, scene: Scene) -> None:
         """Show another scene."""
@@ -108,7 +109,7 @@ class CardPart(ImageTraits, ScenePart):
             work = lambda check: self._heats(found.gallery, check)  # noqa: E731
             self.background("heats").run(work, self._set_heats)
 
-    def _heats(self, gallery: tuple[tuple[Shown, bool], ...], check: Check) -> bytes:
+    def _heats(self, gallery: tuple[tuple[FeatureImage, bool], ...], check: Check) -> bytes:
         rows, columns = self.grid
         return to_bytes(
             gallery_heats(gallery, len(self.prefix_names), rows * columns, check), "float16"
@@ -240,7 +241,7 @@ class _Contents:
     data: bytes = b""
     mean_map: bytes = b""
     strip: bytes = b""
-    gallery: tuple[tuple[Shown, bool], ...] = ()
+    gallery: tuple[tuple[FeatureImage, bool], ...] = ()
 
 
 def _contents(lens: Lens, scene: Scene | None, node: FeatureId) -> _Contents:
@@ -409,7 +410,7 @@ def atlas_payload(atlas: Atlas, node: FeatureId) -> dict[str, Any]:
     }
 
 
-def gallery_of(atlas: Atlas, node: FeatureId) -> tuple[tuple[Shown, bool], ...]:
+def gallery_of(atlas: Atlas, node: FeatureId) -> tuple[tuple[FeatureImage, bool], ...]:
     """Return the images of a card: those of highest peak, then some of lower quantiles.
 
     Returns
@@ -424,7 +425,7 @@ def gallery_of(atlas: Atlas, node: FeatureId) -> tuple[tuple[Shown, bool], ...]:
     return (*((one, False) for one in top), *((one, True) for one in spread))
 
 
-def spread_quantiles(shown: Sequence[Shown], n: int) -> tuple[Shown, ...]:
+def spread_quantiles(shown: Sequence[FeatureImage], n: int) -> tuple[FeatureImage, ...]:
     """Return at most `n` of the images, evenly spread over their quantiles, highest first."""
     ordered = sorted(shown, key=lambda one: -one.quantile)
     if len(ordered) <= n:
@@ -434,7 +435,7 @@ def spread_quantiles(shown: Sequence[Shown], n: int) -> tuple[Shown, ...]:
 
 
 def gallery_payload(
-    shown: Sequence[tuple[Shown, bool]], prefix_names: Sequence[str]
+    shown: Sequence[tuple[FeatureImage, bool]], prefix_names: Sequence[str]
 ) -> dict[str, Any]:
     """Return the card's ``top_images``.
 
@@ -461,20 +462,20 @@ def gallery_payload(
     return {"available": True, "items": items}
 
 
-def gallery_images(shown: Sequence[tuple[Shown, bool]]) -> list[NDArray[np.uint8] | None]:
+def gallery_images(shown: Sequence[tuple[FeatureImage, bool]]) -> list[NDArray[np.uint8] | None]:
     """Return the images, [H, W, 3] each; None where there is none."""
-    found = [one.picture for one, _ in shown]
-    return [None if picture is None else np.asarray(picture.convert("RGB")) for picture in found]
+    found = [one.image for one, _ in shown]
+    return [None if image is None else np.asarray(image.convert("RGB")) for image in found]
 
 
 def gallery_heats(
-    shown: Sequence[tuple[Shown, bool]], n_prefix: int, n_patches: int, check: Check
+    shown: Sequence[tuple[FeatureImage, bool]], n_prefix: int, n_patches: int, check: Check
 ) -> Float[Tensor, "n P"]:
     """Return activations per patch; NaN where neither heat nor an image is stored."""
     rows = []
     for one, _ in shown:
         check()
-        heat = one.heat
+        heat = one.heatmap
         rows.append(torch.full((n_patches,), torch.nan) if heat is None else heat[n_prefix:].cpu())
     return torch.stack(rows) if rows else torch.zeros(0, n_patches)
 

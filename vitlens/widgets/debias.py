@@ -16,10 +16,9 @@ from torch import Tensor
 
 from vitlens.debias.candidates import Candidate, find_candidates
 from vitlens.debias.groups import GroupedImages
-from vitlens.debias.live import LiveReports, wilson
-from vitlens.debias.model import DebiasedModel
-from vitlens.debias.removal import Removal
-from vitlens.debias.report import GroupReport, TradeOff
+from vitlens.debias.model import DebiasedModel, Removal
+from vitlens.debias.report import GroupReport, TradeOff, wilson
+from vitlens.debias.runs import LiveReports
 from vitlens.debias.search import Debiasing, default_layers
 from vitlens.errors import FeatureError
 from vitlens.interventions.kinds import ProjectTo
@@ -701,7 +700,7 @@ def cards_payload(cards: Sequence[Card], path: Sequence[FeatureId]) -> list[dict
 def _examples(live: LiveReports, cards: Sequence[Card]) -> bytes:
     """Return all examples side by side, without duplicates."""
     lens, images = live.runs.lens, live.groups.images
-    return encode_strip([lens.picture(images[i]) for i in _images(cards)], side=_SIDE)
+    return encode_strip([lens.pixels(images[i]) for i in _images(cards)], side=_SIDE)
 
 
 def _heats(cards: Sequence[Card]) -> bytes:

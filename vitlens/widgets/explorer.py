@@ -34,7 +34,7 @@ from vitlens.widgets.tasks import Check, dispatcher
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from vitlens.circuits.results import Curves
+    from vitlens.circuits.curves import Curves
 
 _CURVES = ("rrm", "node", "random")
 #: Shares of features, fewer than in a full measurement, with small circuits among them.
@@ -172,7 +172,7 @@ class Explorer(
             {"name": sample.path.stem, "label": sample.label} for sample in lens.samples
         )
         self.sample_strip = encode_strip(
-            [lens.picture(sample.path) for sample in lens.samples], side=_THUMBNAIL
+            [lens.pixels(sample.path) for sample in lens.samples], side=_THUMBNAIL
         )
         self.classes = lens.logit_names
         self.health = health(lens, None)
@@ -311,7 +311,7 @@ class Explorer(
                 check()
                 dispatch(check, lambda: self.show_progress(0.1 + 0.9 * done, f"circuit: {what}"))
 
-            candidates = lens.candidates(
+            candidates = lens.attribute(
                 choice.image, target=choice.target, at_most=at_most, progress=report, **settings
             )
             return replace(scene, candidates=candidates)
