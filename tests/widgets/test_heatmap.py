@@ -161,7 +161,7 @@ def test_features_at_a_token(lens: Lens) -> None:
     heatmap = PatchHeatmap.of(lens, [tiny_image(0), tiny_image(1)], 0, 2, labels={(1, 4): "x"})
     features = lens.trace(tiny_image(1)).features
     found = heatmap.features_at(5, image=1)
-    for layer, ranked in enumerate(found["layers"]):
+    for layer, ranked in enumerate(found["features"]):
         z = features[layer][5]
         assert found["counts"][layer] == len(ranked) == int((z > 0).sum())
         assert [a for _, a, _ in ranked] == sorted((a for _, a, _ in ranked), reverse=True)

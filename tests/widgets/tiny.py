@@ -58,6 +58,13 @@ def tiny_atlas(lens: vitlens.Lens, out: Path | str | None = None, *, heats: bool
     )
 
 
+def open_atlas(folder: Path, names: Path) -> vitlens.Lens:
+    """`tiny_lens` with a saved atlas, and a file of names in another folder."""
+    lens = tiny_lens()
+    lens.atlas = Atlas.load(folder, lens, names=names / "names.jsonl")
+    return lens
+
+
 def tiny_shape(seed: int) -> Image.Image:
     """A bar, a disc or noise, in a colour of its own."""
     rng = np.random.default_rng(seed)

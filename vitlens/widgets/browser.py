@@ -12,9 +12,10 @@ import traitlets as t
 from jaxtyping import Float, Int
 from numpy.typing import NDArray
 
-from vitlens.attribution.targets import TargetLike
+from vitlens.errors import FeatureError
 from vitlens.images import ImageLike
 from vitlens.lens import Lens
+from vitlens.method.importance import TargetLike
 from vitlens.saes.base import FeatureId
 from vitlens.widgets.base import Widget, from_bytes, to_bytes
 from vitlens.widgets.columns import ATLAS_COLUMNS, chance_of, columns_of, scores_of, texts_of
@@ -45,9 +46,10 @@ class BrowserPart(ScenePart):
     at_least = t.Dict().tag(sync=True)
 
     def show_scene(self, scene: Scene) -> None:
-        """Show another scene, at the same layer where there is such a layer."""
+        """Show another scene, at the same layer or else at the last."""
         super().show_scene(scene)
-        self.layer = min(self.layer, scene.n_layers - 1)
+        if self.layer not in scene.layers:
+            self.layer = scene.layers[-1]
         self._list_layer()
 
     def show_atlas(self, lens: Lens) -> None:
@@ -117,11 +119,11 @@ class BrowserPart(ScenePart):
     @t.validate("layer")
     def _layer_exists(self, proposal: Any) -> int:
         layer: int = proposal.value
-        if self._lens is not None and layer >= len(self._lens.saes):
-            raise t.TraitError(
-                f"{type(self).__name__}.layer: layers with features are 0 to "
-                f"{len(self._lens.saes) - 1}; there is no {layer}."
-            )
+        if self._lens is not None:
+            try:
+                self._lens.replacement.position(layer)
+            except FeatureError as error:
+                raise t.TraitError(f"{type(self).__name__}.layer: {error}") from error
         return layer
 
     @t.validate("at_least")
@@ -141,12 +143,13 @@ class BrowserPart(ScenePart):
     @t.observe("layer")
     def _list_layer(self, _: Any = None) -> None:
         lens, scene, atlas = self._lens, self._scene, self.atlas
-        if lens is None or (scene is None and atlas is None):
+        if lens is None or (scene is None and atlas is None) or self.layer not in lens.layers:
             return
         columns: dict[str, Any] = {}
         payload: dict[str, Any] = {
             "layer": self.layer,
-            "sizes": [sae.n_features for sae in lens.saes],
+            "layers": list(lens.layers),
+            "n_features": lens.replacement.sae(self.layer).n_features,
             "texts": [],
             "chance": {},
         }
@@ -155,7 +158,7 @@ class BrowserPart(ScenePart):
             payload |= {
                 "n_tokens": len(scene.trace.features[0]),
                 "positive": scene.positive(self.layer),
-                "target": scene.importances.target,
+                "target": scene.target,
             }
         if atlas is not None:
             scores, unreadable = scores_of(atlas, self.layer)
@@ -173,7 +176,8 @@ class BrowserPart(ScenePart):
     @t.observe("selected")
     def _follow_selected(self, _: Any) -> None:
         if self.selected is not None and self._lens is not None:
-            self.layer = min(self.selected[0], len(self._lens.saes) - 1)
+            layer = self.selected[0]
+            self.layer = layer if layer in self._lens.layers else self._lens.layers[-1]
 
 
 class FeatureBrowser(BrowserPart, Widget, bundle="browser"):
@@ -269,7 +273,7 @@ class FeatureBrowser(BrowserPart, Widget, bundle="browser"):
         if layer is not None:
             self.layer = layer
         elif selected is None:
-            self.layer = len(lens.saes) - 1
+            self.layer = lens.layers[-1]
         if scene is None:
             self.show_atlas(lens)
         else:
@@ -282,10 +286,11 @@ class FeatureBrowser(BrowserPart, Widget, bundle="browser"):
 
 def table(scene: Scene, layer: int) -> Float[NDArray[np.float32], "4 F"]:
     """Return `COLUMNS` of every feature of a layer, for this image."""
-    activations = scene.trace.features[layer]
+    position = scene.lens.replacement.position(layer)
+    activations = scene.trace.features[position]
     active = (activations > 0).sum(0)
     columns = [
-        scene.importances.nodes[layer][:-1],
+        scene.importances.nodes[position][:-1],
         activations.amax(0),
         activations.sum(0) / active.clamp(min=1),
         active,

@@ -14,11 +14,11 @@ from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor
 
-from vitlens.attribution.targets import TargetLike
 from vitlens.circuits.circuit import ERROR, TARGET
 from vitlens.errors import FeatureError
 from vitlens.images import ImageLike
 from vitlens.lens import Lens
+from vitlens.method.importance import TargetLike
 from vitlens.saes.base import FeatureId
 from vitlens.widgets.base import ImageTraits, Widget, encode_strip, to_bytes
 from vitlens.widgets.columns import most_trusted, scores_of
@@ -139,8 +139,7 @@ class CardPart(ImageTraits, ScenePart):
         if silent and not importance.any():
             return _atlas_figure(self.atlas, node, f"{title}: {silent}")
         share = (
-            f"{scene.share(node):.1%} of layer {node[0]}'s positive importance for "
-            f"“{scene.importances.target}”"
+            f"{scene.share(node):.1%} of layer {node[0]}'s positive importance for “{scene.target}”"
         )
         return feature_figure(
             scene.pixels,
@@ -213,15 +212,15 @@ class FeatureCard(CardPart, Widget, bundle="card"):
         super().__init__(labels=dict(labels or {}))
         if author is not None:
             self.author = author
-        top = len(lens.saes) - 1
+        last = lens.layers[-1]
         if image is None:
             self.show_atlas(lens)
             assert lens.atlas is not None  # show_atlas raises without one
-            self.selected = most_trusted(lens.atlas, top) if selected is None else selected
+            self.selected = most_trusted(lens.atlas, last) if selected is None else selected
             return
         scene = scene_of(lens, image, target)
         self.show_scene(scene)
-        self.selected = scene.most_important(top) if selected is None else selected
+        self.selected = scene.most_important(last) if selected is None else selected
 
     def figure(self) -> Figure:
         """Return the card as a matplotlib figure."""
@@ -289,7 +288,8 @@ def image_payload(scene: Scene, node: FeatureId) -> dict[str, Any]:
     Returns
     -------
     dict
-        ``node`` and ``kind`` ("feature", "error" or "target"); ``importance`` and ``share`` for the
+        ``node``, ``kind`` ("feature", "error" or "target") and ``is_first``, whether it is in the
+        first layer with features; ``importance`` and ``share`` for the
         ``target``; ``active``, the number of tokens where it is active, of ``n_tokens``;
         ``peak``, its largest activation; ``histogram`` of the activations of active tokens,
         ``edges`` and ``counts``; ``up`` and ``down``, [class, effect] of its logit lens, largest
@@ -307,10 +307,10 @@ def image_payload(scene: Scene, node: FeatureId) -> dict[str, Any]:
     return {
         "node": list(node),
         "kind": "error" if node[1] == ERROR else "feature",
-        "n_features": scene.lens.saes[node[0]].n_features,
+        "is_first": node[0] == scene.layers[0],
         "importance": scene.importance(node),
         "share": scene.share(node),
-        "target": scene.importances.target,
+        "target": scene.target,
         "n_tokens": len(activation),
         "active": int((activation > 0).sum()),
         "peak": float(activation.max()),
@@ -334,8 +334,8 @@ def _target_payload(scene: Scene) -> dict[str, Any]:
     return {
         "node": list(target),
         "kind": "target",
-        "target": scene.importances.target,
-        "importance": scene.importances.target_value,
+        "target": scene.target,
+        "importance": scene.target_value,
         "edges_in": _edges_payload(scene.strongest_in(target, 2 * _EDGES)),
     }
 

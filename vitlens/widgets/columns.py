@@ -41,7 +41,8 @@ def scores_of(atlas: Atlas, layer: int) -> tuple[Scores, str]:
 
         from vitlens.atlas.scores import NAMES, Scores
 
-        missing = torch.full((atlas.sizes[layer],), torch.nan)
+        sizes = dict(zip(atlas.layers, atlas.sizes, strict=True))
+        missing = torch.full((sizes[layer],), torch.nan)
         return (
             Scores(layer, dict.fromkeys(NAMES, missing)),
             f"The atlas cannot be read for layer {layer}. {error}",
@@ -68,9 +69,10 @@ def chance_of(scores: Scores, names: Sequence[str] = ATLAS_COLUMNS) -> dict[str,
 
 def texts_of(atlas: Atlas, layer: int) -> list[str]:
     """Return the proposed names of each feature of a layer, "" for none."""
+    sizes = dict(zip(atlas.layers, atlas.sizes, strict=True))
     return [
         ", ".join(proposal.text for proposal in atlas.proposals(layer, feature))
-        for feature in range(atlas.sizes[layer])
+        for feature in range(sizes[layer])
     ]
 
 

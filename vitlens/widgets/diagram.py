@@ -11,16 +11,15 @@ import traitlets as t
 from jaxtyping import Float
 from torch import Tensor
 
-from vitlens.attribution.edges import Engine
-from vitlens.attribution.gradients import ErrorPaths, Gradient
-from vitlens.attribution.targets import TargetLike
-from vitlens.circuits.candidates import Candidates
 from vitlens.circuits.circuit import ERROR, TARGET, Circuit
+from vitlens.circuits.graph import AttributionGraph
 from vitlens.errors import FeatureError, TargetError
 from vitlens.images import ImageLike
 from vitlens.interventions.kinds import Ablate, Clamp, Interventions, interventions
 from vitlens.lens import Lens
-from vitlens.replacement import ErrorNodes
+from vitlens.method.importance import Engine, ErrorGradients, TargetLike
+from vitlens.method.libragrad import Gradient
+from vitlens.method.replacement import ErrorNodes
 from vitlens.saes.base import FeatureId
 from vitlens.widgets.base import (
     Groups,
@@ -67,20 +66,20 @@ class DiagramPart(ImageTraits, ScenePart):
     history = t.List(t.Dict()).tag(sync=True)
     can_ablate = t.Bool(False).tag(sync=True)
 
-    _candidates: Candidates | None = None
+    _graph: AttributionGraph | None = None
 
     @property
-    def candidates(self) -> Candidates:
-        """The nodes that the sliders can reach.
+    def graph(self) -> AttributionGraph:
+        """The graph of which the sliders show circuits.
 
         Raises
         ------
         FeatureError
             When nothing is shown yet.
         """
-        if self._candidates is None:
+        if self._graph is None:
             raise FeatureError("There is no circuit yet.")
-        return self._candidates
+        return self._graph
 
     @property
     def circuit(self) -> Circuit:
@@ -94,7 +93,7 @@ class DiagramPart(ImageTraits, ScenePart):
         FeatureError
             When nothing is shown yet, or the circuit is of another image, target or model.
         """
-        return self.candidates.circuit(
+        return self.graph.prune(
             min(self.nodes_per_layer, self.graph_info["max_count"]),
             node_share=self.node_share,
             edge_share=self.edge_share,
@@ -105,7 +104,7 @@ class DiagramPart(ImageTraits, ScenePart):
 
     @circuit.setter
     def circuit(self, circuit: Circuit) -> None:
-        _check_same(self.candidates, circuit)
+        _check_same(self.graph, circuit)
         rules = {name: circuit.settings[name] for name in _RULES if name in circuit.settings}
         if "nodes_per_layer" in rules:
             rules = {"node_share": 0.0, "edge_share": 0.0, **rules}
@@ -124,16 +123,16 @@ class DiagramPart(ImageTraits, ScenePart):
         with self.hold_sync():
             self.ablations, self.outcome, self.history = (), {}, []
             self.can_ablate = True
-        if scene.candidates is not None:
-            self.show_candidates(scene.candidates)
+        if scene.graph is not None:
+            self.show_graph(scene.graph)
 
-    def show_candidates(self, candidates: Candidates) -> None:
-        """Show the circuits of these candidates; pins that are not among them are removed."""
-        keys = set(candidates.keys)
-        self._candidates = candidates
-        payload = _graph_payload(candidates)
+    def show_graph(self, graph: AttributionGraph) -> None:
+        """Show the circuits of a graph; pins that are not among its nodes are removed."""
+        keys = set(graph.keys)
+        self._graph = graph
+        payload = _graph_payload(graph)
         if self.atlas is not None:
-            payload["graph_info"]["kinds"] = kind_texts(self.atlas, candidates.keys)
+            payload["graph_info"]["kinds"] = kind_texts(self.atlas, graph.keys)
         with self.hold_sync(), self.hold_trait_notifications():
             self.pinned = tuple(node for node in self.pinned if node in keys)
             self.hovered = None
@@ -162,16 +161,15 @@ class DiagramPart(ImageTraits, ScenePart):
 
     def _check_node(self, node: FeatureId) -> None:
         super()._check_node(node)
-        if self._scene is None and self._candidates is not None:
-            self._check_candidate(node)
+        if self._scene is None and self._graph is not None:
+            self._check_graph_node(node)
 
-    def _check_candidate(self, node: FeatureId) -> None:
-        candidates = self.candidates
-        layer, feature = node
-        if node == (len(candidates.features), TARGET) or node in candidates.keys:
+    def _check_graph_node(self, node: FeatureId) -> None:
+        graph, (layer, feature) = self.graph, node
+        if node == (graph.layers[-1] + 1, TARGET) or node in graph.keys:
             return
-        size = None if candidates.sizes is None else candidates.sizes[layer : layer + 1]
-        if not size or not -1 <= feature < size[0]:
+        sizes = dict(zip(graph.layers, graph.n_features or (), strict=False))
+        if not -1 <= feature < sizes.get(layer, -1):
             raise FeatureError(f"There is no node {node} here.")
 
     @t.validate("node_share", "edge_share")
@@ -182,13 +180,14 @@ class DiagramPart(ImageTraits, ScenePart):
 
     @t.validate("pinned")
     def _pinned_exist(self, proposal: Any) -> Any:
-        if self._candidates is not None:
-            known = set(self._candidates.keys)
+        if self._graph is not None:
+            known = set(self._graph.keys)
             for node in proposal.value:
                 if node not in known:
+                    limit = self._graph.at_most
+                    reach = f" of circuits of up to {limit} nodes per layer" if limit else ""
                     raise t.TraitError(
-                        f"{type(self).__name__}.pinned: node {node} is not among the nodes that "
-                        f"circuits of up to {self._candidates.at_most} nodes per layer reach."
+                        f"{type(self).__name__}.pinned: {node} is not among the nodes{reach}."
                     )
         return proposal.value
 
@@ -245,11 +244,11 @@ class CircuitDiagram(DiagramPart, bundle="diagram"):
     Parameters
     ----------
     source
-        Candidates (`Lens.candidates`), or a circuit, which can then be pruned further.
+        A graph (`Lens.attribute`), or a circuit, which can then be pruned further.
     lens, image
-        The lens and the image of the candidates; with both, nodes can be ablated.
+        The lens and the image of the graph; with both, nodes can be ablated.
     target
-        As for `Lens.candidates`.
+        As for `Lens.attribute`.
     nodes_per_layer, node_share, edge_share, selected, pinned, groups, labels, ablations, measured
         First values of the attributes; by default those of `source`, where it is a circuit.
 
@@ -258,7 +257,8 @@ class CircuitDiagram(DiagramPart, bundle="diagram"):
     nodes_per_layer, node_share, edge_share
         The values of the sliders; see `Lens.circuit`.
     selected, hovered
-        (layer, feature) or None; feature -1 is an error node, -2 the target.
+        (layer, feature) or None, with the number of the block; feature -1 is an error node, -2 the
+        target, which is one layer after the last.
     pinned
         Nodes that stay visible, ((layer, feature), ...).
     groups
@@ -299,7 +299,7 @@ class CircuitDiagram(DiagramPart, bundle="diagram"):
 
     def __init__(
         self,
-        source: Candidates | Circuit,
+        source: AttributionGraph | Circuit,
         *,
         lens: Lens | None = None,
         image: ImageLike | None = None,
@@ -314,19 +314,19 @@ class CircuitDiagram(DiagramPart, bundle="diagram"):
         ablations: Iterable[Ablation] = (),
         measured: Mapping[tuple[FeatureId, FeatureId], tuple[float, float]] | None = None,
     ):
-        candidates = source if isinstance(source, Candidates) else Candidates.of(source)
+        graph = AttributionGraph.from_circuit(source) if isinstance(source, Circuit) else source
         super().__init__()
         if (lens is None) != (image is None):
             raise FeatureError("Nodes can be ablated with a lens and an image; give both.")
         if lens is None or image is None:
-            self.show_candidates(candidates)
+            self.show_graph(graph)
         else:
-            if target is None and candidates.target_index is not None:
-                target = candidates.target_index
-            self.show_scene(_scene(lens, image, target, candidates))
+            if target is None and graph.target_index is not None:
+                target = graph.target_index
+            self.show_scene(_scene(lens, image, target, graph))
         first: dict[str, Any] = {"node_share": node_share, "edge_share": edge_share}
         if isinstance(source, Circuit):
-            first |= _annotations_of(source, candidates)
+            first |= _annotations_of(source, graph)
         given = {
             "nodes_per_layer": nodes_per_layer,
             "selected": selected,
@@ -350,7 +350,7 @@ class CircuitDiagram(DiagramPart, bundle="diagram"):
         *,
         target: TargetLike = None,
         gradient: Gradient = "libragrad",
-        error_gradients: ErrorPaths = "leaf",
+        error_gradients: ErrorGradients = "leaf",
         engine: Engine = "closed_form",
         at_most: int = 64,
         progress: bool = False,
@@ -363,31 +363,31 @@ class CircuitDiagram(DiagramPart, bundle="diagram"):
         labels: Mapping[FeatureId, str] | None = None,
         ablations: Iterable[Ablation] = (),
     ) -> CircuitDiagram:
-        """Compute the candidates of an image and show them; nodes can be ablated.
+        """Compute the graph of an image and show it; nodes can be ablated.
 
         Parameters
         ----------
         target, gradient, error_gradients, engine, at_most, progress
-            As for `Lens.candidates`.
+            As for `Lens.attribute`.
         nodes_per_layer, node_share, edge_share, selected, pinned, groups, labels, ablations
             First values of the attributes.
 
         Raises
         ------
         ImageError, TargetError, ModelError, FeatureError
-            As `Lens.candidates` does.
+            As `Lens.attribute` does.
         """
-        candidates = lens.candidates(
+        graph = lens.attribute(
             image,
             target=target,
             gradient=gradient,
-            errors=error_gradients,
+            error_gradients=error_gradients,
             engine=engine,
             at_most=at_most,
             progress=progress,
         )
         return cls(
-            candidates,
+            graph,
             lens=lens,
             image=image,
             target=target,
@@ -406,76 +406,70 @@ class CircuitDiagram(DiagramPart, bundle="diagram"):
         return self.diagram_figure()
 
 
-def _graph_payload(candidates: Candidates) -> dict[str, Any]:
-    """Return the traits that hold the candidates."""
-    counts = [len(features) for features in candidates.features]
-    activations = candidates.activations
-    name, probability = candidates.prediction
+def _graph_payload(graph: AttributionGraph) -> dict[str, Any]:
+    """Return the traits that hold a graph."""
+    counts = [len(features) for features in graph.features]
+    activations = graph.activations
+    name, probability = graph.prediction
     return {
-        "node_features": to_bytes([f for fs in candidates.features for f in fs], "int32"),
-        "node_importances": to_bytes(torch.cat(candidates.nodes)),
+        "node_features": to_bytes([f for fs in graph.features for f in fs], "int32"),
+        "node_importances": to_bytes(torch.cat(graph.nodes)),
         "edge_weights": to_bytes(
-            torch.cat([torch.zeros(0), *map(torch.flatten, candidates.edges)])
+            torch.cat([torch.zeros(0), *(edges.cpu().flatten() for edges in graph.edges)])
         ),
-        "node_heat": to_bytes(torch.cat(candidates.tokens, dim=1).T, "float16"),
+        "node_heat": to_bytes(torch.cat(graph.tokens, dim=1).T, "float16"),
         "node_activations": (
             b"" if activations is None else to_bytes(torch.cat(activations, dim=1).T, "float16")
         ),
-        "image_strip": encode_strip([candidates.picture]),
+        "image_strip": encode_strip([graph.image]),
         "n_images": 1,
-        "grid": candidates.grid,
-        "prefix_names": candidates.prefix_names,
+        "grid": graph.grid,
+        "prefix_names": graph.prefix_names,
         "graph_info": {
-            "n_layers": len(counts),
+            "layers": list(graph.layers),
             "counts": counts,
-            "sizes": None if candidates.sizes is None else list(candidates.sizes),
-            "positive": list(candidates.positive),
+            "positive": list(graph.positive),
             "target": {
-                "name": candidates.target,
-                "index": candidates.target_index,
-                "value": candidates.target_value,
+                "name": graph.target,
+                "index": graph.target_index,
+                "value": graph.target_value,
             },
             "prediction": [name, probability],
-            "max_count": min(candidates.at_most, max(counts)),
+            "max_count": min(graph.at_most or max(counts), max(counts)),
             "total": sum(counts),
         },
     }
 
 
-def _annotations_of(circuit: Circuit, candidates: Candidates) -> dict[str, Any]:
+def _annotations_of(circuit: Circuit, graph: AttributionGraph) -> dict[str, Any]:
     """Return the traits that show a circuit unchanged."""
     return {
-        "nodes_per_layer": candidates.at_most,
+        "nodes_per_layer": graph.at_most,
         "pinned": circuit.pinned,
         "groups": circuit.groups,
         "labels": circuit.labels,
     }
 
 
-def _scene(lens: Lens, image: ImageLike, target: TargetLike, candidates: Candidates) -> Scene:
+def _scene(lens: Lens, image: ImageLike, target: TargetLike, graph: AttributionGraph) -> Scene:
+    if graph.model and graph.model != lens.fingerprint:
+        raise FeatureError("This graph is of another model or other SAEs than the lens.")
     settings = {
-        name: candidates.settings[name]
-        for name in ("gradient", "errors", "engine")
-        if name in candidates.settings
+        name: graph.settings[name]
+        for name in ("gradient", "error_gradients", "engine")
+        if name in graph.settings
     }
-    if candidates.model and candidates.model != lens.fingerprint:
-        raise FeatureError("These candidates are of another model or other SAEs than the lens.")
-    scene = Scene.of(lens, image, target=target, candidates=candidates, **settings)
-    if scene.importances.target != candidates.target:
-        raise TargetError(
-            f"These candidates are for the target {candidates.target!r}; give it as target=."
-        )
+    scene = Scene.of(lens, image, target=target, graph=graph, **settings)
+    if scene.target != graph.target:
+        raise TargetError(f"This graph is for the target {graph.target!r}; give it as target=.")
     return scene
 
 
-def _check_same(candidates: Candidates, circuit: Circuit) -> None:
-    """Raise `FeatureError` unless the circuit's nodes are these candidates, on the same image."""
-    known = {
-        (layer, feature): float(value)
-        for layer, features in enumerate(candidates.features)
-        for feature, value in zip(features, candidates.nodes[layer].tolist(), strict=True)
-    }
-    scale = max((abs(value) for value in known.values()), default=0.0)
+def _check_same(graph: AttributionGraph, circuit: Circuit) -> None:
+    """Raise `FeatureError` unless the circuit's nodes are those of the graph, on the same image."""
+    values = torch.cat(graph.nodes).tolist()
+    known = dict(zip(graph.keys, values, strict=True))
+    scale = max(map(abs, values), default=0.0)
     for node in circuit.nodes:
         value = known.get(node.key)
         if value is None or abs(value - node.importance) > 1e-4 * scale:
@@ -505,16 +499,17 @@ def _interventions(ablations: tuple[Ablation, ...]) -> Interventions:
 
 
 def _logits(scene: Scene, ablations: tuple[Ablation, ...]) -> Float[Tensor, " C"]:
-    errors: list[ErrorNodes] = ["clean"] * len(scene.lens.saes)
-    for layer, feature, _ in ablations:
-        if feature == ERROR:
-            errors[layer] = "baseline"
-    return scene.lens.plan(_interventions(ablations), errors=errors).logits_of(scene.trace)
+    off = {layer for layer, feature, _ in ablations if feature == ERROR}
+    error_nodes: list[ErrorNodes] = [
+        "baseline" if layer in off else "clean" for layer in scene.layers
+    ]
+    plan = scene.lens.plan(_interventions(ablations), error_nodes=error_nodes)
+    return plan.logits_of(scene.trace)
 
 
 def _outcome_payload(scene: Scene, ablations: tuple[Ablation, ...]) -> dict[str, Any]:
     before, after = scene.trace.logits, _logits(scene, ablations)
-    names, index = scene.class_names, scene.importances.target_index
+    names, index = scene.class_names, scene.target_index
     classes = _classes_to_report(before, after, index)
     best = int(after.argmax())
     target = None if index is None else float(after[index] - after.mean())

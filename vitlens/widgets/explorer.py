@@ -8,18 +8,16 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import traitlets as t
 from PIL import Image
 
-from vitlens.attribution.edges import Engine
-from vitlens.attribution.gradients import ErrorPaths, Gradient
-from vitlens.attribution.importances import Importances
-from vitlens.attribution.targets import TargetLike, find_class
 from vitlens.errors import ImageError, VitlensError
 from vitlens.images import ImageLike, open_image
 from vitlens.lens import Lens
+from vitlens.method.importance import Engine, ErrorGradients, Importances, TargetLike
+from vitlens.method.libragrad import Gradient
 from vitlens.saes.base import FeatureId
 from vitlens.widgets.base import Widget, encode_strip
 from vitlens.widgets.browser import BrowserPart
@@ -138,7 +136,7 @@ class Explorer(
         *,
         target: TargetLike = None,
         gradient: Gradient = "libragrad",
-        error_gradients: ErrorPaths = "leaf",
+        error_gradients: ErrorGradients = "leaf",
         engine: Engine = "closed_form",
         at_most: int = 64,
         nodes_per_layer: int = 8,
@@ -163,7 +161,7 @@ class Explorer(
             self.author = author
         self._settings: dict[str, Any] = {
             "gradient": gradient,
-            "errors": error_gradients,
+            "error_gradients": error_gradients,
             "engine": engine,
         }
         self._at_most = at_most
@@ -202,7 +200,7 @@ class Explorer(
         lens.tensor(image)  # raises at once for an image that cannot be read
         target_choice = None
         if target is not None and (isinstance(target, str) or not callable(target)):
-            target_choice = find_class(target, lens.vision.n_classes, self.classes)
+            target_choice = lens.class_index(target)
         known = [str(sample.path) for sample in lens.samples]
         name = os.fspath(image) if isinstance(image, str | os.PathLike) else ""
         image_choice = known.index(name) if name in known else None
@@ -260,7 +258,7 @@ class Explorer(
 
     def figure(self) -> Figure:
         """Return the current circuit as a matplotlib figure; see `vitlens.plots`."""
-        if self._candidates is not None:
+        if self._graph is not None:
             return self.diagram_figure()
         from vitlens.plots import words_figure
 
@@ -311,10 +309,10 @@ class Explorer(
                 check()
                 dispatch(check, lambda: self.show_progress(0.1 + 0.9 * done, f"circuit: {what}"))
 
-            candidates = lens.attribute(
+            graph = lens.attribute(
                 choice.image, target=choice.target, at_most=at_most, progress=report, **settings
             )
-            return replace(scene, candidates=candidates)
+            return replace(scene, graph=graph)
 
         self.background("curves").cancel()
         self.show_progress(0.0, "reading the image")
@@ -322,7 +320,7 @@ class Explorer(
 
     def _show_prediction(self, scene: Scene) -> None:
         """Show what is known before the circuit is computed."""
-        self._candidates = None
+        self._graph = None
         self._shown_choice = self._choice
         importances, probabilities = scene.importances, scene.trace.logits.softmax(-1)
         best = int(probabilities.argmax())
@@ -331,21 +329,21 @@ class Explorer(
             self.show_curves(None)
             self.probabilities = tuple(probabilities.tolist())
             self.explained = {
-                "name": importances.target,
-                "index": importances.target_index,
-                "value": importances.target_value,
+                "name": scene.target,
+                "index": scene.target_index,
+                "value": scene.target_value,
                 "prediction": [scene.class_names[best], float(probabilities[best])],
             }
             self.health = health(scene.lens, importances)
             self.show_scene(scene)
             if self.selected is None:
-                self.selected = scene.most_important(scene.n_layers - 1)
+                self.selected = scene.most_important(scene.layers[-1])
 
     def _show_circuit(self, scene: Scene) -> None:
-        assert scene.candidates is not None
+        assert scene.graph is not None
         self._scene = scene
         with self.hold_sync():
-            self.show_candidates(scene.candidates)
+            self.show_graph(scene.graph)
             self.end_progress(unless="curves")
 
     @t.validate("image_choice")
@@ -430,7 +428,8 @@ def health(lens: Lens, importances: Importances | None) -> dict[str, Any]:
     Returns
     -------
     dict
-        ``layers``: for each layer its number ``layer``, ``n_features``, ``k``,
+        ``layers``: for each layer its number ``layer``, the SAE's ``kind``,
+        ``n_features`` and ``max_active`` (per token),
         ``explained_variance``, ``dead_fraction``, ``accuracy_kept`` (of the model with this SAE
         alone and no error node) and ``residual`` (the target minus the layer's importances, over
         the target's value; None where that is 0).
@@ -441,19 +440,20 @@ def health(lens: Lens, importances: Importances | None) -> dict[str, Any]:
     by_layer = {figures["layer"]: figures for figures in measured.get("layers", ())}
     residuals = None
     if importances is not None and importances.target_value != 0:
-        residuals = (importances.residual / importances.target_value).tolist()
+        residuals = (importances.residual / cast(float, importances.target_value)).tolist()
     layers = []
-    for layer, sae in enumerate(lens.saes):
+    for position, (layer, sae) in enumerate(zip(lens.layers, lens.saes, strict=True)):
         figures = by_layer.get(layer, {})
         layers.append(
             {
                 "layer": layer,
                 "n_features": sae.n_features,
-                "k": sae.k,
+                "kind": sae.kind,
+                "max_active": sae.max_active,
                 "explained_variance": figures.get("explained_variance"),
                 "dead_fraction": figures.get("dead_fraction"),
                 "accuracy_kept": figures.get("accuracy_kept"),
-                "residual": None if residuals is None else residuals[layer],
+                "residual": None if residuals is None else residuals[position],
             }
         )
     return {

@@ -12,11 +12,11 @@ from jaxtyping import Float
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
-from vitlens.attribution.targets import TargetLike
 from vitlens.errors import FeatureError, ImageError
 from vitlens.images import ImageLike, open_image
 from vitlens.lens import Lens
-from vitlens.replacement import Trace
+from vitlens.method.importance import TargetLike
+from vitlens.method.replacement import Trace
 from vitlens.saes.base import FeatureId
 from vitlens.widgets.base import (
     ImageTraits,
@@ -65,8 +65,6 @@ class HeatmapPart(ImageTraits, ScenePart):
         Show the image in pale grey, so that only the heat has a colour.
     title, image_titles
         Title of the heatmap, and of each image.
-    n_layers
-        Number of layers whose features a click on a patch lists; 0 for a heatmap of bare values.
     """
 
     values = t.Bytes(b"").tag(sync=True)
@@ -81,7 +79,6 @@ class HeatmapPart(ImageTraits, ScenePart):
     grey = t.Bool(True).tag(sync=True)
     title = t.Unicode("").tag(sync=True)
     image_titles = t.Tuple().tag(sync=True)
-    n_layers = t.Int(0, min=0).tag(sync=True)
 
     _scenes: tuple[Scene, ...] = ()
 
@@ -105,7 +102,6 @@ class HeatmapPart(ImageTraits, ScenePart):
             self.prefix_names = first.prefix_names
             self.patches = ()
             self.image_strip = encode_strip([scene.pixels for scene in scenes])
-            self.n_layers = first.n_layers
             self._draw_node()
 
     def set_values(
@@ -179,14 +175,15 @@ class HeatmapPart(ImageTraits, ScenePart):
             self._draw_node()
 
     def _draw_node(self) -> None:
-        node = self.selected or self._scenes[0].most_important(self.n_layers - 1)
-        if node[0] >= self.n_layers:
-            return  # the target has no values per patch
+        first = self._scenes[0]
+        node = self.selected or first.most_important(first.layers[-1])
+        if node == first.target_node:
+            return  # it has no values per patch
         if self.show == "activation":
             values, unit = [scene.activation(node) for scene in self._scenes], "activation"
         else:
             values = [scene.token_importance(node) for scene in self._scenes]
-            targets = {scene.importances.target for scene in self._scenes}
+            targets = {scene.target for scene in self._scenes}
             unit = f"importance for {targets.pop() if len(targets) == 1 else 'its target'}"
         self.set_values(
             torch.stack(values).detach().cpu(),
@@ -255,10 +252,10 @@ class HeatmapPart(ImageTraits, ScenePart):
         for image in range(len(self._scenes)):
             for token in range(tokens):
                 answer = self.features_at(token, image=image)
-                answer["layers"] = [
+                answer["features"] = [
                     # a page shows four digits; rounding halves its size
                     [[feature, float(f"{x:.4g}"), label] for feature, x, label in ranked]
-                    for ranked in answer["layers"]
+                    for ranked in answer["features"]
                 ]
                 known.append(({"image": image, "token": token}, answer))
         return {**super().offline_answers(), "features_at": known}
@@ -425,7 +422,7 @@ class PatchHeatmap(HeatmapPart, Widget, bundle="heatmap"):
         scenes = [scene_of(lens, image, target) for image in _listed(images)]
         scenes[0].check((layer, feature))
         if image_titles is None:  # each image may have a target of its own
-            image_titles = [s.importances.target for s in scenes] if len(scenes) > 1 else ()
+            image_titles = [s.target for s in scenes] if len(scenes) > 1 else ()
         heatmap = cls(
             image_titles=image_titles,
             limits=limits,
@@ -486,14 +483,15 @@ def token_features(trace: Trace, token: int, labels: Mapping[FeatureId, str]) ->
     Returns
     -------
     dict
-        ``layers``: for each layer a list of [feature, activation, label]; ``counts``: how many
-        features are active there, of which the list holds the first 12.
+        ``layers``, the block numbers; ``features``, for each layer a list of [feature,
+        activation, label]; ``counts``, for each layer how many features are active there, of
+        which the list holds the first 12.
     """
-    layers, counts = [], []
-    for layer, features in enumerate(trace.features):
+    listed, counts = [], []
+    for layer, features in zip(trace.layers, trace.features, strict=True):
         active = int((features[token] > 0).sum())
         values, indices = features[token].topk(min(_RANKED, active))
         ranked = zip(indices.tolist(), values.tolist(), strict=True)
-        layers.append([[f, z, labels.get((layer, f), "")] for f, z in ranked])
+        listed.append([[f, z, labels.get((layer, f), "")] for f, z in ranked])
         counts.append(active)
-    return {"layers": layers, "counts": counts}
+    return {"layers": list(trace.layers), "features": listed, "counts": counts}

@@ -12,7 +12,6 @@ from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor
 
-from vitlens.attribution.logit_lens import check_node
 from vitlens.errors import FeatureError
 from vitlens.lens import Lens
 from vitlens.saes.base import FeatureId
@@ -66,9 +65,10 @@ class MapPart(ScenePart):
         atlas = self._mapped
         if atlas is None or atlas.layout is None:
             raise FeatureError("There is no map yet.")
-        layers = self.map_layers or tuple(range(len(atlas.sizes)))
-        nodes = [(layer, feature) for layer in layers for feature in range(atlas.sizes[layer])]
-        parts = atlas.layout.split(list(atlas.sizes))
+        layers = self.map_layers or self.layers
+        sizes = dict(zip(self.layers, atlas.sizes, strict=True))
+        nodes = [(layer, feature) for layer in layers for feature in range(sizes[layer])]
+        parts = dict(zip(self.layers, atlas.layout.split(list(atlas.sizes)), strict=True))
         chosen = set(self.chosen)
         return map_figure(
             torch.cat([parts[layer] for layer in layers]).numpy(),
@@ -85,7 +85,7 @@ class MapPart(ScenePart):
         from vitlens.atlas.scores import KINDS
 
         self._mapped = atlas
-        layers = range(len(atlas.sizes))
+        layers = self.layers
         scores, unreadable = zip(*(scores_of(atlas, layer) for layer in layers), strict=True)
         columns = [columns_of(one, MAP_COLUMNS) for one in scores]
         kinds = [kind for one in scores for kind in kinds_of(one)]
@@ -99,6 +99,7 @@ class MapPart(ScenePart):
             )
             self.map_kinds = to_bytes([codes[kind] for kind in kinds], "uint8")
             self.map = {
+                "layers": list(layers),
                 "sizes": list(atlas.sizes),
                 "columns": list(MAP_COLUMNS),
                 "chance": [chance_of(one, MAP_COLUMNS) for one in scores],
@@ -110,14 +111,14 @@ class MapPart(ScenePart):
 
     @t.validate("map_layers")
     def _layers_exist(self, proposal: Any) -> tuple[int, ...]:
-        n = None if self._lens is None else len(self._lens.saes)
+        known = None if self._lens is None else self._lens.layers
         for layer in proposal.value:
             whole = isinstance(layer, int) and not isinstance(layer, bool)
-            if not whole or layer < 0 or (n is not None and layer >= n):
+            if not whole or layer < 0 or (known is not None and layer not in known):
+                choices = "" if known is None else f" among {', '.join(map(str, known))}"
                 raise t.TraitError(
-                    f"{type(self).__name__}.map_layers is a list of layers"
-                    + ("" if n is None else f", 0 to {n - 1}")
-                    + f"; there is no {layer!r}."
+                    f"{type(self).__name__}.map_layers is a list of layers{choices}; there is no "
+                    f"{layer!r}."
                 )
         return tuple(sorted(set(proposal.value)))
 
@@ -129,7 +130,7 @@ class MapPart(ScenePart):
                 raise t.TraitError(f"{type(self).__name__}.chosen: {node} is not a feature.")
             if self._lens is not None:
                 try:
-                    check_node(self._lens.saes, *node)
+                    self._lens.replacement.check_node(*node)
                 except FeatureError as error:
                     raise t.TraitError(f"{type(self).__name__}.chosen: {error}") from error
         return nodes
@@ -212,7 +213,8 @@ def _values(
 ) -> list[str] | Float[NDArray[np.float32], " N"]:
     """Return the values by which the points of these layers are coloured."""
     if name == "layer":
-        return np.repeat(np.array(layers, np.float32), [atlas.sizes[layer] for layer in layers])
+        counts = [len(scores_of(atlas, layer)[0]) for layer in layers]
+        return np.repeat(np.array(layers, np.float32), counts)
     scores = [scores_of(atlas, layer)[0] for layer in layers]
     if name == "kind":
         return [kind for one in scores for kind in kinds_of(one)]

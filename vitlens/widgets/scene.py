@@ -6,32 +6,36 @@ import getpass
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import traitlets as t
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from vitlens.attribution import importances as attribution
-from vitlens.attribution.edges import Engine
-from vitlens.attribution.gradients import ErrorPaths, Gradient
-from vitlens.attribution.importances import Importances
-from vitlens.attribution.logit_lens import check_node, logit_lens
-from vitlens.attribution.node_edges import edges_into, edges_out_of
-from vitlens.attribution.targets import TargetLike, resolve_target
 from vitlens.circuits.circuit import ERROR, TARGET
 from vitlens.errors import FeatureError, VitlensError
 from vitlens.images import ImageLike
-from vitlens.isolated import alone
+from vitlens.interventions.hooks import isolated_model
 from vitlens.lens import Lens
-from vitlens.replacement import Trace
+from vitlens.method.engines import edges_into, edges_out_of
+from vitlens.method.importance import (
+    Engine,
+    ErrorGradients,
+    Importances,
+    TargetLike,
+    node_importances,
+    resolve_target,
+)
+from vitlens.method.libragrad import Gradient
+from vitlens.method.logit_lens import logit_lens
+from vitlens.method.replacement import Trace
 from vitlens.saes.base import FeatureId
 from vitlens.widgets.base import NodeTraits, Widget
 
 if TYPE_CHECKING:
     from vitlens.atlas.atlas import Atlas
     from vitlens.atlas.names import Names
-    from vitlens.circuits.candidates import Candidates
+    from vitlens.circuits.graph import AttributionGraph
 
 
 class Link(NamedTuple):
@@ -46,7 +50,7 @@ class Link(NamedTuple):
 class Scene:
     """One image with what a lens computes for it; every widget shows a part of a scene.
 
-    A node is (layer, feature); feature -1 is the layer's error node.
+    A node is (layer, feature), with the number of the block; feature -1 is the layer's error node.
 
     Attributes
     ----------
@@ -56,14 +60,14 @@ class Scene:
         Activations inside the model; the image itself is `trace.image`.
     importances
         Of every node, without edges.
-    candidates
-        The nodes that a circuit can reach and the edges among them; None until they are computed.
+    graph
+        The nodes that circuits can reach and the edges among them; None until they are computed.
     """
 
     lens: Lens
     trace: Trace
     importances: Importances
-    candidates: Candidates | None = None
+    graph: AttributionGraph | None = None
 
     @classmethod
     def of(
@@ -73,9 +77,9 @@ class Scene:
         *,
         target: TargetLike = None,
         gradient: Gradient = "libragrad",
-        errors: ErrorPaths = "leaf",
+        error_gradients: ErrorGradients = "leaf",
         engine: Engine = "closed_form",
-        candidates: Candidates | None = None,
+        graph: AttributionGraph | None = None,
     ) -> Scene:
         """Compute the scene of an image; the parameters are those of `Lens.importances`.
 
@@ -84,25 +88,37 @@ class Scene:
         ImageError, TargetError, ModelError
             As `Lens.importances` does.
         """
-        with alone(lens.vision):
+        with isolated_model(lens.vision):
             trace = lens.trace(image)
-            found = attribution.importances(
-                lens.vision,
-                lens.saes,
+            found = node_importances(
+                lens.replacement,
                 trace,
-                lens.baselines,
                 resolve_target(target, trace.logits, lens.class_names),
                 gradient=gradient,
-                errors=errors,
+                error_gradients=error_gradients,
                 engine=engine,
-                edges=False,
             )
-        return cls(lens, trace, found, candidates)
+        return cls(lens, trace, found, graph)
 
     @property
-    def n_layers(self) -> int:
-        """Number of layers with features."""
-        return len(self.lens.saes)
+    def layers(self) -> tuple[int, ...]:
+        """Block numbers of the layers with features."""
+        return self.lens.layers
+
+    @property
+    def target(self) -> str:
+        """Name of what is explained."""
+        return cast(str, self.importances.target)  # one image has one target
+
+    @property
+    def target_value(self) -> float:
+        """Value of the target on the image."""
+        return cast(float, self.importances.target_value)
+
+    @property
+    def target_index(self) -> int | None:
+        """Class of the target; None for a function."""
+        return cast("int | None", self.importances.target_index)
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -117,7 +133,7 @@ class Scene:
     @property
     def pixels(self) -> UInt8[Tensor, "H W 3"] | None:
         """The image at the model's resolution; None for a transform that cannot be undone."""
-        return self.lens.picture(self.trace.image)
+        return self.lens.pixels(self.trace.image)
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -127,11 +143,11 @@ class Scene:
     @property
     def target_node(self) -> FeatureId:
         """The node of the target."""
-        return self.n_layers, TARGET
+        return self.layers[-1] + 1, TARGET
 
     def check(self, node: FeatureId) -> None:
         """Raise `FeatureError` unless this is a feature or an error node of the lens."""
-        check_node(self.lens.saes, *node)
+        self._position(node)
 
     def has_node(self, node: FeatureId) -> bool:
         """Whether the scene has this feature, error node or target."""
@@ -145,25 +161,23 @@ class Scene:
 
     def activation(self, node: FeatureId) -> Float[Tensor, " T"]:
         """Activation per token; for an error node the length of its vector."""
-        self.check(node)
-        layer, feature = node
+        position, feature = self._position(node), node[1]
         if feature == ERROR:
-            return self.trace.errors[layer].norm(dim=1)
-        return self.trace.features[layer][:, feature]
+            return self.trace.errors[position].norm(dim=1)
+        return self.trace.features[position][:, feature]
 
     def token_importance(self, node: FeatureId) -> Float[Tensor, " T"]:
         """Importance per token, in units of the target."""
-        self.check(node)
-        return self.importances.tokens[node[0]][:, node[1]]
+        return self.importances.tokens[self._position(node)][:, node[1]]
 
     def importance(self, node: FeatureId) -> float:
         """Importance, in units of the target."""
-        self.check(node)
-        return float(self.importances.nodes[node[0]][node[1]])
+        return float(self.importances.nodes[self._position(node)][node[1]])
 
     def positive(self, layer: int) -> float:
         """Sum of a layer's positive importances; shares are fractions of it."""
-        return float(self.importances.nodes[layer].double().clamp(min=0).sum())
+        position = self.lens.replacement.position(layer)
+        return float(self.importances.nodes[position].double().clamp(min=0).sum())
 
     def share(self, node: FeatureId) -> float:
         """Importance divided by the layer's positive importance; 0 where there is none."""
@@ -171,40 +185,47 @@ class Scene:
 
     def most_important(self, layer: int) -> FeatureId:
         """The layer's feature of highest importance, without the error node."""
-        return layer, int(self.importances.nodes[layer][:-1].argmax())
+        position = self.lens.replacement.position(layer)
+        return layer, int(self.importances.nodes[position][:-1].argmax())
 
     def logit_lens(self, node: FeatureId) -> Float[Tensor, " C"]:
-        """Direct effect of the node on the logits; see `vitlens.attribution.logit_lens`."""
-        lens = self.lens
-        return logit_lens(lens.vision, lens.saes, self.trace, lens.baselines, *node)
+        """Direct effect of the node on the logits; see `vitlens.method.logit_lens`."""
+        with isolated_model(self.lens.vision):
+            return logit_lens(self.lens.replacement, self.trace, *node)
 
     def strongest_in(self, node: FeatureId, n: int) -> tuple[Link, ...]:
         """The `n` strongest edges into a node, or into the target, strongest first."""
-        lens, layer = self.lens, node[0]
         if node == self.target_node:
-            return self._links(self.importances.nodes[-1], layer - 1, n, shares_of=layer - 1)
-        weights = edges_into(
-            lens.vision, lens.saes, self.trace, lens.baselines, self.importances, *node
-        )
-        return self._links(weights, layer - 1, n, shares_of=layer - 1)
+            last = self.layers[-1]
+            return self._links(self.importances.nodes[-1], last, n, shares_of=last)
+        position = self._position(node)
+        if position == 0:
+            return ()
+        with isolated_model(self.lens.vision):
+            weights = edges_into(self.lens.replacement, self.trace, self.importances, *node)
+        before = self.layers[position - 1]
+        return self._links(weights, before, n, shares_of=before)
 
     def strongest_out(self, node: FeatureId, n: int) -> tuple[Link, ...]:
         """The node's `n` strongest edges into the next layer, or its edge to the target."""
-        lens, layer = self.lens, node[0]
-        if layer == self.n_layers - 1:
-            return (Link((layer + 1, TARGET), self.importance(node), self.share(node)),)
-        weights = edges_out_of(
-            lens.vision, lens.saes, self.trace, lens.baselines, self.importances, *node
-        )
-        return self._links(weights, layer + 1, n, shares_of=layer)
+        position = self._position(node)
+        if position == len(self.layers) - 1:
+            return (Link(self.target_node, self.importance(node), self.share(node)),)
+        with isolated_model(self.lens.vision):
+            weights = edges_out_of(self.lens.replacement, self.trace, self.importances, *node)
+        return self._links(weights, self.layers[position + 1], n, shares_of=node[0])
+
+    def _position(self, node: FeatureId) -> int:
+        return self.lens.replacement.check_node(*node)
 
     def _links(self, weights: Tensor, layer: int, n: int, *, shares_of: int) -> tuple[Link, ...]:
         order = weights.abs().topk(min(n, len(weights))).indices
         ends = [int(i) for i in order[weights[order] != 0]]
         positive = self.positive(shares_of) if ends else 0.0
+        error = self.lens.replacement.sae(layer).n_features
         return tuple(
             Link(
-                (layer, ERROR if end == self.lens.saes[layer].n_features else end),
+                (layer, ERROR if end == error else end),
                 float(weights[end]),
                 _share(float(weights[end]), positive),
             )
@@ -228,9 +249,12 @@ class NamesPart(NodeTraits, Widget):
     ----------
     author
         Author of the names; by default the name of the user account.
+    layers
+        Block numbers of the layers with features; () without a lens.
     """
 
     author = t.Unicode()
+    layers = t.Tuple().tag(sync=True)
 
     _lens: Lens | None = None
     _from_browser = False  # whether the current change comes from the browser
@@ -244,6 +268,7 @@ class NamesPart(NodeTraits, Widget):
     def set_lens(self, lens: Lens) -> None:
         """Set the lens and show the names of its atlas; existing labels take precedence."""
         self._lens = lens
+        self.layers = lens.layers
         self.reload_names(self.labels)
 
     def reload_names(self, given: dict[FeatureId, str] | None = None) -> None:
@@ -384,7 +409,7 @@ class ScenePart(NamesPart):
 
 def _check_feature(lens: Lens, node: FeatureId) -> None:
     """Raise `FeatureError` unless this is a feature of the lens."""
-    check_node(lens.saes, *node)
+    lens.replacement.check_node(*node)
     if node[1] < 0:
         raise FeatureError("Without an image, only features can be shown, not error nodes.")
 

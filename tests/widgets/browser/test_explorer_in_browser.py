@@ -40,7 +40,7 @@ explorer._answer_cancel = lambda *_: asked.append("cancel")
 
 
 def node(page: Page, explorer: Explorer, key: tuple[int, int]) -> Locator:
-    return page.locator(f'.vl-node[data-key="{explorer.candidates.keys.index(key)}"]')
+    return page.locator(f'.vl-node[data-key="{explorer.graph.keys.index(key)}"]')
 
 
 def prediction(explorer: Explorer) -> str:

@@ -177,8 +177,8 @@ def test_without_a_kernel_a_card_says_what_the_diagram_knows(
 ) -> None:
     found = scene()
     both = _Both()
-    candidates = found.lens.attribute(tiny_picture(), at_most=64)
-    both.show_scene(replace(found, candidates=candidates))
+    graph = found.lens.attribute(tiny_picture(), at_most=64)
+    both.show_scene(replace(found, graph=graph))
     both.selected = found.most_important(2)
     both.update_card()
     both.to_html(tmp_path / "card.html")
@@ -286,7 +286,7 @@ def test_a_hundred_thousand_features_stay_fluid(
     browser = FeatureBrowser(found.lens, found, layer=1, active_only=False)
     columns = rng.gamma(0.3, 1.0, (4, n)).astype(np.float32)
     browser.browser_table = to_bytes(columns)
-    browser.browser = {**browser.browser, "sizes": [60, n, 60]}
+    browser.browser = {**browser.browser, "n_features": n}
     browser.to_html(tmp_path / "browser.html")
     page = static_page(tmp_path / "browser.html")
     expect(page.locator(".vl-browser-grid")).to_have_attribute("aria-rowcount", str(n + 1))

@@ -64,7 +64,7 @@ def test_it_works_in_a_notebook(host: Host) -> None:
     picture.click(position=at(picture, 1, 2))
     host.wait("heatmap.patches == ((1, 2),)")
     first = page.locator(".vl-heat-feature").first
-    active = host.ask("heatmap.features_at(6)['layers']")
+    active = host.ask("heatmap.features_at(6)['features']")
     assert isinstance(active, list)
     expect(first).to_contain_text(str(active[0][0][0]))
     expect(page.locator(".vl-heat-layer")).to_have_count(3)
@@ -162,7 +162,7 @@ def test_a_page_needs_no_python_and_no_network(
     second.hover(position=at(second, 0, 1))
     expect(page.locator(".vl-heat-readout")).to_contain_text("row 1, column 2: ")
     second.click(position=at(second, 0, 1))
-    top = heatmap.features_at(2, image=1)["layers"][0][0]
+    top = heatmap.features_at(2, image=1)["features"][0][0]
     expect(page.locator(".vl-heat-feature").first).to_contain_text(str(top[0]))
     page.get_by_label("Smooth").check()
     expect(page.get_by_label("Show")).to_be_hidden()

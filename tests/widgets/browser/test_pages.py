@@ -11,7 +11,7 @@ from playwright.sync_api import Page, expect
 
 from tests.tiny import tiny_image, tiny_lens
 from tests.widgets import tiny
-from tests.widgets.test_curve_plot import make_curves
+from tests.widgets.test_curves import make_curves
 from vitlens.widgets import CircuitDiagram, CurvePlot, FeatureBrowser, FeatureCard, PatchHeatmap
 from vitlens.widgets.base import Widget
 

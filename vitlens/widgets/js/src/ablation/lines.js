@@ -115,12 +115,13 @@ export function nameOf(model, key) {
  * @param {Model} model @param {NodeKey} key
  */
 function largest(model, [layer, feature]) {
-  const counts = model.get("graph_info")?.counts ?? [];
+  const { layers = [], counts = [] } = model.get("graph_info") ?? {};
+  const column = layers.indexOf(layer);
   const features = ints(model, "node_features");
   const activations = halfs(model, "node_activations");
   let id = 0;
-  for (let l = 0; l < layer; l++) id += counts[l] ?? 0;
-  const end = id + (counts[layer] ?? 0);
+  for (let i = 0; i < column; i++) id += counts[i];
+  const end = id + (counts[column] ?? 0);
   while (id < end && features[id] !== feature) id++;
   const tokens = activations.length / (features.length || 1);
   if (id >= end || !tokens) return 0;

@@ -87,7 +87,7 @@ export function mount(model, el, signal) {
   }
 
   function list() {
-    const { layer, sizes } = info();
+    const { layer, n_features = 0 } = info();
     tools.update();
     head.update(model.get("sort"), model.get("descending"));
     labels = labelsOf(model, layer);
@@ -105,8 +105,7 @@ export function mount(model, el, signal) {
     rows.show(features.length);
     empty.hidden = features.length > 0 || layer === undefined;
     empty.textContent = "No feature of this layer matches the search and the filters.";
-    const total = sizes?.[layer] ?? 0;
-    tools.setStatus(`${features.length.toLocaleString("en")} of ${counted(total, "feature")}`);
+    tools.setStatus(`${features.length.toLocaleString("en")} of ${counted(n_features, "feature")}`);
   }
 
   /** @param {HTMLElement} row @param {number} index */
@@ -165,8 +164,8 @@ export function mount(model, el, signal) {
 
   /** @param {number} layer */
   function setLayer(layer) {
-    const { sizes, layer: listed } = info();
-    if (!sizes || layer < 0 || layer >= sizes.length || layer === model.get("layer")) return;
+    const { layers, layer: listed } = info();
+    if (!layers?.includes(layer) || layer === model.get("layer")) return;
     save(model, { layer });
     // Python fills the table; without a kernel the listed layer stays.
     ask(model, "ping").catch((error) => {
@@ -189,8 +188,8 @@ export function mount(model, el, signal) {
       End: () => moveTo(features.length - 1),
       Enter: () => choose(active),
       " ": () => choose(active),
-      ArrowLeft: () => setLayer(model.get("layer") - 1),
-      ArrowRight: () => setLayer(model.get("layer") + 1),
+      ArrowLeft: () => setLayer(tools.neighbour(-1)),
+      ArrowRight: () => setLayer(tools.neighbour(1)),
     };
     const action = actions[event.key];
     if (!action) return;

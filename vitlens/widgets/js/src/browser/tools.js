@@ -2,7 +2,7 @@
 
 /** @import { Model } from "../lib/types" */
 import { field, fill, h } from "../lib/dom.js";
-import { save, slowSave } from "../lib/model.js";
+import { same, save, slowSave } from "../lib/model.js";
 import { createFilters } from "./filters.js";
 
 /**
@@ -48,7 +48,7 @@ export function createTools(model, setLayer, signal) {
 
   /** @param {string} label @param {string} sign @param {number} by */
   function step(label, sign, by) {
-    const go = () => setLayer(model.get("layer") + by);
+    const go = () => setLayer(neighbour(by));
     return h(
       "button",
       { class: "vl-button", type: "button", "aria-label": label, title: label, onclick: go },
@@ -56,22 +56,26 @@ export function createTools(model, setLayer, signal) {
     );
   }
 
+  /** The layer before or after the current one in the list; -1 for none. @param {number} by */
+  function neighbour(by) {
+    const layers = known();
+    return layers[layers.indexOf(model.get("layer")) + by] ?? -1;
+  }
+
+  /** @returns {number[]} */
+  const known = () => model.get("browser")?.layers ?? [];
+
   function update() {
-    const sizes = model.get("browser")?.sizes ?? [];
+    const numbers = known();
     const layer = model.get("layer");
     activity.hidden = !(model.get("browser")?.columns ?? []).includes("max_activation");
     filters.update();
-    if (layers.options.length !== sizes.length) {
-      fill(
-        layers,
-        sizes.map((/** @type {number} */ _, /** @type {number} */ l) =>
-          h("option", { value: l }, `${l}`),
-        ),
-      );
+    if (!same([...layers.options].map((option) => Number(option.value)), numbers)) {
+      fill(layers, numbers.map((number) => h("option", { value: number }, `${number}`)));
     }
     layers.value = `${layer}`;
-    before.disabled = layer <= 0;
-    after.disabled = layer >= sizes.length - 1;
+    before.disabled = neighbour(-1) < 0;
+    after.disabled = neighbour(1) < 0;
     activeOnly.checked = model.get("active_only");
     // Text that is being typed stays unchanged.
     if (query.value !== model.get("query")) query.value = model.get("query");
@@ -92,6 +96,7 @@ export function createTools(model, setLayer, signal) {
   return {
     element,
     update,
+    neighbour,
     /** @param {string} text */
     setStatus(text) {
       if (status.textContent !== text) status.textContent = text;

@@ -192,7 +192,7 @@ export function mount(model, el, signal) {
   /** @param {boolean} target */
   function drawEdges(target) {
     const none = card.kind === "error" ? "Error nodes have no incoming edges." : "No edges.";
-    const into = card.node[0] === 0 ? "The first layer has no incoming edges." : none;
+    const into = card.is_first ? "The first layer has no incoming edges." : none;
     fill(
       edges,
       linkList(target ? "from the last layer" : "in", card.edges_in, into, to),

@@ -13,7 +13,9 @@ export const TARGET = -2;
  * @typedef {object} Extra
  * @property {number} total candidates; also the target's number
  * @property {number} maxCount nodes per layer
- * @property {Int32Array} layers by candidate
+ * @property {number[]} layerNumbers the block number of each column
+ * @property {Int32Array} layers block number by candidate
+ * @property {Int32Array} columns column by candidate
  * @property {Float64Array} shares by candidate
  * @property {Float32Array} heat [candidate, token]
  * @property {Float32Array} activations [candidate, token], or empty
@@ -38,10 +40,10 @@ export function readData(model) {
   const offsets = [0];
   const blocks = [];
   let block = 0;
-  for (let layer = 0; layer < counts.length; layer++) {
-    offsets.push(offsets[layer] + counts[layer]);
+  for (let column = 0; column < counts.length; column++) {
+    offsets.push(offsets[column] + counts[column]);
     blocks.push(block);
-    block += counts[layer] * (counts[layer + 1] ?? 0);
+    block += counts[column] * (counts[column + 1] ?? 0);
   }
   const total = offsets[counts.length];
   const features = ints(model, "node_features");
@@ -51,17 +53,21 @@ export function readData(model) {
   if (features.length !== total || importances.length !== total || weights.length !== block) {
     return null;
   }
+  /** @type {number[]} */
+  const layerNumbers = info.layers;
   const layers = new Int32Array(total);
+  const columns = new Int32Array(total);
   const shares = new Float64Array(total);
   const ids = new Map();
-  for (let layer = 0; layer < counts.length; layer++) {
-    for (let id = offsets[layer]; id < offsets[layer + 1]; id++) {
+  for (const [column, layer] of layerNumbers.entries()) {
+    for (let id = offsets[column]; id < offsets[column + 1]; id++) {
+      columns[id] = column;
       layers[id] = layer;
-      shares[id] = shareOf(importances[id], positive[layer]);
+      shares[id] = shareOf(importances[id], positive[column]);
       ids.set(`${layer}/${features[id]}`, id);
     }
   }
-  ids.set(`${counts.length}/${TARGET}`, total);
+  ids.set(`${targetLayer({ layerNumbers })}/${TARGET}`, total);
   const heat = halfs(model, "node_heat");
   return {
     counts,
@@ -73,7 +79,9 @@ export function readData(model) {
     positive,
     total,
     maxCount: info.max_count,
+    layerNumbers,
     layers,
+    columns,
     shares,
     heat,
     activations: halfs(model, "node_activations"),
@@ -92,7 +100,12 @@ export const idOf = (data, key) => (key ? data.ids.get(`${key[0]}/${key[1]}`) : 
 
 /** @param {Data} data @param {number} id @returns {NodeKey} */
 export const keyOf = (data, id) =>
-  id === data.total ? [data.counts.length, TARGET] : [data.layers[id], data.features[id]];
+  id === data.total ? [targetLayer(data), TARGET] : [data.layers[id], data.features[id]];
+
+/** The layer of the target: one after the last.
+ * @param {Pick<Data, "layerNumbers">} data
+ */
+export const targetLayer = ({ layerNumbers }) => (layerNumbers.at(-1) ?? -1) + 1;
 
 /** Importances of a candidate per token, and their largest magnitude.
  * @param {Data} data @param {number} id

@@ -225,7 +225,7 @@ export class Diagram {
     this.nodes.update(data, scene, states);
     if (this.nextFocus && scene.indexOf.has(this.nextFocus)) this.nodes.focus(this.nextFocus);
     this.nextFocus = null;
-    this.drawHeaders(scene);
+    this.drawHeaders(data, scene);
     const [count, nodeShare, edgeShare] = RULES.map((rule) => this.model.get(rule));
     this.sliders.update({ nodes_per_layer: count, node_share: nodeShare, edge_share: edgeShare }, data.maxCount);
     this.legend.update(scene, data.prefixNames);
@@ -253,19 +253,18 @@ export class Diagram {
     };
   }
 
-  /** @param {Scene} scene */
-  drawHeaders(scene) {
+  /** @param {Data} data @param {Scene} scene */
+  drawHeaders(data, scene) {
     this.world.style.setProperty("--vl-pitch", `${scene.pitch}px`);
     const top = -(scene.height - SIZE.head) / 2 - SIZE.head;
-    const names = scene.columns.map((_, layer) =>
-      layer === scene.columns.length - 1 ? "target" : `layer ${layer}`,
-    );
-    if (this.headers.childElementCount !== names.length) {
+    const names = [...data.layerNumbers.map((layer) => `layer ${layer}`), "target"];
+    const known = [...this.headers.children].map((header) => header.textContent);
+    if (!same(known, names)) {
       this.headers.replaceChildren(...names.map((name) => h("div", { class: "vl-layer-head" }, name)));
     }
-    [...this.headers.children].forEach((head, layer) => {
-      const y = layer === names.length - 1 ? -SIZE.target[1] / 2 - 8 - SIZE.head : top;
-      /** @type {HTMLElement} */ (head).style.transform = `translate(${layer * scene.pitch}px,${y}px)`;
+    [...this.headers.children].forEach((head, column) => {
+      const y = column === names.length - 1 ? -SIZE.target[1] / 2 - 8 - SIZE.head : top;
+      /** @type {HTMLElement} */ (head).style.transform = `translate(${column * scene.pitch}px,${y}px)`;
     });
   }
 

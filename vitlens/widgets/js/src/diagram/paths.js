@@ -48,7 +48,7 @@ function spread(scene, start, edgesOf, end, links, items) {
  * @returns {number | undefined}
  */
 export function neighbour(scene, item, key) {
-  const column = scene.columns[scene.items[item].layer];
+  const column = scene.columns[scene.items[item].column];
   const row = column.indexOf(item);
   if (key === "ArrowUp") return column[row - 1];
   if (key === "ArrowDown") return column[row + 1];

@@ -2,6 +2,7 @@
 
 /** @import { Data } from "./data.js" */
 /** @import { Kept } from "./prune.js" */
+import { targetLayer } from "./data.js";
 
 export const SIZE = {
   thumb: 46,
@@ -17,7 +18,8 @@ export const SIZE = {
  * A node, a supernode's members in one layer, or the target.
  * @typedef {object} Item
  * @property {string} key constant while the item exists
- * @property {number} layer
+ * @property {number} layer block number; of the target, one after the last
+ * @property {number} column index of the column
  * @property {number[]} ids candidates; the strongest first
  * @property {string} group the supernode's name when it is closed, else ""
  * @property {number} x
@@ -37,7 +39,7 @@ export const SIZE = {
  * @property {number[][]} into links that lead to it
  * @property {Map<string, number>} indexOf index of an item by key
  * @property {Map<number, number>} itemOf candidates' items
- * @property {number[][]} columns items by layer from above; the target is one layer after the last
+ * @property {number[][]} columns items by column from above; the target is in the last column
  * @property {number} pitch
  * @property {number} width
  * @property {number} height
@@ -58,9 +60,9 @@ export function buildScene(data, kept, rank, { groups, pitch }) {
   const itemOf = new Map();
   const rows = kept.nodes.map((ids) => columnOf(data, ids, rank, groups));
   const height = heightOf(Math.max(...rows.map((row) => row.length)));
-  const columns = rows.map((row, layer) =>
+  const columns = rows.map((row, column) =>
     row.map((item, position) => {
-      item.x = layer * pitch;
+      item.x = column * pitch;
       item.y = (position - row.length / 2) * SIZE.row;
       for (const id of item.ids) itemOf.set(id, items.length);
       return items.push(item) - 1;
@@ -71,7 +73,8 @@ export function buildScene(data, kept, rank, { groups, pitch }) {
   const x = data.counts.length * pitch;
   items.push({
     key: "target",
-    layer: data.counts.length,
+    layer: targetLayer(data),
+    column: data.counts.length,
     ids: [data.total],
     group: "",
     x,
@@ -125,7 +128,7 @@ function columnOf(data, ids, rank, groups) {
     const key = group ? `group ${data.layers[id]} ${group}` : String(id);
     const known = made.get(key);
     if (!known) {
-      const item = { key, layer: data.layers[id], ids: [id], group, x: 0, y: 0, share: data.shares[id] };
+      const item = { key, layer: data.layers[id], column: data.columns[id], ids: [id], group, x: 0, y: 0, share: data.shares[id] };
       made.set(key, { item, rank: rank[id] });
       continue;
     }

@@ -21,7 +21,8 @@ const MEANING =
  * @typedef {object} LayerHealth
  * @property {number} layer
  * @property {number} n_features
- * @property {number} k
+ * @property {string} kind
+ * @property {number} max_active
  * @property {number | null} explained_variance
  * @property {number | null} dead_fraction
  * @property {number | null} accuracy_kept
@@ -134,7 +135,7 @@ function text({ accuracy, accuracy_all, n_images, labelled, missing }) {
 /** @param {Health} health */
 function table({ layers, accuracy }) {
   const headers = [
-    "layer", "features", "active per token", "explained variance", "dead features", "accuracy kept",
+    "layer", "SAE", "features", "most active per token", "explained variance", "dead features", "accuracy kept",
     "conservation residual",
   ];
   return h(
@@ -152,8 +153,9 @@ function table({ layers, accuracy }) {
             "tr",
             {},
             h("th", { scope: "row" }, layer.layer),
+            h("td", {}, layer.kind),
             h("td", {}, layer.n_features),
-            h("td", {}, layer.k),
+            h("td", {}, layer.max_active < layer.n_features ? layer.max_active : "any"),
             cell(layer.explained_variance, (x) => x < LOW_VARIANCE),
             cell(layer.dead_fraction, () => false),
             cell(layer.accuracy_kept, (x) => accuracy !== null && x < accuracy - LOST_ACCURACY),

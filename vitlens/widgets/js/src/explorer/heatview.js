@@ -56,12 +56,12 @@ function candidateRows(model) {
     if (features === known) return;
     known = features;
     rows = new Map();
-    /** @type {number[]} */
-    const counts = model.get("graph_info")?.counts ?? [];
+    /** @type {{ layers?: number[], counts?: number[] }} */
+    const { layers = [], counts = [] } = model.get("graph_info") ?? {};
     const numbers = intsOf(features);
     let row = 0;
-    for (const [layer, count] of counts.entries()) {
-      for (let i = 0; i < count; i++, row++) rows.set(`${layer},${numbers[row]}`, row);
+    for (const [column, layer] of layers.entries()) {
+      for (let i = 0; i < counts[column]; i++, row++) rows.set(`${layer},${numbers[row]}`, row);
     }
   }
 

@@ -123,7 +123,7 @@ function waiting(model, el, signal) {
   const box = h("div", { class: "vl-x-waiting" }, text, again);
   el.append(box);
   const update = () => {
-    const has = Boolean(model.get("graph_info")?.n_layers);
+    const has = Boolean(model.get("graph_info")?.counts);
     const busy = model.get("progress")?.done !== undefined;
     el.classList.toggle("vl-x-empty", !has);
     const known = Boolean(model.get("explained")?.name);

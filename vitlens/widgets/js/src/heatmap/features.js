@@ -21,17 +21,19 @@ export function featureList(model, signal) {
    */
   async function load(cell) {
     const current = ++request;
-    element.hidden = !cell || !model.get("n_layers");
+    element.hidden = !cell || !model.get("layers")?.length;
     if (!cell || element.hidden) return;
     heading.textContent = `Features active at ${cell.name}`;
     try {
       const { token, image } = cell;
       const { value } = await ask(model, "features_at", { image, token });
       if (current !== request || signal.aborted) return;
-      const { layers, counts } = value;
-      fill(body, layers.map((/** @type {Ranked[]} */ found, /** @type {number} */ l) => column(l, found, counts[l])));
+      /** @type {{ layers: number[], features: Ranked[][], counts: number[] }} */
+      const { layers, features, counts } = value;
+      fill(body, layers.map((layer, i) => column(layer, features[i], counts[i])));
       markSelected();
-      const layer = body.children[model.get("selected")?.[0] ?? layers.length - 1];
+      const selected = layers.indexOf(model.get("selected")?.[0]);
+      const layer = body.children[selected < 0 ? layers.length - 1 : selected];
       if (layer instanceof HTMLElement) {
         body.scrollLeft = layer.offsetLeft + layer.offsetWidth / 2 - body.clientWidth / 2;
       }

@@ -96,7 +96,7 @@ export function mountHeatmap(model, el, signal) {
     const cells = layout();
     const cell = cursor ?? patches().at(-1);
     if (!cell || !all.length || !exists(cells, cell)) {
-      const features = model.get("n_layers") ? "; click it to list its features" : "";
+      const features = model.get("layers")?.length ? "; click it to list its features" : "";
       readout.textContent = `Point at a patch to see its value${features}.`;
       return;
     }
@@ -172,7 +172,7 @@ export function mountHeatmap(model, el, signal) {
   signal.addEventListener("abort", () => sized.disconnect(), { once: true });
   listen(model, DRAWN, draw, signal);
   listen(model, ["image_strip"], load, signal);
-  listen(model, ["patches", "labels", "n_layers"], chosen, signal);
+  listen(model, ["patches", "labels", "layers"], chosen, signal);
   draw();
   load();
   chosen();

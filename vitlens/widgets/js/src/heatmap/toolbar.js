@@ -28,7 +28,7 @@ export function toolbar(model, signal) {
 
   const update = () => {
     show.value = model.get("show");
-    showField.hidden = !model.get("n_layers");
+    showField.hidden = !model.get("layers")?.length;
     opacity.value = String(model.get("opacity"));
     colours.value = model.get("colours");
     coloursField.hidden = model.get("signed");
@@ -36,7 +36,7 @@ export function toolbar(model, signal) {
     lines.checked = model.get("show_grid");
     grey.checked = model.get("grey");
   };
-  const names = ["show", "n_layers", "opacity", "colours", "signed", "smooth", "show_grid", "grey"];
+  const names = ["show", "layers", "opacity", "colours", "signed", "smooth", "show_grid", "grey"];
   listen(model, names, update, signal);
   update();
   return h(

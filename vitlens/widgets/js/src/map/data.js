@@ -8,9 +8,10 @@ import { bytes, floats, halfs } from "../lib/model.js";
  * @property {number} n points
  * @property {Float32Array} x between 0 and 1, to the right
  * @property {Float32Array} y between 0 and 1, downwards
- * @property {number[]} sizes features of each layer
+ * @property {number[]} layerNumbers block number of each layer
+ * @property {number[]} sizes number of features of each layer
  * @property {number[]} starts the first point of each layer
- * @property {Uint16Array} layers by point
+ * @property {Uint16Array} layers index of the layer by point
  * @property {Map<string, Float32Array>} columns by name
  * @property {Record<string, number>[]} chance levels by layer and column
  * @property {Uint8Array} kinds by point
@@ -27,6 +28,8 @@ export function readMap(model) {
   if (!info?.sizes) return null;
   /** @type {number[]} */
   const sizes = info.sizes;
+  /** @type {number[]} */
+  const layerNumbers = info.layers;
   const n = sizes.reduce((sum, size) => sum + size, 0);
   const points = floats(model, "map_points");
   const values = halfs(model, "map_columns");
@@ -53,19 +56,20 @@ export function readMap(model) {
   const order = shuffled(n);
   const drawnX = Float32Array.from(order, (i) => x[i]);
   const drawnY = Float32Array.from(order, (i) => y[i]);
-  return { n, x, y, sizes, starts, layers, columns, chance, kinds, kindNames, behind, order, drawnX, drawnY };
+  return { n, x, y, layerNumbers, sizes, starts, layers, columns, chance, kinds, kindNames, behind, order, drawnX, drawnY };
 }
 
 /** @param {Data} data @param {number} point @returns {NodeKey} */
-export const keyOf = ({ layers, starts }, point) => [
-  layers[point],
+export const keyOf = ({ layerNumbers, layers, starts }, point) => [
+  layerNumbers[layers[point]],
   point - starts[layers[point]],
 ];
 
 /** @param {Data} data @param {NodeKey | null | undefined} key @returns {number} -1 for none */
-export function pointOf({ sizes, starts }, key) {
-  if (!key || key[1] < 0 || !(key[1] < sizes[key[0]])) return -1;
-  return starts[key[0]] + key[1];
+export function pointOf({ layerNumbers, sizes, starts }, key) {
+  const layer = key ? layerNumbers.indexOf(key[0]) : -1;
+  if (!key || layer < 0 || key[1] < 0 || key[1] >= sizes[layer]) return -1;
+  return starts[layer] + key[1];
 }
 
 /** Both axes on one scale, the larger extent from 0 to 1.

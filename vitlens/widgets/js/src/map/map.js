@@ -191,8 +191,8 @@ export class FeatureMap {
 
   show() {
     const data = /** @type {Data} */ (this.data);
-    const layers = new Set(shownLayers(this.model, data.sizes.length));
-    this.shown = data.layers.length ? Uint8Array.from(data.layers, (l) => (layers.has(l) ? 1 : 0)) : new Uint8Array(0);
+    const layers = new Set(shownLayers(this.model, data.layerNumbers));
+    this.shown = data.layers.length ? Uint8Array.from(data.layers, (i) => (layers.has(data.layerNumbers[i]) ? 1 : 0)) : new Uint8Array(0);
     if (this.cursor >= 0 && !this.shown[this.cursor]) this.cursor = -1;
   }
 

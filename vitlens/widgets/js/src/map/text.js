@@ -14,11 +14,11 @@ export function describe(data, point, label, by) {
   const parts = [`${layer}/${feature}${label ? ` ${label}` : ""}`];
   const column = by === "kind" ? data.behind[kind] : by;
   if (by === "kind" && headerOf(column) !== kind) {
-    const known = Object.keys(data.chance[layer] ?? {}).length > 0;
+    const known = Object.keys(data.chance[data.layers[point]] ?? {}).length > 0;
     parts.push(kind !== "none" ? kind : known ? "no score above chance" : "not measured");
   }
   const value = data.columns.get(column)?.[point];
-  if (value !== undefined) parts.push(figure(column, value, data.chance[layer]?.[column]));
+  if (value !== undefined) parts.push(figure(column, value, data.chance[data.layers[point]]?.[column]));
   return parts.join("\n");
 }
 

@@ -40,11 +40,11 @@ export function createTools(model, actions) {
   /** @type {string[]} */
   let choices = [];
 
-  /** @param {number} layer @param {number} count */
-  function toggle(layer, count) {
-    const now = shownLayers(model, count);
+  /** @param {number} layer @param {number[]} numbers of all layers */
+  function toggle(layer, numbers) {
+    const now = shownLayers(model, numbers);
     const next = now.includes(layer) ? now.filter((l) => l !== layer) : [...now, layer];
-    const all = next.length === 0 || next.length === count;
+    const all = next.length === 0 || next.length === numbers.length;
     save(model, { map_layers: all ? [] : next.sort((a, b) => a - b) });
   }
 
@@ -57,22 +57,22 @@ export function createTools(model, actions) {
      * @param {Colours} colours @param {boolean} dark
      */
     update(colours, dark) {
-      const { sizes, columns } = model.get("map");
+      /** @type {{ layers: number[], columns: string[] }} */
+      const { layers: numbers, columns } = model.get("map");
       const names = ["layer", "kind", ...columns];
       if (!same(names, choices)) {
         choices = names;
         fill(by, names.map((name) => h("option", { value: name, title: name }, headerOf(name))));
       }
       by.value = model.get("colour_by");
-      const count = sizes.length;
-      const shown = shownLayers(model, count);
-      const last = Math.max(1, count - 1);
+      const shown = shownLayers(model, numbers);
+      const last = Math.max(1, numbers.length - 1);
       const byLayer = by.value === "layer" && colours.ramp;
       const focused = layers.contains(active(layers)) ? active(layers)?.dataset.layer : undefined;
       fill(
         layers,
         h("span", { class: "vl-muted" }, "layers"),
-        sizes.map((/** @type {number} */ _, /** @type {number} */ layer) =>
+        numbers.map((layer, i) =>
           h(
             "button",
             {
@@ -81,13 +81,13 @@ export function createTools(model, actions) {
               dataset: { layer },
               "aria-pressed": `${shown.includes(layer)}`,
               "aria-label": `Layer ${layer}`,
-              onclick: () => toggle(layer, count),
+              onclick: () => toggle(layer, numbers),
             },
-            byLayer && swatch(cssOf(byLayer(layer / last))),
+            byLayer && swatch(cssOf(byLayer(i / last))),
             layer,
           ),
         ),
-        shown.length < count &&
+        shown.length < numbers.length &&
           button("All layers", "Show all layers", () => save(model, { map_layers: [] })),
       );
       if (focused) /** @type {HTMLElement} */ (layers.querySelector(`[data-layer="${focused}"]`))?.focus();
@@ -96,11 +96,11 @@ export function createTools(model, actions) {
   };
 }
 
-/** The layers that are shown. @param {Model} model @param {number} count */
-export function shownLayers(model, count) {
+/** The layers that are shown. @param {Model} model @param {number[]} numbers of all layers */
+export function shownLayers(model, numbers) {
   /** @type {number[]} */
   const some = model.get("map_layers") ?? [];
-  return some.length ? some : Array.from({ length: count }, (_, layer) => layer);
+  return some.length ? some : numbers;
 }
 
 /** @param {string} by @param {Colours} colours @param {boolean} dark */

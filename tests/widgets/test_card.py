@@ -1,8 +1,9 @@
-"""FeatureCard and FeatureBrowser without a browser: traits, what they refuse, files."""
+"""FeatureCard and FeatureBrowser on one image, and FeatureCard with an atlas."""
 
 from __future__ import annotations
 
 import asyncio
+import json
 from pathlib import Path
 
 import numpy as np
@@ -10,19 +11,20 @@ import pytest
 import torch
 import traitlets
 
-from tests.lens.test_lens import lens, picture  # noqa: F401 - fixtures
-from vitlens.attribution.logit_lens import logit_lens
+import vitlens
+from tests.lens.test_lens import lens
+from tests.widgets.tiny import tiny_atlas, tiny_lens, tiny_picture
 from vitlens.errors import FeatureError
 from vitlens.lens import Lens
+from vitlens.method.logit_lens import logit_lens
 from vitlens.widgets import FeatureBrowser, FeatureCard
-from vitlens.widgets.base import from_bytes
-from vitlens.widgets.browser import COLUMNS, order, table
-from vitlens.widgets.card import image_payload, token_values
+from vitlens.widgets.base import decode_strip, from_bytes
+from vitlens.widgets.card import image_payload, spread_quantiles, token_values
 from vitlens.widgets.scene import Scene
 
 
 @pytest.fixture
-def scene(lens: Lens, picture: object) -> Scene:  # noqa: F811
+def scene(lens: Lens, picture: object) -> Scene:
     return Scene.of(lens, picture, target="fruit")  # type: ignore[arg-type]
 
 
@@ -36,17 +38,17 @@ def browser(scene: Scene) -> FeatureBrowser:
     return FeatureBrowser(scene.lens, scene)
 
 
-def test_a_card_says_what_the_lens_says(scene: Scene, card: FeatureCard) -> None:
+def test_a_card_shows_the_values_of_the_lens(scene: Scene, card: FeatureCard) -> None:
     layer, feature = node = scene.most_important(2)
     assert card.selected == node
-    said, lens = card.card, scene.lens  # noqa: F811
+    said, lens = card.card, scene.lens
     assert said["node"] == [layer, feature]
     assert said["importance"] == pytest.approx(float(scene.importances.nodes[2][feature]))
     assert said["target"] == "fruit"
     activation = scene.trace.features[2][:, feature]
     assert said["active"] == int((activation > 0).sum()) == sum(said["histogram"]["counts"])
     assert said["histogram"]["edges"][-1] == pytest.approx(float(activation.max()))
-    effects = logit_lens(lens.vision, lens.saes, scene.trace, lens.baselines, layer, feature)
+    effects = logit_lens(lens.replacement, scene.trace, layer, feature)
     name, effect = said["up"][0]
     assert name == lens.class_names[int(effects.argmax())]  # type: ignore[index]
     assert effect == pytest.approx(float(effects.max()))
@@ -63,7 +65,7 @@ def test_a_card_says_what_the_lens_says(scene: Scene, card: FeatureCard) -> None
     np.testing.assert_allclose(sent[1], scene.importances.tokens[2][:, feature], rtol=1e-6)
 
 
-def test_error_node_target_and_nothing(scene: Scene, card: FeatureCard) -> None:
+def test_cards_of_error_node_target_and_nothing(scene: Scene, card: FeatureCard) -> None:
     card.selected = (1, -1)
     assert card.card["kind"] == "error"
     assert card.card["active"] == card.card["n_tokens"]
@@ -92,7 +94,7 @@ def test_a_silent_feature_has_a_card(scene: Scene) -> None:
 
 
 @pytest.mark.parametrize("node", [(0, 30), (3, 0), (2, -2), "nonsense", (1,), (0.5, 1)])
-def test_there_must_be_such_a_node(
+def test_unknown_nodes_are_refused(
     scene: Scene, card: FeatureCard, browser: FeatureBrowser, node: object
 ) -> None:
     before = card.selected
@@ -104,7 +106,7 @@ def test_there_must_be_such_a_node(
         FeatureCard(scene.lens, scene, selected=node)  # type: ignore[arg-type]
 
 
-def test_a_view_that_asks_for_nonsense_hears_about_it(card: FeatureCard) -> None:
+def test_an_invalid_request_of_the_browser_is_reported(card: FeatureCard) -> None:
     before = card.selected
     card.set_state({"selected": [0, 999]})
     assert card.selected == before
@@ -123,7 +125,7 @@ def test_another_image_keeps_the_node(
     assert browser.browser["target"] == other.importances.target
 
 
-def test_in_a_running_loop_the_last_wish_wins(card: FeatureCard) -> None:
+def test_in_a_running_loop_the_latest_request_wins(card: FeatureCard) -> None:
     async def walk() -> None:
         for feature in range(10):
             card.selected = (0, feature)
@@ -134,7 +136,7 @@ def test_in_a_running_loop_the_last_wish_wins(card: FeatureCard) -> None:
     assert card.card["node"] == [0, 9]
 
 
-def test_a_scene_is_of_one_lens(scene: Scene, lens: Lens) -> None:  # noqa: F811
+def test_a_scene_belongs_to_one_lens(scene: Scene, lens: Lens) -> None:
     with pytest.raises(FeatureError, match="own lens and target"):
         FeatureCard(scene.lens, scene, target=1)
 
@@ -152,51 +154,6 @@ def test_linked_widgets_share_a_selection(card: FeatureCard, browser: FeatureBro
     assert browser.listed == [(0, 7)]
 
 
-def test_the_list_is_the_layer(scene: Scene, browser: FeatureBrowser) -> None:
-    assert browser.layer == 2
-    assert browser.browser["sizes"] == [30, 30, 30]
-    sent = from_bytes(browser.browser_table, shape=(len(COLUMNS), -1))
-    np.testing.assert_array_equal(sent, table(scene, 2))
-    z = scene.trace.features[2]
-    np.testing.assert_allclose(sent[1], z.max(0).values)
-    np.testing.assert_array_equal(sent[3], (z > 0).sum(0))
-    best = int(z.sum(0).argmax())
-    assert sent[2][best] == pytest.approx(float(z[:, best][z[:, best] > 0].mean()))
-    active = int((sent[3] > 0).sum())
-    assert len(browser.listed) == active < 30
-    browser.active_only = False
-    browser.sort, browser.descending = "feature", False
-    assert browser.listed == [(2, f) for f in range(30)]
-    browser.layer = 0
-    assert browser.listed[0] == (0, 0)
-    for layer in (-1, 3):
-        with pytest.raises(traitlets.TraitError):
-            browser.layer = layer
-    with pytest.raises(traitlets.TraitError):
-        browser.sort = "beauty"
-
-
-def test_order_by_hand() -> None:
-    columns = np.array([[3, -1, 3, 0], [1, 5, 0, 2], [1, 2, 0, 2], [1, 3, 0, 1]], np.float32)
-    labels = {1: "Beak", 3: "eye"}
-
-    def of(sort: str, *, descending: bool = True, **rest: object) -> list[int]:
-        found = order(columns, labels, sort=sort, descending=descending, **rest)  # type: ignore[arg-type]
-        return found.tolist()
-
-    assert of("importance") == [0, 2, 3, 1]
-    assert of("importance", descending=False) == [1, 3, 0, 2]
-    assert of("importance", active_only=True) == [0, 3, 1]
-    assert of("max_activation", min_activation=2) == [1, 3]
-    assert of("active_tokens") == [1, 0, 3, 2]
-    assert of("feature") == [3, 2, 1, 0]
-    assert of("label", descending=False) == [1, 3, 0, 2]
-    assert of("label") == [3, 1, 0, 2]
-    assert of("feature", query=" EY ") == [3]
-    assert of("feature", query="1") == [1]
-    assert of("feature", query="none such") == []
-
-
 def test_files(scene: Scene, card: FeatureCard, browser: FeatureBrowser, tmp_path: Path) -> None:
     card.labels = browser.labels = {scene.most_important(2): "costs $5 </script>"}
     for name, widget in (("card", card), ("browser", browser)):
@@ -211,11 +168,11 @@ def test_files(scene: Scene, card: FeatureCard, browser: FeatureBrowser, tmp_pat
     card.to_png(tmp_path / "error.png")
 
 
-def test_a_figure_says_what_its_logit_lens_leaves_out(card: FeatureCard) -> None:
+def test_a_figure_states_the_limits_of_its_logit_lens(card: FeatureCard) -> None:
     assert "past the blocks above" in card.figure().get_suptitle()
 
 
-def test_a_card_that_waits_shows_no_error(scene: Scene) -> None:
+def test_an_empty_card_shows_no_error(scene: Scene) -> None:
     card = FeatureCard(scene.lens, scene)
     card.selected = None
     data, _ = card._repr_mimebundle_()  # type: ignore[misc]
@@ -223,7 +180,7 @@ def test_a_card_that_waits_shows_no_error(scene: Scene) -> None:
     assert card.notice == ""
 
 
-def test_an_export_is_of_the_selected_feature(card: FeatureCard, tmp_path: Path) -> None:
+def test_a_page_holds_the_selected_feature(card: FeatureCard, tmp_path: Path) -> None:
     async def select_and_write() -> None:
         card.selected = (1, 3)  # its card is still being made in the background
         card.to_html(tmp_path / "card.html")
@@ -232,8 +189,100 @@ def test_an_export_is_of_the_selected_feature(card: FeatureCard, tmp_path: Path)
     assert card.card["node"] == [1, 3]
 
 
-def test_a_picture_that_cannot_be_undone(lens: Lens) -> None:  # noqa: F811
+def test_a_transform_that_cannot_be_undone(lens: Lens) -> None:
     lens.transform = lambda image: torch.rand(3, 24, 24)
     card = FeatureCard(lens, torch.rand(3, 24, 24))
     assert card.image_strip == b""
     card.figure()
+
+
+def silent_feature(card: FeatureCard) -> int:
+    """A feature of layer 0 that is active nowhere on the card's image."""
+    return int(card.scene.trace.features[0].sum(0).argmin())
+
+
+def test_a_card_shows_the_values_of_the_atlas(atlas_lens: vitlens.Lens) -> None:
+    atlas = atlas_lens.atlas
+    assert atlas is not None
+    card = FeatureCard(atlas_lens, selected=(1, 5))
+    profile, said = atlas.feature(1, 5), card.card["atlas"]
+    assert "importance" not in card.card  # there is no image
+    assert said["frequency"] == profile.frequency
+    assert said["active"] == pytest.approx(profile.frequency * said["n_tokens"])
+    assert sum(said["histogram"]["counts"]) == said["active"]
+    assert len(said["histogram"]["edges"]) == len(said["histogram"]["counts"]) + 1
+    scores = {name: (value, chance) for name, value, chance in said["scores"]}
+    assert scores["position"][0] == pytest.approx(profile.scores["position"])
+    assert scores["position"][1] == pytest.approx(profile.chance["position"])
+    assert [tuple(row[:2]) for row in said["neighbours"]["before"]] == [
+        node for node, _ in profile.neighbours["before"][:4]
+    ]
+    assert said["up"][0] == list(profile.logit_lens[0])
+    assert said["down"][0] == list(profile.logit_lens[-1])
+    np.testing.assert_allclose(from_bytes(card.mean_map), profile.mean_map, rtol=1e-6)
+    assert profile.tuning is not None
+    assert said["tuning"]["arcs"]["radii"][-1] is None
+    np.testing.assert_allclose(said["tuning"]["arcs"]["values"], profile.tuning.direction)
+    json.dumps(card.card, allow_nan=False)
+
+
+def test_a_card_shows_the_images_of_the_atlas_with_their_heat(atlas_lens: vitlens.Lens) -> None:
+    atlas = atlas_lens.atlas
+    assert atlas is not None
+    card = FeatureCard(atlas_lens, selected=(1, 5))
+    items = card.card["top_images"]["items"]
+    top = atlas.top(1, 5, n=8)
+    assert [item["activation"] for item in items[: len(top)]] == [one.peak for one in top]
+    assert [item["lower"] for item in items] == [False] * len(top) + [True] * (
+        len(items) - len(top)
+    )
+    heats = from_bytes(card.top_heats, "float16", (len(items), 36))
+    for heat, one in zip(heats, top, strict=False):
+        np.testing.assert_allclose(heat, one.heatmap[3:], rtol=2e-3, atol=1e-3)
+    pictures = decode_strip(card.top_strip, len(items))
+    assert all(picture is not None and picture.shape == (48, 48, 3) for picture in pictures)
+    for item, one in zip(items, top, strict=False):
+        assert (item["token"] == "") == (one.token >= 3)
+        assert item["patch"] == max(-1, one.token - 3)
+
+
+def test_heats_that_are_not_stored_arrive_after_the_images(tmp_path: Path) -> None:
+    lens = tiny_lens()
+    lens.atlas = tiny_atlas(lens, heats=False)
+
+    async def look() -> list[str]:
+        card = FeatureCard(lens, selected=(1, 5))
+        seen = []
+        card.observe(lambda change: seen.append(change["name"]), ["card", "top_heats"])
+        while card.background("card").busy or card.background("heats").busy:
+            await asyncio.sleep(0.01)
+        assert card.top_strip
+        assert from_bytes(card.top_heats, "float16").max() > 0
+        return seen
+
+    assert asyncio.run(look()) == ["card", "top_heats"]
+
+
+def test_a_card_of_an_image_also_shows_the_atlas(atlas_lens: vitlens.Lens) -> None:
+    card = FeatureCard(atlas_lens, tiny_picture())
+    assert card.card["importance"]
+    assert card.card["atlas"]["n_images"] == 16
+    card.selected = (1, -1)
+    assert "atlas" not in card.card
+    assert card.top_strip == b""
+    card.selected = (0, silent_feature(card))
+    assert "not active on this image" in card.figure().get_suptitle()
+    card.selected = (3, -2)
+    assert "atlas" not in card.card
+
+
+def test_lower_quantiles_are_evenly_spread() -> None:
+    class Image:
+        def __init__(self, quantile: float) -> None:
+            self.quantile = quantile
+
+    images = [Image(q / 10) for q in (3, 9, 1, 5, 7, 0)]
+    found = [image.quantile for image in spread_quantiles(images, 3)]  # type: ignore[type-var]
+    assert found[0] == 0.9
+    assert found[-1] == 0.0
+    assert len(found) == 3

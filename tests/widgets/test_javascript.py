@@ -217,7 +217,7 @@ def test_a_point_of_the_map_tells_the_score_behind_its_kind() -> None:
         import { describe } from "SRC/map/text.js";
         const columns = { curvature: [0.4], direction: [0.62] };
         const data = {
-          layers: [0], starts: [0], kinds: [1], kindNames: ["none", "curve"],
+          layerNumbers: [0], layers: [0], starts: [0], kinds: [1], kindNames: ["none", "curve"],
           behind: { curve: "direction" }, chance: [{ curvature: 0.9, direction: 0.21 }],
           columns: new Map(Object.entries(columns)),
         };
