@@ -17,9 +17,12 @@ import torch
 
 from vitlens.errors import CheckpointError, NetworkError, VitlensError, near_matches
 from vitlens.io import (
+    ResumableRun,
     atomic_folder,
     atomic_path,
+    check_folder,
     fingerprint,
+    partial_path,
     read_json,
     read_tensors,
     write_json,
@@ -286,6 +289,14 @@ def test_fingerprint_is_the_hash_of_names_dtypes_shapes_and_bytes():
     assert fingerprint(dict(reversed(tensors.items()))) == fingerprint(tensors)
 
 
+def test_fingerprint_with_facts_adds_them_as_json():
+    tensors = {"a": torch.tensor(7, dtype=torch.int16)}
+    by_hand = b'a|torch.int16|()|\x07\x00{"k": 3, "z": [null]}'
+    found = fingerprint(tensors, {"z": [None], "k": 3})
+    assert found == hashlib.sha256(by_hand).hexdigest()[:16]
+    assert found != fingerprint(tensors)
+
+
 def test_fingerprint_sees_every_change():
     weights = torch.arange(6.0).reshape(2, 3)
     variants = [
@@ -322,3 +333,125 @@ def test_written_tensors_can_be_read_by_others(tmp_path):
     (tmp_path / "plain").touch()
     expected = (tmp_path / "plain").stat().st_mode
     assert (tmp_path / "a.safetensors").stat().st_mode == expected
+
+
+def test_checking_a_folder_loads_nothing_slow():
+    program = "import sys; from vitlens.io import check_folder; print('torch' in sys.modules)"
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert result.stdout.strip() == "False"
+
+
+def test_a_folder_that_cannot_be_written_to(tmp_path):
+    (tmp_path / "file").write_text("")
+    for path in (tmp_path / "file", tmp_path / "file" / "a" / "b"):
+        with pytest.raises(VitlensError, match="file is a file"):
+            check_folder(path)
+    check_folder(tmp_path / "a" / "b")
+    assert names(tmp_path) == ["file"]
+
+
+IDENTITY = {
+    "model": "0123",
+    "settings": {"rate": 0.1, "size": None},
+    "number of images": 14,
+    "first image": None,
+}
+
+
+def a_run(out, **changes):
+    return ResumableRun(out, "test run", {**IDENTITY, **changes})
+
+
+def test_a_run_finds_its_state_again(tmp_path):
+    run = a_run(tmp_path / "out")
+    assert run.load() is None
+    run.save({"x": torch.arange(3)}, {"step": 2, "seen": [1, 5]})
+    assert names(tmp_path) == ["out.partial"]
+    tensors, state = a_run(tmp_path / "out", **{"first image": "known now"}).load()
+    assert torch.equal(tensors["x"], torch.arange(3)) and state == {"step": 2, "seen": [1, 5]}
+    run.remove()
+    run.remove()
+    assert names(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"model": "4567"}, r"belongs to another test run. What differs: model\. Choose"),
+        ({"settings": {"rate": 0.2, "size": None}}, r"differs: rate 0\.1 \(now 0\.2\)\."),
+        ({"settings": {"rate": 0.1, "size": 3}}, r"differs: size None \(now 3\)\."),
+        ({"settings": {"rate": 0.1, "size": None, "more": 1}}, r"differs: more None \(now 1\)"),
+        ({"number of images": 13, "model": "4"}, r"model, number of images 14 \(now 13\)"),
+    ],
+)
+def test_a_state_or_result_of_another_run_is_refused(tmp_path, changes, message):
+    mine, other = a_run(tmp_path / "out"), a_run(tmp_path / "out", **changes)
+    mine.save({}, {})
+    with pytest.raises(CheckpointError, match=message):
+        other.load()
+    with pytest.raises(CheckpointError, match=message):
+        other.check(mine.stamp(), "result")
+    mine.check(mine.stamp(), "result")
+
+
+def test_a_state_of_another_kind_of_run_is_refused(tmp_path):
+    a_run(tmp_path / "out").save({}, {})
+    other = ResumableRun(tmp_path / "out", "other run", IDENTITY)
+    with pytest.raises(CheckpointError, match="is not of this other run: it is of test run"):
+        other.load()
+    for nothing in (None, [], {"kind": "other run"}):
+        with pytest.raises(CheckpointError, match="result is not of this other run"):
+            other.check(nothing, "result")
+    write_tensors(other.path, {}, {"format": "something else"})
+    with pytest.raises(CheckpointError, match="does not hold the state of a run"):
+        other.load()
+    other.path.write_bytes(b"nothing of use")
+    with pytest.raises(CheckpointError, match=r"out\.partial is not a safetensors"):
+        other.load()
+
+
+def test_a_run_saves_when_due_and_when_it_is_cut_short(tmp_path):
+    run = ResumableRun(tmp_path / "out", "test run", IDENTITY, seconds=0.0)
+    saved, steps = [], []
+    run.save = lambda tensors, state: saved.append(state["step"])
+
+    def state():
+        return ({}, {"step": steps[-1]}) if steps else None
+
+    with run.saving(state) as save_if_due:
+        save_if_due()  # nothing to save yet
+        for step in range(3):
+            steps.append(step)
+            save_if_due()
+    assert saved == [0, 1, 2]
+    with pytest.raises(KeyboardInterrupt), run.saving(state) as save_if_due:
+        steps.append(3)
+        raise KeyboardInterrupt
+    assert saved == [0, 1, 2, 3]
+    late = a_run(tmp_path / "late")
+    with late.saving(state) as save_if_due:
+        save_if_due()  # not yet
+    assert names(tmp_path) == []
+
+
+def test_two_runs_do_not_write_one_output(tmp_path):
+    with a_run(tmp_path / "out").writing():
+        with (
+            pytest.raises(VitlensError, match="Another run is writing"),
+            a_run(tmp_path / "out").writing(),
+        ):
+            pass
+        with a_run(tmp_path / "other").writing():
+            pass
+    with a_run(tmp_path / "out").writing():
+        pass
+    assert names(tmp_path) == []
+
+
+def test_the_state_lies_next_to_its_output(tmp_path, monkeypatch):
+    assert partial_path("a/saes") == partial_path("a/saes/") == Path("a/saes.partial")
+    monkeypatch.chdir(tmp_path)
+    assert partial_path(".") == tmp_path.with_name(f"{tmp_path.name}.partial")
+    with pytest.raises(VitlensError, match="is a file"):
+        (tmp_path / "file").write_text("")
+        a_run(tmp_path / "file" / "out")

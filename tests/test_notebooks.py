@@ -29,6 +29,7 @@ def test_there_are_notebooks() -> None:
     assert [path.name for path in PATHS] == list(SAYS)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", PATHS, ids=lambda path: path.stem)
 def test_it_runs(path: Path, tmp_path: Path) -> None:
     start = time.monotonic()

@@ -6,7 +6,7 @@ The public names load on first use (PEP 562), so that ``import vitlens`` costs n
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-__version__ = "0.1.0"
+__version__ = "0.2.0.dev0"
 
 _MODULE_OF = {
     "Ablate": "vitlens.interventions.kinds",
@@ -29,10 +29,10 @@ _MODULE_OF = {
     "Trace": "vitlens.replacement",
     "TrainConfig": "vitlens.saes.config",
     "TuneConfig": "vitlens.saes.config",
-    "VisionModel": "vitlens.models.adapter",
+    "VisionModel": "vitlens.models.vision",
     "Verification": "vitlens.circuits.verification",
     "VitlensError": "vitlens.errors",
-    "libragrad": "vitlens.models.libragrad",
+    "libragrad": "vitlens.method.libragrad",
     "load": "vitlens.bundle",
     "load_groups": "vitlens.debias.groups",
     "load_waterbirds": "vitlens.debias.groups",
@@ -56,8 +56,8 @@ if TYPE_CHECKING:
     from vitlens.interventions.kinds import Ablate, Clamp, Patch, Project, Scale, Steer
     from vitlens.interventions.outcome import Outcome
     from vitlens.lens import Lens
-    from vitlens.models.adapter import VisionModel
-    from vitlens.models.libragrad import libragrad
+    from vitlens.method.libragrad import libragrad
+    from vitlens.models.vision import VisionModel
     from vitlens.replacement import Baselines, Trace
     from vitlens.saes.config import TrainConfig, TuneConfig
     from vitlens.saes.topk import TopKSAE

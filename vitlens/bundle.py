@@ -15,11 +15,11 @@ from vitlens.errors import CheckpointError, ModelError
 from vitlens.images import Transform
 from vitlens.io import read_json, read_tensors
 from vitlens.lens import Lens
+from vitlens.models.families import check_name, create
 from vitlens.models.quantize import dequantize
-from vitlens.models.registry import check_name, create
 from vitlens.replacement import Baselines
-from vitlens.saes.files import load_saes
-from vitlens.saes.rrm import RELEASES
+from vitlens.saes.importers.rrm import RELEASES
+from vitlens.saes.io import load_saes
 from vitlens.saes.topk import TopKSAE
 
 if TYPE_CHECKING:
@@ -171,7 +171,7 @@ def _bundled_atlas(folder: Path, name: str, names: str | Path | None) -> Atlas:
 
 def build_model(config: dict[str, Any]) -> nn.Module:
     """Make the untrained network that a bundle's ``bundle.json`` describes, in `eval` mode."""
-    from vitlens.models.cls_mean import ClsMeanViT
+    from vitlens.models.heads import ClsMeanViT
 
     if config["readout"] != "cls_mean":
         raise CheckpointError(f"Unknown read-out {config['readout']!r} in the bundle's settings.")

@@ -10,7 +10,7 @@ from typing import Any, TypeVar, cast
 import torch
 
 from vitlens.interventions.hooks import untouched
-from vitlens.models.adapter import VisionModel
+from vitlens.models.vision import VisionModel
 
 _Verb = TypeVar("_Verb", bound=Callable[..., Any])
 

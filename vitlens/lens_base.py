@@ -19,10 +19,10 @@ from vitlens.errors import ModelError
 from vitlens.images import ImageLike, Transform, as_images, to_tensor
 from vitlens.io import fingerprint
 from vitlens.isolated import isolated
-from vitlens.models.adapter import VisionModel, as_vision_model
+from vitlens.models.vision import VisionModel, as_vision_model
 from vitlens.replacement import Baselines, Trace
-from vitlens.saes.files import resolve_saes
-from vitlens.saes.stream import batched
+from vitlens.saes.data import batched
+from vitlens.saes.io import resolve_saes
 from vitlens.saes.topk import TopKSAE
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ class LensBase:
         about: About | None = None,
     ):
         self.vision = as_vision_model(model, head=head)
-        found = resolve_saes(saes, depth=self.vision.depth, width=self.vision.d_model)
+        _, found = resolve_saes(saes, self.vision)
         self.saes = tuple(_like(sae, self.vision) for sae in found)
         self.class_names = self._checked_names(class_names)
         self.transform = transform or Transform.from_timm(self.vision.module)

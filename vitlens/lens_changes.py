@@ -25,7 +25,7 @@ from vitlens.isolated import isolated
 from vitlens.lens_base import LensBase
 from vitlens.progress import Progress
 from vitlens.replacement import ErrorNodes
-from vitlens.saes.stream import batched
+from vitlens.saes.data import batched
 from vitlens.selections import keep_masks
 
 Keep = Sequence[Iterable[int] | Tensor]

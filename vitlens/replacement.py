@@ -7,155 +7,17 @@ l = 0 ... B-2; T tokens, D channels, F_l features.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Literal, get_args
+from typing import get_args
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from vitlens.errors import CheckpointError, FeatureError, ModelError
-from vitlens.io import read_tensors, write_tensors
-from vitlens.models.adapter import VisionModel
-from vitlens.repr import ShapeRepr
+from vitlens.errors import FeatureError, ModelError
+from vitlens.method.replacement import Baselines, ErrorNodes, Trace
+from vitlens.models.vision import VisionModel
 from vitlens.saes.topk import TopKSAE
-
-ErrorNodes = Literal["clean", "free", "baseline"]
-
-
-@dataclass(frozen=True, eq=False, repr=False)
-class Trace(ShapeRepr):
-    """What happens inside the model on one image.
-
-    Attributes
-    ----------
-    logits
-        Output of the untouched model, [C].
-    residuals
-        Stream after every block, B tensors [T, D].
-    features
-        Activations z_l, B-1 tensors [T, F_l].
-    errors
-        What the SAEs miss, e_l = x_l - x_hat_l, B-1 tensors [T, D].
-    means, stds
-        Statistics of the stream at every SAE, B-1 tensors [T, 1].
-    image
-        The model's input, [3, H, W].
-    """
-
-    logits: Float[Tensor, " C"]
-    residuals: tuple[Float[Tensor, "T D"], ...]
-    features: tuple[Float[Tensor, "T F"], ...]
-    errors: tuple[Float[Tensor, "T D"], ...]
-    means: tuple[Float[Tensor, "T 1"], ...]
-    stds: tuple[Float[Tensor, "T 1"], ...]
-    image: Float[Tensor, "3 H W"]
-
-
-@dataclass(frozen=True, eq=False, repr=False)
-class Baselines(ShapeRepr):
-    """What features and error nodes are replaced with: medians at each position.
-
-    Attributes
-    ----------
-    features
-        A tensor [T, F_l] a layer.
-    errors
-        A tensor [T, D] a layer.
-
-    Raises
-    ------
-    CheckpointError
-        If the two lists do not go together, or a value is not finite.
-    """
-
-    features: Sequence[Float[Tensor, "T F"]]
-    errors: Sequence[Float[Tensor, "T D"]]
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "features", tuple(self.features))
-        object.__setattr__(self, "errors", tuple(self.errors))
-        if len(self.features) != len(self.errors):
-            raise CheckpointError(
-                f"Baselines need as many feature as error tensors, got {len(self.features)} and "
-                f"{len(self.errors)}."
-            )
-        for layer, (z, e) in enumerate(zip(self.features, self.errors, strict=True)):
-            if z.ndim != 2 or e.ndim != 2 or len(z) != len(e):
-                raise CheckpointError(
-                    f"Baselines of layer {layer} must be [T, F] and [T, D], got "
-                    f"{tuple(z.shape)} and {tuple(e.shape)}."
-                )
-            if not (torch.isfinite(z).all() and torch.isfinite(e).all()):
-                raise CheckpointError(f"Baselines of layer {layer} hold NaN or infinite values.")
-
-    def to(
-        self, *, dtype: torch.dtype | None = None, device: torch.device | str | None = None
-    ) -> Baselines:
-        """Move to a device or dtype."""
-        return Baselines(
-            [z.to(dtype=dtype, device=device) for z in self.features],
-            [e.to(dtype=dtype, device=device) for e in self.errors],
-        )
-
-    def save(self, path: str | Path, *, dtype: torch.dtype | None = None) -> None:
-        """Write one safetensors file; feature baselines, mostly zero, are stored sparsely.
-
-        Parameters
-        ----------
-        path
-            File to write.
-        dtype
-            Stored precision; by default that of the tensors.
-
-        Raises
-        ------
-        VitlensError
-            If the file cannot be written, or a value does not fit into the precision.
-        """
-        tensors = {}
-        for layer, (z, e) in enumerate(zip(self.features, self.errors, strict=True)):
-            where = z.reshape(-1).nonzero().squeeze(1)
-            tensors[f"{layer}.features.shape"] = torch.tensor(z.shape)
-            tensors[f"{layer}.features.where"] = where.to(torch.int32)
-            tensors[f"{layer}.features.values"] = z.reshape(-1)[where].to(dtype or z.dtype)
-            tensors[f"{layer}.errors"] = e.to(dtype or e.dtype)
-        if not all(torch.isfinite(value).all() for value in tensors.values()):
-            raise CheckpointError(
-                f"Baselines do not fit into {dtype}: some would become infinite. Leave out dtype."
-            )
-        write_tensors(path, tensors, {"kind": "baselines", "layers": len(self.features)})
-
-    @classmethod
-    def load(cls, path: str | Path) -> Baselines:
-        """Read what `save` wrote, as float32 where less precise numbers were stored.
-
-        Raises
-        ------
-        CheckpointError
-            If the file is missing, damaged, or holds something else.
-        """
-        tensors, metadata = read_tensors(path)
-        if metadata.get("kind") != "baselines":
-            raise CheckpointError(f"{path} holds no baselines; make some with `fit_baselines`.")
-        features, errors = [], []
-        try:
-            for layer in range(metadata["layers"]):
-                values = _at_least_single(tensors[f"{layer}.features.values"])
-                rows, cols = tensors[f"{layer}.features.shape"].tolist()
-                z = torch.zeros(rows * cols, dtype=values.dtype)
-                z[tensors[f"{layer}.features.where"].long()] = values
-                features.append(z.reshape(rows, cols))
-                errors.append(_at_least_single(tensors[f"{layer}.errors"]))
-        except (KeyError, IndexError, ValueError, RuntimeError) as error:
-            raise CheckpointError(f"{path} is not a complete baseline file: {error}") from error
-        return cls(features, errors)
-
-
-def _at_least_single(x: Tensor) -> Tensor:
-    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
 
 
 def check_baselines(vision: VisionModel, saes: Sequence[TopKSAE], baselines: Baselines) -> None:
@@ -197,8 +59,10 @@ def trace(vision: VisionModel, saes: Sequence[TopKSAE], image: Float[Tensor, "3 
         coded = [sae(x[0]) for sae, x in zip(saes, residuals[:-1], strict=True)]
         logits = vision.readout(residuals[-1])[0]
     return Trace(
+        output=residuals[-1][0],
+        layers=tuple(range(len(saes))),
         logits=logits,
-        residuals=tuple(x[0] for x in residuals),
+        residuals=tuple(x[0] for x in residuals[:-1]),
         features=tuple(out.features for out in coded),
         errors=tuple(out.error for out in coded),
         means=tuple(out.mean for out in coded),

@@ -3,9 +3,9 @@
     python -m recipes.everyday.faithfulness
 
 Every image is a photographic cut-out of the test split on a photograph of the test split (see
-`images.test_composites`); only those that the model classifies correctly count. The public pictures
-are fetched if they are not there. The run takes about 20 seconds an image on two cores, can be
-interrupted, and goes on where it was.
+`images.test_composites`); only images that the model classifies correctly count. Missing public
+images are downloaded. The run takes about 20 seconds per image on two cores; after an interruption
+it resumes.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ def _measure(args: argparse.Namespace, job: int) -> vitlens.Curves:
 
 
 def _together(parts: list[vitlens.Curves]) -> vitlens.Curves:
-    """Join the parts; image `i` of part `p` is image ``i * jobs + p`` of the whole."""
+    """Merge the parts; image `i` of part `p` is image ``i * jobs + p`` of the whole."""
 
     def join(name: str, axis: int) -> dict[Metric, Tensor]:
         measured = [getattr(part, name) for part in parts]

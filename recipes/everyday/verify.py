@@ -3,11 +3,10 @@
     python -m recipes.everyday.verify
 
 On composites of the test split (see `images.test_composites`) that the model classifies correctly,
-edges of the circuit of 8 nodes a layer are drawn by chance and cut (see `vitlens.circuits.verify`),
-for LibraGrad's circuit and for that of plain gradients; beside them random edges between active
-features of the same layers. The public pictures are fetched if they are not there. The run takes
-about half a minute an image and core, can be interrupted, and goes on where it was; `--so-far`
-tells what there is.
+random edges of the circuit with 8 nodes per layer are cut (see `vitlens.circuits.verify`), for the
+circuit of LibraGrad and for that of plain gradients; the control is random edges between active
+features of the same layers. Missing public images are downloaded. The run takes about half a minute
+per image and core; after an interruption it resumes. `--so-far` reports the results so far.
 """
 
 from __future__ import annotations
@@ -37,25 +36,25 @@ from vitlens.circuits.prune import walk
 from vitlens.circuits.verification import Link, Verification, rank_correlation
 from vitlens.circuits.verify import Active, measure_edges, predict_edges, random_edges
 from vitlens.io import read_json, write_json
-from vitlens.models.adapter import VisionModel
+from vitlens.models.vision import VisionModel
 from vitlens.plots import save_figure, verification_figure
 from vitlens.replacement import Baselines, ErrorNodes, Trace
 from vitlens.saes.topk import TopKSAE
 
 OUT = Path("build/everyday/verify")
 FIGURE = Path("docs/verify.png")
-_TRIED = 1.3  # composites for each image wanted, as some are misclassified
+_TRIED = 1.3  # composites per image, as some are misclassified
 
 
 Known: TypeAlias = tuple[VisionModel, Sequence[TopKSAE], Trace, Baselines]
 
 
 class Row(NamedTuple):
-    """One line of the table: whose prediction, of which edges, against which measurement."""
+    """One line of the table: prediction, edges and measurement that are compared."""
 
     gradient: Gradient
     paths: ErrorPaths
-    edges: str  # "libragrad" or "plain", a circuit's; "random"
+    edges: str  # of a circuit, "libragrad" or "plain"; or "random"
     errors: ErrorNodes
     active: Active
     name: str
@@ -67,7 +66,7 @@ ROWS = (
     Row("libragrad", "leaf", "random", "clean", "clean", "random edges, LibraGrad"),
     Row("plain", "leaf", "random", "clean", "clean", "random edges, plain gradients"),
     Row("plain", "leaf", "libragrad", "clean", "clean", "LibraGrad's edges, plain gradients"),
-    Row("libragrad", "leaf", "libragrad", "clean", "running", "LibraGrad, top k chosen anew"),
+    Row("libragrad", "leaf", "libragrad", "clean", "running", "LibraGrad, top k chosen again"),
     Row("libragrad", "through", "libragrad", "free", "clean", "LibraGrad, error nodes free"),
     Row("plain", "through", "plain", "free", "clean", "plain gradients, error nodes free"),
 )
@@ -75,7 +74,7 @@ ROWS = (
 
 @dataclass(frozen=True)
 class Run:
-    """What is measured of every image."""
+    """Settings of a run, and its files."""
 
     images: int
     edges: int
@@ -92,11 +91,11 @@ def main() -> None:
     """Measure, print the table, and draw the figure."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--images", type=int, default=50, help="images (%(default)s)")
-    parser.add_argument("--edges", type=int, default=20, help="edges an image (%(default)s)")
-    parser.add_argument("--nodes", type=int, default=8, help="nodes a layer (%(default)s)")
+    parser.add_argument("--edges", type=int, default=20, help="edges per image (%(default)s)")
+    parser.add_argument("--nodes", type=int, default=8, help="nodes per layer (%(default)s)")
     parser.add_argument("--jobs", type=int, default=2, help="processes of one thread (%(default)s)")
     parser.add_argument("--out", type=Path, default=OUT)
-    parser.add_argument("--so-far", action="store_true", help="measure nothing more")
+    parser.add_argument("--so-far", action="store_true", help="report without measuring more")
     given = vars(parser.parse_args())
     so_far = given.pop("so_far")
     run = Run(**given)
@@ -133,13 +132,13 @@ def _measure(run: Run, job: int) -> list[dict[str, Any]]:
     for i in mine[len(done) :]:
         done.append({"image": i, "rows": _one(lens, pixels[i], run, seed=i)})
         write_json(file, done)
-        told = ", ".join(f"{_over_images(done, row)[0].value:.2f}" for row in ROWS)
-        print(f"{len(done)} of {len(mine)}: {told}", flush=True)
+        ranks = ", ".join(f"{_over_images(done, row)[0].value:.2f}" for row in ROWS)
+        print(f"{len(done)} of {len(mine)}: {ranks}", flush=True)
     return done
 
 
 def _one(lens: vitlens.Lens, x: Tensor, run: Run, *, seed: int) -> list[dict[str, Any]]:
-    """Measure one image: for each row the edges, predicted and measured changes."""
+    """Measure one image: edges, predicted and measured changes for each row."""
     trace = lens.trace(x)
     target = resolve_target(None, trace.logits, lens.class_names)
     known: Known = (lens.vision, lens.saes, trace, lens.baselines)
@@ -173,7 +172,7 @@ def _one(lens: vitlens.Lens, x: Tensor, run: Run, *, seed: int) -> list[dict[str
 def _edges(
     known: Known, nodes: Importances, run: Run, seed: int
 ) -> tuple[list[Link], tuple[Link, ...]]:
-    """All edges of the pruned circuit, and some of them by chance."""
+    """All edges of the pruned circuit, and a random sample of them."""
 
     def columns(layer: int, features: Tensor) -> Tensor:
         return layer_edges(*known, nodes, layer, targets=features)
@@ -231,10 +230,10 @@ def _table(found: Sequence[dict[str, Any]]) -> str:
         lines.append(f"| {row.name} | {rank} | {same} | {size.value:.2g} |")
     for row in (ROWS[0], ROWS[4]):
         pooled = _pooled(found, row)
-        told = ", ".join(
+        ranks = ", ".join(
             f"{layer}: {rank:.2f}" for layer, (_, rank, _) in pooled.by_layer().items()
         )
-        lines += ["", f"{row.name}, edges of all images together, by layer: {told}"]
+        lines += ["", f"{row.name}, edges of all images together, by layer: {ranks}"]
     return "\n".join(lines)
 
 

@@ -31,7 +31,7 @@ from vitlens.bundle import load
 from vitlens.images import ImageLike, Transform
 from vitlens.io import read_tensors, write_tensors
 from vitlens.lens import Lens
-from vitlens.models.registry import create
+from vitlens.models.families import create
 from vitlens.replacement import Baselines, Trace
 from vitlens.saes.topk import TopKSAE
 

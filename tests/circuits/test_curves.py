@@ -18,7 +18,7 @@ from vitlens.circuits.results import METRICS
 from vitlens.circuits.resume import partial_path
 from vitlens.errors import CheckpointError, FeatureError, TargetError, VitlensError
 from vitlens.io import read_tensors, write_tensors
-from vitlens.models.adapter import VisionModel
+from vitlens.models.vision import VisionModel
 from vitlens.replacement import Baselines, run_with, trace
 from vitlens.saes.topk import TopKSAE
 

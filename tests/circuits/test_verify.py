@@ -20,7 +20,7 @@ from vitlens.circuits.verification import Verification, rank_correlation
 from vitlens.circuits.verify import measure_edges, predict_edges, random_edges
 from vitlens.errors import FeatureError, TargetError
 from vitlens.plots import save_figure, verification_figure
-from vitlens.saes.topk import Normalized, TopKSAE
+from vitlens.saes.topk import TopKSAE
 
 DOUBLE = torch.float64
 TOKENS, WIDTH, FEATURES = 4, 6, 5
@@ -68,23 +68,14 @@ class LinearModel(nn.Module):
         return self.forward_head(x)
 
 
-class LinearSAE(TopKSAE):
-    """All features on, all the time, and nothing normalised."""
-
-    def normalize(self, x: torch.Tensor) -> Normalized:
-        return Normalized(x, torch.zeros_like(x[..., :1]), torch.ones_like(x[..., :1]))
-
-
 def linear_lens() -> vitlens.Lens:
     torch.manual_seed(0)
     saes = []
     for _ in range(3):
         basis = torch.linalg.qr(torch.randn(WIDTH, WIDTH, dtype=DOUBLE)).Q[:, :FEATURES]
         # Far from zero, so that no activation is ever cut off.
-        sae = LinearSAE(WIDTH, FEATURES, FEATURES, dtype=DOUBLE)
         weights = {"W_enc": basis, "W_dec": basis.T, "b_dec": -50 * basis.sum(1)}
-        sae.load_state_dict(weights)
-        saes.append(sae)
+        saes.append(TopKSAE.from_weights(**weights, k=FEATURES, normalization="none"))
     baselines = vitlens.Baselines(
         [40 + torch.rand(TOKENS, FEATURES, dtype=DOUBLE) for _ in saes],
         [torch.rand(TOKENS, WIDTH, dtype=DOUBLE) for _ in saes],

@@ -10,7 +10,7 @@ from vitlens.attribution.targets import resolve_target
 from vitlens.circuits.build import build_circuit
 from vitlens.circuits.circuit import ERROR, Circuit
 from vitlens.circuits.prune import select, walk
-from vitlens.models.adapter import VisionModel
+from vitlens.models.vision import VisionModel
 from vitlens.replacement import Baselines, trace
 from vitlens.saes.topk import TopKSAE
 

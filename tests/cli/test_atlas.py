@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.tiny import tiny_lens
+from tests.builders import tiny_lens
 from vitlens.atlas.atlas import Atlas
 from vitlens.atlas.build import partial_path, writing
 from vitlens.cli import atlas as command
@@ -25,7 +25,7 @@ def photos(tmp_path_factory):
     for number in range(24):
         pixels = generator.integers(0, 256, (6, 8, 3), dtype=np.uint8)
         Image.fromarray(pixels).resize((48, 36)).save(folder / f"{number:02}.png")
-    (folder / "99.jpg").write_bytes(b"no picture")
+    (folder / "99.jpg").write_bytes(b"no image")
     return folder
 
 
@@ -33,7 +33,7 @@ def run(*words):
     return main(["atlas", *map(str, words), "--no-stimuli", "--batch-size", "4"])
 
 
-def test_an_atlas_is_built_and_told_of(photos, tmp_path, capsys):
+def test_an_atlas_is_built_and_summarised(photos, tmp_path, capsys):
     assert run(photos, "--out", tmp_path / "atlas", "--n-top", 3) == 0
     out = capsys.readouterr().out
     assert "90 features in 3 layers, 24 images" in out
@@ -67,12 +67,12 @@ def test_a_folder_with_other_files_is_refused_before_the_pass(
     assert "already holds other files, for instance thesis.tex" in capsys.readouterr().err
 
 
-def test_an_atlas_is_not_built_twice_unasked(photos, tmp_path, capsys):
+def test_an_existing_atlas_is_not_built_again_without_restart(photos, tmp_path, capsys):
     assert run(photos, "--out", tmp_path / "atlas") == 0
     assert run(photos, "--out", tmp_path / "atlas") == 2
-    assert "is an atlas already" in capsys.readouterr().err
-    assert run(photos, "--out", tmp_path / "atlas", "--restart", "--no-pictures") == 0
-    assert Atlas.load(tmp_path / "atlas").settings["pictures"] is None
+    assert "is already an atlas" in capsys.readouterr().err
+    assert run(photos, "--out", tmp_path / "atlas", "--restart", "--no-thumbnails") == 0
+    assert Atlas.load(tmp_path / "atlas").settings["thumbnails"] is None
 
 
 def test_two_runs_cannot_write_one_atlas(photos, tmp_path, capsys):
@@ -81,21 +81,21 @@ def test_two_runs_cannot_write_one_atlas(photos, tmp_path, capsys):
     assert "Another run is writing" in capsys.readouterr().err
 
 
-def test_ctrl_c_says_how_to_go_on(photos, tmp_path, capsys, monkeypatch):
-    from vitlens.atlas.gather import Gatherer
+def test_ctrl_c_says_how_to_continue(photos, tmp_path, capsys, monkeypatch):
+    from vitlens.atlas.build import Accumulator
 
-    take = Gatherer.take
+    add = Accumulator.add
 
     def interrupted(self, batch):
         if self.n_batches == 3:
             raise KeyboardInterrupt
-        take(self, batch)
+        add(self, batch)
 
-    monkeypatch.setattr(Gatherer, "take", interrupted)
+    monkeypatch.setattr(Accumulator, "add", interrupted)
     assert run(photos, "--out", tmp_path / "atlas") == 130
-    assert "The same command goes on" in capsys.readouterr().err
+    assert "The same command continues" in capsys.readouterr().err
     assert partial_path(tmp_path / "atlas").exists()
-    monkeypatch.setattr(Gatherer, "take", take)
+    monkeypatch.setattr(Accumulator, "add", add)
     assert run(photos, "--out", tmp_path / "atlas") == 0
     assert Atlas.load(tmp_path / "atlas").n_images == 24
 
@@ -103,11 +103,11 @@ def test_ctrl_c_says_how_to_go_on(photos, tmp_path, capsys, monkeypatch):
 @pytest.mark.parametrize("words", [(), ("a", "--merge", "b")])
 def test_images_or_atlases_but_not_both(words, tmp_path, capsys):
     assert main(["atlas", *words, "--out", str(tmp_path / "atlas")]) == 2
-    assert "Give images" in capsys.readouterr().err
+    assert "Give either images" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("part", ["0/2", "3/2", "2", "a/b", "1/0"])
-def test_parts_that_are_none(part, tmp_path, capsys):
+def test_malformed_parts_are_refused(part, tmp_path, capsys):
     with pytest.raises(SystemExit):
         main(["atlas", "x", "--part", part, "--out", str(tmp_path)])
     assert "must be like 1/4" in capsys.readouterr().err

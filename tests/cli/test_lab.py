@@ -16,7 +16,7 @@ FIRST = "01-ten-minutes.ipynb"
 
 
 class Started:
-    """Stands in for a process, and notes what was started."""
+    """Replaces a process, and records what was started."""
 
     calls: list[list[str]]
     code = 0
@@ -40,7 +40,7 @@ def started(monkeypatch: pytest.MonkeyPatch) -> type[Started]:
     return Started
 
 
-def test_lab_opens_on_a_copy(
+def test_lab_opens_on_a_copy_of_the_notebooks(
     started: type[Started], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = tmp_path / "my notebooks"
@@ -55,7 +55,7 @@ def test_lab_opens_on_a_copy(
     assert str(folder) in capsys.readouterr().out
 
 
-def test_work_in_a_copy_is_kept(started: type[Started], tmp_path: Path) -> None:
+def test_existing_notebooks_are_not_changed(started: type[Started], tmp_path: Path) -> None:
     (tmp_path / FIRST).write_text("mine")
     assert main(["lab", str(tmp_path)]) == 0
     assert (tmp_path / FIRST).read_text() == "mine"
@@ -74,7 +74,7 @@ def test_without_jupyterlab_it_says_what_to_install(
     assert not (tmp_path / "new").exists()
 
 
-def test_a_file_in_the_place_of_the_folder(
+def test_a_file_at_the_folder_is_refused(
     started: type[Started], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "notes").write_text("x")
@@ -82,18 +82,18 @@ def test_a_file_in_the_place_of_the_folder(
     assert started.calls == []
 
 
-def test_lab_that_fails_is_told(
+def test_a_failing_lab_is_reported(
     started: type[Started], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     started.code = 1
-    assert "ended with an error (1)" in fails(["lab", tmp_path], capsys)
+    assert "stopped with error code 1" in fails(["lab", tmp_path], capsys)
 
 
-def test_notebooks_missing_from_the_installation(
+def test_missing_notebooks_are_reported(
     started: type[Started],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setattr(lab, "__file__", str(tmp_path / "vitlens" / "cli" / "lab.py"))
-    assert "Install vitlens anew" in fails(["lab", tmp_path / "new"], capsys)
+    assert "Reinstall vitlens" in fails(["lab", tmp_path / "new"], capsys)

@@ -1,4 +1,4 @@
-"""Groups of images, and where they are read from."""
+"""Images in groups, and the files they are read from."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from vitlens.errors import GroupError
 
 
 def write(folder: Path, name: str, rows: list[dict[str, object]], column: str) -> Path:
-    """A CSV file, and a small picture for each of its rows."""
+    """Write a CSV file, and a small image for each of its rows."""
     for row in rows:
         path = folder / str(row[column])
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -42,7 +42,7 @@ def waterbirds(folder: Path) -> list[dict[str, object]]:
     return rows
 
 
-def test_the_waterbirds_layout(tmp_path: Path) -> None:
+def test_load_waterbirds_reads_splits_labels_and_places(tmp_path: Path) -> None:
     waterbirds(tmp_path)
     found = load_waterbirds(tmp_path)
     assert list(found) == ["train", "validation", "test"]
@@ -61,13 +61,15 @@ def test_the_waterbirds_layout(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"y": "2"}, r"line 3: 'y' is one of 0, 1, not '2'"),
-        ({"place": "sea"}, "'place' is one of 0, 1, not 'sea'"),
+        ({"y": "2"}, r"line 3: 'y' must be one of 0, 1, not '2'"),
+        ({"place": "sea"}, "'place' must be one of 0, 1, not 'sea'"),
         ({"split": ""}, "line 3: no value for 'split'"),
         ({"img_filename": "gone.jpg"}, r"1 images that do not exist.*gone.jpg"),
     ],
 )
-def test_bad_waterbirds(tmp_path: Path, change: dict[str, str], message: str) -> None:
+def test_load_waterbirds_names_the_wrong_line(
+    tmp_path: Path, change: dict[str, str], message: str
+) -> None:
     rows = waterbirds(tmp_path)
     rows[1] |= change
     if "img_filename" in change:
@@ -81,7 +83,7 @@ def test_bad_waterbirds(tmp_path: Path, change: dict[str, str], message: str) ->
         load_waterbirds(tmp_path)
 
 
-def test_no_waterbirds(tmp_path: Path) -> None:
+def test_load_waterbirds_refuses_other_files(tmp_path: Path) -> None:
     with pytest.raises(GroupError, match="There is no file"):
         load_waterbirds(tmp_path)
     (tmp_path / "metadata.csv").write_text("img_file,y,place,split\n")
@@ -95,7 +97,7 @@ def test_no_waterbirds(tmp_path: Path) -> None:
         load_waterbirds(tmp_path)
 
 
-def test_any_table_with_a_group_column(tmp_path: Path) -> None:
+def test_load_groups_reads_any_table_with_a_group_column(tmp_path: Path) -> None:
     kinds = [("cat", "indoors"), ("cat", "outdoors"), ("dog", "indoors"), ("dog", "outdoors")]
     rows: list[dict[str, object]] = [
         {"file": f"{i}.png", "animal": animal, "where": place, "part": "ab"[i // 4]}
@@ -116,11 +118,11 @@ def test_any_table_with_a_group_column(tmp_path: Path) -> None:
     assert turned.labels.tolist() == [1, 1, 0, 0, 1, 1, 0, 0]
     with pytest.raises(GroupError, match="Did you mean 'where'"):
         load_groups(path, image="file", label="animal", group="were")
-    with pytest.raises(GroupError, match="none of `class_names`"):
+    with pytest.raises(GroupError, match="not in `class_names`"):
         load_groups(path, class_names=("dog", "cow"), **names)
 
 
-def test_a_column_that_numbers_the_groups(tmp_path: Path) -> None:
+def test_load_groups_reads_numbered_groups(tmp_path: Path) -> None:
     rows: list[dict[str, object]] = [
         {"image": f"{i}.png", "label": i // 2 % 2, "group": i % 4} for i in range(8)
     ]
@@ -130,7 +132,7 @@ def test_a_column_that_numbers_the_groups(tmp_path: Path) -> None:
     assert whole.groups.tolist() == [0, 1, 2, 3, 0, 1, 2, 3]
 
 
-def test_a_group_that_is_the_class(tmp_path: Path) -> None:
+def test_an_attribute_equal_to_the_class_is_refused(tmp_path: Path) -> None:
     rows: list[dict[str, object]] = [
         {"image": f"{i}.png", "label": i % 2, "group": ("x", "y")[i % 2]} for i in range(4)
     ]
@@ -140,14 +142,14 @@ def test_a_group_that_is_the_class(tmp_path: Path) -> None:
         whole.check()
 
 
-def test_groups_by_hand() -> None:
+def test_subsets_and_wrong_labels_of_grouped_images() -> None:
     images = [torch.zeros(3, 4, 4)] * 4
     groups = GroupedImages(images, [0, 0, 1, 1], [0, 1, 0, 1], ("a", "b"), ("c", "d"))
     assert len(groups.subset(groups.labels == 1)) == 2
     assert groups.subset([3]).groups.tolist() == [3]
     assert len(list(groups.subset([0, 2]).images)) == 2
     for labels, attributes, message in (
-        ([0, 0, 1], [0, 1, 0, 1], "4 images need as many labels"),
+        ([0, 0, 1], [0, 1, 0, 1], "labels must have one entry for each of the 4 images"),
         ([0, 0, 1, 2], [0, 1, 0, 1], "labels must be 0 to 1"),
         ([0, 0, 1, 1], [0, 1, 0, -1], "attributes must be 0 to 1"),
         ([0, 0, 1, 0.5], [0, 1, 0, 1], "labels must be whole numbers"),

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from timm.models import VisionTransformer
 
 import vitlens
-from tests.models.test_models import FAMILIES, image, lens_of, make
+from tests.models.test_vision import FAMILIES, image, lens_of, make
 from tests.tiny import CLASSES, tiny_image, tiny_lens
 from vitlens import Ablate, Clamp, Patch, Project, Scale, Steer
 from vitlens.errors import FeatureError, ImageError

@@ -27,7 +27,7 @@ from vitlens.errors import (
 )
 from vitlens.images import Transform
 from vitlens.replacement import fit_baselines
-from vitlens.saes.topk import SAEOutput
+from vitlens.saes.base import SAEOutput
 
 CLASSES = ("bird", "mammal", "fruit", "flower", "vehicle")
 
@@ -338,15 +338,15 @@ def test_bad_images(lens: vitlens.Lens, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("saes", "message"),
     [
-        (lambda: [make_sae() for _ in range(2)], r"4 blocks and so 3 SAEs.*got 2"),
-        (lambda: [make_sae() for _ in range(4)], r"4 blocks and so 3 SAEs.*got 4"),
+        (lambda: [make_sae() for _ in range(2)], r"4 blocks, so a list must hold 3 SAEs.*holds 2"),
+        (lambda: [make_sae() for _ in range(4)], r"4 blocks, so a list must hold 3 SAEs.*holds 4"),
         (
             lambda: [make_sae(), make_sae(width=16), make_sae()],
             r"layer 1 has width 16, the model 24",
         ),
-        (make_sae, "3 SAEs.*got 1"),
-        (lambda: None, "a list of `TopKSAE`.*got NoneType"),
-        (lambda: ["saes/"] * 3, "a list of `TopKSAE`.*got str"),
+        (make_sae, "3 SAEs.*holds 1"),
+        (lambda: None, "got NoneType in the place of an SAE"),
+        (lambda: ["saes/"] * 3, "got str in the place of an SAE"),
     ],
 )
 def test_saes_that_do_not_fit(saes: object, message: str) -> None:
@@ -453,7 +453,7 @@ def test_load_by_name() -> None:
 
 
 def test_load_a_timm_model_with_a_folder_of_saes(tmp_path: Path, picture: Image.Image) -> None:
-    from vitlens.saes.files import save_saes
+    from vitlens.saes.io import save_saes
 
     save_saes([make_sae(width=192) for _ in range(11)], tmp_path / "saes")
     lens = vitlens.load("vit_tiny_patch16_224", saes=tmp_path / "saes", pretrained=False)
@@ -466,7 +466,7 @@ def test_load_a_timm_model_with_a_folder_of_saes(tmp_path: Path, picture: Image.
 
 
 def test_load_a_bundle_with_other_saes(tmp_path: Path) -> None:
-    from vitlens.saes.files import save_saes
+    from vitlens.saes.io import save_saes
 
     save_saes([make_sae(width=384) for _ in range(11)], tmp_path / "saes")
     own, other = vitlens.load("everyday"), vitlens.load("everyday", saes=tmp_path / "saes")

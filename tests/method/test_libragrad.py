@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vitlens.models.libragrad import libragrad, written_out_attention
+from vitlens.method.libragrad import libragrad, written_out_attention
 
 attention = F.scaled_dot_product_attention
 T = 5

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 import vitlens
 from vitlens.attribution.logit_lens import contribution, logit_lens
 from vitlens.errors import FeatureError, ModelError
-from vitlens.models.cls_mean import ClsMeanViT
+from vitlens.models.heads import ClsMeanViT
 
 SIZES = {
     "img_size": 24,
@@ -70,7 +70,7 @@ def test_plain_is_the_slope_of_the_read_out(lens: vitlens.Lens, trace: vitlens.T
             lens.vision, lens.saes, trace, lens.baselines, layer, feature, gradient="plain"
         )
         added = contribution(lens.saes, trace, lens.baselines, layer, feature)
-        step, last = 1e-5, trace.residuals[-1]
+        step, last = 1e-5, trace.output
         with torch.no_grad():
             ahead = lens.vision.readout((last + step * added)[None])[0]
             behind = lens.vision.readout((last - step * added)[None])[0]
@@ -85,7 +85,7 @@ def test_by_default_the_norm_keeps_its_scale() -> None:
         trace = lens.trace(torch.randn(3, 24, 24, dtype=torch.float64))
         feature = strongest(trace, 1)
         model = lens.vision.module
-        last = trace.residuals[-1]
+        last = trace.output
         scale = (last.var(1, unbiased=False, keepdim=True) + model.norm.eps).sqrt()
         added = contribution(lens.saes, trace, lens.baselines, 1, feature)
         seen = (added - added.mean(1, keepdim=True)) / scale * model.norm.weight
@@ -106,7 +106,7 @@ def test_one_row_a_class_of_the_jacobian(lens: vitlens.Lens, trace: vitlens.Trac
     feature = strongest(trace, 0)
     added = contribution(lens.saes, trace, lens.baselines, 0, feature)
     jacobian = torch.autograd.functional.jacobian(
-        lambda stream: lens.vision.readout(stream[None])[0], trace.residuals[-1]
+        lambda stream: lens.vision.readout(stream[None])[0], trace.output
     )
     effect = (jacobian * added).sum((1, 2))
     found = logit_lens(lens.vision, lens.saes, trace, lens.baselines, 0, feature, gradient="plain")

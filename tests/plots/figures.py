@@ -119,7 +119,14 @@ def tiny_atlas() -> Atlas:
     images = [lens.transform.picture(tiny_image(seed)) for seed in range(10)]
     labels = [CLASSES[seed % 5] for seed in range(10)]
     return Atlas.build(
-        lens, images, labels=labels, n_top=3, n_sampled=3, pictures=24, layout=False, progress=False
+        lens,
+        images,
+        labels=labels,
+        n_top=3,
+        n_sampled=3,
+        thumbnails=24,
+        layout=False,
+        progress=False,
     )
 
 

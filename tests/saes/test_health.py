@@ -8,7 +8,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch.utils.data import DataLoader, TensorDataset
 
 from vitlens.errors import CheckpointError, ImageError
-from vitlens.models.adapter import VisionModel
+from vitlens.models.vision import VisionModel
 from vitlens.saes import TopKSAE, measure
 
 WIDTH, DEPTH, CLASSES = 16, 4, 5
@@ -141,7 +141,7 @@ def test_table_and_dict(vision, images):
 
 
 def test_input_that_does_not_fit(vision, images):
-    with pytest.raises(CheckpointError, match="4 blocks and so 3 SAEs"):
+    with pytest.raises(CheckpointError, match="4 blocks, so a list must hold 3 SAEs"):
         measure(vision, random_saes()[:2], [images])
     with pytest.raises(ImageError, match="no images"):
         measure(vision, random_saes(), [])

@@ -7,8 +7,8 @@ from safetensors.torch import load_file
 from timm.models.vision_transformer import VisionTransformer
 
 from vitlens.errors import CheckpointError
-from vitlens.models.adapter import VisionModel
-from vitlens.saes import TopKSAE, check_saes
+from vitlens.models.vision import VisionModel
+from vitlens.saes import TopKSAE, check_widths
 
 D, F, K = 6, 10, 3
 
@@ -181,11 +181,8 @@ def test_refuses_tokens_of_another_width():
         random_sae().encode(tokens(2, D + 1))
 
 
-def test_check_saes():
+def test_check_widths():
     saes = [random_sae(), random_sae()]
-    check_saes(saes, depth=3, width=D)
-    for depth in (2, 4):
-        with pytest.raises(CheckpointError, match=f"{depth} blocks and so {depth - 1} SAEs"):
-            check_saes(saes, depth=depth, width=D)
-    with pytest.raises(CheckpointError, match="layer 0 has width 6, the model 8"):
-        check_saes(saes, depth=3, width=8)
+    check_widths(saes, (2, 5), d_model=D)
+    with pytest.raises(CheckpointError, match="layer 2 has width 6, the model 8"):
+        check_widths(saes, (2, 5), d_model=8)

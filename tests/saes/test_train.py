@@ -19,18 +19,18 @@ from torch.utils.data import (
 )
 
 from vitlens.errors import CheckpointError, ImageError, ModelError, VitlensError
-from vitlens.models.adapter import VisionModel
+from vitlens.models.vision import VisionModel
 from vitlens.saes import TrainConfig, estimate, load_saes, measure, train_saes
+from vitlens.saes.base import normalize_tokens
 from vitlens.saes.checkpoint import CHECKPOINT
-from vitlens.saes.learner import Learner
-from vitlens.saes.stream import (
+from vitlens.saes.data import (
     TokenBuffer,
     count_images,
     first_image,
     iterate_images,
     n_batches,
 )
-from vitlens.saes.topk import normalize_tokens
+from vitlens.saes.learner import Learner
 
 WIDTH, DEPTH, T = 16, 3, 5
 N_IMAGES = 14
@@ -114,7 +114,7 @@ def test_result_and_folder(uninterrupted):
         "layer_01.safetensors",
         "manifest.json",
     ]
-    assert_same(result.saes, load_saes(result.folder, dtype=torch.float64))
+    assert_same(result.saes, load_saes(result.folder, dtype=torch.float64).values())
     manifest = json.loads((result.folder / "manifest.json").read_text())
     assert manifest["metadata"]["config"]["sizes"] == [12, 24]
     assert "explained variance" in str(result)

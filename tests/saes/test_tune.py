@@ -242,7 +242,7 @@ def test_result_and_folder(uninterrupted, trained):
         assert (sae.k, sae.n_features) == (before.k, before.n_features)
         torch.testing.assert_close(sae.W_dec.norm(dim=-1), torch.ones(sae.n_features).double())
         assert not any(parameter.requires_grad for parameter in sae.parameters())
-    assert_same(uninterrupted.saes, load_saes(uninterrupted.folder, dtype=torch.float64))
+    assert_same(uninterrupted.saes, load_saes(uninterrupted.folder, dtype=torch.float64).values())
     manifest = json.loads((uninterrupted.folder / "manifest.json").read_text())
     assert manifest["metadata"]["config"] == make_config().to_dict()
     assert "in chain" in str(uninterrupted)

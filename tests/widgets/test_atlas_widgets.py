@@ -86,7 +86,7 @@ def test_a_card_shows_the_images_of_the_atlas_with_their_heat(lens: vitlens.Lens
     )
     heats = from_bytes(card.top_heats, "float16", (len(items), 36))
     for heat, one in zip(heats, top, strict=False):
-        np.testing.assert_allclose(heat, one.heat[3:], rtol=2e-3, atol=1e-3)
+        np.testing.assert_allclose(heat, one.heatmap[3:], rtol=2e-3, atol=1e-3)
     pictures = decode_strip(card.top_pictures, len(items))
     assert all(picture is not None and picture.shape == (48, 48, 3) for picture in pictures)
     for item, one in zip(items, top, strict=False):

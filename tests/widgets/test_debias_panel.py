@@ -16,8 +16,9 @@ import traitlets as t
 
 from tests.planted import BIRD, DARK_GREEN, GREEN, LAND, WATER, planted_images, planted_lens
 from vitlens.debias import DebiasedModel, GroupedImages, debias, find_candidates
-from vitlens.debias.live import LiveReports, wilson
-from vitlens.debias.removal import Removal
+from vitlens.debias.model import Removal
+from vitlens.debias.report import wilson
+from vitlens.debias.runs import LiveReports
 from vitlens.errors import CheckpointError, FeatureError, GroupError
 from vitlens.lens import Lens
 from vitlens.widgets import DebiasPanel
@@ -210,9 +211,9 @@ def test_projected_out(lens: Lens, groups: GroupedImages, tmp_path: Path) -> Non
     inputs = torch.stack([lens.tensor(image) for image in groups.images])
     # "Water" and "land" are one direction's two ends: one projection takes both, ablation one.
     projected, ablated = (
-        model(inputs) for model in (loaded, DebiasedModel(lens, SHORTCUT[:1], to="zero"))
+        model(inputs).detach() for model in (loaded, DebiasedModel(lens, SHORTCUT[:1], to="zero"))
     )
-    torch.testing.assert_close(panel.model()(inputs), projected)
+    torch.testing.assert_close(panel.model()(inputs).detach(), projected)
     right = projected.argmax(1) == groups.labels
     found = [float(right[groups.groups == g].double().mean()) for g in range(4)]
     assert found == pytest.approx(shown(panel.report))
@@ -316,7 +317,7 @@ def test_chosen_features_get_cards(panel: DebiasPanel) -> None:
         ([(0, 1, 2)], "is a list of"),
         ([(0, 99)], "features 0 to 19; there is no 99"),
         ([(0, -1)], "there is no -1"),
-        ([(7, 1)], "not of layer 7"),
+        ([(7, 1)], "not in layer 7"),
     ],
 )
 def test_nonsense_is_refused(panel: DebiasPanel, wanted: Any, words: str) -> None:

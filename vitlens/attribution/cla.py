@@ -10,7 +10,7 @@ from torch import Tensor
 
 from vitlens.attribution.edges import Engine, compute_edges
 from vitlens.attribution.pair import LayerPair
-from vitlens.models.adapter import VisionModel
+from vitlens.models.vision import VisionModel
 from vitlens.replacement import Trace
 from vitlens.saes.topk import TopKSAE
 

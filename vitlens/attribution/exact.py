@@ -61,9 +61,9 @@ def _pull_targets(pair: LayerPair, block: SplitBlock) -> _Rows:
     sae, targets = pair.sae, pair.targets
     std = sae.normalize(block.output).std
     index, weight = _strongest(pair.weights[:, targets])
-    encoder = sae.W_enc[:, targets].T
-    encoder = encoder - encoder.mean(1, keepdim=True)
-    at_stream, at_attended = block.pull_output(encoder, index, weight / (std + sae.std_eps))
+    encoder = sae.encoder_rows()[targets]
+    scale = sae.input_scale_of(std)
+    at_stream, at_attended = block.pull_output(encoder, index, weight / scale)
     if pair.gradient == "plain":
         at_stream = at_stream + block.pull_queries(at_attended)
     return _Rows(index, at_stream, at_attended.permute(1, 2, 0, 3).contiguous(), len(targets))

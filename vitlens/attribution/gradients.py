@@ -12,8 +12,8 @@ from torch import Tensor
 
 from vitlens.attribution.targets import Target
 from vitlens.errors import ModelError, TargetError
-from vitlens.models.adapter import Block, VisionModel
-from vitlens.models.libragrad import libragrad, written_out_attention
+from vitlens.method.libragrad import libragrad, written_out_attention
+from vitlens.models.vision import Block, VisionModel
 from vitlens.replacement import Trace
 from vitlens.saes.topk import TopKSAE
 
@@ -96,7 +96,7 @@ def _leaf(
         with backward_rules(vision, gradient):
             out = blocks[layer + 1](stream)[0]
         active = trace.features[layer + 1] > 0
-        features = saes[layer + 1].encode_with_stats(out, among=active).features
+        features = saes[layer + 1].encode_with_stats(out, active=active).features
         (grad,) = torch.autograd.grad((features * weights).sum(), stream)
         grads.append(grad[0])
     return tuple(reversed(grads))

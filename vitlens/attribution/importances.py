@@ -21,7 +21,7 @@ from vitlens.attribution.gradients import (
 from vitlens.attribution.pair import LayerPair
 from vitlens.attribution.targets import Target
 from vitlens.errors import ModelError
-from vitlens.models.adapter import VisionModel
+from vitlens.models.vision import VisionModel
 from vitlens.progress import Progress, Watch, steps
 from vitlens.replacement import Baselines, Trace
 from vitlens.repr import ShapeRepr

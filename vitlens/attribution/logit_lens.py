@@ -14,10 +14,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from vitlens.attribution.derivatives import pushforward
 from vitlens.attribution.gradients import Gradient, backward_rules
 from vitlens.errors import FeatureError, ModelError
-from vitlens.models.adapter import VisionModel
+from vitlens.method.derivatives import pushforward
+from vitlens.models.vision import VisionModel
 from vitlens.replacement import Baselines, Trace
 from vitlens.saes.topk import TopKSAE
 
@@ -89,7 +89,7 @@ def logit_lens(
             return vision.readout(stream)
 
     with torch.no_grad():
-        effect: Tensor = pushforward(readout, trace.residuals[-1][None], added[None])[0]
+        effect: Tensor = pushforward(readout, trace.output[None], added[None])[0]
     return effect - effect.mean()
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from vitlens.attribution.edges import compute_edges
 from vitlens.attribution.importances import Importances, layer_pair
 from vitlens.attribution.logit_lens import check_node
-from vitlens.models.adapter import VisionModel
+from vitlens.models.vision import VisionModel
 from vitlens.replacement import Baselines, Trace
 from vitlens.saes.topk import TopKSAE
 

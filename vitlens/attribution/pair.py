@@ -9,7 +9,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from vitlens.attribution.gradients import Gradient, backward_rules
-from vitlens.models.adapter import Block, VisionModel
+from vitlens.models.vision import Block, VisionModel
 from vitlens.saes.topk import TopKSAE
 
 
@@ -58,7 +58,7 @@ class LayerPair:
         """Weighted activation of each wanted target feature, summed over tokens."""
         with backward_rules(self.vision, self.gradient):
             out = self.block(stream)[0]
-        features = self.sae.encode_with_stats(out, among=self.active).features
+        features = self.sae.encode_with_stats(out, active=self.active).features
         return (features * self.weights).sum(0)[self.targets]
 
     def active_sources(self) -> Int[Tensor, " m"]:

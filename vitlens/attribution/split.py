@@ -13,10 +13,10 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from vitlens.attribution.derivatives import pullback, pushforward
 from vitlens.attribution.gradients import Gradient, backward_rules
 from vitlens.attribution.pair import LayerPair
 from vitlens.errors import ModelError
+from vitlens.method.derivatives import pullback, pushforward
 
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
 Linear = Callable[..., Tensor]

@@ -10,8 +10,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from vitlens.attribution.derivatives import pullback
 from vitlens.attribution.pair import LayerPair
+from vitlens.method.derivatives import pullback
 
 _CHUNK = 64
 

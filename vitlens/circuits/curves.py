@@ -22,7 +22,7 @@ from vitlens.circuits.methods import Case, Method, resolve_methods
 from vitlens.circuits.results import METRICS, Curves, Metric
 from vitlens.circuits.resume import PARTS, Measured, load_finished, run_key
 from vitlens.errors import FeatureError, VitlensError
-from vitlens.models.adapter import VisionModel
+from vitlens.models.vision import VisionModel
 from vitlens.progress import Progress, Watch
 from vitlens.replacement import Baselines, ErrorNodes, run_with, trace
 from vitlens.saes.topk import TopKSAE

@@ -18,7 +18,7 @@ from vitlens.attribution.importances import Importances, importances, layer_edge
 from vitlens.attribution.targets import Target
 from vitlens.circuits.prune import select, walk
 from vitlens.errors import FeatureError, near_matches
-from vitlens.models.adapter import VisionModel
+from vitlens.models.vision import VisionModel
 from vitlens.replacement import Baselines, Trace
 from vitlens.saes.topk import TopKSAE
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from vitlens.circuits.results import METRICS, Curves
 from vitlens.errors import CheckpointError
 from vitlens.io import fingerprint, read_tensors, write_tensors
-from vitlens.models.adapter import VisionModel
+from vitlens.models.vision import VisionModel
 from vitlens.replacement import Baselines
 from vitlens.saes.topk import TopKSAE
 

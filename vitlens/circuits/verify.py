@@ -24,17 +24,18 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from vitlens.attribution.derivatives import pushforward
 from vitlens.attribution.gradients import backward_rules
 from vitlens.attribution.importances import Importances, importances, layer_edges
 from vitlens.attribution.targets import Target
 from vitlens.circuits.circuit import ERROR, TARGET, Circuit, Edge
 from vitlens.circuits.verification import Link, Verification
 from vitlens.errors import FeatureError
-from vitlens.models.adapter import Block, VisionModel
+from vitlens.method.derivatives import pushforward
+from vitlens.models.vision import Block, VisionModel
 from vitlens.progress import Progress, steps
 from vitlens.replacement import Baselines, ErrorNodes, Trace
-from vitlens.saes.topk import Encoded, TopKSAE
+from vitlens.saes.base import Encoded
+from vitlens.saes.topk import TopKSAE
 
 # Error nodes that are leaves of the gradient are held in the run, and the other way round.
 _ERRORS: dict[str, ErrorNodes] = {"leaf": "clean", "through": "free"}
@@ -265,7 +266,7 @@ def _predict_path(
             with backward_rules(vision, nodes.gradient):
                 out = blocks[at](stream)
             among = trace.features[at] > 0
-            return saes[at].encode_with_stats(out, among=among).features[0, :, feature]
+            return saes[at].encode_with_stats(out, active=among).features[0, :, feature]
 
         with torch.no_grad():
             moved: Tensor = pushforward(activation, trace.residuals[at - 1][None], step[None])
@@ -385,4 +386,4 @@ def _encode(
     sae: TopKSAE, trace: Trace, layer: int, streams: Float[Tensor, "n T D"], active: Active
 ) -> Encoded:
     among = trace.features[layer] > 0 if active == "clean" else None
-    return sae.encode_with_stats(streams, among=among)
+    return sae.encode_with_stats(streams, active=among)

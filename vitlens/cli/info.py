@@ -1,4 +1,4 @@
-"""``vitlens info``: what is installed, and what a model and its SAEs are."""
+"""``vitlens info``: versions, a model, its SAEs and its sample images."""
 
 from __future__ import annotations
 
@@ -8,16 +8,17 @@ from collections.abc import Mapping
 from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
+from vitlens import __version__
 from vitlens.cli.options import Commands, add_command, add_model_options, load_lens
 from vitlens.cli.report import indented
 
 if TYPE_CHECKING:
     from vitlens.lens import Lens
 
-_PACKAGES = ("vitlens", "torch", "timm", "safetensors", "numpy", "matplotlib")
+_PACKAGES = ("torch", "timm", "safetensors", "numpy", "matplotlib")
 
 _TEXT = """\
-Tell versions, the model's make-up, its SAEs and their figures, and the sample images.
+Print versions, the model's structure, its SAEs with their measured quality, and the sample images.
 """
 _EXAMPLES = """\
   vitlens info
@@ -29,7 +30,7 @@ _EXAMPLES = """\
 def add_to(commands: Commands) -> None:
     """Add the command."""
     command = add_command(
-        commands, "info", "tell about a model, its SAEs and this installation", _TEXT, _EXAMPLES
+        commands, "info", "describe a model, its SAEs and this installation", _TEXT, _EXAMPLES
     )
     command.add_argument("--card", action="store_true", help="print the model card instead")
     add_model_options(command)
@@ -40,7 +41,7 @@ def run(arguments: argparse.Namespace) -> None:
     """Run the command."""
     lens = load_lens(arguments)
     if arguments.card:
-        print(lens.about.card or f"There is no card for {arguments.model!r}.")
+        print(lens.about.card or f"{arguments.model!r} has no model card.")
         return
     parts = [_versions(), _model(arguments.model, lens), _saes(lens), _samples(lens)]
     print("\n\n".join(part for part in parts if part))
@@ -49,7 +50,8 @@ def run(arguments: argparse.Namespace) -> None:
 def _versions() -> str:
     import torch
 
-    versions = [f"{name} {metadata.version(name)}" for name in _PACKAGES]
+    versions = [f"vitlens {__version__}"]
+    versions += [f"{name} {metadata.version(name)}" for name in _PACKAGES]
     cuda = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
     return f"Python {platform.python_version()}, {', '.join(versions)}\nCUDA device: {cuda}"
 
@@ -73,7 +75,7 @@ def _model(name: str, lens: Lens) -> str:
 
 
 def _saes(lens: Lens) -> str:
-    """SAEs by layer, with the figures of the bundle where it has any."""
+    """List the SAEs by layer, with the measured quality if a bundle contains it."""
     measured = lens.about.figures.get("saes", {})
     by_layer: dict[int, Mapping[str, Any]] = {h["layer"]: h for h in measured.get("layers", ())}
     head = "layer  features     k"
@@ -91,8 +93,8 @@ def _saes(lens: Lens) -> str:
         lines.append(line)
     if by_layer:
         lines.append(
-            f"  all layers replaced, no error nodes: accuracy {measured['accuracy_all']:.1%}, "
-            f"of the model itself {measured['accuracy']:.1%}"
+            "  accuracy with all layers replaced and no error nodes: "
+            f"{measured['accuracy_all']:.1%} (original model: {measured['accuracy']:.1%})"
         )
     return "\n".join(lines)
 

@@ -1,57 +1,99 @@
-"""A grouped set of images run once, and then again and again from the layer that changes."""
+"""Images in groups, run once and then again from the first layer that changes.
+
+`GroupRuns` keeps the streams and gives logits, reports and first-order effects without some
+features; `LiveReports` reports on one choice of features after another, for an interactive view.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 
 from vitlens.attribution.gradients import Gradient, backward_rules
 from vitlens.debias.groups import GroupedImages
-from vitlens.debias.readout import last_layer, pooled
-from vitlens.debias.removal import Removal
-from vitlens.debias.report import GroupReport, group_report
-from vitlens.errors import FeatureError
-from vitlens.interventions.kinds import FeatureId
+from vitlens.debias.model import Removal
+from vitlens.debias.report import GroupReport, TradeOff, group_report
+from vitlens.errors import FeatureError, ModelError
+from vitlens.images import ImageLike
 from vitlens.interventions.run import Plan, make_plan
-from vitlens.lens_base import LensBase
-from vitlens.models.adapter import Block
+from vitlens.lens import Lens
+from vitlens.models.vision import Block
 from vitlens.progress import Progress, steps
-from vitlens.saes.stream import batched
+from vitlens.saes.base import FeatureId
+from vitlens.saes.data import batched
 
 ABLATED = Removal()
 
+#: Called with the report on the images so far and their share of all, 0 to 1. An exception that it
+#: raises ends the run.
+Watch = Callable[[GroupReport, float], None]
+
+_FIRST = 4  # images before the first interim report
+
+
+def last_layer(lens: Lens) -> nn.Linear | None:
+    """Return the linear layer that gives the logits; None where the read-out ends otherwise."""
+    head = getattr(lens.vision.module, "head", None)
+    return head if lens.vision.head is None and isinstance(head, nn.Linear) else None
+
+
+def pooled(lens: Lens, stream: Float[Tensor, "n T D"]) -> Float[Tensor, "n E"]:
+    """Input of the last linear layer, from the stream after the last block."""
+    with torch.no_grad():
+        model = lens.vision.module
+        return model.forward_head(model.norm(stream), pre_logits=True)
+
+
+def readout_inputs(
+    lens: Lens, images: Sequence[ImageLike], *, batch_size: int = 16
+) -> Float[Tensor, "n E"]:
+    """Input of the last linear layer for every image, on the CPU.
+
+    Raises
+    ------
+    ModelError
+        If the read-out does not end in a linear layer (`model.head`).
+    """
+    if last_layer(lens) is None:
+        raise ModelError("The model's read-out does not end in one linear layer, `model.head`.")
+    tensors = (lens.tensor(image) for image in images)
+    found = [
+        pooled(lens, lens.vision.residuals(batch)[-1]).cpu()
+        for batch in batched(tensors, batch_size, lens.vision.image_size)
+    ]
+    return torch.cat(found)
+
 
 class GroupRuns:
-    """The streams of a set of images at some layers, kept, and what follows from changing them.
+    """Streams of a set of images at some layers, and runs of the model without some features.
 
-    Error nodes are free: only what `Removal` says is taken out of the stream. So a run starts
-    at the first layer that changes, from the stream kept there.
+    Error nodes are free: nothing but the features is removed from the stream. So a run starts at
+    the first layer that changes, from the stream kept there.
 
     Parameters
     ----------
     lens
-        The model.
+        The classifier.
     groups
-        Its images are run once, here.
+        The images; the model runs on them once, here.
     layers
-        Layers whose stream is kept, n x T x D numbers each; features of other layers cannot be
-        taken out.
+        Layers whose streams are kept, n x T x D numbers each; only their features can be removed.
     batch_size
-        Images that are run together.
+        Number of images run together.
     progress
         Show a progress bar.
 
     Attributes
     ----------
     logits
-        Of the untouched model, [n, C].
+        Logits of the untouched model, [n, C].
     inputs
-        What the last linear layer reads, [n, E]; None for a read-out of another kind.
+        Input of the last linear layer, [n, E]; None for a read-out of another kind.
     activations
-        Mean over tokens of every feature, for each of the layers, [n, F_l].
+        Mean activation over tokens of every feature, for each of the layers, [n, F_l].
 
     Raises
     ------
@@ -61,7 +103,7 @@ class GroupRuns:
 
     def __init__(
         self,
-        lens: LensBase,
+        lens: Lens,
         groups: GroupedImages,
         layers: Sequence[int],
         *,
@@ -71,7 +113,7 @@ class GroupRuns:
         unknown = [layer for layer in layers if not 0 <= layer < len(lens.saes)]
         if unknown or not layers:
             raise FeatureError(
-                f"Layers are 0 to {len(lens.saes) - 1}, at least one; not {list(layers)}."
+                f"Layers are 0 to {len(lens.saes) - 1}, at least one, not {list(layers)}."
             )
         self.lens, self.groups, self.layers = lens, groups, tuple(sorted(set(layers)))
         self._batch_size = batch_size
@@ -104,7 +146,7 @@ class GroupRuns:
         Raises
         ------
         FeatureError
-            If a feature does not exist, or is of a layer that is not kept.
+            If a feature does not exist, or its layer is not kept.
         """
         if not features:
             return self.logits
@@ -125,14 +167,14 @@ class GroupRuns:
         Parameters
         ----------
         features
-            At least one.
+            Features to remove, at least one.
         order
-            Images in the order in which they are run.
+            Indices of images in the order in which they are run.
         removal
-            How features are taken out.
+            How features are removed.
         first
-            Images in the first batch, for an early answer; the next ones double until they have
-            the usual size. By default all have it.
+            Size of the first batch, for an early result; the next sizes double up to the usual
+            one. By default all batches have the usual size.
         """
         plan, blocks = self._plan(features, removal), self._blocks()
         for index in order.split(_growing(len(order), first or self._batch_size, self._batch_size)):
@@ -152,7 +194,7 @@ class GroupRuns:
     def report(
         self, features: Sequence[FeatureId], *, name: str = "", removal: Removal = ABLATED
     ) -> GroupReport:
-        """Accuracy by group without some features."""
+        """Accuracy by group without some features; see `without`."""
         found = self.without(features, removal=removal)
         return group_report(name, found, self.groups, n_features=len(features))
 
@@ -165,21 +207,22 @@ class GroupRuns:
         gradient: Gradient = "plain",
         progress: Progress = False,
     ) -> Float[Tensor, "n k"]:
-        """First-order change of every image's margin when a feature is taken out.
+        """First-order change of every image's margin when a feature is removed.
 
-        The margin is the true class's logit minus the highest other one's. Like a node's
-        importance, with the other sign and along all paths: the sum over tokens of
-        ``(new - z) sd <gradient, W_dec[f]>``; for projections the stream's component along the
-        feature's direction stands for z.
+        The margin is the logit of the true class minus the highest other logit. The change is the
+        sum over tokens of ``(new - z) sd <gradient, W_dec[f]>``, with the gradient of the margin
+        along all paths, as a node importance with the opposite sign (docs/method.md, "Node
+        importance"). For projections, the stream's component along the feature's direction takes
+        the place of z.
 
         Parameters
         ----------
         features
             Features of kept layers.
         given
-            Features that are taken out already; the change is the one beside theirs.
+            Features that are removed already; the change is counted from there.
         removal
-            How features are taken out.
+            How features are removed.
         gradient
             "libragrad" or "plain".
         progress
@@ -222,7 +265,7 @@ class GroupRuns:
         unknown = sorted({layer for layer, _ in features} - set(self.layers))
         if unknown:
             raise FeatureError(
-                f"The streams of layers {unknown} are not kept, those of {list(self.layers)} are."
+                f"The streams of layers {unknown} are not kept, only those of {list(self.layers)}."
             )
         return plan
 
@@ -235,13 +278,13 @@ class GroupRuns:
         grad: Float[Tensor, "n T D"],
         removal: Removal,
     ) -> Float[Tensor, "n k"]:
-        """As `effects`, from a layer's stream before and after the given features went."""
+        """As `effects`, from a layer's stream before and after the given features were removed."""
         sae, base = self.lens.saes[layer], self.lens.baselines
         rows = sae.W_dec[ids]
         features, mean, std = sae.encode_with_stats(before)
         along = grad @ rows.T
         if removal.project:
-            # Activations leave each other alone, directions overlap: what the others left counts.
+            # Directions overlap, so the component is that of the stream without the given features.
             now = (after - mean - sae.b_dec * std) @ rows.T
             usual = base.features[layer] @ (sae.W_dec @ rows.T) * std + base.errors[layer] @ rows.T
             difference = (usual if removal.to == "baseline" else 0.0) - now
@@ -251,7 +294,7 @@ class GroupRuns:
         return (along * difference).sum(1)
 
     def _blocks(self) -> tuple[Block, ...]:
-        """The blocks, with all that images of this size bind to them."""
+        """The model's blocks, ready to run on images of its size."""
         height, width = self.lens.vision.image_size
         blank = torch.zeros(
             1, 3, height, width, dtype=self.lens.vision.dtype, device=self.lens.vision.device
@@ -260,12 +303,125 @@ class GroupRuns:
             return self.lens.vision.embed(blank).blocks
 
 
+class LiveReports:
+    """Accuracy by group without the chosen features; reports are remembered.
+
+    Parameters
+    ----------
+    lens
+        The classifier.
+    groups
+        Images to report on; the model runs on them once, here.
+    layers
+        Layers whose features can be chosen.
+    removal
+        How features are removed.
+    batch_size, progress
+        As for `GroupRuns`.
+
+    Raises
+    ------
+    GroupError
+        If a group is empty, or the attribute is equal to the class.
+    FeatureError
+        If there is no such layer.
+    """
+
+    def __init__(
+        self,
+        lens: Lens,
+        groups: GroupedImages,
+        layers: Sequence[int],
+        *,
+        removal: Removal = ABLATED,
+        batch_size: int = 16,
+        progress: Progress = False,
+    ):
+        groups.check()
+        self.removal, self.groups = removal, groups
+        self.runs = GroupRuns(lens, groups, layers, batch_size=batch_size, progress=progress)
+        self.before = group_report("nothing", self.runs.logits, groups)
+        self._known: dict[frozenset[FeatureId], GroupReport] = {frozenset(): self.before}
+        self._order = _evenly(groups)
+
+    def check(self, feature: FeatureId) -> None:
+        """Raise `FeatureError` unless this is a feature of one of the layers."""
+        layer, column = feature
+        if layer not in self.runs.layers:
+            raise FeatureError(
+                f"Features can be chosen in layers {', '.join(map(str, self.runs.layers))}, not in "
+                f"layer {layer}."
+            )
+        size = self.runs.lens.saes[layer].n_features
+        if not 0 <= column < size:
+            raise FeatureError(f"Layer {layer} has features 0 to {size - 1}; there is no {column}.")
+
+    def known(self, chosen: Iterable[FeatureId]) -> GroupReport | None:
+        """Return the report on a choice that was evaluated before, or None."""
+        return self._known.get(frozenset(chosen))
+
+    def learn(self, path: Sequence[FeatureId], curve: TradeOff) -> bool:
+        """Remember reports along a path if they are of these images; return whether they are.
+
+        Parameters
+        ----------
+        path, curve
+            Path and trade-off of a `Debiasing`.
+        """
+        first = curve.reports[0]
+        if first.n_features or not _same(first, self.before):
+            return False
+        for report in curve.reports:
+            self._known.setdefault(frozenset(path[: report.n_features]), report)
+        return True
+
+    def evaluate(self, chosen: Iterable[FeatureId], *, watch: Watch | None = None) -> GroupReport:
+        """Report on all images without the chosen features.
+
+        Parameters
+        ----------
+        chosen
+            (layer, feature) of each feature to remove.
+        watch
+            Called after every batch.
+
+        Raises
+        ------
+        FeatureError
+            If a feature does not exist, or its layer is not kept.
+        """
+        features = tuple(dict.fromkeys(chosen))
+        found = self.known(features)
+        if found is not None:
+            return found
+        logits = torch.empty_like(self.runs.logits)
+        done = 0
+        parts = self.runs.without_in_parts(
+            features, self._order, removal=self.removal, first=_FIRST
+        )
+        for index, part in parts:
+            logits[index] = part
+            done += len(index)
+            if watch is not None:
+                seen = self._order[:done]
+                so_far = self._report(logits[seen], self.groups.subset(seen), features)
+                watch(so_far, done / len(self.groups))
+        report = self._report(logits, self.groups, features)
+        self._known[frozenset(features)] = report
+        return report
+
+    def _report(
+        self, logits: Float[Tensor, "m C"], groups: GroupedImages, features: Sequence[FeatureId]
+    ) -> GroupReport:
+        return group_report("removed", logits, groups, n_features=len(features))
+
+
 def _changed(plan: Plan, layer: int, stream: Tensor) -> Tensor:
     return plan.change(layer, stream, None) if layer < len(plan.saes) else stream
 
 
 def _growing(n: int, first: int, most: int) -> list[int]:
-    """Sizes of batches that double from `first` up to `most`, n in all."""
+    """Batch sizes that double from `first` up to `most`, and add up to n."""
     sizes: list[int] = []
     while (left := n - sum(sizes)) > 0:
         sizes.append(min(2 * sizes[-1] if sizes else first, most, left))
@@ -273,7 +429,28 @@ def _growing(n: int, first: int, most: int) -> list[int]:
 
 
 def margins(logits: Float[Tensor, "n C"], labels: Tensor) -> Float[Tensor, " n"]:
-    """Logit of the true class minus the highest other one's."""
+    """Logit of the true class minus the highest other logit."""
     index = labels.to(logits.device)[:, None]
     others = logits.scatter(1, index, float("-inf"))
     return logits.gather(1, index).squeeze(1) - others.amax(1)
+
+
+def _evenly(groups: GroupedImages) -> Int[Tensor, " n"]:
+    """An order in which every beginning has the groups in about their proportions.
+
+    One image of every group comes first, so that all groups have figures from the start.
+    """
+    generator = torch.Generator().manual_seed(0)
+    shuffled = torch.randperm(len(groups), generator=generator)
+    of = groups.groups[shuffled]
+    earlier = torch.nn.functional.one_hot(of, len(groups.counts)).cumsum(0)
+    rank = earlier.gather(1, of[:, None]).squeeze(1) - 1
+    return shuffled[(rank / groups.counts[of]).argsort(stable=True)]
+
+
+def _same(a: GroupReport, b: GroupReport) -> bool:
+    return (
+        a.group_names == b.group_names
+        and torch.equal(a.count, b.count)
+        and torch.equal(a.right, b.right)
+    )

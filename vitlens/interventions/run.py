@@ -27,9 +27,9 @@ from vitlens.interventions.kinds import (
     interventions,
 )
 from vitlens.interventions.names import Position
-from vitlens.models.adapter import VisionModel
+from vitlens.models.vision import VisionModel
 from vitlens.replacement import Baselines, ErrorNodes, Trace, error_nodes
-from vitlens.saes.stream import batched
+from vitlens.saes.data import batched
 from vitlens.saes.topk import TopKSAE
 
 _BATCH = 16

@@ -1,16 +1,20 @@
-"""Read-outs for towers that come without a classifier."""
+"""Read-outs that timm does not have: CLIP's zero-shot head, and a head on [CLS, mean patch]."""
 
 from __future__ import annotations
 
+from typing import Any
+
+import torch
 import torch.nn.functional as F
 from jaxtyping import Float
+from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from vitlens.errors import ModelError
 
 
 class ZeroShotHead(nn.Module):
-    """CLIP's zero-shot classifier: cosine similarity with one text embedding a class.
+    """CLIP's zero-shot classifier: cosine similarity with one text embedding per class.
 
     Parameters
     ----------
@@ -40,3 +44,56 @@ class ZeroShotHead(nn.Module):
     def forward(self, features: Float[Tensor, "n E"]) -> Float[Tensor, "n C"]:
         """Logits of image embeddings."""
         return self.scale * F.normalize(features, dim=-1) @ self.text.T + self.bias
+
+
+class ClsMeanViT(VisionTransformer):
+    """timm's `VisionTransformer` with the read-out ``head([CLS, mean patch])``.
+
+    The read-out of the linear evaluation of Oquab et al., "DINOv2: learning robust visual features
+    without supervision" (arXiv 2304.07193), appendix B.3.
+
+    The final norm is applied to every token before they are pooled, and the head is linear on
+    the ``2 D`` pooled values. Register tokens are not read.
+
+    Parameters
+    ----------
+    **kwargs
+        Arguments of `timm.models.vision_transformer.VisionTransformer` other than `global_pool`
+        and `fc_norm`. The model must have a class token.
+    """
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**{**kwargs, "global_pool": "token", "fc_norm": False})
+        self.reset_classifier(self.num_classes)
+
+    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
+        """Replace the head by a fresh one with `num_classes` outputs; the pooling is fixed."""
+        if global_pool not in (None, "token"):
+            raise ValueError("The pooling of ClsMeanViT is fixed: [CLS, mean patch].")
+        like = self.pos_embed
+        assert like is not None  # this architecture always has position embeddings
+        self.num_classes = num_classes
+        self.head = nn.Identity()
+        if num_classes > 0:
+            self.head = nn.Linear(
+                2 * self.embed_dim, num_classes, device=like.device, dtype=like.dtype
+            )
+
+    def pool(
+        self, x: Float[Tensor, "n tokens width"], pool_type: str | None = None
+    ) -> Float[Tensor, "n twice_width"]:
+        """Concatenate the class token and the mean of the patch tokens.
+
+        Parameters
+        ----------
+        x
+            The tokens after the final norm, prefix tokens first.
+        pool_type
+            Part of timm's interface; the pooling is fixed.
+
+        Returns
+        -------
+        Tensor
+            Shape [n, 2 D].
+        """
+        return torch.cat([x[:, 0], x[:, self.num_prefix_tokens :].mean(dim=1)], dim=-1)

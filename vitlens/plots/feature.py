@@ -19,7 +19,7 @@ from matplotlib.transforms import Bbox
 from numpy.typing import NDArray
 from torch import Tensor
 
-from vitlens.atlas import drawing, stimuli
+from vitlens.atlas import stimuli
 from vitlens.atlas.scores import KINDS, kind_of
 from vitlens.atlas.tuning import Tuning
 from vitlens.errors import FeatureError
@@ -44,7 +44,8 @@ from vitlens.saes.base import FeatureId
 
 if TYPE_CHECKING:
     from vitlens.atlas.atlas import Atlas
-    from vitlens.atlas.profile import FeatureProfile, Shown
+    from vitlens.atlas.gallery import FeatureImage
+    from vitlens.atlas.profile import FeatureProfile
 
 _PIXELS = 336  # of the longer side of a heatmap
 _TOP_PIXELS = 224  # of a top image
@@ -297,7 +298,7 @@ def _draw_hues(axes: Axes, tuning: Tuning, *, size: float = 8) -> None:
         (0.0, pale, stimuli.CHROMAS[0]),
         (0.4, strong, stimuli.CHROMAS[1]),
     ):
-        shades = [drawing.oklch(stimuli.HUE_LIGHTNESS, chroma, hue) for hue in stimuli.HUES]
+        shades = [stimuli.oklch(stimuli.HUE_LIGHTNESS, chroma, hue) for hue in stimuli.HUES]
         axes.bar(
             spots + shift,
             values,
@@ -307,7 +308,7 @@ def _draw_hues(axes: Axes, tuning: Tuning, *, size: float = 8) -> None:
             ec=theme_of(axes).quiet,
             lw=0.3,
         )
-    greys = [drawing.oklch(grey, 0, 0) for grey in stimuli.GREYS]
+    greys = [stimuli.oklch(grey, 0, 0) for grey in stimuli.GREYS]
     where = len(spots) + 0.8 + 0.9 * np.arange(len(greys))
     axes.bar(
         where,
@@ -501,10 +502,10 @@ def _is_of_class(profile: FeatureProfile) -> bool:
 
 
 def _draw_top_image(
-    figure: AnyFigure, cell: SubplotSpec, shown: Shown, grid: tuple[int, int]
+    figure: AnyFigure, cell: SubplotSpec, shown: FeatureImage, grid: tuple[int, int]
 ) -> None:
     above, below = cell.subgridspec(2, 1, hspace=0.03).subplots(squeeze=False)[:, 0]
-    image, heat = shown.picture, shown.heat
+    image, heat = shown.image, shown.heatmap
     for axes in (above, below):
         axes.set_axis_off()
         axes.set_anchor("N")

@@ -7,8 +7,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from vitlens.debias.live import wilson
-from vitlens.debias.report import GroupReport, TradeOff
+from vitlens.debias.report import GroupReport, TradeOff, wilson
 from vitlens.plots.style import (
     BLUE,
     GREY,

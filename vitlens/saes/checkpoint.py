@@ -10,10 +10,9 @@ from typing import Any
 from torch import Tensor
 
 from vitlens.errors import CheckpointError
-from vitlens.folders import check_folder
-from vitlens.interrupts import interrupts_held
-from vitlens.io import read_tensors, write_tensors
-from vitlens.saes.files import MANIFEST, read_manifest
+from vitlens.io import check_folder, read_tensors, write_tensors
+from vitlens.progress import interrupts_held
+from vitlens.saes.io import MANIFEST, read_manifest
 
 CHECKPOINT = "checkpoint.safetensors"
 _WHAT = {

@@ -11,13 +11,13 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from vitlens.models.adapter import VisionModel, as_vision_model
+from vitlens.models.vision import VisionModel, as_vision_model
 from vitlens.saes.adam import learning_dtype
 from vitlens.saes.chain import chain_losses
 from vitlens.saes.config import TrainConfig, TuneConfig
-from vitlens.saes.files import resolve_saes
+from vitlens.saes.data import sae_residuals
+from vitlens.saes.io import resolve_saes
 from vitlens.saes.learner import Learner
-from vitlens.saes.stream import sae_residuals
 from vitlens.saes.topk import TopKSAE
 
 
@@ -137,7 +137,7 @@ def estimate_tuning(
         If the SAEs do not fit the model.
     """
     vision = as_vision_model(vision)
-    saes = resolve_saes(saes, depth=vision.depth, width=vision.d_model)
+    saes = resolve_saes(saes, vision)[1]
     dtype = learning_dtype(vision.dtype)
     learning = [
         copy.deepcopy(sae).to(device=vision.device, dtype=dtype).requires_grad_() for sae in saes

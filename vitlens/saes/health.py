@@ -12,9 +12,10 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from vitlens.errors import ImageError
-from vitlens.models.adapter import VisionModel, as_vision_model
-from vitlens.saes.stream import batch_of
-from vitlens.saes.topk import TopKSAE, check_saes
+from vitlens.models.vision import VisionModel, as_vision_model
+from vitlens.saes.data import batch_of
+from vitlens.saes.io import resolve_saes
+from vitlens.saes.topk import TopKSAE
 
 
 @dataclass(frozen=True)
@@ -123,7 +124,7 @@ def measure(
         If there is no image, a batch is not of floats, or some batches have labels and others not.
     """
     vision = as_vision_model(vision)
-    check_saes(saes, depth=vision.depth, width=vision.d_model)
+    saes = resolve_saes(saes, vision)[1]
     sums = [_LayerSums(sae) for sae in saes]
     right_model, right_all = 0, 0
     n_images = 0

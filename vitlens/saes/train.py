@@ -14,15 +14,13 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from vitlens.errors import CheckpointError, ImageError
-from vitlens.interrupts import interrupts_held
 from vitlens.io import fingerprint
-from vitlens.models.adapter import VisionModel, as_vision_model
+from vitlens.models.vision import VisionModel, as_vision_model
+from vitlens.progress import interrupts_held
 from vitlens.saes.adam import learning_dtype
 from vitlens.saes.checkpoint import RunFiles
 from vitlens.saes.config import TrainConfig, scheduled_rate
-from vitlens.saes.files import load_saes, save_saes
-from vitlens.saes.learner import Learner, StepReport
-from vitlens.saes.stream import (
+from vitlens.saes.data import (
     TokenBuffer,
     batched,
     first_image,
@@ -31,6 +29,8 @@ from vitlens.saes.stream import (
     planned_images,
     sae_residuals,
 )
+from vitlens.saes.io import load_saes, save_saes
+from vitlens.saes.learner import Learner, StepReport
 from vitlens.saes.topk import TopKSAE
 
 _SMOOTHING = 0.9
@@ -313,7 +313,7 @@ class _Run:
     def _finished(self) -> TrainResult:
         figures, folder = self.files.figures("training"), self.files.folder
         return TrainResult(
-            saes=tuple(load_saes(folder, dtype=self.dtype, device=self.vision.device)),
+            saes=tuple(load_saes(folder, dtype=self.dtype, device=self.vision.device).values()),
             folder=folder,
             steps=figures["steps"],
             n_images=figures["n_images"],

@@ -15,16 +15,16 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from vitlens.errors import CheckpointError, ImageError
-from vitlens.interrupts import interrupts_held
 from vitlens.io import fingerprint
-from vitlens.models.adapter import VisionModel, as_vision_model
+from vitlens.models.vision import VisionModel, as_vision_model
+from vitlens.progress import interrupts_held
 from vitlens.saes.adam import DictionaryAdam, learning_dtype
 from vitlens.saes.chain import chain_losses
 from vitlens.saes.checkpoint import RunFiles
 from vitlens.saes.config import TuneConfig, scheduled_rate
+from vitlens.saes.data import batched, first_image, iterate_images, planned_images
 from vitlens.saes.dead import SilentFeatures
-from vitlens.saes.files import load_saes, resolve_saes, save_saes
-from vitlens.saes.stream import batched, first_image, iterate_images, planned_images
+from vitlens.saes.io import load_saes, resolve_saes, save_saes
 from vitlens.saes.topk import TopKSAE
 
 _SMOOTHING = 0.9
@@ -133,7 +133,7 @@ def tune_saes(
     layers are in place at once.
     """
     vision = as_vision_model(vision)
-    saes = resolve_saes(saes, depth=vision.depth, width=vision.d_model)
+    saes = resolve_saes(saes, vision)[1]
     run = _Run(vision, saes, images, config or TuneConfig(), Path(out), n_images)
     return run.tune(resume=resume)
 
@@ -286,7 +286,7 @@ class _Run:
     def _finished(self) -> TuneResult:
         figures, folder = self.files.figures("tuning"), self.files.folder
         return TuneResult(
-            saes=tuple(load_saes(folder, dtype=self.dtype, device=self.vision.device)),
+            saes=tuple(load_saes(folder, dtype=self.dtype, device=self.vision.device).values()),
             folder=folder,
             steps=figures["steps"],
             n_images=figures["n_images"],

@@ -9,9 +9,9 @@ import traitlets as t
 
 from vitlens.debias.candidates import Candidate
 from vitlens.debias.groups import GroupedImages
-from vitlens.debias.live import LiveReports
-from vitlens.debias.removal import Removal
+from vitlens.debias.model import Removal
 from vitlens.debias.report import GroupReport, TradeOff
+from vitlens.debias.runs import LiveReports
 from vitlens.debias.search import Debiasing, default_layers
 from vitlens.interventions.kinds import FeatureId, ProjectTo
 from vitlens.lens import Lens

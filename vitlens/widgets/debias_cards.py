@@ -11,7 +11,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from vitlens.debias.candidates import Candidate, find_candidates
-from vitlens.debias.live import LiveReports
+from vitlens.debias.runs import LiveReports
 from vitlens.debias.search import Debiasing
 from vitlens.interventions.kinds import FeatureId
 from vitlens.widgets.buffers import encode_strip, to_bytes

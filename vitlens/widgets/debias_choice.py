@@ -10,9 +10,9 @@ from typing import Any
 
 import traitlets as t
 
-from vitlens.debias.live import LiveReports
 from vitlens.debias.model import DebiasedModel
 from vitlens.debias.report import GroupReport
+from vitlens.debias.runs import LiveReports
 from vitlens.errors import FeatureError
 from vitlens.interventions.kinds import FeatureId
 from vitlens.widgets.debias_told import told

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from vitlens.debias.live import wilson
-from vitlens.debias.report import GroupReport, TradeOff
+from vitlens.debias.report import GroupReport, TradeOff, wilson
 from vitlens.interventions.kinds import FeatureId
 
 

@@ -1,0 +1,96 @@
+"""Runs from kept streams, and first-order effects, against runs of the whole model."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import vitlens
+from tests.planted import BIRD, LAND, WATER, planted_images, planted_lens
+from vitlens import Ablate, Project
+from vitlens.debias import DebiasedModel, GroupedImages, GroupRuns, Removal
+from vitlens.debias.runs import margins
+from vitlens.errors import FeatureError
+
+
+def test_the_planted_model_follows_the_place(lens: vitlens.Lens) -> None:
+    report = GroupRuns(lens, planted_images(seed=2), [1]).report(())
+    assert report.accuracy.tolist()[0] == report.accuracy.tolist()[3] == 1
+    assert report.worst < 0.1
+
+
+@pytest.mark.parametrize("project", [False, True], ids=["ablated", "projected"])
+@pytest.mark.parametrize("to", ["baseline", "zero"])
+def test_runs_from_the_middle_are_runs_of_the_whole_model(to: str, project: bool) -> None:
+    lens = planted_lens(dtype=torch.float64)
+    images = planted_images((3, 2, 2, 3), seed=4)
+    lens.fit_baselines(images.images, progress=False)
+    runs = GroupRuns(lens, images, [0, 1], batch_size=4)
+    features = [(0, WATER), (1, LAND), (1, 9)]
+    batch = torch.stack([lens.tensor(image) for image in images.images])
+    model = DebiasedModel(lens, features, to=to, project=project)
+    found = runs.without(features, removal=Removal(to, project))
+    torch.testing.assert_close(found, model(batch))
+    kind = Project if project else Ablate
+    outcome = lens.run_with(list(batch), kind(features, to), errors="free")
+    torch.testing.assert_close(found, outcome.after)
+    torch.testing.assert_close(runs.logits, lens.vision.module(batch))
+    assert not torch.allclose(model(batch), runs.logits)
+
+
+@pytest.mark.parametrize("project", [False, True], ids=["ablated", "projected"])
+def test_first_order_effects_are_the_slope_of_the_margin(project: bool) -> None:
+    """Against finite differences: the stream moved a little towards the changed one."""
+    lens = planted_lens(dtype=torch.float64)
+    images = planted_images((2, 2, 2, 2), seed=5)
+    runs = GroupRuns(lens, images, [0, 1], batch_size=3)
+    keys = [(0, WATER), (1, LAND), (1, BIRD)]
+    batch = torch.stack([lens.tensor(image) for image in images.images])
+    for given in ([], [(0, LAND)]):
+        effects = runs.effects(
+            keys, given=given, removal=Removal("zero", project), gradient="plain"
+        )
+        for column, (layer, feature) in enumerate(keys):
+            moved = [
+                _margin(lens, batch, images, given, (layer, feature), h, project=project)
+                for h in (0, 1e-5)
+            ]
+            torch.testing.assert_close(
+                effects[:, column], (moved[1] - moved[0]) / 1e-5, atol=1e-4, rtol=1e-3
+            )
+
+
+def _margin(
+    lens: vitlens.Lens,
+    batch: torch.Tensor,
+    images: GroupedImages,
+    given: list[tuple[int, int]],
+    key: tuple[int, int],
+    step: float,
+    *,
+    project: bool,
+) -> torch.Tensor:
+    """Margins with `given` at zero, and one feature this part of the way to zero."""
+    with torch.no_grad():
+        stem = lens.vision.embed(batch)
+        stream = stem.tokens
+        for at, block in enumerate(stem.blocks):
+            stream = block(stream)
+            if at == len(lens.saes):
+                break
+            sae = lens.saes[at]
+            z, mean, sd = sae.encode_with_stats(stream)
+            changes = [(feature, 1.0) for layer, feature in given if layer == at]
+            for feature, part in changes + [(key[1], step)] * (key[0] == at):
+                row = sae.W_dec[feature]
+                size = z[..., feature, None] * sd
+                if project:
+                    size = (stream - mean - sae.b_dec * sd) @ row[:, None]
+                stream = stream - part * size * row
+        return margins(lens.vision.readout(stream), images.labels)
+
+
+def test_features_of_other_layers_cannot_be_removed(lens: vitlens.Lens) -> None:
+    runs = GroupRuns(lens, planted_images((4, 4, 4, 4)), [0])
+    with pytest.raises(FeatureError, match="streams of layers"):
+        runs.without([(1, WATER)])

@@ -1,0 +1,13 @@
+"""The method of the paper, in reading order; docs/method.md derives the same equations.
+
+1. `replacement`: features plus one error node per site, and the replaced forward pass
+2. `libragrad`: the backward pass in which every block is linear
+3. `importance`: targets, and the importance of nodes
+4. `edges`: the importance of edges, by definition and by three engines
+5. `closed_form`: the fast engine, derived
+6. `rankings`: node importance, Cross-Layer Attribution, plain gradients, activation, random
+7. `logit_lens`: what one feature adds to the logits directly
+
+Source: Kim et al., "Interpreting vision transformers via residual replacement model", NeurIPS
+2025, arXiv 2509.17401.
+"""
