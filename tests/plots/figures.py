@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
-from itertools import product
+from itertools import pairwise, product
 from typing import Any
 
 import numpy as np
@@ -20,13 +20,13 @@ from vitlens.atlas.atlas import Atlas
 from vitlens.atlas.evolution import Course, Evolution
 from vitlens.atlas.tuning import N_CURVES, Tuning
 from vitlens.circuits.circuit import ERROR, TARGET, Circuit, Edge, Node
-from vitlens.circuits.results import METRICS, Curves
-from vitlens.circuits.verification import Verification
+from vitlens.circuits.curves import METRICS, Curves
+from vitlens.circuits.verify import Verification
 from vitlens.debias.report import GroupReport, TradeOff
 
 
 def circuit(
-    layers: int = 3,
+    layers: int | tuple[int, ...] = 3,
     nodes: int = 2,
     *,
     prefix: tuple[str, ...] = ("CLS",),
@@ -36,18 +36,20 @@ def circuit(
 ) -> Circuit:
     """A circuit of random edges; the last node is an error node."""
     generator = torch.Generator().manual_seed(0)
-    made = [Node(layer, f, 1.0, 0.4, 1.0) for layer in range(layers) for f in range(nodes)]
-    made[-1] = Node(layers - 1, ERROR, -0.2, -0.1, -0.2)
+    blocks = tuple(range(layers)) if isinstance(layers, int) else layers
+    made = [Node(layer, f, 1.0, 0.4, 1.0) for layer in blocks for f in range(nodes)]
+    made[-1] = Node(blocks[-1], ERROR, -0.2, -0.1, -0.2)
     edges = [
         Edge(a.key, b.key, weight, weight / 10)
         for a, b in product(made, made)
-        if b.layer == a.layer + 1 and b.feature != ERROR
+        if (a.layer, b.layer) in pairwise(blocks) and b.feature != ERROR
         for weight in [float(torch.randn((), generator=generator))]
     ]
-    edges += [Edge(n.key, (layers, TARGET), n.importance, n.share) for n in made[-nodes:]]
+    edges += [Edge(n.key, (blocks[-1] + 1, TARGET), n.importance, n.share) for n in made[-nodes:]]
     settings: dict[str, Any] = {
         "nodes": tuple(made),
         "edges": tuple(edges),
+        "layers": blocks,
         "heatmaps": torch.randn(len(made), len(prefix) + grid[0] * grid[1], generator=generator),
         "grid": grid,
         "prefix_names": prefix,
@@ -55,7 +57,7 @@ def circuit(
         "target_index": 3,
         "target_value": -4.25,
         "prediction": ("mammal", 0.931),
-        "picture": torch.full((32, 32, 3), 200, dtype=torch.uint8) if image else None,
+        "image": torch.full((32, 32, 3), 200, dtype=torch.uint8) if image else None,
     }
     return Circuit(**settings | changes)
 
@@ -80,7 +82,7 @@ def curves(
         untouched={m: insertion[0, :, -1].double() for m in METRICS},
         images=tuple(range(n_images)),
         n_given=n_images,
-        errors="clean",
+        error_nodes="clean",
         target="predicted class",
     )
 

@@ -27,6 +27,16 @@ def test_a_circuit_names_nodes_layers_target_and_prediction() -> None:
     assert any("error node" in text for text in drawn)
 
 
+def test_columns_are_named_by_block_where_layers_are_left_out() -> None:
+    made = circuit(layers=(2, 5, 9))
+    drawn = texts(circuit_figure(made))
+    assert {"layer 2", "layer 5", "layer 9"} <= drawn and "layer 3" not in drawn
+    assert circuit_figure(made).get_size_inches() == pytest.approx(
+        circuit_figure(circuit(layers=3)).get_size_inches()
+    )
+    assert len(strongest_edges(made)) == len(strongest_edges(circuit(layers=3)))
+
+
 def test_the_legend_names_only_what_is_there() -> None:
     node = Node(0, 5, 1.0, 1.0, 1.0)
     plain = replace(circuit(prefix=()), nodes=(node,), edges=(), heatmaps=torch.ones(1, 16))

@@ -7,7 +7,7 @@ import pytest
 from matplotlib.axes import Axes
 
 from tests.plots.figures import curves, texts
-from vitlens.circuits.areas import Axis
+from vitlens.circuits.curves import Axis
 from vitlens.errors import OptionError
 from vitlens.plots import curves_figure
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import textwrap
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import groupby, pairwise
@@ -127,14 +128,13 @@ def strongest_edges(circuit: Circuit, count: int | None = None) -> list[Edge]:
     count
         How many between two layers; by default three per node of the fuller layer.
     """
-    sizes = [0] * circuit.n_layers
-    for node in circuit.nodes:
-        sizes[node.layer] += 1
+    sizes = Counter(node.layer for node in circuit.nodes)
+    above = dict(pairwise(circuit.layers))
     kept: list[Edge] = []
     for layer, group in groupby(circuit.edges, key=lambda edge: edge.source[0]):
         between = sorted(group, key=lambda edge: -abs(edge.weight))
-        if layer < circuit.n_layers - 1:
-            fuller = max(sizes[layer], sizes[layer + 1])
+        if layer in above:
+            fuller = max(sizes[layer], sizes[above[layer]])
             between = between[: _EDGES_A_NODE * fuller if count is None else count]
         kept += between
     return kept
@@ -144,7 +144,8 @@ def strongest_edges(circuit: Circuit, count: int | None = None) -> list[Edge]:
 class _Plan:
     """Where things go, in inches; heights count from the middle of the body."""
 
-    columns: list[list[FeatureId]]
+    layers: tuple[int, ...]
+    columns: list[list[FeatureId]]  # by position, without the target
     heights: dict[FeatureId, float]
     pitch: float
     thickest: float  # largest share of an edge
@@ -153,17 +154,18 @@ class _Plan:
 
     @classmethod
     def of(cls, circuit: Circuit, edges: Sequence[Edge]) -> _Plan:
-        by_layer: list[list[FeatureId]] = [[] for _ in range(circuit.n_layers)]
+        by_layer: dict[int, list[FeatureId]] = {layer: [] for layer in circuit.layers}
         for node in circuit.nodes:
             by_layer[node.layer].append(node.key)
         # Edges too weak to be drawn would only blur the order.
-        columns = order_columns([*by_layer, [circuit.target_key]], edges)
+        columns = order_columns([*by_layer.values(), [circuit.target_key]], edges)
         heights = {
             key: ((len(column) - 1) / 2 - place) * _ROW
             for column in columns
             for place, key in enumerate(column)
         }
         return cls(
+            layers=circuit.layers,
             columns=columns[:-1],
             heights=heights,
             # Few layers stand further apart, so that the page is not narrower than its legend.
@@ -184,14 +186,16 @@ class _Plan:
         """Height of the columns."""
         return max(_ROW * max(len(column) for column in self.columns), _IMAGE + 0.9)
 
-    def left(self, layer: int) -> float:
-        """Where a layer's thumbnails begin; the target is one layer after the last."""
-        extra = _SPREAD if layer == len(self.columns) else 0.0
-        return _MARGIN + _IMAGE + 0.45 + layer * self.pitch + extra
+    def left(self, position: int) -> float:
+        """Where a column of thumbnails begins; the target's follows the last."""
+        extra = _SPREAD if position == len(self.columns) else 0.0
+        return _MARGIN + _IMAGE + 0.45 + position * self.pitch + extra
 
     def place(self, key: FeatureId, middle: float) -> tuple[float, float]:
         """Lower left corner of a node's thumbnail."""
-        return self.left(key[0]), middle + self.heights[key] - _THUMB / 2 + 0.1
+        is_target = key == self.target
+        position = len(self.layers) if is_target else self.layers.index(key[0])
+        return self.left(position), middle + self.heights[key] - _THUMB / 2 + 0.1
 
     def ports(self, edges: Sequence[Edge]) -> tuple[dict[Edge, float], dict[Edge, float]]:
         """How far above the middle of its side each edge leaves its source and arrives."""
@@ -241,22 +245,22 @@ def _draw_heading(page: Page, circuit: Circuit, plan: _Plan, foot: float) -> Non
     page.text(_MARGIN, top - 0.27, f"Circuit for “{name}”", size=14, bold=True)
     about = "Layer l: the residual stream after block l, encoded by its SAE."
     page.text(_MARGIN, top - 0.53, about, size=10, colour=page.theme.quiet)
-    for layer in range(circuit.n_layers):
-        x = plan.left(layer) + _THUMB / 2
+    for position, layer in enumerate(circuit.layers):
+        x = plan.left(position) + _THUMB / 2
         page.text(x, foot + plan.body + 0.12, f"layer {layer}", size=11, align="center", bold=True)
 
 
 def _draw_image(page: Page, circuit: Circuit, middle: float) -> None:
-    rows, columns = circuit.grid if circuit.picture is None else circuit.picture.shape[:2]
+    rows, columns = circuit.grid if circuit.image is None else circuit.image.shape[:2]
     longer = max(rows, columns)
     height, width = _IMAGE * rows / longer, _IMAGE * columns / longer
     x, y = _MARGIN + (_IMAGE - width) / 2, middle - height / 2 + 0.1
-    if circuit.picture is None:
+    if circuit.image is None:
         page.text(
             x + width / 2, y + height / 2, "not stored", align="center", colour=page.theme.quiet
         )
     else:
-        page.image(circuit.picture.numpy(), x, y, width, height)
+        page.image(circuit.image.numpy(), x, y, width, height)
     page.frame(x, y, width, height, colour=page.theme.quiet)
     name, probability = circuit.prediction
     caption = f"{_wrapped(f'predicted: {name}', 20)}\n{probability:.1%}"
@@ -295,7 +299,7 @@ def _draw_edge(
 def _draw_node(page: Page, circuit: Circuit, node: Node, corner: tuple[float, float]) -> None:
     x, y = corner
     prefix, patches = _relative_heat(circuit, node)
-    image = None if circuit.picture is None else circuit.picture.numpy()
+    image = None if circuit.image is None else circuit.image.numpy()
     rows, columns = circuit.grid
     longer = max(rows, columns)
     height, width = _THUMB * rows / longer, _THUMB * columns / longer

@@ -11,8 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
-from vitlens.circuits.areas import Array, Axis
-from vitlens.circuits.results import Band, Curves, Direction, Metric
+from vitlens.circuits.curves import Array, Axis, Band, Curves, Direction, Metric
 from vitlens.errors import check_choice
 from vitlens.plots.style import (
     BLUE,
@@ -192,6 +191,6 @@ def _styles(methods: Sequence[str]) -> dict[str, _Style]:
 
 def _heading(curves: Curves) -> str:
     n = len(curves.images)
-    return f"{n} image{'s' * (n != 1)}, target: {curves.target}, error nodes: {curves.errors}" + (
-        ", 95% intervals over images" if n > 1 else ""
-    )
+    intervals = ", 95% intervals over images" if n > 1 else ""
+    images = f"{n} image{'s' * (n != 1)}"
+    return f"{images}, target: {curves.target}, error nodes: {curves.error_nodes}{intervals}"
