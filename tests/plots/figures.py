@@ -118,7 +118,7 @@ def feature_parts(**changes: Any) -> dict[str, Any]:
 def tiny_atlas() -> Atlas:
     """An atlas of ten noise images, with stored images and stimuli."""
     lens = tiny_lens()
-    images = [lens.transform.picture(tiny_image(seed)) for seed in range(10)]
+    images = [lens.transform.to_pil(tiny_image(seed)) for seed in range(10)]
     labels = [CLASSES[seed % 5] for seed in range(10)]
     return Atlas.build(
         lens,

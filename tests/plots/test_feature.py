@@ -72,7 +72,7 @@ def test_every_line_is_named_and_only_the_blank_is_dotted() -> None:
 
 def test_a_sheet_without_stimuli_heads_no_tuning() -> None:
     lens = tiny_lens()
-    images = [lens.transform.picture(tiny_image(seed)) for seed in range(6)]
+    images = [lens.transform.to_pil(tiny_image(seed)) for seed in range(6)]
     few = Atlas.build(lens, images, n_top=2, stimuli=False, layout=False, progress=False)
     figure = feature_sheet(few, [(2, 5)], n_images=2)
     assert "by position" in texts(figure)
