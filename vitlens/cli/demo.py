@@ -12,7 +12,7 @@ from vitlens.errors import VitlensError, near_matches
 from vitlens.tables import text_table
 
 if TYPE_CHECKING:
-    from vitlens.about import Sample
+    from vitlens.lens import Sample
     from vitlens.circuits.curves import Curves, Direction
     from vitlens.lens import Lens
 
