@@ -37,8 +37,8 @@ _MODULE_OF = {
     "load_groups": "vitlens.debias.groups",
     "load_waterbirds": "vitlens.debias.groups",
     "spurious": "vitlens.debias.spurious",
-    "train_saes": "vitlens.saes.train",
-    "tune_saes": "vitlens.saes.tune",
+    "train_saes": "vitlens.saes.training",
+    "tune_saes": "vitlens.saes.training",
 }
 
 if TYPE_CHECKING:
@@ -61,8 +61,7 @@ if TYPE_CHECKING:
     from vitlens.replacement import Baselines, Trace
     from vitlens.saes.config import TrainConfig, TuneConfig
     from vitlens.saes.topk import TopKSAE
-    from vitlens.saes.train import train_saes
-    from vitlens.saes.tune import tune_saes
+    from vitlens.saes.training import train_saes, tune_saes
 
 __all__ = [
     "Ablate",

@@ -9,7 +9,8 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from vitlens.errors import CheckpointError, ImageError
 from vitlens.models.vision import VisionModel
-from vitlens.saes import TopKSAE, measure
+from vitlens.saes import TopKSAE
+from vitlens.saes.health import measure
 
 WIDTH, DEPTH, CLASSES = 16, 4, 5
 
@@ -137,7 +138,7 @@ def test_table_and_dict(vision, images):
     assert len({len(line) for line in lines[:-1]}) == 1  # columns line up
     assert "agreement" in lines[0]
     assert "accuracy" in str(replace(report, labelled=True)).splitlines()[0]
-    assert json.loads(json.dumps(report.to_dict()))["layers"][1]["size"] == 24
+    assert json.loads(json.dumps(report.to_dict()))["layers"][1]["n_features"] == 24
 
 
 def test_input_that_does_not_fit(vision, images):
