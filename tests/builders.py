@@ -1,17 +1,27 @@
-"""Small models, SAEs of every kind and lenses with random weights, built in milliseconds."""
+"""What several folders of tests build on: small models, SAEs of every kind, lenses, images.
+
+Everything has random weights and is built in milliseconds, except `reference`: the models of
+``tests/data/reference``, for which a slow program has computed exact results.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+import json
+from collections.abc import Callable, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from PIL import Image
+from safetensors.torch import load_file
 from timm.models import VisionTransformer
 
 from vitlens.images import Transform
 from vitlens.lens import Lens
-from vitlens.replacement import Baselines
+from vitlens.method.replacement import Baselines
 from vitlens.saes.base import SAE, Normalization
 from vitlens.saes.threshold import BatchTopKSAE, JumpReLUSAE, MatryoshkaSAE, ReLUSAE
 from vitlens.saes.topk import TopKSAE
@@ -121,3 +131,92 @@ def sae_of_kind(
         ),
     }
     return build[kind]().to(dtype)
+
+
+def lens_with(
+    kind: str | Sequence[str] = "topk",
+    *,
+    layers: Sequence[int] = (0, 1, 2),
+    seed: int = 0,
+    depth: int = 4,
+    n_features: int = 30,
+    normalization: Normalization = "layer",
+    b_enc: bool = False,
+    subtract_b_dec: bool = True,
+    dtype: torch.dtype = torch.float32,
+) -> Lens:
+    """A lens on `tiny_model` with SAEs of one kind, or of one kind each, after some blocks.
+
+    No baseline is zero, so that a forgotten baseline changes results.
+    """
+    kinds = [kind] * len(layers) if isinstance(kind, str) else list(kind)
+    saes = {
+        layer: sae_of_kind(
+            each,
+            seed=seed + layer,
+            n_features=n_features,
+            normalization=normalization,
+            b_enc=b_enc,
+            subtract_b_dec=subtract_b_dec,
+            dtype=dtype,
+        )
+        for layer, each in zip(layers, kinds, strict=True)
+    }
+    random = torch.Generator().manual_seed(seed)
+    z = [0.1 * torch.rand(N_TOKENS, n_features, generator=random) for _ in layers]
+    e = [0.1 * torch.randn(N_TOKENS, D_MODEL, generator=random) for _ in layers]
+    return Lens(
+        tiny_model(seed, depth=depth, dtype=dtype),
+        saes,
+        baselines=Baselines(z, e).to(dtype=dtype),
+        class_names=CLASSES,
+        transform=tiny_transform(),
+    )
+
+
+def noise_image(seed: int = 0, size: tuple[int, int] = (40, 32)) -> Image.Image:
+    """Noise as a picture file would hold it; `size` is (height, width)."""
+    random = np.random.default_rng(seed)
+    return Image.fromarray(random.integers(0, 256, (*size, 3), dtype=np.uint8))
+
+
+#: The models of the reference data.
+REFERENCES = ("vit_cls", "vit_reg_layerscale", "vit_avgpool_fcnorm")
+
+
+class Reference(NamedTuple):
+    """A model of the reference data, and what the slow program computed for it."""
+
+    config: dict[str, Any]
+    data: dict[str, torch.Tensor]
+    model: VisionTransformer
+    saes: list[TopKSAE]
+    baselines: Baselines
+
+
+@cache
+def reference(name: str = "vit_cls", dtype: torch.dtype = torch.float64) -> Reference:
+    """One of `REFERENCES`; shared by all that ask for it, so leave it as it is."""
+    folder = Path(__file__).parent / "data" / "reference"
+    config = json.loads((folder / f"{name}.json").read_text())
+    data = {
+        key: value.to(dtype) if value.is_floating_point() else value
+        for key, value in load_file(folder / f"{name}.safetensors").items()
+    }
+    model = VisionTransformer(**config["timm_VisionTransformer"]).to(dtype).eval()
+    model.load_state_dict(
+        {key.removeprefix("model."): v for key, v in data.items() if key.startswith("model.")}
+    )
+    layers = range(len(config["top_k"]))
+    saes = [
+        TopKSAE.from_weights(
+            **{w: data[f"sae.{layer}.{w}"] for w in ("W_enc", "W_dec", "b_dec")},
+            k=config["top_k"][layer],
+        )
+        for layer in layers
+    ]
+    baselines = Baselines(
+        [data[f"baseline.{layer}.features"] for layer in layers],
+        [data[f"baseline.{layer}.errors"] for layer in layers],
+    )
+    return Reference(config, data, model, saes, baselines)

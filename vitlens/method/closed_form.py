@@ -3,26 +3,28 @@
 For blocks that are token-wise but for one softmax attention. Cut such a block at its attention,
 with token-wise maps `pre` (norm, queries, keys, values) and `post` (output projection, MLP)::
 
-    q, k, v = pre(x)        a_h = softmax(q_h k_h^T) v_h        y = post(x, a)           (22)
+    q, k, v = pre(x)        a_h = softmax(q_h k_h^T) v_h        y = post(x, a)           (25)
 
-Under LibraGrad the attention probabilities P_h are constants, and (20) falls into two paths. Let
-``r[u, g] = G[u, g] W_enc[:, g] / (sd[u] + eps)`` be the encoder row of each active target feature
-at its token u, weighted with what a unit of it counts; only K rows per token are not zero. Pulled
-back through `post` they give ``s[u, g]`` [D] at the stream and ``b_h[u, g]`` [E] at the attended
-values. With the rows ``d_f`` of the source's decoder and m = (z - z_bar) sd::
+Let ``rows[u, g] = G[u, g] row_g / s[u]`` be the encoder row of each active target feature at its
+token u, weighted with what a unit of it counts; only K rows per token are not zero. Pulled back
+through `post` they give `at_stream` [D] and `at_attended` [H, E] for each of them (26). Under
+LibraGrad the attention probabilities P_h are constants, and (20) falls into two paths, with
+``m = (z - z_bar) sd``::
 
-    identity    E[f, g] += sum_u m[u, f] <d_f, s[u, g]>                                  (23)
-    attention   E[f, g] += sum_h sum_u < b_h[u, g], V_h d_f > sum_t P_h[u, t] c[t] m[t, f]  (24)
+    within   E[f, g] += sum_u m[u, f] <W_dec[f], at_stream[u, g]>                        (27)
+    across   received_h[u, f] = sum_t P_h[u, t] factor[t] m[t, f]
+             E[f, g] += sum_{u, h} received_h[u, f] <values_h[f], at_attended_h[u, g]>   (29)
 
-For fixed constants `pre` is one linear map for all tokens, up to a factor c[t] per token (one over
-the norm's standard deviation), so that every decoder row is pushed through the values once and not
-once per token, and the attention spreads only how much of a feature is where. No [F, T, D] tensor
-is made. Plain gradients add the derivative of the probabilities with respect to queries (a part
-of s) and to keys (a second term in (24)), and a correction of rank one per token for the norm.
+For fixed constants `pre` is one linear map for all tokens, up to a factor per token (one over the
+norm's standard deviation), so that every decoder row is pushed to ``values_h[f]`` once and not once
+per token (28), and the attention spreads only how much of a feature is where. No [F, T, D] tensor
+is made. Plain gradients add the derivative of the probabilities (30) with respect to queries, a
+part of `at_stream` (31), and to keys (32), and a correction of rank one per token for the norm
+(33).
 
-Cost per pair of sites, with K active features per token on both sides, H heads, A active sources:
-T K (D^2-sized pull through `post`) + T K^2 D for (23) + T K A D + T^2 H A for (24), against A (or
-F) passes through the block for "jvp" (or "vjp"). docs/method.md, "Closed form", derives it.
+docs/method.md, "Closed form", derives each step and counts the cost: with K active features per
+token, A active sources and an MLP of width 4 D about T K D (5 D + A) operations, against A passes
+of the block, 12 T D^2 each, for "jvp".
 """
 
 from __future__ import annotations
@@ -52,7 +54,7 @@ _TOKENS = 16
 
 
 def edges(pair: SitePair) -> Float[Tensor, "F+1 n"]:
-    """Edges from every source to the wanted targets, the error node's row last: (23) + (24).
+    """Edges from every source to the wanted targets, the error node's row last: (27) and (29).
 
     Raises
     ------
@@ -73,7 +75,7 @@ def edges(pair: SitePair) -> Float[Tensor, "F+1 n"]:
 
 @dataclass(frozen=True)
 class _Rows:
-    """Gradients of the active target features of each token, padded with zeros to K per token."""
+    """Gradients of the active targets of each token (26), padded with zeros to K per token."""
 
     index: Int[Tensor, "T K"]
     at_stream: Float[Tensor, "K T D"]
@@ -126,6 +128,7 @@ def _within_tokens(pair: SitePair, rows: _Rows) -> Float[Tensor, "F+1 n"]:
 
 
 def _across_tokens(pair: SitePair, rows: _Rows, block: _SplitBlock) -> Float[Tensor, "F+1 n"]:
+    """What crosses the attention: (29), with plain gradients (32) and (33), too."""
     pushed = block.push_features(pair.directions)
     amount = pair.coefficients * pushed.factor[:, None]
     received = block.probabilities @ amount
@@ -151,7 +154,7 @@ def _value_path(
     rows: _Rows,
     tokens: Int[Tensor, " t"],
 ) -> Float[Tensor, "t K F"]:
-    """Features move values: token t' gets a feature's row as often as it attends to it."""
+    """Features move values: token u gets a feature's row as often as it attends to it (29)."""
     spread = received.permute(1, 2, 0)[..., None] * values
     contract = rows.at_attended[:, tokens].permute(1, 2, 0, 3)
     return contract.flatten(2) @ spread.flatten(2).transpose(1, 2)
@@ -164,14 +167,14 @@ def _key_path(
     block: _SplitBlock,
     tokens: Int[Tensor, " t"],
 ) -> Float[Tensor, "t K F"]:
-    """Features move keys, and so the attention probabilities of token t'."""
+    """Features move keys, and so the attention probabilities of token u (32)."""
     moved = block.at_scores(rows.at_attended[:, tokens], tokens) @ amount
     scores = torch.einsum("hte,fhe->htf", block.queries[:, tokens], keys)
     return (moved * scores[:, :, None]).sum(0)
 
 
 def _from_tokens(moved: _KeysValues, rows: _Rows, block: _SplitBlock) -> Float[Tensor, "n T"]:
-    """Change of every target when token t alone moves its key and value, for plain gradients."""
+    """Change of every target when token t alone moves its key and value, for (33)."""
     n_tokens = block.output.shape[0]
     result = rows.at_stream.new_zeros(rows.n, n_tokens)
     for tokens in torch.arange(n_tokens, device=result.device).split(_TOKENS):
@@ -257,7 +260,7 @@ def _fused_attention(model: nn.Module) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class _SplitBlock:
-    """A block on one image, cut at its attention: equation (22).
+    """A block on one image, cut at its attention: equation (25).
 
     Attributes
     ----------
@@ -285,7 +288,7 @@ class _SplitBlock:
     def at_scores(
         self, at_attended: Float[Tensor, "H t K E"], tokens: Int[Tensor, " t"]
     ) -> Float[Tensor, "H t K T"]:
-        """Pull rows at the attended values of some tokens back to their attention scores."""
+        """Pull rows at the attended values of some tokens back to their attention scores (30)."""
         reach = _by_head(at_attended, self.values.transpose(-2, -1))
         mean = (at_attended * self.attended[:, tokens, None]).sum(-1, keepdim=True)
         return self.probabilities[:, tokens, None] * (reach - mean)
@@ -296,11 +299,11 @@ class _SplitBlock:
         index: Int[Tensor, "T K"],
         weight: Float[Tensor, "T K"],
     ) -> tuple[Float[Tensor, "K T D"], Float[Tensor, "K H T E"]]:
-        """Pull ``weight[t, k] * rows[index[t, k]]`` at the output back, K rows a token.
+        """Pull ``weight[t, k] * rows[index[t, k]]`` at the output back, K rows per token (26).
 
         Returns the rows at the stream (attended values fixed) and at the attended values. The
         block's last linear layer is the same map for all tokens, so that `rows` go through it
-        once and not once a token, unless something that differs by token follows it.
+        once and not once per token, unless something that differs by token follows it.
         """
         hidden_rows = self._through_last_linear(rows)
         if hidden_rows is None:
@@ -319,7 +322,7 @@ class _SplitBlock:
         return at_stream, at_attended
 
     def pull_queries(self, at_attended: Float[Tensor, "K H T E"]) -> Float[Tensor, "K T D"]:
-        """Pull rows at the attended values back to the stream by way of the queries."""
+        """Pull rows at the attended values back to the stream by way of the queries (31)."""
         rows = at_attended.permute(1, 2, 0, 3)
         every = torch.arange(self.output.shape[0], device=self.output.device)
         at_queries = torch.cat(
@@ -334,7 +337,7 @@ class _SplitBlock:
         return at_stream
 
     def push_features(self, directions: Float[Tensor, "F D"]) -> _PushedFeatures:
-        """Push decoder rows to keys and values, with the norm's standard deviation fixed.
+        """Push decoder rows to keys and values, with the norm's standard deviation fixed (28).
 
         Raises
         ------
@@ -364,7 +367,7 @@ class _SplitBlock:
         )
 
     def push_tokens(self, directions: Float[Tensor, "T D"]) -> _KeysValues:
-        """Push one direction a token to that token's key and value."""
+        """Push one direction per token to that token's key and value."""
         return self._push(directions, self.pair.gradient)
 
     def spread(self, moved: _KeysValues) -> Float[Tensor, "H T E"]:
@@ -376,7 +379,7 @@ class _SplitBlock:
         return spread
 
     def norm_correction(self) -> _NormCorrection:
-        """How plain gradients differ from those with the norm's standard deviation fixed.
+        """How plain gradients differ from those with the norm's standard deviation fixed (33).
 
         The difference R of the two maps has rank one at every token, so that with ``a = R x``
         it is ``R d = a <R^T a, d> / <a, a>``.

@@ -7,13 +7,14 @@ The definition, with ``m_i = (z_i - z_bar_i) sd_i`` how far each feature moves t
 
 In the derivative of ``z_{i+1}`` the blocks run with LibraGrad's rules (or plainly), and the SAE's
 sd and mask of active features are constants. With "leaf" error gradients the rows of E_i sum to
-the node importances: ``sum_g E_i[f, g] = N_i[f]``.
+the node importances: ``sum_g E_i[f, g] = N_i[f]`` (22).
 
-Two engines follow the definition, for any blocks between the two sites:
+Two engines follow the definition, for any blocks between the two sites. With
+``S_g(x_i) = sum_u G_{i+1}[u, g] z_{i+1}[u, g]``:
 
-- `vjp`, reverse mode: one cotangent per target feature g, in chunks, pulled back to x_i. This is
-  what the published code does with `jacrev`.
-- `jvp`, forward mode: one tangent per source node f, all its tokens together, batched with
+- `vjp`, reverse mode (24): one cotangent per target feature g, in chunks, pulled back to x_i. This
+  is what the published code does with `jacrev`.
+- `jvp`, forward mode (23): one tangent per source node f, all its tokens together, batched with
   `vmap`. This is the paper's trick for a pruned circuit.
 
 `vitlens.method.closed_form` is the third and fastest, `vitlens.method.engines` chooses.
@@ -107,7 +108,7 @@ class SitePair:
 
 
 def vjp(pair: SitePair) -> Float[Tensor, "F+1 n"]:
-    """Edges from every source to the wanted targets, by reverse mode: (20), (21).
+    """Edges from every source to the wanted targets, by reverse mode: (24).
 
     The error node's row is last. The cost grows with the number of targets.
     """
@@ -126,7 +127,7 @@ def vjp(pair: SitePair) -> Float[Tensor, "F+1 n"]:
 
 
 def jvp(pair: SitePair) -> Float[Tensor, "F+1 n"]:
-    """Edges from every source to the wanted targets, by forward mode: (20), (21).
+    """Edges from every source to the wanted targets, by forward mode: (23).
 
     The error node's row is last. The cost grows with the number of active sources.
     """

@@ -9,11 +9,15 @@ With ``grad_i[t]`` the target's gradient at the stream of site i, under LibraGra
 Two conventions say how the gradient reaches site i below the last::
 
     leaf      grad_i = d/dx_i  sum_{t, f} G_{i+1}[t, f] z_{i+1}[t, f](x_i)  (18)
-    through   grad_i = d target / d x_i                                    (19)
+    through   grad_i = d target / d x_i
 
 With "leaf" (the default) error nodes take in no gradient: it flows through the features of the
 next site alone, so that ``N_i[f]`` is the sum of the edges that leave f. At the last site both
 are the same. In (18) the mask of active features and the SAE's sd are constants.
+
+What the nodes of a site leave unexplained is its conservation residual::
+
+    residual_i = target - sum_f N_i[f] - N_i[e]                            (19)
 
 Source: Kim et al., NeurIPS 2025, arXiv 2509.17401, section 3; docs/method.md, "Node importance".
 """
@@ -238,7 +242,7 @@ def node_importances(
     error_gradients: ErrorGradients = "leaf",
     engine: Engine = "closed_form",
 ) -> Importances:
-    """Node importances, equations (15) to (17); their edges are left empty.
+    """Node importances, equations (15) to (17), and (19); their edges are left empty.
 
     Parameters
     ----------
@@ -308,7 +312,7 @@ def stream_gradients(
     gradient: Gradient,
     error_gradients: ErrorGradients,
 ) -> tuple[Float[Tensor, "n T D"], ...]:
-    """Gradient of the target at the stream of every site, equations (18) and (19).
+    """Gradient of the target at the stream of every site: equation (18), or the model's own.
 
     Parameters
     ----------

@@ -2,12 +2,12 @@
 
 The forward pass is the model's own. In derivatives these factors are constants (written [.])::
 
-    attention            y = [softmax(q k^T / sqrt(E))] v                 (9)
-    LayerNorm            y = (x - mean(x)) / [std(x)] * weight + bias     (10)
-    RMSNorm              y = x / [rms(x)] * weight                        (11)
-    x * gate(x)          y = x * [gate(x)]     GELU, QuickGELU, SiLU      (12)
-    SwiGLU               y = [silu(W_g x)] * (W_x x)                      (13)
-    L2 normalisation     y = x / [norm(x)]                                (14)
+    LayerNorm            y = (x - mean(x)) / [std(x)] * weight + bias     (12)
+    RMSNorm              y = x / [rms(x)] * weight
+    L2 normalisation     y = x / [norm(x)]
+    attention            y = [softmax(q k^T / sqrt(E))] v                 (13)
+    x * gate(x)          y = x * [gate(x)]     GELU, QuickGELU, SiLU      (14)
+    SwiGLU               y = [silu(W_g x)] * (W_x x)
 
 For fixed constants every block is then linear in its input, so that contributions add up.
 

@@ -3,7 +3,7 @@
 With the contribution ``d[t] = (z_i[t, f] - z_bar_i[t, f]) sd_i[t] W_dec_i[f]`` of a feature to the
 stream of its site, and the read-out's derivative J at the stream after the last block::
 
-    lens = J d - mean over classes of (J d)                                (27)
+    lens = J d - mean over classes of (J d)                                (40)
 
 Source: nostalgebraist, "interpreting GPT: the logit lens" (2020); with the final norm's scale
 held fixed, as in the direct logit attribution of Elhage et al., "A mathematical framework for
@@ -59,7 +59,7 @@ def logit_lens(
     *,
     gradient: Gradient = "libragrad",
 ) -> Float[Tensor, " C"]:
-    """How far a feature's own contribution would move each logit, past all later blocks: (27).
+    """How far a feature's own contribution would move each logit, past all later blocks: (40).
 
     Parameters
     ----------

@@ -11,11 +11,11 @@ Cross-Layer Attribution (CLA; Rajaram et al., arXiv 2404.14349) walks back from 
 feature's activation ``a_f = sum_t z_i[t, f]``, moving in proportion on all tokens, a feature m
 scores by the features n that are kept at the next site::
 
-    CLA_L[n] = |a_n| |d target / d a_n|                                    (25)
-    CLA_i[m] = sum_{n kept} |a_m| |d a_n / d a_m|                          (26)
+    CLA_L[n] = |a_n| |d target / d a_n|                                    (39)
+    CLA_i[m] = sum_{n kept} |a_m| |d a_n / d a_m|                          (38)
 
 The paper's own ranking walks over edges; see `vitlens.circuits.prune`.
-docs/method.md, "Rankings to compare with".
+docs/method.md, "Cross-Layer Attribution and other rankings".
 """
 
 from __future__ import annotations
@@ -165,14 +165,14 @@ def random_scores(
 
 
 def cla_top_scores(case: Case) -> Float[Tensor, " F"]:
-    """Equation (25), at the last site, where CLA starts."""
+    """Equation (39), at the last site, where CLA starts."""
     return (case.trace.features[-1] * case.plain.gradients[-1]).sum(0).abs()
 
 
 def cla_edges(
     case: Case, position: int, *, targets: Int[Tensor, " n"] | None = None
 ) -> Float[Tensor, "F n"]:
-    """The terms of equation (26): |a_m| |d a_n / d a_m| with plain gradients.
+    """The terms of equation (38): |a_m| |d a_n / d a_m| with plain gradients.
 
     Parameters
     ----------

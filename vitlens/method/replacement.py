@@ -2,13 +2,13 @@
 
 At every site i the residual stream is what its SAE reconstructs, plus an error node::
 
-    x_i  = x_hat_i(z_i) + e_i                           (6)
+    x_i  = x_hat_i(z_i) + e_i                           (8)
 
 A replaced run changes features and goes on; the running stream is encoded again at every site,
 so that a change is seen by all later layers::
 
-    z_i' = change_i(z_i(x_i'))                          (7)
-    x_i' <- x_hat_i(z_i') + e_i'                        (8)
+    z_i' = change_i(z_i(x_i'))
+    x_i' <- x_hat_i(z_i') + e_i'                        (9)
 
 with the error node ``e_i'`` held at its value in the untouched model ("clean"), recomputed from
 the running stream ("free"), at its baseline ("baseline"), or left out ("zero").
@@ -296,7 +296,7 @@ class SiteState(NamedTuple):
 
 
 class Change:
-    """What a replaced run changes: equation (7). The base class changes nothing."""
+    """What a replaced run changes in equation (9). The base class changes nothing."""
 
     @property
     def rows(self) -> int | None:
@@ -316,7 +316,7 @@ class Change:
         return None
 
     def edit(self, state: SiteState, stream: Float[Tensor, "n T D"]) -> Float[Tensor, "n T D"]:
-        """The stream that goes on, after equation (8)."""
+        """The stream that goes on, after equation (9)."""
         return stream
 
 
@@ -489,7 +489,7 @@ class ReplacementModel:
         return stem.through(start, stop)
 
     def trace(self, images: Float[Tensor, "n 3 H W"]) -> Trace:
-        """Run the untouched model on images and encode the stream at every site: equation (6)."""
+        """Run the untouched model on images and encode the stream at every site: equation (8)."""
         residuals, coded = [], []
         with torch.no_grad():
             stem = self.vision.embed(images)
@@ -523,7 +523,7 @@ class ReplacementModel:
         observe: Observer | None = None,
         grad: bool = False,
     ) -> Float[Tensor, "n C"]:
-        """Logits of a replaced run: equations (7) and (8) at every site.
+        """Logits of a replaced run: equation (9) at every site.
 
         Parameters
         ----------
@@ -750,7 +750,7 @@ class ReplacedPass:
         return self.at_site(self._replacement.position(layer), stream)
 
     def at_site(self, position: int, stream: Float[Tensor, "n T D"]) -> Float[Tensor, "n T D"]:
-        """What goes on after a site: equations (7) and (8)."""
+        """What goes on after a site: equation (9)."""
         sae, held = self._replacement.saes[position], self._held[position]
         touched = self._change.touches(position)
         parts = not self.parted and position >= self.first
