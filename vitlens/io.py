@@ -502,7 +502,7 @@ def fingerprint(tensors: Mapping[str, Tensor], facts: Any = None) -> str:
 def _final_and_temporary(path: str | Path) -> tuple[Path, Path]:
     """Follow links, so that what they point to is written and the rename stays on one disk."""
     final = Path(path).resolve()
-    # The suffix stays at the end because writers such as matplotlib go by it.
+    # The suffix stays at the end: writers such as matplotlib choose the format by it.
     return final, final.with_name(f".{secrets.token_hex(4)}-{final.name}")
 
 

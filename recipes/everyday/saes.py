@@ -16,8 +16,8 @@ from recipes.everyday.store import BUNDLE, stored_model
 from vitlens.io import read_json
 from vitlens.models.vision import VisionModel
 from vitlens.replacement import fit_baselines
-from vitlens.saes import SAE, TrainConfig, TuneConfig, load_saes, save_saes
-from vitlens.saes.training import train_saes, tune_saes
+from vitlens.saes import SAE, load_saes, save_saes
+from vitlens.training import TrainConfig, TuneConfig, train_saes, tune_saes
 
 FOLDER = BUNDLE / "saes"
 BASELINES = BUNDLE / "baselines.safetensors"

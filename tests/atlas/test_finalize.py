@@ -23,7 +23,7 @@ from vitlens.atlas.finalize import Readout, effects, place_features, readout_dir
 from vitlens.errors import CheckpointError, FeatureError, ModelError
 from vitlens.method.libragrad import libragrad
 from vitlens.models.heads import ClsMeanViT
-from vitlens.saes.health import HealthReport, SAEHealth
+from vitlens.training.health import HealthReport, SAEHealth
 
 N = 12
 

@@ -31,7 +31,7 @@ from vitlens.method.libragrad import Gradient
 from vitlens.method.replacement import ErrorNodes
 from vitlens.saes import load_saes, save_saes
 from vitlens.saes.data import sae_residuals
-from vitlens.saes.losses import chain_losses
+from vitlens.training.losses import chain_losses
 
 CLASSES = ("bird", "insect", "mammal", "flower", "fruit", "vehicle", "coin")
 
@@ -350,11 +350,11 @@ def test_train_saes_continues_after_ctrl_c(tiny_timm, photos, tmp_path, monkeypa
 
     def interrupted(*arguments, **settings):
         calls.append(1)
-        if len(calls) == 2:
+        if len(calls) == 4:  # two belong to the estimate
             raise KeyboardInterrupt
         return sae_residuals(*arguments, **settings)
 
-    monkeypatch.setattr("vitlens.saes.training.sae_residuals", interrupted)
+    monkeypatch.setattr("vitlens.training.run.sae_residuals", interrupted)
     assert main(command) == 130
     text = capsys.readouterr().err
     assert "saes.partial is kept; the same command continues" in text
@@ -389,11 +389,11 @@ def test_tune_saes_continues_after_ctrl_c(everyday, photos, tmp_path, monkeypatc
 
     def interrupted(*arguments, **settings):
         calls.append(1)
-        if len(calls) == 3:
+        if len(calls) == 5:  # two belong to the estimate
             raise KeyboardInterrupt
         return chain_losses(*arguments, **settings)
 
-    monkeypatch.setattr("vitlens.saes.training.chain_losses", interrupted)
+    monkeypatch.setattr("vitlens.training.run.chain_losses", interrupted)
     assert main(command) == 130
     assert "tuned.partial is kept; the same command" in capsys.readouterr().err
     assert main(command) == 0

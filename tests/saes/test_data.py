@@ -11,7 +11,7 @@ from torch.utils.data import (
     TensorDataset,
 )
 
-from tests.saes.small import D_MODEL, N_IMAGES, T, make_images, make_vision
+from tests.training.small import D_MODEL, N_IMAGES, T, make_images, make_vision
 from vitlens.errors import ImageError
 from vitlens.saes.base import normalize_tokens
 from vitlens.saes.data import (

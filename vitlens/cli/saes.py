@@ -142,7 +142,7 @@ def train(arguments: argparse.Namespace) -> None:
     """Run ``train-saes``."""
     held_out, training = held_out_and_rest(arguments)
 
-    from vitlens.saes.training import TrainConfig, estimate, train_saes
+    from vitlens.training import TrainConfig, estimate, train_saes
 
     vision, transform = _model_to_train(arguments)
     config = TrainConfig(
@@ -170,7 +170,7 @@ def tune(arguments: argparse.Namespace) -> None:
     held_out, rest = held_out_and_rest(arguments)
 
     from vitlens.bundle import load
-    from vitlens.saes.training import TuneConfig, estimate_tuning, tune_saes
+    from vitlens.training import TuneConfig, estimate_tuning, tune_saes
 
     config = TuneConfig(
         batch_images=arguments.batch_size,
@@ -307,7 +307,7 @@ def read_held_out(
 def _print_health(
     title: str, vision: VisionModel, saes: Mapping[int, SAE], batches: Sequence[Tensor]
 ) -> None:
-    from vitlens.saes.health import measure
+    from vitlens.training import measure
 
     title = title.format(count(sum(map(len, batches)), "image"))
     print(f"\n{title}\n{measure(vision, saes, batches)}")

@@ -1,8 +1,4 @@
-"""Sparse autoencoders of the residual stream: kinds, files, training, health.
-
-`vitlens.saes.training` and `vitlens.saes.health` run models with their SAEs in place. They build
-on `vitlens.method`, which builds on this package, so they are not imported here.
-"""
+"""Sparse autoencoders of the residual stream: kinds, files, importers, batches of images."""
 
 from vitlens.saes.base import (
     SAE,
@@ -14,7 +10,6 @@ from vitlens.saes.base import (
     check_widths,
     register,
 )
-from vitlens.saes.config import TrainConfig, TuneConfig
 from vitlens.saes.io import load_sae, load_saes, resolve_saes, save_sae, save_saes
 from vitlens.saes.threshold import BatchTopKSAE, JumpReLUSAE, MatryoshkaSAE, ReLUSAE
 from vitlens.saes.topk import TopKSAE
@@ -31,8 +26,6 @@ __all__ = [
     "ReLUSAE",
     "SAEOutput",
     "TopKSAE",
-    "TrainConfig",
-    "TuneConfig",
     "check_widths",
     "load_sae",
     "load_saes",

@@ -4,11 +4,11 @@ import pytest
 import torch
 
 from tests.builders import KINDS, sae_of_kind
-from tests.saes.small import D_MODEL, copy_of, decided_vision, make_images, make_vision
+from tests.training.small import D_MODEL, copy_of, decided_vision, make_images, make_vision
 from vitlens.method.replacement import ReplacementModel
 from vitlens.saes import TopKSAE
-from vitlens.saes.health import measure
-from vitlens.saes.losses import chain_losses
+from vitlens.training.health import measure
+from vitlens.training.losses import chain_losses
 
 
 def rebuild(sae, token):

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from torch.utils.data import DataLoader, Subset, TensorDataset
 
 from tests.builders import KINDS, sae_of_kind
-from tests.saes.small import (
+from tests.training.small import (
     D_MODEL,
     N_IMAGES,
     Interrupted,
@@ -28,12 +28,13 @@ from tests.saes.small import (
 from vitlens.errors import CheckpointError, ImageError, ModelError, OptionError, VitlensError
 from vitlens.io import ResumableRun, partial_path
 from vitlens.method.replacement import ReplacementModel
-from vitlens.saes import TrainConfig, TuneConfig, load_saes, save_saes
+from vitlens.saes import load_saes, save_saes
 from vitlens.saes.base import normalize_tokens
-from vitlens.saes.health import measure
-from vitlens.saes.losses import chain_losses
-from vitlens.saes.optimizer import Learner
-from vitlens.saes.training import (
+from vitlens.training.config import TrainConfig, TuneConfig
+from vitlens.training.health import measure
+from vitlens.training.losses import chain_losses
+from vitlens.training.optimizer import Learner
+from vitlens.training.run import (
     _Training,
     estimate,
     estimate_tuning,
@@ -191,7 +192,7 @@ def test_figures_and_rates_of_tuning_by_hand(tune, tmp_path, monkeypatch):
         losses.append(chain_losses(*args, **options))
         return losses[-1]
 
-    monkeypatch.setattr("vitlens.saes.training.chain_losses", noted)
+    monkeypatch.setattr("vitlens.training.run.chain_losses", noted)
     rates = noted_rates(monkeypatch)
     result = tune(tmp_path)
     mean = smoothed([torch.cat([f.alone, f.chain, f.output[None]]).detach() for f in losses])
@@ -680,7 +681,7 @@ def test_failure_to_save_the_saes_keeps_what_was_learned(job, tmp_path, uninterr
         raise VitlensError("no")
 
     with monkeypatch.context() as patch:
-        patch.setattr("vitlens.saes.training.save_saes", fail)
+        patch.setattr("vitlens.training.run.save_saes", fail)
         with pytest.raises(VitlensError, match="no"):
             job(tmp_path / "saes")
     images = Interrupted(make_images(), 1)  # not needed any more

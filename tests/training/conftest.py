@@ -2,9 +2,9 @@
 
 import pytest
 
-from tests.saes.small import make_images, make_vision
-from vitlens.saes import TrainConfig
-from vitlens.saes.training import train_saes
+from tests.training.small import make_images, make_vision
+from vitlens.training.config import TrainConfig
+from vitlens.training.run import train_saes
 
 
 @pytest.fixture(scope="session")

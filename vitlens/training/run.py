@@ -28,7 +28,6 @@ from vitlens.method.replacement import ReplacementModel
 from vitlens.models.vision import VisionModel, as_vision_model
 from vitlens.progress import interrupts_held
 from vitlens.saes.base import SAE
-from vitlens.saes.config import TrainConfig, TuneConfig, scheduled_rate
 from vitlens.saes.data import (
     TokenBuffer,
     batched,
@@ -48,10 +47,11 @@ from vitlens.saes.io import (
     resolve_saes,
     save_saes,
 )
-from vitlens.saes.losses import chain_losses
-from vitlens.saes.optimizer import Learner, gradients, learning_dtype, new_sae
 from vitlens.saes.topk import TopKSAE
 from vitlens.tables import text_table
+from vitlens.training.config import TrainConfig, TuneConfig, scheduled_rate
+from vitlens.training.losses import chain_losses
+from vitlens.training.optimizer import Learner, gradients, learning_dtype, new_sae
 
 _SMOOTHING = 0.9
 
@@ -71,7 +71,7 @@ class TrainResult:
     explained_variance
         Per layer at the end, on training images: running mean over batches, of normalised tokens
         for `train_saes` and of the stream for `tune_saes`. For figures on unseen images use
-        `vitlens.saes.health.measure`.
+        `vitlens.training.health.measure`.
     dead_fraction
         Per layer at the end, the share of features that were silent for `dead_after` batches.
     """

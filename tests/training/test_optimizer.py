@@ -8,9 +8,10 @@ from timm.models.vision_transformer import VisionTransformer
 from tests.builders import KINDS, sae_of_kind
 from vitlens.errors import CheckpointError
 from vitlens.models.vision import VisionModel
-from vitlens.saes import TopKSAE, TrainConfig
-from vitlens.saes.optimizer import Learner, gradients
-from vitlens.saes.training import _Training
+from vitlens.saes import TopKSAE
+from vitlens.training.config import TrainConfig
+from vitlens.training.optimizer import Learner, gradients
+from vitlens.training.run import _Training
 
 WIDTH, SIZE, K, N = 8, 24, 3, 40
 

@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from vitlens.errors import CheckpointError, ImageError
 from vitlens.models.vision import VisionModel
 from vitlens.saes import TopKSAE
-from vitlens.saes.health import measure
+from vitlens.training.health import measure
 
 WIDTH, DEPTH, CLASSES = 16, 4, 5
 
@@ -114,7 +114,7 @@ def test_perfect_saes(vision, images):
 
 def test_large_mean_costs_no_precision(vision, images):
     """In one pass, sums of squares would cancel where the mean is far from zero."""
-    from vitlens.saes.health import _Variance
+    from vitlens.training.health import _Variance
 
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(300, 4, generator=generator) + torch.tensor([1e4, 0, -300, 5])
@@ -126,7 +126,7 @@ def test_large_mean_costs_no_precision(vision, images):
 
 
 def test_a_stream_that_does_not_vary_is_explained_or_not():
-    from vitlens.saes.health import _explained
+    from vitlens.training.health import _explained
 
     assert (_explained(0.0, 0.0), _explained(1e-9, 0.0)) == (1, 0)
 
