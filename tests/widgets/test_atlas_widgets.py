@@ -268,7 +268,7 @@ def test_names_of_a_circuit_are_shown_and_not_written(lens: vitlens.Lens) -> Non
     assert lens.atlas is not None
     diagram = CircuitDiagram.of(lens, tiny_picture(), at_most=4)
     node = diagram.candidates.keys[0]
-    circuit = diagram.candidates.circuit(4, labels={node: "theirs"})
+    circuit = diagram.candidates.prune(4, labels={node: "theirs"})
     diagram.circuit = circuit
     assert diagram.labels[node] == "theirs"
     again = CircuitDiagram(circuit, lens=lens, image=tiny_picture())
