@@ -31,6 +31,7 @@ from vitlens.atlas.state import (
     Pool,
 )
 from vitlens.errors import CheckpointError, ImageError, VitlensError
+from vitlens.interventions.hooks import isolated_model
 from vitlens.io import ResumableRun, partial_path
 from vitlens.models.vision import VisionModel
 from vitlens.progress import Progress, interrupts_held
@@ -380,7 +381,8 @@ class Accumulator:
                 dtype=vision.dtype,
                 device=vision.device,
             )
-            run = _forward(self.lens, images)
+            with isolated_model(vision):
+                run = _forward(self.lens, images)
             finite = run.stream.isfinite().flatten(1).all(dim=1).tolist()
             failed += [(e.item.key, _NOT_FINITE) for row, e in ready if not finite[row]]
             ready = [(row, e) for row, e in ready if finite[row]]

@@ -1,8 +1,8 @@
 """From the state of a pass to an atlas: scores, logit lens, monosemanticity, trust and the map.
 
-The logit lens here is that of `vitlens.method.logit_lens` (docs/method.md, "Logit lens"), taken at the mean final stream of
-all images. The map places features with similar decoder rows close together, by t-SNE (van der
-Maaten and Hinton, "Visualizing data using t-SNE", JMLR 2008).
+The logit lens is that of docs/method.md, "Logit lens", taken at the mean final stream of all
+images. The map places features with similar decoder rows close together, by t-SNE (van der Maaten
+and Hinton, "Visualizing data using t-SNE", JMLR 2008).
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ from vitlens.atlas.store import (
 )
 from vitlens.atlas.tuning import respond
 from vitlens.errors import CheckpointError, ImageError, ModelError, check_choice
+from vitlens.interventions.hooks import isolated_model
 from vitlens.method.libragrad import backward_rules
 from vitlens.models.vision import VisionModel
 from vitlens.progress import Progress, steps, waiting
@@ -349,7 +350,7 @@ def readout_directions(
     if readout != "both":
         others = slice(vision.n_prefix) if readout == "patch" else slice(vision.n_prefix, None)
         weights[:, others] = 0
-    with torch.enable_grad():
+    with isolated_model(vision), torch.enable_grad():
         point = stream.detach()[None].requires_grad_()
         with backward_rules(vision.module, "libragrad"):
             logits = vision.readout(point)[0]
