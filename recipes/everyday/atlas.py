@@ -37,9 +37,9 @@ def atlas_of(lens: Lens) -> Atlas:
         credits={file: row["credit"] for file, row in rows.items()},
         n_top=8,
         n_sampled=5,
-        pictures=lens.vision.image_size[0],
-        heats=False,
+        thumbnails=lens.vision.image_size[0],
+        heatmaps=False,
     )
     for image, record in state.images.items():
-        state.images[image] = replace(record, picture=(PICTURES / record.key).read_bytes())
+        state.images[image] = replace(record, thumbnail=(PICTURES / record.key).read_bytes())
     return Atlas.from_state(state, lens)

@@ -1,4 +1,4 @@
-"""An atlas against numbers counted the slow way, in memory and after a way through a folder."""
+"""An atlas against numbers counted the slow way, in memory and read from a folder."""
 
 from __future__ import annotations
 
@@ -22,6 +22,8 @@ from vitlens.atlas.atlas import Atlas
 from vitlens.errors import CheckpointError, FeatureError, ImageError, ModelError, VitlensError
 
 N = 12
+
+
 QUICK = {"stimuli": False, "layout": False, "progress": False}
 
 
@@ -32,7 +34,7 @@ def lens() -> vitlens.Lens:
 
 @pytest.fixture(scope="module")
 def features(lens: vitlens.Lens) -> list[torch.Tensor]:
-    """By layer the activations on all pictures, [N, T, F]."""
+    """By layer the activations on all images, [N, T, F]."""
     traces = [lens.trace(picture(n)) for n in range(N)]
     return [
         torch.stack([trace.features[layer] for trace in traces]) for layer in range(len(lens.saes))
@@ -56,7 +58,7 @@ def atlas(request: pytest.FixtureRequest, built: Atlas, folder: Path, lens: vitl
     return built if request.param == "built" else Atlas.load(folder, lens)
 
 
-def test_the_facts(atlas: Atlas, lens: vitlens.Lens) -> None:
+def test_an_atlas_has_the_facts_of_its_lens(atlas: Atlas, lens: vitlens.Lens) -> None:
     assert atlas.model == lens.fingerprint
     assert atlas.sizes == (30, 30, 30)
     assert (atlas.n_layers, atlas.n_images, atlas.grid) == (3, N, (3, 3))
@@ -68,7 +70,7 @@ def test_the_facts(atlas: Atlas, lens: vitlens.Lens) -> None:
     assert "90 features of 3 layers on 12 images" in repr(atlas)
 
 
-def test_top_pictures_are_those_of_all_activations(
+def test_top_images_are_those_of_all_activations(
     atlas: Atlas, features: list[torch.Tensor]
 ) -> None:
     for layer, z in enumerate(features):
@@ -82,15 +84,15 @@ def test_top_pictures_are_those_of_all_activations(
             assert [s.token for s in shown] == [int(z[n, :, feature].argmax()) for n in order]
             for n, s in zip(order, shown, strict=True):
                 torch.testing.assert_close(
-                    s.heat, z[n, :, feature], atol=s.peak / 255 / 1.99, rtol=0
+                    s.heatmap, z[n, :, feature], atol=s.peak / 255 / 1.99, rtol=0
                 )
 
 
-def test_labels_credits_and_pictures(atlas: Atlas) -> None:
+def test_labels_credits_and_thumbnails(atlas: Atlas) -> None:
     shown = next(s for f in range(30) for s in atlas.top(0, f) if s.key == "7.png")
     assert (shown.label, shown.credit, shown.path) == ("fruit", "noise", "/nowhere/7.png")
-    assert shown.picture is not None
-    assert shown.picture.tobytes() == picture(7).tobytes()
+    assert shown.image is not None
+    assert shown.image.tobytes() == picture(7).tobytes()
     assert Image.open(io.BytesIO(shown.encoded or b"")).format == "WEBP"
     assert shown.original is None
 
@@ -217,7 +219,7 @@ def test_there_must_be_such_a_feature(atlas: Atlas, node: tuple[int, int]) -> No
 def test_an_atlas_of_another_model(folder: Path, lens: vitlens.Lens) -> None:
     with pytest.raises(CheckpointError, match="another model: the network's weights"):
         Atlas.load(folder, tiny_lens(1))
-    with pytest.raises(CheckpointError, match=r"have 30, 30, 30 features, and .* 20, 20, 20"):
+    with pytest.raises(CheckpointError, match=r"have 30, 30, 30 features, but .* 20, 20, 20"):
         Atlas.load(folder, tiny_lens(features=20))
     other = vitlens.Lens(lens.vision, lens.saes, class_names=lens.class_names)
     saes = [*lens.saes[:2], vitlens.TopKSAE.from_weights(
@@ -253,39 +255,39 @@ def test_without_a_lens(folder: Path) -> None:
         atlas.lineage(1, 0)
 
 
-def test_heat_is_computed_where_it_is_not_kept(
+def test_heatmaps_are_computed_where_they_are_not_stored(
     lens: vitlens.Lens, features: list[torch.Tensor], tmp_path: Path
 ) -> None:
-    state = state_by_hand(lens, range(N), heats=False)
+    state = state_by_hand(lens, range(N), heatmaps=False)
     Atlas.from_state(state, lens, **QUICK).save(tmp_path / "atlas", mergeable=False)
     atlas = Atlas.load(tmp_path / "atlas", lens)
     for feature in range(5):
         for shown in atlas.top(1, feature):
             n = int(shown.key.removesuffix(".png"))
-            torch.testing.assert_close(shown.heat, features[1][n, :, feature])
+            torch.testing.assert_close(shown.heatmap, features[1][n, :, feature])
     alone = Atlas.load(tmp_path / "atlas")
-    assert alone.top(1, 0)[0].heat is None
+    assert alone.top(1, 0)[0].heatmap is None
 
 
-def test_pictures_are_optional_and_originals_are_found(
+def test_thumbnails_are_optional_and_originals_are_found(
     lens: vitlens.Lens, features: list[torch.Tensor], tmp_path: Path
 ) -> None:
     from dataclasses import replace
 
-    state = state_by_hand(lens, range(N), heats=False)
-    state.images = {i: replace(r, picture=None) for i, r in state.images.items()}
+    state = state_by_hand(lens, range(N), heatmaps=False)
+    state.images = {i: replace(r, thumbnail=None) for i, r in state.images.items()}
     Atlas.from_state(state, lens, **QUICK).save(tmp_path / "atlas")
     shown = Atlas.load(tmp_path / "atlas", lens).top(1, 0)[0]
-    assert (shown.encoded, shown.picture, shown.heat, shown.original) == (None, None, None, None)
+    assert (shown.encoded, shown.image, shown.heatmap, shown.original) == (None, None, None, None)
     (tmp_path / "moved").mkdir()
     for n in range(N):
         picture(n).save(tmp_path / "moved" / f"{n}.png")
     shown = Atlas.load(tmp_path / "atlas", lens, images=tmp_path / "moved").top(1, 0)[0]
     n = int(shown.key.removesuffix(".png"))
     assert shown.original == tmp_path / "moved" / shown.key
-    assert shown.picture is not None
-    assert shown.picture.tobytes() == picture(n).tobytes()
-    torch.testing.assert_close(shown.heat, features[1][n, :, 0])
+    assert shown.image is not None
+    assert shown.image.tobytes() == picture(n).tobytes()
+    torch.testing.assert_close(shown.heatmap, features[1][n, :, 0])
 
 
 def test_saving_without_the_sums(
@@ -399,11 +401,14 @@ def test_a_crash_leaves_the_old_one(
         (lambda f: shutil.rmtree(f), "There is no atlas"),
         (lambda f: (f / "atlas.json").unlink(), "holds no atlas"),
         (lambda f: (f / "atlas.json").write_text("{"), "cannot be read as JSON"),
-        (lambda f: (f / "atlas.json").write_text("[]"), "not that of an atlas"),
-        (lambda f: edit(f, version=2), "format 2; this version .* reads format 1"),
+        (lambda f: (f / "atlas.json").write_text("[]"), "not from an atlas"),
+        (lambda f: edit(f, version=1), "format 1; this version .* reads format 2"),
         (lambda f: edit(f, images=3), "is damaged"),
-        (lambda f: (f / "evolution.json").unlink(), "not whole: evolution.* is missing"),
-        (lambda f: cut(f / "pictures.safetensors"), r"not whole: pictures.* has \d+ of \d+ bytes"),
+        (lambda f: (f / "evolution.json").unlink(), "incomplete: evolution.* is missing"),
+        (
+            lambda f: cut(f / "thumbnails.safetensors"),
+            r"incomplete: thumbnails.* has \d+ of \d+ bytes",
+        ),
     ],
 )
 def test_a_damaged_atlas_is_not_opened(folder: Path, tmp_path: Path, spoil, message: str) -> None:
@@ -422,16 +427,16 @@ def test_damage_inside_a_file_is_found_on_reading(folder: Path, tmp_path: Path) 
     data[-400:-300] = bytes(100)
     file.write_bytes(data)
     with pytest.raises(
-        CheckpointError, match=r"layer_00\.safetensors is damaged: '.*' is.*data\. Put a sound"
+        CheckpointError, match=r"layer_00\.safetensors is damaged: '.*' is.*data\. Replace this"
     ):
         Atlas.load(copy).feature(0, 0)
-    shutil.copy(copy / "layer_01.safetensors", copy / "pictures.safetensors")
+    shutil.copy(copy / "layer_01.safetensors", copy / "thumbnails.safetensors")
     header = json.loads((copy / "atlas.json").read_text())
     edit(copy, files=header["files"] | {
-        "pictures.safetensors": (copy / "pictures.safetensors").stat().st_size
+        "thumbnails.safetensors": (copy / "thumbnails.safetensors").stat().st_size
     })  # fmt: skip
     with pytest.raises((CheckpointError, ImageError)):
-        _ = Atlas.load(copy).top(1, 0)[0].picture
+        _ = Atlas.load(copy).top(1, 0)[0].image
 
 
 def rename_a_score(file: Path) -> None:
@@ -459,7 +464,7 @@ def test_a_damaged_layer_is_refused_and_the_others_are_read(
         atlas = Atlas.load(copy)
     assert len(warned) == bool(told)
     for warning in warned:
-        assert re.search(rf"not whole: layer_01\.safetensors {told}", str(warning.message))
+        assert re.search(rf"incomplete: layer_01\.safetensors {told}", str(warning.message))
     whole = Atlas.load(folder)
     assert torch.equal(atlas.scores(0)["frequency"], whole.scores(0)["frequency"])
     assert atlas.feature(2, 0).scores == pytest.approx(whole.feature(2, 0).scores, nan_ok=True)
@@ -472,7 +477,7 @@ def test_a_damaged_layer_is_refused_and_the_others_are_read(
     ):
         with pytest.raises(CheckpointError, match=rf"layer_01.*{message}|{message}.*layer_01") as e:
             asked()
-        assert "Put a sound copy of this file in its place" in str(e.value)
+        assert "Replace this file with an intact copy" in str(e.value)
     assert not (tmp_path / "again").exists()
 
 

@@ -1,8 +1,7 @@
 """Features whose meaning is known by construction, through the whole way to an atlas.
 
 A ViT whose blocks pass the stream on unchanged: each channel of the stream is one filter of the
-patch, or a mark of its place. One SAE reads one channel a feature.
-"""
+patch, or a mark of its place. One SAE reads one channel a feature."""
 
 from __future__ import annotations
 
@@ -22,15 +21,31 @@ from vitlens.lens import Lens
 from vitlens.saes.topk import TopKSAE
 
 PATCH, GRID, WIDTH, IMAGES = 12, 8, 64, 90
+
+
 ORIENTATION = 60.0
+
+
 ROW = 2
+
+
 POSITION, ORIENTED, GREEN, DEAD = range(4)
+
+
 RANDOM = range(4, 58)
+
+
 # The opposites of the first four channels: what is planted must not shift a token's mean.
 OPPOSITES = range(58, 62)
+
+
 # Two channels far from 0 keep each token's standard deviation all but constant.
 ANCHORS = (62, 63)
+
+
 HELD = 400.0
+
+
 SPREAD = math.sqrt(2 * HELD**2 / (WIDTH - 1))
 
 
@@ -118,7 +133,7 @@ def atlas() -> Atlas:
         labels=[label for _, label in shown],
         n_top=4,
         n_sampled=4,
-        pictures=None,
+        thumbnails=None,
         layout=False,
         progress=False,
     )

@@ -3,7 +3,6 @@
 import io
 import json
 import tarfile
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,25 +10,16 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
-import vitlens
+from tests.atlas_by_hand import photograph
 from tests.tiny import tiny_image, tiny_lens
-from vitlens.atlas.bins import perceptual_hash
 from vitlens.atlas.build import build_state
-from vitlens.atlas.pictures import PictureFile, decode
-from vitlens.atlas.reading import Reader, Ready, read_batches
-from vitlens.atlas.sources import open_source
+from vitlens.atlas.image_store import decode
 from vitlens.errors import ImageError, TargetError
 
 
 @pytest.fixture(scope="module")
 def lens():
     return tiny_lens()
-
-
-def photograph(seed=0, size=(40, 30), mode="RGB"):
-    """Something smooth, as photographs are."""
-    pixels = np.random.default_rng(seed).integers(0, 255, (4, 5, 3), dtype=np.uint8)
-    return Image.fromarray(pixels).resize(size, Image.Resampling.BICUBIC).convert(mode)
 
 
 @pytest.fixture
@@ -135,8 +125,8 @@ def test_images_of_every_kind(lens, tmp_path):
     assert (by_key["7"].width, by_key["7"].height) == (30, 40)
     assert (by_key["3"].width, by_key["3"].height) == (300, 20)
     for key, kind in enumerate(kinds[:-1]):
-        stored = np.asarray(decode(by_key[str(key)].picture), dtype=float)
-        seen = lens.picture(kind).numpy().astype(float)
+        stored = np.asarray(decode(by_key[str(key)].thumbnail), dtype=float)
+        seen = lens.pixels(kind).numpy().astype(float)
         assert stored.shape == seen.shape
         assert abs(stored - seen).mean() < 12
 
@@ -253,7 +243,7 @@ def test_pairs_of_path_and_label_have_the_path_as_key(lens, folder):
 
 
 def test_labels_out_of_range_are_told(lens):
-    with pytest.raises(TargetError, match="class 7, and there are 5"):
+    with pytest.raises(TargetError, match="class 7, but there are 5"):
         build(lens, [(photograph(0), 7)])
     with pytest.raises(TargetError, match="Did you mean 'bird'"):
         build(lens, [(photograph(0), "brid")])
@@ -336,94 +326,3 @@ def test_a_model_without_classes(folder):
     state = build(lens, folder)
     assert (state.labels_from, state.class_names) == ("none", ("any",))
     assert state.per_class.tolist() == [5]
-
-
-def test_only_the_part_that_is_wanted_is_read(folder):
-    read = []
-
-    class Noting(Dataset):
-        def __len__(self):
-            return 40
-
-        def __getitem__(self, number):
-            read.append(number)
-            return torch.zeros(3, 24, 24)
-
-    reader = Reader(transform=None, image_size=(24, 24), side=None)
-    source = open_source(Noting())
-    read.clear()
-    batches = list(read_batches(reader, source, 4, part=(1, 3), start=1))
-    assert read == [*range(16, 20), *range(28, 32)]
-    assert all(isinstance(entry, Ready) for batch in batches for entry in batch)
-
-
-def test_resized_copies_have_one_perceptual_hash(lens):
-    def hashed(pictures):
-        return perceptual_hash(torch.stack([lens.tensor(picture) for picture in pictures]))
-
-    originals = [photograph(seed, (400, 400)) for seed in range(40)]
-    copies = []
-    for picture in originals:
-        buffer = io.BytesIO()
-        picture.resize((230, 230), Image.Resampling.LANCZOS).save(buffer, "JPEG", quality=75)
-        copies.append(Image.open(buffer))
-    hashes = hashed(originals)
-    assert len(hashes.unique()) == 40
-    assert (hashed(copies) == hashes).sum() >= 32
-
-
-def test_photographs_keep_their_hash_and_share_it_with_no_other():
-    folder = Path(vitlens.__file__).parent / "bundles" / "everyday" / "atlas"
-    stored = PictureFile(folder / "pictures.safetensors", 391)
-    originals = [decode(stored.get(number)) for number in range(391)]
-    hashes = hashed_pictures(originals)
-    assert len(hashes.unique()) == 391
-    for copy, least in ((recompressed, 0.9), (halved, 0.97)):
-        kept = hashed_pictures([copy(picture) for picture in originals[::3]]) == hashes[::3]
-        assert kept.float().mean() >= least
-
-
-def recompressed(picture):
-    buffer = io.BytesIO()
-    picture.save(buffer, "JPEG", quality=50)
-    return Image.open(buffer)
-
-
-def halved(picture):
-    half = picture.resize((112, 112), Image.Resampling.LANCZOS)
-    return half.resize((224, 224), Image.Resampling.BICUBIC)
-
-
-def hashed_pictures(pictures):
-    return torch.cat([perceptual_hash(pixels(picture)[None]) for picture in pictures])
-
-
-def pixels(picture):
-    return torch.from_numpy(np.array(picture)).permute(2, 0, 1) / 255
-
-
-def test_the_hash_is_that_of_an_independent_cosine_transform():
-    from scipy.fft import dctn
-
-    for seed in range(5):
-        image = pixels(photograph(seed, (64, 96)))
-        grey = image[0] * 0.299 + image[1] * 0.587 + image[2] * 0.114
-        small = grey.double().reshape(32, grey.shape[0] // 32, 32, -1).mean((1, 3)).numpy()
-        found = dctn(small, type=2)
-        lowest = [found[t - b, b] for t in range(1, 7) for b in range(t + 1)]
-        median = sorted(lowest)[(len(lowest) - 1) // 2]
-        number = sum(1 << bit for bit, strength in enumerate(lowest) if strength > median)
-        assert int(perceptual_hash(image[None])) == number
-
-
-def test_pictures_without_contrast_share_a_hash():
-    flat = torch.tensor([0.0, 0.3, 1.0])[:, None, None, None].expand(3, 3, 48, 48)
-    assert perceptual_hash(flat).tolist() == [0, 0, 0]
-
-
-def test_a_webp_of_the_models_size_is_stored_as_it_is(lens, tmp_path):
-    path = Path(tmp_path / "a.webp")
-    photograph(0, (24, 24)).save(path, "WEBP", quality=60)
-    assert records(build(lens, path))["a.webp"].picture == path.read_bytes()
-    small = records(build(lens, path, pictures=12))["a.webp"].picture
-    assert decode(small).size == (12, 12)

@@ -6,9 +6,10 @@ from PIL import Image
 
 from tests.builders import tiny_lens
 from vitlens.atlas.atlas import Atlas
-from vitlens.atlas.build import partial_path, writing
+from vitlens.atlas.build import writing
 from vitlens.cli import atlas as command
 from vitlens.cli import main
+from vitlens.io import partial_path
 
 
 @pytest.fixture(autouse=True)
@@ -72,7 +73,7 @@ def test_an_existing_atlas_is_not_built_again_without_restart(photos, tmp_path, 
     assert run(photos, "--out", tmp_path / "atlas") == 2
     assert "is already an atlas" in capsys.readouterr().err
     assert run(photos, "--out", tmp_path / "atlas", "--restart", "--no-thumbnails") == 0
-    assert Atlas.load(tmp_path / "atlas").settings["pictures"] is None
+    assert Atlas.load(tmp_path / "atlas").settings["thumbnails"] is None
 
 
 def test_two_runs_cannot_write_one_atlas(photos, tmp_path, capsys):
@@ -82,20 +83,20 @@ def test_two_runs_cannot_write_one_atlas(photos, tmp_path, capsys):
 
 
 def test_ctrl_c_says_how_to_continue(photos, tmp_path, capsys, monkeypatch):
-    from vitlens.atlas.gather import Gatherer
+    from vitlens.atlas.build import Accumulator
 
-    take = Gatherer.take
+    add = Accumulator.add
 
     def interrupted(self, batch):
         if self.n_batches == 3:
             raise KeyboardInterrupt
-        take(self, batch)
+        add(self, batch)
 
-    monkeypatch.setattr(Gatherer, "take", interrupted)
+    monkeypatch.setattr(Accumulator, "add", interrupted)
     assert run(photos, "--out", tmp_path / "atlas") == 130
     assert "The same command continues" in capsys.readouterr().err
     assert partial_path(tmp_path / "atlas").exists()
-    monkeypatch.setattr(Gatherer, "take", take)
+    monkeypatch.setattr(Accumulator, "add", add)
     assert run(photos, "--out", tmp_path / "atlas") == 0
     assert Atlas.load(tmp_path / "atlas").n_images == 24
 

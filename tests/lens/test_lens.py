@@ -13,7 +13,7 @@ from PIL import Image
 from timm.models import VisionTransformer
 
 import vitlens
-from vitlens import lens_base
+from vitlens import lens as lens_module
 from vitlens.attribution import vjp
 from vitlens.attribution.edges import ENGINES
 from vitlens.attribution.pair import LayerPair
@@ -123,8 +123,8 @@ def test_keeping_everything_is_the_model(lens: vitlens.Lens, picture: Image.Imag
 def test_circuit_rules(lens: vitlens.Lens, picture: Image.Image, tmp_path: Path) -> None:
     circuit = lens.circuit(picture, nodes_per_layer=3)
     assert len(circuit.nodes) == 9
-    assert circuit.picture is not None
-    assert circuit.picture.shape == (24, 24, 3)
+    assert circuit.image is not None
+    assert circuit.image.shape == (24, 24, 3)
     assert circuit.model == lens.fingerprint
     circuit.save(tmp_path / "circuit.safetensors")
     assert vitlens.Circuit.load(tmp_path / "circuit.safetensors") == circuit
@@ -294,8 +294,8 @@ def test_the_fingerprint_follows_the_weights(
     lens: vitlens.Lens, picture: Image.Image, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model, hashed = lens.vision.module, []
-    real = lens_base.fingerprint
-    monkeypatch.setattr(lens_base, "fingerprint", lambda w: hashed.append(real(w)) or hashed[-1])
+    real = lens_module.fingerprint
+    monkeypatch.setattr(lens_module, "fingerprint", lambda w: hashed.append(real(w)) or hashed[-1])
     circuit = lens.circuit(picture)
     assert circuit.model == lens.fingerprint
     assert len(hashed) == 1
@@ -359,7 +359,7 @@ def test_saes_from_a_generator(lens: vitlens.Lens) -> None:
 
 
 def test_a_lens_is_no_model(lens: vitlens.Lens) -> None:
-    with pytest.raises(ModelError, match=r"A Lens is no model.*give its `vision`"):
+    with pytest.raises(ModelError, match=r"A Lens is not a model; pass its `vision`"):
         vitlens.Lens(lens, lens.saes)
     with pytest.raises(ModelError, match="head goes with the bare model"):
         vitlens.Lens(lens.vision, lens.saes, head=lambda y: y)

@@ -86,7 +86,7 @@ def test_a_card_shows_the_images_of_the_atlas_with_their_heat(lens: vitlens.Lens
     )
     heats = from_bytes(card.top_heats, "float16", (len(items), 36))
     for heat, one in zip(heats, top, strict=False):
-        np.testing.assert_allclose(heat, one.heat[3:], rtol=2e-3, atol=1e-3)
+        np.testing.assert_allclose(heat, one.heatmap[3:], rtol=2e-3, atol=1e-3)
     pictures = decode_strip(card.top_pictures, len(items))
     assert all(picture is not None and picture.shape == (48, 48, 3) for picture in pictures)
     for item, one in zip(items, top, strict=False):
@@ -268,7 +268,7 @@ def test_names_of_a_circuit_are_shown_and_not_written(lens: vitlens.Lens) -> Non
     assert lens.atlas is not None
     diagram = CircuitDiagram.of(lens, tiny_picture(), at_most=4)
     node = diagram.candidates.keys[0]
-    circuit = diagram.candidates.circuit(4, labels={node: "theirs"})
+    circuit = diagram.candidates.prune(4, labels={node: "theirs"})
     diagram.circuit = circuit
     assert diagram.labels[node] == "theirs"
     again = CircuitDiagram(circuit, lens=lens, image=tiny_picture())
@@ -349,7 +349,7 @@ def damaged(folder: Path, tmp_path: Path) -> vitlens.Lens:
 
 
 def test_views_go_on_beside_a_damaged_layer(damaged: vitlens.Lens, lens: vitlens.Lens) -> None:
-    why = r"The atlas cannot be read for layer 1\..*layer_01\.safetensors is damaged: .*sound copy"
+    why = r"The atlas cannot be read for layer 1\..*layer_01\.safetensors is damaged: .*intact copy"
     card, sound = FeatureCard(damaged, selected=(1, 5)), FeatureCard(lens, selected=(1, 5))
     assert "atlas" not in card.card
     assert card.card["top_images"]["available"] is False

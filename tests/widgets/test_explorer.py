@@ -18,7 +18,7 @@ from PIL import Image
 
 import vitlens
 from tests.tiny import CLASSES, tiny_lens
-from vitlens.about import About, Sample
+from vitlens.lens import About, Sample
 from vitlens.attribution import cla
 from vitlens.circuits import methods
 from vitlens.errors import ImageError, TargetError, VitlensError
@@ -398,7 +398,7 @@ def test_a_failure_in_the_background_reaches_the_user(
         raise MemoryError("no room for the edges")
 
     async def story() -> None:
-        monkeypatch.setattr(lens, "candidates", fails)
+        monkeypatch.setattr(lens, "attribute", fails)
         explorer = lens.explore()
         await explorer.ready()
         assert explorer.notice == "MemoryError: no room for the edges"

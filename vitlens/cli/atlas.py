@@ -129,7 +129,7 @@ def _built(arguments: argparse.Namespace, lens: Lens) -> Atlas:
         labels=None if arguments.labels == "auto" else arguments.labels,
         n_top=arguments.n_top,
         n_sampled=arguments.n_sampled,
-        pictures=arguments.thumbnail_size if arguments.thumbnails else None,
+        thumbnails=arguments.thumbnail_size if arguments.thumbnails else None,
         batch_size=arguments.batch_size,
         out=arguments.out,
         resume=not arguments.restart,

@@ -235,7 +235,7 @@ class DebiasedModel(nn.Module):
             tuple(self.saes),  # type: ignore[arg-type]
             baselines,
             [self.removal.of(self.features)] if self.features else [],
-            errors="free",
+            error_nodes="free",
             tensor=self._tensor,
         )
 

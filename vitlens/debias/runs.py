@@ -260,7 +260,7 @@ class GroupRuns:
         lens = self.lens
         wanted = [removal.of(features)] if features else []
         plan = make_plan(
-            lens.vision, lens.saes, lens.baselines, wanted, errors="free", tensor=lens.tensor
+            lens.vision, lens.saes, lens.baselines, wanted, error_nodes="free", tensor=lens.tensor
         )
         unknown = sorted({layer for layer, _ in features} - set(self.layers))
         if unknown:

@@ -22,7 +22,8 @@ from vitlens.plots.tuning import draw_arcs, draw_hues, draw_orientation, draw_te
 
 if TYPE_CHECKING:
     from vitlens.atlas.atlas import Atlas
-    from vitlens.atlas.profile import FeatureProfile, Shown
+    from vitlens.atlas.gallery import FeatureImage
+    from vitlens.atlas.profile import FeatureProfile
     from vitlens.atlas.tuning import Tuning
 
 _PIXELS = 224
@@ -186,9 +187,11 @@ def _is_of_class(profile: FeatureProfile) -> bool:
     return profile.scores.get(name, 0.0) > profile.chance.get(name, np.inf)
 
 
-def _draw_picture(figure: Figure, place: SubplotSpec, shown: Shown, grid: tuple[int, int]) -> None:
+def _draw_picture(
+    figure: Figure, place: SubplotSpec, shown: FeatureImage, grid: tuple[int, int]
+) -> None:
     above, below = place.subgridspec(2, 1, hspace=0.03).subplots(squeeze=False)[:, 0]
-    picture, heat = shown.picture, shown.heat
+    picture, heat = shown.image, shown.heatmap
     for axes in (above, below):
         axes.set_axis_off()
         axes.set_anchor("N")

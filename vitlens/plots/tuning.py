@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from torch import Tensor
 
-from vitlens.atlas import drawing, stimuli
+from vitlens.atlas import stimuli
 from vitlens.atlas.tuning import Tuning
 from vitlens.plots.heat import POSITIVE, colours
 from vitlens.plots.page import INK, QUIET, literal
@@ -102,9 +102,9 @@ def draw_hues(axes: Axes, tuning: Tuning, *, size: float = 8) -> None:
         (0.0, pale, stimuli.CHROMAS[0]),
         (0.4, strong, stimuli.CHROMAS[1]),
     ):
-        shades = [drawing.oklch(stimuli.HUE_LIGHTNESS, chroma, hue) for hue in stimuli.HUES]
+        shades = [stimuli.oklch(stimuli.HUE_LIGHTNESS, chroma, hue) for hue in stimuli.HUES]
         axes.bar(spots + shift, values, width=0.4, align="edge", color=shades, ec=QUIET, lw=0.3)
-    greys = [drawing.oklch(grey, 0, 0) for grey in stimuli.GREYS]
+    greys = [stimuli.oklch(grey, 0, 0) for grey in stimuli.GREYS]
     where = len(spots) + 0.8 + 0.9 * np.arange(len(greys))
     axes.bar(where, _numbers(tuning.grey), width=0.8, align="edge", color=greys, ec=QUIET, lw=0.3)
     _frame(axes, tuning, size)

@@ -17,7 +17,8 @@ from vitlens.widgets.tasks import Check
 
 if TYPE_CHECKING:
     from vitlens.atlas.atlas import Atlas
-    from vitlens.atlas.profile import FeatureProfile, Shown
+    from vitlens.atlas.gallery import FeatureImage
+    from vitlens.atlas.profile import FeatureProfile
     from vitlens.atlas.tuning import Tuning
 
 _TOP = 8
@@ -77,7 +78,7 @@ def describe(atlas: Atlas, node: Node) -> dict[str, Any]:
     }
 
 
-def shown_images(atlas: Atlas, node: Node) -> tuple[tuple[Shown, bool], ...]:
+def shown_images(atlas: Atlas, node: Node) -> tuple[tuple[FeatureImage, bool], ...]:
     """Return the images a card shows: those of highest peak, then some of lower quantiles.
 
     Returns
@@ -91,7 +92,7 @@ def shown_images(atlas: Atlas, node: Node) -> tuple[tuple[Shown, bool], ...]:
     return (*((one, False) for one in top), *((one, True) for one in spread(lower, _LOWER)))
 
 
-def spread(shown: Sequence[Shown], n: int) -> tuple[Shown, ...]:
+def spread(shown: Sequence[FeatureImage], n: int) -> tuple[FeatureImage, ...]:
     """Return at most `n` of the images, at spread quantiles, the highest first."""
     ordered = sorted(shown, key=lambda one: -one.quantile)
     if len(ordered) <= n:
@@ -101,7 +102,7 @@ def spread(shown: Sequence[Shown], n: int) -> tuple[Shown, ...]:
 
 
 def describe_images(
-    shown: Sequence[tuple[Shown, bool]], prefix_names: Sequence[str]
+    shown: Sequence[tuple[FeatureImage, bool]], prefix_names: Sequence[str]
 ) -> dict[str, Any]:
     """Return the card's ``top_images``.
 
@@ -128,20 +129,20 @@ def describe_images(
     return {"available": True, "items": items}
 
 
-def pictures(shown: Sequence[tuple[Shown, bool]]) -> list[NDArray[np.uint8] | None]:
+def pictures(shown: Sequence[tuple[FeatureImage, bool]]) -> list[NDArray[np.uint8] | None]:
     """Return the pictures, [H, W, 3] each; None where there is none."""
-    found = [one.picture for one, _ in shown]
+    found = [one.image for one, _ in shown]
     return [None if picture is None else np.asarray(picture.convert("RGB")) for picture in found]
 
 
 def heats(
-    shown: Sequence[tuple[Shown, bool]], n_prefix: int, n_patches: int, check: Check
+    shown: Sequence[tuple[FeatureImage, bool]], n_prefix: int, n_patches: int, check: Check
 ) -> Float[Tensor, "n P"]:
     """Return activations by patch; NaN where neither heat nor a picture is stored."""
     rows = []
     for one, _ in shown:
         check()
-        heat = one.heat
+        heat = one.heatmap
         rows.append(torch.full((n_patches,), torch.nan) if heat is None else heat[n_prefix:].cpu())
     return torch.stack(rows) if rows else torch.zeros(0, n_patches)
 

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from vitlens.atlas.atlas import Atlas
-    from vitlens.atlas.profile import Shown
+    from vitlens.atlas.gallery import FeatureImage
 
 _LENS = "Logit lens: straight to the read-out, past the blocks above."
 _SIDE = 224  # pixels of a picture: its patches are shown enlarged
@@ -65,7 +65,7 @@ class CardPart(ImageTraits, ScenePart):
             self.background("heats").cancel()
             self._fill_heats(self._heats(self._shown, lambda: None))
 
-    _shown: tuple[tuple[Shown, bool], ...] = ()
+    _shown: tuple[tuple[FeatureImage, bool], ...] = ()
 
     @t.observe("selected")
     def _ask_for_card(self, _: Any = None) -> None:
@@ -90,7 +90,7 @@ class CardPart(ImageTraits, ScenePart):
             work = lambda check: self._heats(found.shown, check)  # noqa: E731
             self.background("heats").run(work, self._fill_heats)
 
-    def _heats(self, shown: tuple[tuple[Shown, bool], ...], check: Check) -> bytes:
+    def _heats(self, shown: tuple[tuple[FeatureImage, bool], ...], check: Check) -> bytes:
         rows, columns = self.grid
         return to_bytes(
             atlas_card.heats(shown, len(self.prefix_names), rows * columns, check), "float16"
@@ -214,7 +214,7 @@ class _Filled:
     data: bytes = b""
     mean_map: bytes = b""
     pictures: bytes = b""
-    shown: tuple[tuple[Shown, bool], ...] = ()
+    shown: tuple[tuple[FeatureImage, bool], ...] = ()
 
 
 def _fill(lens: Lens, scene: Scene | None, node: Node) -> _Filled:
