@@ -21,7 +21,7 @@ from timm.models import VisionTransformer
 
 from vitlens.images import Transform
 from vitlens.lens import Lens
-from vitlens.replacement import Baselines
+from vitlens.method.replacement import Baselines
 from vitlens.saes.base import SAE, Normalization
 from vitlens.saes.threshold import BatchTopKSAE, JumpReLUSAE, MatryoshkaSAE, ReLUSAE
 from vitlens.saes.topk import TopKSAE
