@@ -10,7 +10,7 @@ import pytest
 import traitlets
 
 import vitlens
-from tests.lens.test_lens import lens
+from tests.builders import noise_image, tiny_lens
 from tests.widgets.tiny import tiny_picture
 from vitlens.lens import Lens
 from vitlens.widgets import FeatureBrowser
@@ -21,8 +21,15 @@ from vitlens.widgets.scene import Scene
 
 
 @pytest.fixture
-def scene(lens: Lens, picture: object) -> Scene:
-    return Scene.of(lens, picture, target="fruit")  # type: ignore[arg-type]
+def lens() -> Lens:
+    lens = tiny_lens()
+    lens.fit_baselines([noise_image()], kind="zero", progress=False)
+    return lens
+
+
+@pytest.fixture
+def scene(lens: Lens) -> Scene:
+    return Scene.of(lens, noise_image(), target="fruit")
 
 
 @pytest.fixture

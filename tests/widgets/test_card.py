@@ -12,8 +12,9 @@ import torch
 import traitlets
 
 import vitlens
-from tests.lens.test_lens import lens
-from tests.widgets.tiny import tiny_atlas, tiny_lens, tiny_picture
+from tests.builders import noise_image, tiny_lens
+from tests.widgets import tiny
+from tests.widgets.tiny import tiny_picture
 from vitlens.errors import FeatureError
 from vitlens.lens import Lens
 from vitlens.method.logit_lens import logit_lens
@@ -24,8 +25,15 @@ from vitlens.widgets.scene import Scene
 
 
 @pytest.fixture
-def scene(lens: Lens, picture: object) -> Scene:
-    return Scene.of(lens, picture, target="fruit")  # type: ignore[arg-type]
+def lens() -> Lens:
+    lens = tiny_lens()
+    lens.fit_baselines([noise_image()], kind="zero", progress=False)
+    return lens
+
+
+@pytest.fixture
+def scene(lens: Lens) -> Scene:
+    return Scene.of(lens, noise_image(), target="fruit")
 
 
 @pytest.fixture
@@ -247,8 +255,8 @@ def test_a_card_shows_the_images_of_the_atlas_with_their_heat(atlas_lens: vitlen
 
 
 def test_heats_that_are_not_stored_arrive_after_the_images(tmp_path: Path) -> None:
-    lens = tiny_lens()
-    lens.atlas = tiny_atlas(lens, heats=False)
+    lens = tiny.tiny_lens()
+    lens.atlas = tiny.tiny_atlas(lens, heats=False)
 
     async def look() -> list[str]:
         card = FeatureCard(lens, selected=(1, 5))

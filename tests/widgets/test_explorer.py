@@ -17,7 +17,7 @@ import traitlets
 from PIL import Image
 
 import vitlens
-from tests.tiny import CLASSES, tiny_lens
+from tests.builders import CLASSES, tiny_lens
 from vitlens.attribution import cla
 from vitlens.circuits import methods
 from vitlens.errors import ImageError, TargetError, VitlensError

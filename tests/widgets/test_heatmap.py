@@ -10,7 +10,7 @@ import torch
 import traitlets as t
 from PIL import Image
 
-from tests.tiny import tiny_image, tiny_lens
+from tests.builders import tiny_image, tiny_lens
 from vitlens.errors import FeatureError, ImageError, TargetError
 from vitlens.lens import Lens
 from vitlens.widgets import PatchHeatmap

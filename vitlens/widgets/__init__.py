@@ -25,6 +25,7 @@ _MODULE_OF = {
     "FeatureCard": "vitlens.widgets.card",
     "FeatureMap": "vitlens.widgets.map",
     "PatchHeatmap": "vitlens.widgets.heatmap",
+    "explore": "vitlens.widgets.explorer",  # for `Lens.explore`
 }
 
 __all__ = [

@@ -274,11 +274,11 @@ def _contents(lens: Lens, scene: Scene | None, node: FeatureId) -> _Contents:
 
 def _atlas_figure(atlas: Atlas | None, node: FeatureId, title: str = "") -> Figure:
     """Return a figure of what the atlas holds of a feature."""
-    from vitlens.plots import feature_sheet, words_figure
+    from vitlens.plots import feature_sheet, text_figure
 
     unreadable = "" if atlas is None else scores_of(atlas, node[0])[1]
     if atlas is None or unreadable:
-        return words_figure(". ".join(part for part in (title, unreadable) if part))
+        return text_figure(". ".join(part for part in (title, unreadable) if part))
     return feature_sheet(atlas, [node], title=title)
 
 

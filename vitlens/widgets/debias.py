@@ -351,7 +351,7 @@ class DebiasPanel(NamesPart, bundle="debias"):
 
     def figure(self) -> Figure:
         """Return groups and trade-off curve as a matplotlib figure."""
-        from vitlens.plots.groups import groups_figure
+        from vitlens.plots import groups_figure
 
         live = self.live
         reported = tuple((layer, feature) for layer, feature in self.report["chosen"])

@@ -260,9 +260,9 @@ class Explorer(
         """Return the current circuit as a matplotlib figure; see `vitlens.plots`."""
         if self._graph is not None:
             return self.diagram_figure()
-        from vitlens.plots import words_figure
+        from vitlens.plots import text_figure
 
-        return words_figure("The circuit is not computed yet.")
+        return text_figure("The circuit is not computed yet.")
 
     def show_error(self, error: Exception) -> None:
         """Show an exception to the user; if an image failed, restore the previous choice."""
@@ -413,6 +413,10 @@ class Explorer(
         if computing:
             self._restore_choice()
         return True
+
+
+#: What `Lens.explore` calls.
+explore = Explorer
 
 
 def health(lens: Lens, importances: Importances | None) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from playwright.sync_api import Locator, Page, expect
 
-from tests.tiny import tiny_image, tiny_lens
+from tests.builders import tiny_image, tiny_lens
 from tests.widgets.browser.hosts import Host
 from vitlens.circuits.circuit import Circuit
 from vitlens.circuits.graph import AttributionGraph
@@ -18,7 +18,7 @@ from vitlens.widgets import CircuitDiagram
 
 CELLS = (
     """
-from tests.tiny import tiny_image, tiny_lens
+from tests.builders import tiny_image, tiny_lens
 from vitlens.widgets import CircuitDiagram
 lens = tiny_lens(1)
 diagram = CircuitDiagram.of(lens, tiny_image(1), at_most=12, nodes_per_layer=4)

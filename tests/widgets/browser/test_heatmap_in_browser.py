@@ -8,13 +8,13 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Locator, Page, expect
 
-from tests.tiny import tiny_image, tiny_lens
+from tests.builders import tiny_image, tiny_lens
 from tests.widgets.browser.hosts import Host, Jupyter
 from vitlens.widgets import PatchHeatmap
 
 CELLS = (
     """
-from tests.tiny import tiny_image, tiny_lens
+from tests.builders import tiny_image, tiny_lens
 from vitlens.widgets import PatchHeatmap
 lens = tiny_lens()
 heatmap = PatchHeatmap.of(lens, tiny_image(), layer=1, feature=3)

@@ -9,7 +9,7 @@ from typing import Literal
 import pytest
 from playwright.sync_api import Page, expect
 
-from tests.tiny import tiny_image, tiny_lens
+from tests.builders import tiny_image, tiny_lens
 from tests.widgets import tiny
 from tests.widgets.test_curves import make_curves
 from vitlens.widgets import CircuitDiagram, CurvePlot, FeatureBrowser, FeatureCard, PatchHeatmap
