@@ -96,9 +96,7 @@ def test_a_silent_feature_has_a_card(scene: Scene) -> None:
     assert said["up"] == said["down"] == said["edges_in"] == said["edges_out"] == []
     assert not token_values(scene, (0, silent)).any()
     figure = FeatureCard(scene.lens, scene, selected=(0, silent)).figure()
-    assert [text.get_text() for text in figure.texts] == [
-        f"Layer 0, feature {silent}: not active on this image"
-    ]
+    assert tiny.texts_of(figure).strip() == f"Layer 0, feature {silent}: not active on this image"
 
 
 @pytest.mark.parametrize("node", [(0, 30), (3, 0), (2, -2), "nonsense", (1,), (0.5, 1)])
@@ -177,7 +175,7 @@ def test_files(scene: Scene, card: FeatureCard, browser: FeatureBrowser, tmp_pat
 
 
 def test_a_figure_states_the_limits_of_its_logit_lens(card: FeatureCard) -> None:
-    assert "past the blocks above" in card.figure().get_suptitle()
+    assert "past the blocks above" in tiny.texts_of(card.figure())
 
 
 def test_an_empty_card_shows_no_error(scene: Scene) -> None:
@@ -279,7 +277,7 @@ def test_a_card_of_an_image_also_shows_the_atlas(atlas_lens: vitlens.Lens) -> No
     assert "atlas" not in card.card
     assert card.top_strip == b""
     card.selected = (0, silent_feature(card))
-    assert "not active on this image" in card.figure().get_suptitle()
+    assert "not active on this image" in tiny.texts_of(card.figure())
     card.selected = (3, -2)
     assert "atlas" not in card.card
 

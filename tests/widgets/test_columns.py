@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 import vitlens
-from tests.widgets.tiny import tiny_picture
+from tests.widgets.tiny import texts_of, tiny_picture
 from vitlens.widgets import FeatureBrowser, FeatureCard, FeatureMap
 from vitlens.widgets.base import from_bytes
 from vitlens.widgets.columns import MAP_COLUMNS
@@ -78,7 +78,7 @@ def test_the_explorer_opens_with_a_damaged_layer(damaged_lens: vitlens.Lens) -> 
 
 def test_figures_report_a_damaged_layer(damaged_lens: vitlens.Lens, tmp_path: Path) -> None:
     card = FeatureCard(damaged_lens, selected=(1, 5))
-    text = " ".join(t.get_text() for t in card.figure().texts)
+    text = " ".join(texts_of(card.figure()).split())
     assert "The atlas cannot be read for layer 1" in text
     for widget in (
         card,

@@ -18,8 +18,7 @@ from PIL import Image
 
 import vitlens
 from tests.builders import CLASSES, tiny_lens
-from vitlens.attribution import cla
-from vitlens.circuits import methods
+from vitlens.circuits import faithfulness
 from vitlens.errors import ImageError, TargetError, VitlensError
 from vitlens.lens import About, Sample
 from vitlens.widgets import Explorer
@@ -348,18 +347,19 @@ def test_cancel_stops_curves_within_a_method(
     lens: vitlens.Lens, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     begun, go = threading.Event(), threading.Event()
-    layers: list[int] = []
+    positions: list[int] = []
+    cla_edges = faithfulness.cla_edges
 
-    def waits(*arguments: Any, **options: Any) -> torch.Tensor:
-        layers.append(arguments[3])
+    def waits(case: Any, position: int) -> torch.Tensor:
+        positions.append(position)
         begun.set()
         assert go.wait(20)
-        return cla.cla_edges(*arguments, **options)
+        return cla_edges(case, position)
 
     async def story() -> None:
         explorer = lens.explore()
         await explorer.ready()
-        monkeypatch.setattr(methods, "cla_edges", waits)
+        monkeypatch.setattr(faithfulness, "cla_edges", waits)
         explorer.measure_curves(methods=("cla", "rrm"))
         assert await asyncio.to_thread(begun.wait, 20)
         ask(explorer, "cancel", {})
@@ -367,7 +367,7 @@ def test_cancel_stops_curves_within_a_method(
         # What comes after it in the worker's only thread runs once the curves have stopped.
         explorer.background("curves").run(lambda check: None, lambda result: None)
         await explorer.ready()
-        assert layers == [0]  # of two
+        assert positions == [0]  # of two
         assert explorer.curves == {}
         assert explorer.progress == {}
 

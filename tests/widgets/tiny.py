@@ -5,6 +5,8 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
+from matplotlib.figure import Figure
+from matplotlib.text import Text
 from PIL import Image
 from timm.models import VisionTransformer
 
@@ -63,6 +65,11 @@ def open_atlas(folder: Path, names: Path) -> vitlens.Lens:
     lens = tiny_lens()
     lens.atlas = Atlas.load(folder, lens, names=names / "names.jsonl")
     return lens
+
+
+def texts_of(figure: Figure) -> str:
+    """All texts of a figure, in lines."""
+    return "\n".join(text.get_text() for text in figure.findobj(Text))
 
 
 def tiny_shape(seed: int) -> Image.Image:
