@@ -23,7 +23,7 @@ from jaxtyping import Int
 from PIL import Image
 from torch import Tensor, nn
 
-from vitlens.about import About
+from vitlens.lens import About
 from vitlens.bundle import load
 from vitlens.debias.groups import GroupedImages
 from vitlens.debias.runs import readout_inputs
