@@ -12,9 +12,8 @@ from scipy.stats import spearmanr
 from torch import nn
 
 import vitlens
+from tests.builders import tiny_image, tiny_lens
 from tests.interventions.by_hand import build, code, streams_of
-from tests.tiny import tiny_image, tiny_lens
-from vitlens.attribution.targets import centred_logit, resolve_target
 from vitlens.circuits.circuit import ERROR, TARGET
 from vitlens.circuits.verify import (
     Verification,
@@ -24,6 +23,7 @@ from vitlens.circuits.verify import (
     rank_correlation,
 )
 from vitlens.errors import FeatureError, OptionError, TargetError
+from vitlens.method.importance import centred_logit, resolve_target
 from vitlens.plots import save_figure, verification_figure
 from vitlens.saes.topk import TopKSAE
 
@@ -92,7 +92,7 @@ def linear_lens() -> vitlens.Lens:
 @pytest.mark.parametrize("errors", ["leaf", "through"])
 def test_where_all_is_linear_predicted_is_measured(errors: Any) -> None:
     lens, x = linear_lens(), torch.randn(3, 2, 2, dtype=DOUBLE)
-    circuit = lens.circuit(x, target=1, share=1.0, engine="jvp", errors=errors)
+    circuit = lens.circuit(x, target=1, share=1.0, engine="jvp", error_gradients=errors)
     checked = lens.verify(circuit, x, n=None)
     assert len(checked) == 2 * (FEATURES + 1) * FEATURES + FEATURES + 1
     torch.testing.assert_close(checked.measured, checked.predicted, rtol=0, atol=1e-10)
@@ -182,7 +182,7 @@ def test_against_a_loop_over_edges(errors: Any, active: Any) -> None:
     lens, x = tiny_lens(7, dtype=DOUBLE), tiny_image(7, DOUBLE)
     circuit = lens.circuit(x, target=2, nodes_per_layer=4)
     assert any(edge.source[1] == ERROR for edge in circuit.edges)
-    checked = lens.verify(circuit, x, errors=errors, active=active, batch_size=5)
+    checked = lens.verify(circuit, x, error_nodes=errors, active=active, batch_size=5)
     expected = [cut_by_hooks(lens, x, edge, errors, active, 2) for edge in checked.edges]
     found = checked.measured
     torch.testing.assert_close(found, torch.tensor(expected, dtype=DOUBLE), rtol=0, atol=1e-10)
@@ -218,7 +218,7 @@ def test_paths_add_up_to_edges(gradient: Any) -> None:
     lens, x = tiny_lens(7, dtype=DOUBLE), tiny_image(7, DOUBLE)
     trace = lens.trace(x)
     nodes = lens.importances(x, gradient=gradient, engine="jvp")
-    known = (lens.vision, lens.saes, trace, lens.baselines, nodes)
+    known = (lens.replacement, trace, nodes)
     for source in (*trace.features[0].sum(0).topk(3).indices.tolist(), ERROR):
         for middle in trace.features[1].sum(0).topk(3).indices.tolist():
             paths = [((0, source), (1, middle), (2, end)) for end in range(30)]
@@ -281,7 +281,7 @@ def test_an_edge_may_be_measured_twice() -> None:
     lens, x = tiny_lens(7, dtype=DOUBLE), tiny_image(7, DOUBLE)
     trace, top = lens.trace(x), len(lens.saes) - 1
     edges = [((top, f), (top + 1, TARGET)) for f in (3, 1, 3)]
-    known = (lens.vision, lens.saes, trace, lens.baselines)
+    known = (lens.replacement, trace)
     target = resolve_target(0, trace.logits)
     found = measure_edges(*known, target, edges)
     alone = [float(measure_edges(*known, target, [edge])[0]) for edge in edges]
@@ -346,14 +346,14 @@ def test_what_does_not_fit() -> None:
     with pytest.raises(FeatureError, match="at least 1"):
         lens.verify(circuit, x, n=0)
     with pytest.raises(OptionError, match="error_nodes must be one of"):
-        lens.verify(circuit, x, errors="leaf")
+        lens.verify(circuit, x, error_nodes="leaf")
     with pytest.raises(OptionError, match="active must be one of"):
         lens.verify(circuit, x, active="free")
     with pytest.raises(FeatureError, match="no path"):
         lens.verify(circuit, x, paths=[])
     with pytest.raises(FeatureError, match="no edges"):
         lens.verify(lens.circuit(x, edge_share=1e9), x)
-    trace, target = lens.trace(x), vitlens.lens.resolve_target(0, lens.trace(x).logits)
+    trace, target = lens.trace(x), resolve_target(0, lens.trace(x).logits)
     for wrong in (
         ((0, 1), (2, 1)),
         ((0, 1), (1, ERROR)),
@@ -367,7 +367,7 @@ def test_what_does_not_fit() -> None:
         ((2, 1), (3, TARGET), (4, TARGET)),
     ):
         with pytest.raises(FeatureError, match="is no edge"):
-            measure_edges(lens.vision, lens.saes, trace, lens.baselines, target, [wrong])
+            measure_edges(lens.replacement, trace, target, [wrong])
 
 
 def test_progress_can_end_it() -> None:

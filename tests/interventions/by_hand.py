@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 import vitlens
-from tests.tiny import tiny_image
+from tests.builders import tiny_image
 from vitlens import Ablate, Clamp, Patch, Project, Scale, Steer
 
 DOUBLE = torch.float64

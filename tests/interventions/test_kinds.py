@@ -9,11 +9,11 @@ import pytest
 import torch
 
 import vitlens
+from tests.builders import tiny_image
 from tests.interventions.by_hand import (
     DOUBLE,
     active,
 )
-from tests.tiny import tiny_image
 from vitlens import Ablate, Clamp, Patch, Project, Scale, Steer
 from vitlens.errors import FeatureError, OptionError
 

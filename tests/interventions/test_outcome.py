@@ -6,11 +6,11 @@ import pytest
 import torch
 
 import vitlens
+from tests.builders import CLASSES, tiny_image
 from tests.interventions.by_hand import (
     DOUBLE,
     active,
 )
-from tests.tiny import CLASSES, tiny_image
 from vitlens import Ablate, Steer
 
 
