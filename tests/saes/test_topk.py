@@ -30,7 +30,7 @@ def tokens(*shape, seed=1):
 
 
 def numpy_sae(sae, x):
-    """The definition in METHOD.md, token by token."""
+    """The definition, token by token."""
     W_enc, W_dec, b_dec = (w.numpy() for w in (sae.W_enc, sae.W_dec, sae.b_dec))
     mean = sum(x) / len(x)
     sd = (sum((x - mean) ** 2) / (len(x) - 1)) ** 0.5

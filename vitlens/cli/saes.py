@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from vitlens.images import Transform
     from vitlens.lens import Lens
     from vitlens.models.vision import VisionModel
-    from vitlens.saes.topk import TopKSAE
+    from vitlens.saes.base import SAE
 
 _TRAIN = """\
 Train a sparse autoencoder (SAE) for every block of a model except the last. One pass over the
@@ -142,7 +142,7 @@ def train(arguments: argparse.Namespace) -> None:
     """Run ``train-saes``."""
     held_out, training = held_out_and_rest(arguments)
 
-    from vitlens.saes import TrainConfig, estimate, train_saes
+    from vitlens.training import TrainConfig, estimate, train_saes
 
     vision, transform = _model_to_train(arguments)
     config = TrainConfig(
@@ -170,7 +170,7 @@ def tune(arguments: argparse.Namespace) -> None:
     held_out, rest = held_out_and_rest(arguments)
 
     from vitlens.bundle import load
-    from vitlens.saes import TuneConfig, estimate_tuning, tune_saes
+    from vitlens.training import TuneConfig, estimate_tuning, tune_saes
 
     config = TuneConfig(
         batch_images=arguments.batch_size,
@@ -180,7 +180,8 @@ def tune(arguments: argparse.Namespace) -> None:
         precision=arguments.precision,
     )
     lens = load(arguments.model, saes=arguments.saes, **device_and_dtype(arguments))
-    vision, saes, transform = lens.vision, lens.saes, _transform_of(lens)
+    vision, transform = lens.vision, _transform_of(lens)
+    saes = dict(zip(lens.layers, lens.saes, strict=True))
     cost = estimate_tuning(vision, saes, config, len(rest))
     print(f"{len(saes)} SAEs on {count(len(rest), 'image')}: {cost}", flush=True)
     images = ImageFiles(rest, transform)
@@ -208,7 +209,7 @@ def _add_image_options(command: argparse.ArgumentParser) -> None:
         required=True,
         type=Path,
         metavar="FOLDER",
-        help="folder for the SAEs and the checkpoint",
+        help="folder for the SAEs; an unfinished run is kept next to it",
     )
     command.add_argument(
         "--limit", type=positive, metavar="N", help="use only N images, chosen at random"
@@ -274,14 +275,13 @@ def _transform_of(lens: Lens) -> Transform:
 @contextmanager
 def _advice_on_interrupt(out: Path) -> Iterator[None]:
     """Let Ctrl-C say how to continue, if a checkpoint was kept."""
-    from vitlens.saes.checkpoint import CHECKPOINT
+    from vitlens.io import partial_path
 
     try:
         yield
     except KeyboardInterrupt:
-        checkpoint = out / CHECKPOINT
-        kept = checkpoint.is_file()
-        advice = f"{checkpoint} is kept; the same command continues from there." if kept else ""
+        path = partial_path(out)
+        advice = f"{path} is kept; the same command continues from there." if path.exists() else ""
         raise KeyboardInterrupt(advice) from None
 
 
@@ -305,9 +305,9 @@ def read_held_out(
 
 
 def _print_health(
-    title: str, vision: VisionModel, saes: Sequence[TopKSAE], batches: Sequence[Tensor]
+    title: str, vision: VisionModel, saes: Mapping[int, SAE], batches: Sequence[Tensor]
 ) -> None:
-    from vitlens.saes import measure
+    from vitlens.training import measure
 
     title = title.format(count(sum(map(len, batches)), "image"))
     print(f"\n{title}\n{measure(vision, saes, batches)}")

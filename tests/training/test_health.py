@@ -9,7 +9,8 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from vitlens.errors import CheckpointError, ImageError
 from vitlens.models.vision import VisionModel
-from vitlens.saes import TopKSAE, measure
+from vitlens.saes import TopKSAE
+from vitlens.training.health import measure
 
 WIDTH, DEPTH, CLASSES = 16, 4, 5
 
@@ -113,7 +114,7 @@ def test_perfect_saes(vision, images):
 
 def test_large_mean_costs_no_precision(vision, images):
     """In one pass, sums of squares would cancel where the mean is far from zero."""
-    from vitlens.saes.health import _Variance
+    from vitlens.training.health import _Variance
 
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(300, 4, generator=generator) + torch.tensor([1e4, 0, -300, 5])
@@ -125,7 +126,7 @@ def test_large_mean_costs_no_precision(vision, images):
 
 
 def test_a_stream_that_does_not_vary_is_explained_or_not():
-    from vitlens.saes.health import _explained
+    from vitlens.training.health import _explained
 
     assert (_explained(0.0, 0.0), _explained(1e-9, 0.0)) == (1, 0)
 
@@ -137,7 +138,7 @@ def test_table_and_dict(vision, images):
     assert len({len(line) for line in lines[:-1]}) == 1  # columns line up
     assert "agreement" in lines[0]
     assert "accuracy" in str(replace(report, labelled=True)).splitlines()[0]
-    assert json.loads(json.dumps(report.to_dict()))["layers"][1]["size"] == 24
+    assert json.loads(json.dumps(report.to_dict()))["layers"][1]["n_features"] == 24
 
 
 def test_input_that_does_not_fit(vision, images):
