@@ -12,13 +12,7 @@ import torch
 
 import vitlens
 from tests.builders import tiny_image, tiny_lens
-from tests.interventions.by_hand import (
-    DOUBLE,
-    active,
-    close,
-    slow,
-    streams_of,
-)
+from tests.interventions.by_hand import DOUBLE, active, close, slow, streams_of
 from vitlens import Ablate, Clamp, Patch, Scale, Steer
 from vitlens.errors import FeatureError
 from vitlens.interventions.hooks import _active

@@ -10,10 +10,7 @@ import torch
 
 import vitlens
 from tests.builders import tiny_image
-from tests.interventions.by_hand import (
-    DOUBLE,
-    active,
-)
+from tests.interventions.by_hand import DOUBLE, active
 from vitlens import Ablate, Clamp, Patch, Project, Scale, Steer
 from vitlens.errors import FeatureError, OptionError
 
