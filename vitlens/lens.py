@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
@@ -267,9 +266,7 @@ class Lens:
         # last time, unless they were changed through `.data`.
         state = [(name, w.data_ptr(), _version(w)) for name, w in weights.items()], settings
         if state != self._hashed[0]:
-            text = json.dumps(settings, sort_keys=True).encode()
-            weights["settings"] = torch.frombuffer(bytearray(text), dtype=torch.uint8)
-            self._hashed = state, fingerprint(weights)
+            self._hashed = state, fingerprint(weights, settings)
         return self._hashed[1]
 
     def check(self) -> None:

@@ -11,7 +11,7 @@ import functools
 import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ParamSpec, TypeAlias
 
@@ -56,10 +56,12 @@ class Theme:
     ink: str
     quiet: str  # frames and text of less weight
     faint: str  # grid lines
+    positive: str  # thin lines that raise the target
+    negative: str  # and that lower it
 
 
-LIGHT = Theme(page="#FFFFFF", ink="#222222", quiet="#666666", faint="#E3E3E3")
-_DARK = Theme(page="#000000", ink="#EEEEEE", quiet="#AAAAAA", faint="#444444")
+LIGHT = Theme("#FFFFFF", "#222222", "#666666", "#E3E3E3", BLUE, VERMILION)
+_DARK = Theme("#000000", "#EEEEEE", "#AAAAAA", "#444444", SKY, "#F0883E")
 _MIDDLE = 0.179  # the luminance on which black and white have the same contrast (WCAG 2)
 
 
@@ -75,7 +77,7 @@ def theme_of(parent: Axes | AnyFigure) -> Theme:
         return LIGHT
     linear = np.array(to_rgb(ground)) ** 2.2
     theme = LIGHT if linear @ (0.2126, 0.7152, 0.0722) > _MIDDLE else _DARK
-    return Theme(to_hex(ground), theme.ink, theme.quiet, theme.faint)
+    return replace(theme, page=to_hex(ground))
 
 
 def root_of(parent: Axes | AnyFigure) -> Figure:
@@ -97,7 +99,7 @@ def own_style(theme: Theme = LIGHT) -> Iterator[None]:
     """Run under matplotlib's defaults with the colours of a theme; restore the user's after it."""
     names = ("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color")
     colours = dict.fromkeys(names, theme.ink)
-    ground = {"axes.facecolor": "none", "figure.facecolor": theme.page, "hatch.color": theme.ink}
+    ground = {"axes.facecolor": "none", "figure.facecolor": theme.page, "hatch.color": theme.quiet}
     settings: Any = {**_defaults(), **colours, **ground}
     with matplotlib.rc_context(settings):
         yield
