@@ -526,7 +526,7 @@ def _identity(
     saes: dict[str, Tensor] = {}
     for layer, sae in zip(replacement.layers, replacement.saes, strict=True):
         saes |= {f"{layer}.{name}": value for name, value in sae.state_dict().items()}
-    replaced = {}
+    replaced: dict[str, Tensor] = {}
     for number, one in enumerate(baselines.runs):
         for position, (z, e) in enumerate(zip(one.features, one.errors, strict=True)):
             replaced |= {f"{number}.{position}.z": z, f"{number}.{position}.e": e}
