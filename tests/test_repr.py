@@ -16,7 +16,7 @@ def results():
         lens.trace(image),
         lens.importances(image),
         circuit,
-        lens.candidates(image),
+        lens.attribute(image),
         lens.faithfulness([image], progress=False),
         lens.run_with(image, vitlens.Ablate((1, 3))),
         lens.run_with([image, image], vitlens.Ablate((1, 3))),

@@ -30,7 +30,7 @@ _MODULE_OF = {
     "TrainConfig": "vitlens.saes.config",
     "TuneConfig": "vitlens.saes.config",
     "VisionModel": "vitlens.models.vision",
-    "Verification": "vitlens.circuits.verification",
+    "Verification": "vitlens.circuits.verify",
     "VitlensError": "vitlens.errors",
     "libragrad": "vitlens.method.libragrad",
     "load": "vitlens.bundle",
@@ -47,7 +47,7 @@ if TYPE_CHECKING:
     from vitlens.bundle import load
     from vitlens.circuits.circuit import Circuit
     from vitlens.circuits.curves import Curves
-    from vitlens.circuits.verification import Verification
+    from vitlens.circuits.verify import Verification
     from vitlens.debias.groups import GroupedImages, load_groups, load_waterbirds
     from vitlens.debias.model import DebiasedModel
     from vitlens.debias.search import Debiasing

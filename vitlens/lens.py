@@ -15,15 +15,13 @@ from vitlens.attribution.gradients import ErrorPaths, Gradient
 from vitlens.attribution.importances import Importances, edges_on_demand, importances
 from vitlens.attribution.logit_lens import logit_lens
 from vitlens.attribution.targets import TargetLike, resolve_target
-from vitlens.circuits.build import check_rules, prune_circuit
-from vitlens.circuits.candidates import Candidates, find_candidates
-from vitlens.circuits.circuit import Circuit
-from vitlens.circuits.curves import DEFAULT_Q, faithfulness
-from vitlens.circuits.methods import Method
-from vitlens.circuits.prune import check_count
-from vitlens.circuits.results import Curves
+from vitlens.circuits.circuit import Circuit, Explanation
+from vitlens.circuits.curves import Curves
+from vitlens.circuits.faithfulness import DEFAULT_Q, Method, faithfulness
+from vitlens.circuits.graph import AttributionGraph, Scores, attribution_graph, prune_scores
+from vitlens.circuits.prune import Rules, check_count
 from vitlens.images import ImageLike, as_images
-from vitlens.isolated import isolated
+from vitlens.interventions.hooks import isolated
 from vitlens.lens_changes import ChangingLens
 from vitlens.progress import Progress
 from vitlens.replacement import ErrorNodes, Trace
@@ -210,14 +208,7 @@ class Lens(ChangingLens):
         FeatureError
             If more than one rule is given, or one is out of range.
         """
-        rules: dict[str, Any] = {
-            "nodes_per_layer": nodes_per_layer,
-            "share": share,
-            "threshold": threshold,
-            "node_share": node_share,
-            "edge_share": edge_share,
-        }
-        check_rules(**rules)
+        rules = Rules(nodes_per_layer, share, threshold, node_share, edge_share)
         trace = self.trace(image)
         # In reverse mode each target feature costs a pass, and the walk asks for few of them.
         few = engine == "vjp"
@@ -231,46 +222,52 @@ class Lens(ChangingLens):
             progress=progress,
         )
         known = (self.vision, self.saes, trace, self.baselines, found)
-        return prune_circuit(
-            found,
-            edges_on_demand(*known, progress=progress) if few else found.edges,
-            n_prefix=self.vision.n_prefix,
-            **rules,
-            **self._facts(image, trace, found),
-        )
+        edges = edges_on_demand(*known, progress=progress) if few else found.edges
+        scores = Scores.of_all(found.nodes, found.tokens, edges)
+        return prune_scores(self._explanation(image, trace, found), scores, rules)
 
     @isolated
-    def candidates(
+    def attribute(
         self,
         image: ImageLike,
         *,
         target: TargetLike = None,
-        at_most: int = 64,
+        at_most: int | None = None,
         gradient: Gradient = "libragrad",
         errors: ErrorPaths = "leaf",
         engine: Engine = "closed_form",
         progress: Progress = False,
-    ) -> Candidates:
-        """Every node that `circuit` can keep, to prune again and again without the model.
+    ) -> AttributionGraph:
+        """Nodes and edges, unpruned: `AttributionGraph.prune` gives circuits without the model.
 
         Parameters
         ----------
         target, gradient, errors, engine, progress
             As for `importances`.
         at_most
-            The largest `nodes_per_layer`.
+            Only what `circuit` can keep for a `nodes_per_layer` up to this one; None for every
+            node that is active or differs from its baseline.
 
         Raises
         ------
         FeatureError
             If `at_most` is below 1.
         """
-        check_count("at_most", at_most)
+        if at_most is not None:
+            check_count("at_most", at_most)
         trace = self.trace(image)
         found = self._importances(
             trace, target=target, gradient=gradient, errors=errors, engine=engine, progress=progress
         )
-        return find_candidates(found, trace, at_most=at_most, **self._facts(image, trace, found))
+        return attribution_graph(
+            self._explanation(image, trace, found),
+            found.nodes,
+            found.tokens,
+            found.edges,
+            trace,
+            self.baselines,
+            at_most=at_most,
+        )
 
     @isolated
     def faithfulness(
@@ -288,7 +285,7 @@ class Lens(ChangingLens):
         out: str | Path | None = None,
         progress: Progress = True,
     ) -> Curves:
-        """Insertion and deletion curves; see `vitlens.circuits.curves.faithfulness`.
+        """Insertion and deletion curves; see `vitlens.circuits.faithfulness.faithfulness`.
 
         Parameters
         ----------
@@ -312,7 +309,7 @@ class Lens(ChangingLens):
             labels=None if labels is None else [self.class_index(label) for label in labels],
             target=target,
             class_names=self.class_names,
-            errors=errors,
+            error_nodes=errors,
             engine=engine,
             q=q,
             batch_size=batch_size,
@@ -358,18 +355,22 @@ class Lens(ChangingLens):
         resolved = resolve_target(target, trace.logits, self.class_names)
         return importances(self.vision, self.saes, trace, self.baselines, resolved, **settings)
 
-    def _facts(self, image: ImageLike, trace: Trace, found: Importances) -> dict[str, Any]:
-        """What circuits and candidates say about the model, the image and the settings."""
-        return {
-            "grid": self.vision.grid,
-            "prefix_names": self.vision.prefix_names,
-            "prediction": self._ranking(trace.logits)[0],
-            "logits": trace.logits,
-            "picture": self.picture(image),
-            "settings": {
+    def _explanation(self, image: ImageLike, trace: Trace, found: Importances) -> Explanation:
+        """What circuits and graphs say of the image, the target, the model and the settings."""
+        return Explanation(
+            layers=tuple(range(len(self.saes))),
+            grid=self.vision.grid,
+            prefix_names=self.vision.prefix_names,
+            target=found.target,
+            target_index=found.target_index,
+            target_value=found.target_value,
+            prediction=self._ranking(trace.logits)[0],
+            logits=trace.logits,
+            image=self.picture(image),
+            settings={
                 "gradient": found.gradient,
                 "errors": found.errors,
                 "engine": found.engine,
             },
-            "model": self.fingerprint,
-        }
+            model=self.fingerprint,
+        )

@@ -17,8 +17,8 @@ from vitlens.about import About, Sample
 from vitlens.attribution.targets import find_class
 from vitlens.errors import ModelError
 from vitlens.images import ImageLike, Transform, as_images, to_tensor
+from vitlens.interventions.hooks import isolated
 from vitlens.io import fingerprint
-from vitlens.isolated import isolated
 from vitlens.models.vision import VisionModel, as_vision_model
 from vitlens.replacement import Baselines, Trace
 from vitlens.saes.data import batched

@@ -13,15 +13,13 @@ from torch import Tensor
 from vitlens import replacement
 from vitlens.attribution.targets import TargetLike, resolve_target
 from vitlens.circuits.circuit import Circuit
-from vitlens.circuits.verification import Link, Verification
-from vitlens.circuits.verify import Active, verify_circuit
+from vitlens.circuits.verify import Active, Link, Verification, verify_circuit
 from vitlens.errors import FeatureError, TargetError
 from vitlens.images import ImageLike
-from vitlens.interventions.hooks import intervening, outer_plan
+from vitlens.interventions.hooks import intervening, isolated, outer_plan
 from vitlens.interventions.kinds import InterventionsLike, interventions
 from vitlens.interventions.outcome import BatchOutcome, Outcome
 from vitlens.interventions.run import Plan, make_plan
-from vitlens.isolated import isolated
 from vitlens.lens_base import LensBase
 from vitlens.progress import Progress
 from vitlens.replacement import ErrorNodes
@@ -113,7 +111,7 @@ class ChangingLens(LensBase):
         if not runs:
             raise FeatureError("There is no image to run.")
         before, after = (torch.cat(part) for part in zip(*runs, strict=True))
-        facts = (self.logit_names, plan.interventions, plan.errors)
+        facts = (self.logit_names, plan.interventions, plan.error_nodes)
         if several:
             return BatchOutcome(before, after, *facts)
         return Outcome(before[0], after[0], *facts)
@@ -154,7 +152,7 @@ class ChangingLens(LensBase):
         """
         outer = outer_plan(self.vision.module, self.saes)
         around = outer.interventions if outer else ()
-        held = errors or (outer.errors if outer else "clean")
+        held = errors or (outer.error_nodes if outer else "clean")
         with intervening(self.plan(interventions(around, wanted), errors=held)):
             yield
 
@@ -233,7 +231,7 @@ class ChangingLens(LensBase):
             circuit,
             n=n,
             paths=paths,
-            errors=errors,
+            error_nodes=errors,
             active=active,
             control=control,
             seed=seed,
@@ -249,7 +247,7 @@ class ChangingLens(LensBase):
         are as for `run_with`.
         """
         return make_plan(
-            self.vision, self.saes, self.baselines, wanted, errors=errors, tensor=self.tensor
+            self.vision, self.saes, self.baselines, wanted, error_nodes=errors, tensor=self.tensor
         )
 
     def _run_on(self, image: ImageLike, keep: Keep, errors: Errors) -> Float[Tensor, " C"]:

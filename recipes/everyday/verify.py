@@ -30,10 +30,10 @@ from recipes.everyday.images import normalise, test_composites
 from vitlens.attribution.gradients import ErrorPaths, Gradient
 from vitlens.attribution.importances import Importances, importances, layer_edges
 from vitlens.attribution.targets import resolve_target
-from vitlens.circuits.areas import Array, Estimate, interval, resamples
+from vitlens.circuits.curves import Array, Estimate, interval, resamples
 from vitlens.circuits.circuit import ERROR, TARGET
 from vitlens.circuits.prune import walk
-from vitlens.circuits.verification import Link, Verification, rank_correlation
+from vitlens.circuits.verify import Link, Verification, rank_correlation
 from vitlens.circuits.verify import Active, measure_edges, predict_edges, random_edges
 from vitlens.io import read_json, write_json
 from vitlens.models.vision import VisionModel
@@ -154,7 +154,7 @@ def _one(lens: vitlens.Lens, x: Tensor, run: Run, *, seed: int) -> list[dict[str
 
     @cache
     def measured(edges: str, errors: ErrorNodes, active: Active) -> list[float]:
-        found = measure_edges(*known, target, links[edges], errors=errors, active=active)
+        found = measure_edges(*known, target, links[edges], error_nodes=errors, active=active)
         return found.tolist()
 
     return [

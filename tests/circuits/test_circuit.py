@@ -1,12 +1,13 @@
+"""Circuits by hand: nodes, edges, heatmaps, locations, files, annotations."""
+
 import dataclasses
-from types import SimpleNamespace
 
 import pytest
 import torch
 
-from vitlens.circuits.build import build_circuit
-from vitlens.circuits.circuit import ERROR, TARGET, Circuit, Edge, Node
-from vitlens.circuits.places import place, token_names
+from vitlens.circuits.circuit import ERROR, TARGET, Circuit, Edge, Explanation, Node, location
+from vitlens.circuits.graph import Scores, build_circuit, prune_scores
+from vitlens.circuits.prune import Rules
 from vitlens.errors import CheckpointError, FeatureError, VitlensError
 from vitlens.io import write_tensors
 
@@ -18,28 +19,29 @@ TOKENS = (
 EDGES = (torch.tensor([[2.0, 1.0], [-2.0, 0.0], [0.5, 0.5]]).double(),)
 
 
-def importances():
-    return SimpleNamespace(
-        nodes=tuple(t.sum(0) for t in TOKENS),  # [3, -2, 1] and [5, 0, -1]
-        tokens=TOKENS,
-        target="mammal",
-        target_index=2,
-        target_value=4.0,
-    )
+NODES = tuple(t.sum(0) for t in TOKENS)  # [3, -2, 1] and [5, 0, -1]
 
 
-def circuit(**changes):
-    kept = (torch.tensor([2, 0]), torch.tensor([2, 0]))
-    options = {
+def explanation(**changes):
+    facts = {
+        "layers": (0, 1),
         "grid": (2, 2),
-        "n_prefix": 1,
+        "prefix_names": ("CLS",),
+        "target": "mammal",
+        "target_index": 2,
+        "target_value": 4.0,
         "prediction": ("mammal", 0.75),
         "logits": torch.tensor([0.0, 1.0, 4.0]),
-        "picture": torch.arange(12, dtype=torch.uint8).reshape(2, 2, 3),
+        "image": torch.arange(12, dtype=torch.uint8).reshape(2, 2, 3),
         "settings": {"count": 2, "gradient": "libragrad"},
         "model": "0123456789abcdef",
     }
-    return build_circuit(importances(), kept, EDGES, **(options | changes))
+    return Explanation(**(facts | changes))
+
+
+def circuit(kept=((2, 0), (2, 0)), *, nodes=NODES, edges=EDGES, pinned=(), edge_share=0.0, **facts):
+    scores = Scores.of_all(nodes, TOKENS, edges)
+    return build_circuit(explanation(**facts), scores, kept, edge_share=edge_share, pinned=pinned)
 
 
 def test_nodes_by_hand():
@@ -61,16 +63,13 @@ def test_edges_by_hand():
     )
 
 
-def test_nodes_and_heatmaps_go_by_importance_and_then_by_number():
+def test_nodes_and_heatmaps_are_ordered_by_importance_and_then_by_number():
     every = (torch.arange(3), torch.arange(3))
-    options = {"grid": (2, 2), "n_prefix": 1, "prediction": ("mammal", 0.75)}
-    made = build_circuit(importances(), every, EDGES, **options)
+    made = circuit(every)
     order = [(0, 0), (0, ERROR), (0, 1), (1, 0), (1, 1), (1, ERROR)]
     assert [node.key for node in made.nodes] == order
     assert made.heatmaps.sum(1).tolist() == [3, 1, -2, 5, 0, -1]
-    alike = importances()
-    alike.nodes = (torch.ones(3), torch.ones(3))
-    made = build_circuit(alike, every, EDGES, **options)
+    made = circuit(every, nodes=(torch.ones(3), torch.ones(3)))
     assert [node.feature for node in made.nodes] == [0, 1, ERROR] * 2
 
 
@@ -82,10 +81,7 @@ def test_edges_from_and_to_a_pinned_node_stay():
 
 
 def test_edges_of_weight_zero_are_left_out():
-    kept = (torch.tensor([1]), torch.tensor([0, 1]))
-    made = build_circuit(
-        importances(), kept, EDGES, grid=(2, 2), n_prefix=1, prediction=("mammal", 0.75)
-    )
+    made = circuit((torch.tensor([1]), torch.tensor([0, 1])))
     assert [(e.source, e.target) for e in made.edges] == [
         ((0, 1), (1, 0)),
         ((1, 0), (2, TARGET)),
@@ -93,15 +89,7 @@ def test_edges_of_weight_zero_are_left_out():
 
 
 def test_edges_may_come_from_a_provider():
-    kept = (torch.tensor([2, 0]), torch.tensor([2, 0]))
-    lazy = build_circuit(
-        importances(),
-        kept,
-        lambda layer, features: EDGES[layer][:, features],
-        grid=(2, 2),
-        n_prefix=1,
-        prediction=("mammal", 0.75),
-    )
+    lazy = circuit(edges=lambda position, features: EDGES[position][:, features])
     assert lazy.edges == circuit().edges
 
 
@@ -114,9 +102,9 @@ def test_heatmaps_are_the_nodes_own_tokens():
     assert made.heatmap(made.node(0, 0)).tolist() == [[3, 0], [0, 0]]
 
 
-def test_where_in_words():
+def test_locations_in_words():
     made = circuit()
-    assert [made.where(node) for node in made.nodes] == [
+    assert [made.location(node) for node in made.nodes] == [
         "upper left",
         "lower right",
         "CLS token",
@@ -140,23 +128,21 @@ def test_where_in_words():
         ({}, "nowhere"),
     ],
 )
-def test_place_of_patches(patches, words):
+def test_location_of_patches(patches, words):
     grid = torch.zeros(9, 9)
     for position, value in patches.items():
         grid[position] = value
-    assert place(grid.flatten(), (9, 9), ()) == words
-    assert place(-grid.flatten(), (9, 9), ()) == words
+    assert location(grid.flatten(), (9, 9), ()) == words
+    assert location(-grid.flatten(), (9, 9), ()) == words
 
 
-def test_place_of_prefix_tokens():
-    names = token_names(3)
-    assert names == ("CLS", "register 1", "register 2")
-    assert token_names(0) == ()
+def test_location_of_prefix_tokens():
+    names = ("CLS", "register 1", "register 2")
     patches = torch.tensor([0.0, 0.0, 0.0, 1.0])
-    assert place(torch.cat([torch.tensor([0, 0, 2.0]), patches]), (2, 2), names) == "register 2"
-    assert place(torch.cat([torch.tensor([2.0, 0, 0]), patches]), (2, 2), names) == "CLS token"
-    assert place(torch.cat([torch.tensor([0.9, 0, 0]), patches]), (2, 2), names) == "lower right"
-    assert place(torch.tensor([1.0, 1, 1, 0, 0, 0, 0]), (2, 2), names) == "prefix tokens"
+    assert location(torch.cat([torch.tensor([0, 0, 2.0]), patches]), (2, 2), names) == "register 2"
+    assert location(torch.cat([torch.tensor([2.0, 0, 0]), patches]), (2, 2), names) == "CLS token"
+    assert location(torch.cat([torch.tensor([0.9, 0, 0]), patches]), (2, 2), names) == "lower right"
+    assert location(torch.tensor([1.0, 1, 1, 0, 0, 0, 0]), (2, 2), names) == "prefix tokens"
 
 
 def test_table_and_text():
@@ -165,7 +151,7 @@ def test_table_and_text():
     assert rows[3] == (1, "error", -0.2, "lower right", "target", -0.2)
     text = str(circuit()).splitlines()
     assert text[0] == "mammal = 4.000   predicted: mammal (75.0%)"
-    assert text[2].split() == ["layer", "feature", "share", "where", "strongest", "edge"]
+    assert text[2].split() == ["layer", "feature", "share", "location", "strongest", "edge"]
     assert text[4].split() == ["0", "error", "25.0%", "lower", "right", "1/0", "(12.5%)"]
 
 
@@ -175,7 +161,7 @@ def test_networkx():
     assert graph.nodes[0, 0] == {
         "kind": "feature",
         "name": "0/0",
-        "where": "upper left",
+        "location": "upper left",
         "layer": 0,
         "feature": 0,
         "importance": 3.0,
@@ -198,7 +184,7 @@ def test_round_trip(tmp_path):
     made.save(path)
     assert Circuit.load(path) == made
     assert [p.name for p in tmp_path.iterdir()] == ["one.safetensors"]
-    bare = circuit(logits=None, picture=None, settings=None, model="")
+    bare = circuit(logits=None, image=None, settings={}, model="")
     bare.save(path)
     assert Circuit.load(path) == bare
     assert bare != made
@@ -221,7 +207,7 @@ def test_foreign_and_damaged_files_are_refused(tmp_path):
     write_tensors(path, {}, {"format": "vitlens.circuit", "version": 99})
     with pytest.raises(CheckpointError, match="format 99"):
         Circuit.load(path)
-    write_tensors(path, {}, {"format": "vitlens.circuit", "version": 1, "nodes": []})
+    write_tensors(path, {}, {"format": "vitlens.circuit", "version": 2, "nodes": []})
     with pytest.raises(CheckpointError, match="damaged"):
         Circuit.load(path)
     circuit().save(path)
@@ -242,7 +228,7 @@ def test_a_failed_save_leaves_the_old_file(tmp_path, monkeypatch):
         filename.write_bytes(b"half")
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("vitlens.io.save_file", disk_full)
+    monkeypatch.setattr("safetensors.torch.save_file", disk_full)
     with pytest.raises(VitlensError, match="No space left"):
         circuit().save(path)
     assert path.read_bytes() == before
@@ -257,18 +243,45 @@ def test_compare():
     assert circuit().compare(other) == (1 / 3, 1 / 3)
     with pytest.raises(FeatureError, match="different models"):
         circuit().compare(circuit(model="fedcba9876543210"))
-    with pytest.raises(FeatureError, match="2 and 1 layers"):
-        circuit().compare(dataclasses.replace(circuit(), nodes=circuit().nodes[:2]))
+    with pytest.raises(FeatureError, match="layers 0 to 1, the other layer 0"):
+        circuit().compare(dataclasses.replace(circuit(), layers=(0,), nodes=circuit().nodes[:2]))
 
 
 def test_nodes_that_do_not_exist_are_refused():
-    options = {"grid": (2, 2), "n_prefix": 1, "prediction": ("mammal", 0.75)}
     with pytest.raises(FeatureError, match="Layer 1 has nodes 0 to 2"):
-        build_circuit(importances(), ([0], [3]), EDGES, **options)
+        circuit(([0], [3]))
     with pytest.raises(FeatureError, match="1 layers do not fit"):
-        build_circuit(importances(), ([0],), EDGES, **options)
+        circuit(([0],))
+    with pytest.raises(FeatureError, match="Node 1/0 is not in layer 0"):
+        dataclasses.replace(circuit(), layers=(0,))
     with pytest.raises(FeatureError, match="0/1 is not in this circuit"):
         circuit().node(0, 1)
     for layer in (-1, 2):
-        with pytest.raises(FeatureError, match=f"layers 0 to 1; there is no {layer}"):
+        with pytest.raises(FeatureError, match=f"layers 0 to 1; there is no layer {layer}"):
             circuit().features(layer)
+
+
+def test_layers_are_block_numbers():
+    made = circuit(layers=(2, 9))
+    assert made.layers == (2, 9)
+    assert made.target_key == (10, TARGET)
+    assert [(e.source, e.target) for e in made.edges] == [
+        ((2, 0), (9, 0)),
+        ((2, ERROR), (9, 0)),
+        ((9, 0), (10, TARGET)),
+        ((9, ERROR), (10, TARGET)),
+    ]
+    assert made.features(9) == (0,)
+    with pytest.raises(FeatureError, match="layers 2, 9; there is no layer 1"):
+        made.features(1)
+
+
+def test_removed_nodes_are_left_out_and_no_others_take_their_place():
+    scores = Scores.of_all(NODES, TOKENS, EDGES)
+    made = prune_scores(explanation(), scores, Rules(2), removed=[(0, 0)])
+    whole = prune_scores(explanation(), scores, Rules(2))
+    assert [n.key for n in made.nodes] == [n.key for n in whole.nodes if n.key != (0, 0)]
+    assert set(made.edges) == {e for e in whole.edges if e.source != (0, 0)}
+    assert made.settings["removed"] == [[0, 0]]
+    with pytest.raises(FeatureError, match=r"\(0, 0\) is both pinned and removed"):
+        prune_scores(explanation(), scores, Rules(2), pinned=[(0, 0)], removed=[(0, 0)])

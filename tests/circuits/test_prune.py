@@ -3,7 +3,15 @@ import math
 import pytest
 import torch
 
-from vitlens.circuits.prune import edge_columns, filter_shares, select, walk
+from vitlens.circuits.prune import (
+    Rules,
+    edge_columns,
+    filter_shares,
+    keeps_edge,
+    reachable,
+    select,
+    walk,
+)
 from vitlens.errors import FeatureError
 
 # Two layers of three features and an error node each, then two layers of edges, by hand.
@@ -152,3 +160,97 @@ def test_the_first_node_stays_and_others_by_their_share():
     kept, shares = [torch.tensor([2, 0, 1])], [[0.1, 0.09, 0.01]]
     assert [x.tolist() for x in filter_shares(kept, shares, node_share=0.1)] == [[2, 0]]
     assert [x.tolist() for x in filter_shares(kept, shares, node_share=0)] == [[2, 0, 1]]
+
+
+def test_shares_by_hand() -> None:
+    kept = (torch.tensor([2, 0, 1]), torch.tensor([1, 0]))
+    shares = [[0.3, 0.05, -0.2], [0.1, 0.2]]
+    assert [k.tolist() for k in filter_shares(kept, shares, node_share=0)] == [[2, 0, 1], [1, 0]]
+    # The first of a layer stays, however small; the others need the share, exactly or more.
+    assert [k.tolist() for k in filter_shares(kept, shares, node_share=0.1)] == [[2, 0], [1, 0]]
+    assert [k.tolist() for k in filter_shares(kept, shares, node_share=9)] == [[2], [1]]
+
+
+def test_edges_by_share() -> None:
+    assert keeps_edge(1.0, 0.1, edge_share=0.1, pinned=False)
+    assert keeps_edge(-1.0, -0.1, edge_share=0.1, pinned=False)
+    assert not keeps_edge(1.0, 0.0999, edge_share=0.1, pinned=False)
+    assert keeps_edge(1.0, 0.0999, edge_share=0.1, pinned=True)
+    assert not keeps_edge(0.0, 0.0, edge_share=0.0, pinned=True)
+
+
+def test_walking_among_the_nodes_that_are_reached_is_walking_among_all():
+    random = torch.Generator().manual_seed(0)
+    nodes = [torch.randn(31, generator=random) for _ in range(4)]
+    edges = [torch.randn(31, 30, generator=random) for _ in range(3)]
+    reached = reachable(nodes, edges, at_most=6)
+    for count in range(1, 7):
+        whole = walk(nodes, edges, count=count)
+        assert all(set(k.tolist()) <= set(r.tolist()) for k, r in zip(whole, reached, strict=True))
+        part = walk(
+            [scores[r] for scores, r in zip(nodes, reached, strict=True)],
+            [
+                torch.nn.functional.pad(block, (0, 1))[here][:, there]
+                for block, here, there in zip(edges, reached[:-1], reached[1:], strict=True)
+            ],
+            features=[r < 30 for r in reached],
+            count=count,
+        )
+        found = [r[k].tolist() for k, r in zip(part, reached, strict=True)]
+        assert found == [k.tolist() for k in whole]
+
+
+def test_nodes_within_reach_ask_for_each_layer_once():
+    asked = []
+
+    def provider(position, features):
+        asked.append((position, features.tolist()))
+        return EDGES[position][:, features]
+
+    # One node per layer walks by way of 0 and 0, two by way of 0 and 2, then 1 and 2.
+    found = reachable(NODES, provider, at_most=2)
+    assert [r.tolist() for r in found] == [[0, 2, 3], [0, 1, 2], [0, 2]]
+    assert asked == [(1, [0, 2]), (0, [0, 1, 2])]
+
+
+def test_rules_are_checked_and_default_to_eight_nodes_per_layer():
+    assert Rules().settings == {"nodes_per_layer": 8}
+    assert Rules(threshold=0.5, edge_share=0.1).settings == {"threshold": 0.5, "edge_share": 0.1}
+    with pytest.raises(FeatureError, match="exactly one of nodes_per_layer, share and threshold"):
+        Rules(nodes_per_layer=2, share=0.5)
+    with pytest.raises(FeatureError, match="node_share must be"):
+        Rules(node_share=-1)
+
+
+def reference_walk(data, n_layers, count, n_candidates):
+    """The walk in plain Python over the reference's importances; the error node is last."""
+    scores, kept = data[f"image0.libragrad.leaf.nodes.{n_layers - 1}"].tolist(), []
+    for layer in reversed(range(n_layers)):
+        best = sorted(range(n_candidates(len(scores))), key=lambda f: (-scores[f], f))[:count]
+        kept.insert(0, best)
+        if layer:
+            edges = data[f"image0.libragrad.leaf.edges.{layer - 1}"]
+            n_features = edges.shape[1]
+            scores = [sum(float(row[n]) for n in best if n < n_features) for row in edges]
+    return kept
+
+
+@pytest.mark.parametrize("count", [2, 5, 8])
+def test_walk_follows_the_reference_edges(case, count):
+    model, found = case
+    n_layers = len(found.nodes)
+    kept = walk(found.nodes, found.edges, count=count)
+    assert [k.tolist() for k in kept] == reference_walk(model.data, n_layers, count, lambda n: n)
+    kept = walk(found.nodes, found.edges, count=count, error_nodes=False)
+    expected = reference_walk(model.data, n_layers, count, lambda n: n - 1)
+    assert [k.tolist() for k in kept] == expected
+
+
+@pytest.mark.parametrize("count", [1, 3, 8])
+def test_ranking_features_gives_the_kept_sets_of_the_reference(case, count):
+    model, found = case
+    for layer, scores in enumerate(found.nodes):
+        expected = set(model.data[f"image0.kept{count}.features.{layer}"].tolist())
+        kept = set(select(scores[:-1], count=count).tolist())
+        # Where features have no importance at all, either may come first.
+        assert {f for f in kept if scores[f]} == {f for f in expected if scores[f]}

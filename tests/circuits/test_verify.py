@@ -12,13 +12,18 @@ from scipy.stats import spearmanr
 from torch import nn
 
 import vitlens
-from tests.interventions.test_interventions import build, code, streams_of
+from tests.interventions.by_hand import build, code, streams_of
 from tests.tiny import tiny_image, tiny_lens
 from vitlens.attribution.targets import centred_logit, resolve_target
 from vitlens.circuits.circuit import ERROR, TARGET
-from vitlens.circuits.verification import Verification, rank_correlation
-from vitlens.circuits.verify import measure_edges, predict_edges, random_edges
-from vitlens.errors import FeatureError, TargetError
+from vitlens.circuits.verify import (
+    Verification,
+    measure_edges,
+    predict_edges,
+    random_edges,
+    rank_correlation,
+)
+from vitlens.errors import FeatureError, OptionError, TargetError
 from vitlens.plots import save_figure, verification_figure
 from vitlens.saes.topk import TopKSAE
 
@@ -88,7 +93,7 @@ def linear_lens() -> vitlens.Lens:
 def test_where_all_is_linear_predicted_is_measured(errors: Any) -> None:
     lens, x = linear_lens(), torch.randn(3, 2, 2, dtype=DOUBLE)
     circuit = lens.circuit(x, target=1, share=1.0, engine="jvp", errors=errors)
-    checked = circuit.verify(lens, x, n=None)
+    checked = lens.verify(circuit, x, n=None)
     assert len(checked) == 2 * (FEATURES + 1) * FEATURES + FEATURES + 1
     torch.testing.assert_close(checked.measured, checked.predicted, rtol=0, atol=1e-10)
     assert checked.predicted.abs().max() > 0.1
@@ -225,7 +230,7 @@ def test_where_all_is_linear_paths_are_exact() -> None:
     lens, x = linear_lens(), torch.randn(3, 2, 2, dtype=DOUBLE)
     circuit = lens.circuit(x, target=1, share=1.0, engine="jvp")
     paths = [((0, a), (1, b), (2, c)) for a in (ERROR, 0, 3) for b in range(5) for c in (1, 4)]
-    checked = circuit.verify(lens, x, paths=paths)
+    checked = lens.verify(circuit, x, paths=paths)
     torch.testing.assert_close(checked.measured, checked.predicted, rtol=0, atol=1e-10)
     assert checked.predicted.abs().max() > 1e-2
     with pytest.raises(FeatureError, match="not in this circuit"):
@@ -340,9 +345,9 @@ def test_what_does_not_fit() -> None:
         lens.verify(circuit, tiny_image(8))
     with pytest.raises(FeatureError, match="at least 1"):
         lens.verify(circuit, x, n=0)
-    with pytest.raises(FeatureError, match="errors must be one of"):
+    with pytest.raises(OptionError, match="error_nodes must be one of"):
         lens.verify(circuit, x, errors="leaf")
-    with pytest.raises(FeatureError, match="active must be one of"):
+    with pytest.raises(OptionError, match="active must be one of"):
         lens.verify(circuit, x, active="free")
     with pytest.raises(FeatureError, match="no path"):
         lens.verify(circuit, x, paths=[])

@@ -6,9 +6,10 @@ from PIL import Image
 
 from tests.builders import tiny_lens
 from vitlens.atlas.atlas import Atlas
-from vitlens.atlas.build import partial_path, writing
+from vitlens.atlas.build import writing
 from vitlens.cli import atlas as command
 from vitlens.cli import main
+from vitlens.io import partial_path
 
 
 @pytest.fixture(autouse=True)

@@ -123,8 +123,8 @@ def test_keeping_everything_is_the_model(lens: vitlens.Lens, picture: Image.Imag
 def test_circuit_rules(lens: vitlens.Lens, picture: Image.Image, tmp_path: Path) -> None:
     circuit = lens.circuit(picture, nodes_per_layer=3)
     assert len(circuit.nodes) == 9
-    assert circuit.picture is not None
-    assert circuit.picture.shape == (24, 24, 3)
+    assert circuit.image is not None
+    assert circuit.image.shape == (24, 24, 3)
     assert circuit.model == lens.fingerprint
     circuit.save(tmp_path / "circuit.safetensors")
     assert vitlens.Circuit.load(tmp_path / "circuit.safetensors") == circuit

@@ -16,7 +16,7 @@ from matplotlib.text import Text
 from tests.plots.test_plots import circuit, curves
 from vitlens.atlas.evolution import Course, Evolution
 from vitlens.atlas.tuning import N_CURVES, Tuning
-from vitlens.circuits.verification import Verification
+from vitlens.circuits.verify import Verification
 from vitlens.debias.report import GroupReport
 from vitlens.plots import (
     circuit_figure,

@@ -8,7 +8,7 @@ import torch
 from matplotlib.image import imread
 
 from vitlens.circuits.circuit import ERROR, TARGET, Circuit, Edge, Node
-from vitlens.circuits.results import METRICS, Curves
+from vitlens.circuits.curves import METRICS, Curves
 from vitlens.errors import FeatureError, ImageError, VitlensError
 from vitlens.plots import circuit_figure, curves_figure, heatmap_figure, save_figure
 from vitlens.plots.circuit import strongest_edges
@@ -31,6 +31,7 @@ def circuit(layers=3, nodes=2, *, prefix=("CLS",), grid=(4, 4), picture=True, **
     settings = {
         "nodes": tuple(made),
         "edges": tuple(edges),
+        "layers": tuple(range(layers)),
         "heatmaps": torch.randn(len(made), len(prefix) + grid[0] * grid[1], generator=generator),
         "grid": grid,
         "prefix_names": prefix,
@@ -38,7 +39,7 @@ def circuit(layers=3, nodes=2, *, prefix=("CLS",), grid=(4, 4), picture=True, **
         "target_index": 3,
         "target_value": -4.25,
         "prediction": ("mammal", 0.931),
-        "picture": torch.full((32, 32, 3), 200, dtype=torch.uint8) if picture else None,
+        "image": torch.full((32, 32, 3), 200, dtype=torch.uint8) if picture else None,
     }
     return Circuit(**settings | changes)
 
@@ -56,7 +57,7 @@ def curves(n_images=5, *, methods=("rrm", "cla", "mine"), full=4.0, q=(0.0, 0.02
         untouched={m: insertion[0, :, -1].double() for m in METRICS},
         images=tuple(range(n_images)),
         n_given=n_images,
-        errors="clean",
+        error_nodes="clean",
         target="predicted class",
     )
 

@@ -120,7 +120,7 @@ def test_another_image_forgets(lens: Lens, diagram: CircuitDiagram) -> None:
 
 
 def test_without_a_lens_nothing_can_be_ablated(lens: Lens) -> None:
-    assert not CircuitDiagram(lens.candidates(tiny_image(3), at_most=2)).can_ablate
+    assert not CircuitDiagram(lens.attribute(tiny_image(3), at_most=2)).can_ablate
 
 
 def test_the_last_wish_wins(

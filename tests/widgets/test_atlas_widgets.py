@@ -268,7 +268,7 @@ def test_names_of_a_circuit_are_shown_and_not_written(lens: vitlens.Lens) -> Non
     assert lens.atlas is not None
     diagram = CircuitDiagram.of(lens, tiny_picture(), at_most=4)
     node = diagram.candidates.keys[0]
-    circuit = diagram.candidates.circuit(4, labels={node: "theirs"})
+    circuit = diagram.candidates.prune(4, labels={node: "theirs"})
     diagram.circuit = circuit
     assert diagram.labels[node] == "theirs"
     again = CircuitDiagram(circuit, lens=lens, image=tiny_picture())
@@ -349,7 +349,7 @@ def damaged(folder: Path, tmp_path: Path) -> vitlens.Lens:
 
 
 def test_views_go_on_beside_a_damaged_layer(damaged: vitlens.Lens, lens: vitlens.Lens) -> None:
-    why = r"The atlas cannot be read for layer 1\..*layer_01\.safetensors is damaged: .*sound copy"
+    why = r"The atlas cannot be read for layer 1\..*layer_01\.safetensors is damaged: .*intact copy"
     card, sound = FeatureCard(damaged, selected=(1, 5)), FeatureCard(lens, selected=(1, 5))
     assert "atlas" not in card.card
     assert card.card["top_images"]["available"] is False

@@ -33,7 +33,7 @@ def make_curves(n_images: int = 3, *, height: float = 2.0) -> Curves:
         untouched={metric: torch.full((n_images,), height) for metric in METRICS},
         images=tuple(range(n_images)),
         n_given=n_images,
-        errors="clean",
+        error_nodes="clean",
         target="bird",
     )
 

@@ -16,7 +16,7 @@ import torch
 import traitlets
 
 from tests.tiny import tiny_image, tiny_lens
-from vitlens.circuits.candidates import Candidates
+from vitlens.circuits.graph import AttributionGraph
 from vitlens.circuits.circuit import ERROR, TARGET, Circuit
 from vitlens.errors import FeatureError, TargetError
 from vitlens.widgets import CircuitDiagram
@@ -27,16 +27,16 @@ Key = tuple[int, int]
 
 
 @pytest.fixture(scope="module")
-def candidates() -> Candidates:
-    return tiny_lens(1).candidates(tiny_image(1), at_most=10)
+def candidates() -> AttributionGraph:
+    return tiny_lens(1).attribute(tiny_image(1), at_most=10)
 
 
 @pytest.fixture
-def diagram(candidates: Candidates) -> CircuitDiagram:
+def diagram(candidates: AttributionGraph) -> CircuitDiagram:
     return CircuitDiagram(candidates, nodes_per_layer=3)
 
 
-def cases(candidates: Candidates, seed: int) -> Iterator[dict[str, Any]]:
+def cases(candidates: AttributionGraph, seed: int) -> Iterator[dict[str, Any]]:
     """Thirty settings of the sliders, every third with pinned nodes."""
     drawn = random.Random(seed)
     for number in range(30):
@@ -52,7 +52,7 @@ def cases(candidates: Candidates, seed: int) -> Iterator[dict[str, Any]]:
 @pytest.mark.parametrize(("seed", "features", "at_most"), [(0, 30, 12), (1, 120, 64), (2, 60, 20)])
 def test_the_browser_prunes_as_python_does(seed: int, features: int, at_most: int) -> None:
     lens, image = tiny_lens(seed, features=features, depth=5), tiny_image(seed)
-    candidates = lens.candidates(image, at_most=at_most)
+    candidates = lens.attribute(image, at_most=at_most)
     diagram = CircuitDiagram(candidates)
     rules = list(cases(candidates, seed))
     number = {key: i for i, key in enumerate(candidates.keys)}
@@ -78,7 +78,7 @@ def test_the_browser_prunes_as_python_does(seed: int, features: int, at_most: in
         }
     )
     for rule, kept in zip(rules, found, strict=True):
-        circuit = candidates.circuit(**rule)
+        circuit = candidates.prune(**rule)
         assert [i for layer in kept["nodes"] for i in layer] == sorted(
             number[node.key] for node in circuit.nodes
         )
@@ -100,7 +100,7 @@ def run_node(given: dict[str, Any]) -> list[dict[str, list[Any]]]:
     return json.loads(result.stdout)
 
 
-def test_the_view_gets_the_candidates(candidates: Candidates, diagram: CircuitDiagram) -> None:
+def test_the_view_gets_the_candidates(candidates: AttributionGraph, diagram: CircuitDiagram) -> None:
     total = len(candidates.keys)
     assert diagram.graph["total"] == total
     assert diagram.graph["max_count"] == 10
@@ -119,8 +119,8 @@ def test_the_view_gets_the_candidates(candidates: Candidates, diagram: CircuitDi
     json.dumps(diagram.graph, allow_nan=False)
 
 
-def test_the_circuit_is_what_is_visible(candidates: Candidates, diagram: CircuitDiagram) -> None:
-    assert diagram.circuit == candidates.circuit(3)
+def test_the_circuit_is_what_is_visible(candidates: AttributionGraph, diagram: CircuitDiagram) -> None:
+    assert diagram.circuit == candidates.prune(3)
     hidden = next(key for key in candidates.keys if key not in keys(diagram.circuit))
     shown = diagram.circuit.nodes[0].key
     diagram.nodes_per_layer, diagram.node_share, diagram.edge_share = 5, 0.01, 0.02
@@ -128,7 +128,7 @@ def test_the_circuit_is_what_is_visible(candidates: Candidates, diagram: Circuit
     diagram.groups = {"ears": [shown, hidden]}
     diagram.labels = {shown: " left ear ", (0, 29): "elsewhere"}
     made = diagram.circuit
-    assert made == candidates.circuit(
+    assert made == candidates.prune(
         5,
         node_share=0.01,
         edge_share=0.02,
@@ -138,7 +138,7 @@ def test_the_circuit_is_what_is_visible(candidates: Candidates, diagram: Circuit
     )
     diagram.nodes_per_layer = 1000  # more than there are: all of them
     diagram.node_share = 0
-    assert len(diagram.circuit.nodes) == 3 * 10 + (hidden not in keys(candidates.circuit(10)))
+    assert len(diagram.circuit.nodes) == 3 * 10 + (hidden not in keys(candidates.prune(10)))
 
 
 def test_a_circuit_comes_back(diagram: CircuitDiagram, tmp_path: Path) -> None:
@@ -193,7 +193,7 @@ def test_nonsense_is_refused(diagram: CircuitDiagram, name: str, value: Any, wor
     assert getattr(diagram, name) == before
 
 
-def test_unknown_traits_and_half_a_lens_are_refused(candidates: Candidates) -> None:
+def test_unknown_traits_and_half_a_lens_are_refused(candidates: AttributionGraph) -> None:
     with pytest.raises(traitlets.TraitError, match="no trait count"):
         CircuitDiagram(candidates, count=3)
     with pytest.raises(FeatureError, match="give both"):
@@ -204,7 +204,7 @@ def test_unknown_traits_and_half_a_lens_are_refused(candidates: Candidates) -> N
         CircuitDiagram(candidates, lens=tiny_lens(1), image=tiny_image(1), target=other(candidates))
 
 
-def other(candidates: Candidates) -> int:
+def other(candidates: AttributionGraph) -> int:
     assert candidates.target_index is not None
     return (candidates.target_index + 1) % 5
 
@@ -234,7 +234,7 @@ def test_the_browser_sees_lists_and_sends_lists(diagram: CircuitDiagram) -> None
 
 def test_another_image_lets_go_of_pins(diagram: CircuitDiagram) -> None:
     diagram.pinned = diagram.candidates.keys
-    fresh = tiny_lens(1).candidates(tiny_image(9), at_most=4)
+    fresh = tiny_lens(1).attribute(tiny_image(9), at_most=4)
     diagram.show_candidates(fresh)
     assert set(diagram.pinned) <= set(fresh.keys)
     assert keys(diagram.circuit) >= set(diagram.pinned)
@@ -249,7 +249,7 @@ def test_what_was_measured_is_of_one_image(diagram: CircuitDiagram) -> None:
         [list(source), list(target), predicted, measured]
         for (source, target), (predicted, measured) in checked.by_edge().items()
     ]
-    diagram.show_candidates(lens.candidates(tiny_image(9), at_most=4))
+    diagram.show_candidates(lens.attribute(tiny_image(9), at_most=4))
     assert diagram.measured == {}
 
 

@@ -398,7 +398,7 @@ def test_a_failure_in_the_background_reaches_the_user(
         raise MemoryError("no room for the edges")
 
     async def story() -> None:
-        monkeypatch.setattr(lens, "candidates", fails)
+        monkeypatch.setattr(lens, "attribute", fails)
         explorer = lens.explore()
         await explorer.ready()
         assert explorer.notice == "MemoryError: no room for the edges"

@@ -7,14 +7,12 @@ from __future__ import annotations
 
 import hashlib
 import inspect
-import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
-from filelock import FileLock, Timeout
 from jaxtyping import Float, Int
 from torch import Tensor
 from tqdm.auto import tqdm
@@ -33,6 +31,7 @@ from vitlens.atlas.state import (
     Pool,
 )
 from vitlens.errors import CheckpointError, ImageError, VitlensError
+from vitlens.io import ResumableRun, partial_path
 from vitlens.models.vision import VisionModel
 from vitlens.progress import Progress, interrupts_held
 from vitlens.saes.topk import TopKSAE
@@ -40,9 +39,8 @@ from vitlens.saes.topk import TopKSAE
 if TYPE_CHECKING:
     from vitlens.lens import Lens
 
+_KIND = "atlas build"
 _SECONDS_BETWEEN_SAVES = 60.0
-# Saving may not take more than this share of the time.
-_SHARE_OF_SAVING = 0.05
 _FEW_IMAGES = 1000
 _NOT_FINITE = "the model's residual stream has NaN or infinite values on this image"
 
@@ -134,30 +132,32 @@ def build_state(
         "groups": "perceptual hash" if groups is None else "given",
         "dtype": str(lens.vision.dtype).removeprefix("torch."),
     }
-    state = new_state(lens, classes, settings)
-    run: dict[str, Any] = {
-        "part": list(part),
-        "source": _fingerprint(source),
-        "done": 0,
-        "finished": False,
-    }
-    saved = partial_path(out) if out is not None else None
-    if saved is not None and resume and saved.exists():
-        state, run = _resumed(saved, state, run)
+    run = None
+    if out is not None:
+        identity = {
+            "model and SAEs": lens.fingerprint,
+            "settings": settings,
+            "classes": [classes.origin, *classes.class_names],
+            "images": _fingerprint(source),
+            "part": "{} of {}".format(*part),
+        }
+        run = ResumableRun(out, _KIND, identity, seconds=_SECONDS_BETWEEN_SAVES)
+    state, done, finished = new_state(lens, classes, settings), 0, False
+    if run is not None and resume and (found := run.load()) is not None:
+        state, done, finished = _resumed(run, *found)
         state = state.to(lens.vision.device)
-    if not run["finished"]:
-        reader = Reader(lens.transform, lens.vision.image_size, thumbnails)
+    if not finished:
         state.skipped = tuple(sorted({*state.skipped, *source.skipped}))
         accumulator = Accumulator(
             lens,
             state,
-            reader,
+            Reader(lens.transform, lens.vision.image_size, thumbnails),
             classes,
-            start=run["done"],
+            start=done,
             groups=None if groups is None else look_up(groups, source, "groups", ImageError),
             credits=None if credits is None else look_up(credits, source, "credits", ImageError),
         )
-        _accumulate(accumulator, source, run, saved, progress)
+        _accumulate(accumulator, source, part, run, progress)
     if not state.n_images:
         remove_partial(out)
         raise ImageError(_nothing_read(state))
@@ -177,27 +177,8 @@ def writing(out: str | Path | None) -> Iterator[None]:
     if out is None:
         yield
         return
-    path = _next_to(out, ".lock")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(path, timeout=0)
-        lock.acquire()
-    except Timeout:
-        raise VitlensError(
-            f"Another run is writing {out}. Wait until it has ended, or choose another folder."
-        ) from None
-    except OSError as error:
-        raise VitlensError(f"Could not write {path}: {error.strerror or error}.") from error
-    try:
+    with ResumableRun(out, _KIND, {}).writing():
         yield
-    finally:
-        path.unlink(missing_ok=True)  # before others can have it
-        lock.release()
-
-
-def partial_path(out: str | Path) -> Path:
-    """File with the unfinished state of an atlas, next to its folder."""
-    return _next_to(out, ".partial")
 
 
 def remove_partial(out: str | Path | None) -> None:
@@ -209,68 +190,42 @@ def remove_partial(out: str | Path | None) -> None:
 def _accumulate(
     accumulator: Accumulator,
     source: Source,
-    run: dict[str, Any],
-    saved: Path | None,
+    part: tuple[int, int],
+    run: ResumableRun | None,
     progress: Progress,
 ) -> None:
-    """Add the remaining batches; save now and then, and when something stops the pass."""
+    """Add the remaining batches; save now and then, at the end, and when something stops it."""
     batch_size = accumulator.state.settings["batch_size"]
-    part = (run["part"][0], run["part"][1])
     total = count_images(source, batch_size, part)
     seen = accumulator.n_batches * batch_size
     batches = read_batches(
         accumulator.reader, source, batch_size, part=part, start=accumulator.n_batches
     )
-    next_save = time.monotonic() + _SECONDS_BETWEEN_SAVES
+    saving = nullcontext(lambda: None) if run is None else run.saving(accumulator.saved)
     silent = callable(progress) or not progress
-    try:
-        with tqdm(total=total, initial=seen, desc="images", unit="image", disable=silent) as bar:
-            for batch in batches:
-                accumulator.add(batch)
-                bar.update(len(batch))
-                seen += len(batch)
-                if callable(progress):
-                    progress(min(1.0, seen / total) if total else 0.0, "images")
-                if saved is not None and time.monotonic() > next_save:
-                    next_save = _save(accumulator, saved, run)
-        run["finished"] = True
-    finally:
-        batches.close()
-        if saved is not None and accumulator.consistent:
-            _save(accumulator, saved, run)
-
-
-def _save(accumulator: Accumulator, path: Path, run: dict[str, Any]) -> float:
-    """Save, and return the time of the next save."""
-    start = time.monotonic()
-    run["done"] = accumulator.n_batches
-    accumulator.state.save(path, progress=run)
-    now = time.monotonic()
-    return now + max(_SECONDS_BETWEEN_SAVES, (now - start) / _SHARE_OF_SAVING)
+    bar = tqdm(total=total, initial=seen, desc="images", unit="image", disable=silent)
+    with closing(batches), saving as save_if_due, bar:
+        for batch in batches:
+            accumulator.add(batch)
+            bar.update(len(batch))
+            seen += len(batch)
+            if callable(progress):
+                progress(min(1.0, seen / total) if total else 0.0, "images")
+            save_if_due()
+        accumulator.finished = True
+        if run is not None and (found := accumulator.saved()) is not None:
+            run.save(*found)
 
 
 def _resumed(
-    path: Path, fresh: AtlasState, run: dict[str, Any]
-) -> tuple[AtlasState, dict[str, Any]]:
-    """The unfinished state in a file, if it is of the requested run."""
-    state, found = AtlasState.load_with_progress(path)
-    advice = (
-        "Start again (--restart, in Python resume=False), or choose another folder than "
-        f"{path.stem}."
-    )
-    if found is None:
-        raise CheckpointError(f"{path} is not an unfinished atlas. {advice}")
-    if state.model != fresh.model:
-        raise CheckpointError(f"{path} was started with another model or other SAEs. {advice}")
-    for name in ("settings", "class_names", "labels_from"):
-        if getattr(state, name) != getattr(fresh, name):
-            raise CheckpointError(
-                f"{path} was started with other {name.replace('_', ' ')}: "
-                f"{getattr(state, name)}, not {getattr(fresh, name)}. {advice}"
-            )
-    if (found["part"], found["source"]) != (run["part"], run["source"]):
-        raise CheckpointError(f"{path} was started with other images or another part. {advice}")
-    return state, found
+    run: ResumableRun, tensors: Mapping[str, Tensor], saved: Mapping[str, Any]
+) -> tuple[AtlasState, int, bool]:
+    """The state, the number of batches in it, and whether these are all."""
+    try:
+        state = AtlasState.from_tensors(tensors, saved["state"])
+        return state, int(saved["batches"]), bool(saved["finished"])
+    except (KeyError, IndexError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{run.path} is damaged: {error!r}.") from error
 
 
 def _fingerprint(source: Source) -> str | None:
@@ -313,11 +268,6 @@ def _check_sizes(
             raise VitlensError(f"{name} must be at least 1, not {value}.")
     if not 0 <= quality <= 100:
         raise VitlensError(f"quality must be 0 to 100, not {quality}.")
-
-
-def _next_to(out: str | Path, suffix: str) -> Path:
-    path = Path(out).absolute()
-    return path.with_name(path.name + suffix)
 
 
 class _LayerRun(NamedTuple):
@@ -392,6 +342,8 @@ class Accumulator:
         Batches in the state, including those of `start`.
     consistent
         The state holds whole batches only. False when adding a batch failed half way.
+    finished
+        There are no more batches.
     """
 
     def __init__(
@@ -409,7 +361,16 @@ class Accumulator:
         self.groups, self.credits = groups, credits
         self.n_batches = start
         self.consistent = True
+        self.finished = False
         self._many_images = _FEW_IMAGES
+
+    def saved(self) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+        """What `ResumableRun.save` takes; None while a batch is only partly added."""
+        if not self.consistent:
+            return None
+        self.state.drop_unused_images()
+        about = {"state": self.state.about(), "batches": self.n_batches, "finished": self.finished}
+        return self.state.tensors(), about
 
     @torch.no_grad()
     def add(self, batch: Sequence[Ready | Unreadable]) -> None:

@@ -14,6 +14,7 @@ from torch import Tensor
 from vitlens.atlas.scores import KINDS, LOWEST_LEVEL, Scores
 from vitlens.errors import CheckpointError, FeatureError
 from vitlens.io import finite_values
+from vitlens.tables import text_table
 
 Quartiles = tuple[float, float, float]
 
@@ -119,7 +120,7 @@ class Evolution:
             ]
             for i, layer in enumerate(self.layers)
         ]
-        return "Median of live features\n" + _table([head, *rows])
+        return "Median of live features\n" + text_table(head, rows, align="r" * len(head))
 
     def _shares(self) -> str:
         kinds = list(self.course.kinds)
@@ -130,7 +131,7 @@ class Evolution:
         ]
         controls = "".join(f", {name}" for name in self.controls)
         title = f"Share of live features per kind, above the 99 % chance level (atlas{controls})\n"
-        return title + _table([["layer", *kinds], *rows])
+        return title + text_table(["layer", *kinds], rows, align="r" * (1 + len(kinds)))
 
 
 def evolution(scores: Sequence[Scores]) -> Evolution:
@@ -205,14 +206,6 @@ def _quartiles(column: Float[Tensor, " n"]) -> Quartiles:
 
 def _percent(course: Course, kind: str, i: int) -> str:
     return f"{course.kinds[kind][i]:.1%}" if kind in course.kinds else "–"
-
-
-def _table(rows: Sequence[Sequence[str]]) -> str:
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    return "\n".join(
-        "  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True))
-        for row in rows
-    )
 
 
 def _number(value: float | None) -> float:

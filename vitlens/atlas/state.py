@@ -25,7 +25,7 @@ from vitlens.atlas.image_store import ImageRecord, ImageTable
 from vitlens.errors import CheckpointError
 from vitlens.io import read_result, write_tensors
 
-_FORMAT = "vitlens.atlas.state"
+_FORMAT = "vitlens.atlas.sums"
 _VERSION = 3
 
 #: The id of an empty place.
@@ -602,15 +602,8 @@ class AtlasState:
         used = torch.cat([pool.id.unique() for pool in pools]).unique() if pools else torch.empty(0)
         return set(used.tolist()) - {EMPTY}
 
-    def save(self, path: str | Path, *, progress: Mapping[str, Any] | None = None) -> None:
+    def save(self, path: str | Path) -> None:
         """Write one safetensors file, atomically.
-
-        Parameters
-        ----------
-        path
-            The file.
-        progress
-            Where an unfinished pass continues; see `load_with_progress`.
 
         Raises
         ------
@@ -618,46 +611,28 @@ class AtlasState:
             If the file cannot be written.
         """
         self.drop_unused_images()
-        write_tensors(path, self._tensors(), self._metadata() | {"progress": progress})
+        about = {"format": _FORMAT, "version": _VERSION, **self.about()}
+        write_tensors(path, self.tensors(), about)
 
     @classmethod
     def load(cls, path: str | Path) -> AtlasState:
-        """Read what `save` wrote.
+        """Read a state that `save` wrote.
 
         Raises
         ------
         CheckpointError
             If the file is missing, damaged, or holds something else.
         """
-        return cls.load_with_progress(path)[0]
-
-    @classmethod
-    def load_with_progress(cls, path: str | Path) -> tuple[AtlasState, dict[str, Any] | None]:
-        """Read what `save` wrote, and where the pass continues; None when it was finished."""
         tensors, about = read_result(
             path, what="the state of an atlas", format=_FORMAT, version=_VERSION
         )
         try:
-            state = cls(
-                model=about["model"],
-                n_prefix=about["n_prefix"],
-                grid=(about["grid"][0], about["grid"][1]),
-                class_names=tuple(about["class_names"]),
-                labels_from=about["labels_from"],
-                settings=about["settings"],
-                layers=tuple(_layer(tensors, layer) for layer in range(about["n_layers"])),
-                n_images=about["n_images"],
-                per_class=tensors["per_class"],
-                per_bucket=tensors["per_bucket"],
-                final_stream=tensors["final_stream"],
-                images=_read_images(tensors, about["images"]),
-                skipped=tuple((key, why) for key, why in about["skipped"]),
-            )
+            return cls.from_tensors(tensors, about)
         except (KeyError, IndexError, TypeError, ValueError) as error:
             raise CheckpointError(f"{path} is not a complete state: {error!r}.") from error
-        return state, about["progress"]
 
-    def _tensors(self) -> dict[str, Tensor]:
+    def tensors(self) -> dict[str, Tensor]:
+        """All tensors by name; see `from_tensors`."""
         tensors = {
             "per_class": self.per_class,
             "per_bucket": self.per_bucket,
@@ -669,10 +644,9 @@ class AtlasState:
                 tensors |= {f"{layer:02}.{name}.{key}": value for key, value in part.items()}
         return tensors | _image_tensors(self.images)
 
-    def _metadata(self) -> dict[str, Any]:
+    def about(self) -> dict[str, Any]:
+        """All other facts, as JSON can hold them; see `from_tensors`."""
         return {
-            "format": _FORMAT,
-            "version": _VERSION,
             "model": self.model,
             "n_prefix": self.n_prefix,
             "grid": list(self.grid),
@@ -684,6 +658,31 @@ class AtlasState:
             "images": [[r.key, r.path, r.credit] for r in self.images.values()],
             "skipped": [list(entry) for entry in self.skipped],
         }
+
+    @classmethod
+    def from_tensors(cls, tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -> AtlasState:
+        """The state whose `tensors` and facts (`about`) these are.
+
+        Raises
+        ------
+        KeyError, IndexError, TypeError, ValueError
+            If they are incomplete.
+        """
+        return cls(
+            model=about["model"],
+            n_prefix=about["n_prefix"],
+            grid=(about["grid"][0], about["grid"][1]),
+            class_names=tuple(about["class_names"]),
+            labels_from=about["labels_from"],
+            settings=about["settings"],
+            layers=tuple(_layer(tensors, layer) for layer in range(about["n_layers"])),
+            n_images=about["n_images"],
+            per_class=tensors["per_class"],
+            per_bucket=tensors["per_bucket"],
+            final_stream=tensors["final_stream"],
+            images=_read_images(tensors, about["images"]),
+            skipped=tuple((key, why) for key, why in about["skipped"]),
+        )
 
 
 def merge_states(states: Sequence[AtlasState]) -> AtlasState:

@@ -49,7 +49,9 @@ EVOLUTION = "evolution.json"
 WORDS = "words.json"
 STATE = "state.safetensors"
 
-_FORMAT = "vitlens.atlas"
+_FORMAT = "vitlens.atlas.header"
+_LAYER_FORMAT = "vitlens.atlas.layer"
+_LAYOUT_FORMAT = "vitlens.atlas.layout"
 _VERSION = 2
 _PART_VERSION = 1  # of the files of layers and of the map
 _SENTENCE = ". "
@@ -344,7 +346,7 @@ def write_layer(folder: Path, layer: int, table: LayerTable, *, precise: bool) -
         layer_path(folder, layer),
         packed.tensors,
         {
-            "format": f"{_FORMAT}.layer",
+            "format": _LAYER_FORMAT,
             "version": _PART_VERSION,
             "precise": precise,
             "how": packed.how,
@@ -365,7 +367,7 @@ def read_layer(folder: Path, layer: int, header: Header) -> LayerTable:
     path = layer_path(folder, layer)
     try:
         tensors, about = read_result(
-            path, what="a layer of an atlas", format=f"{_FORMAT}.layer", version=_PART_VERSION
+            path, what="a layer of an atlas", format=_LAYER_FORMAT, version=_PART_VERSION
         )
     except CheckpointError as error:
         raise CheckpointError(f"{error} {_REPAIR}") from error
@@ -389,7 +391,7 @@ def write_layout(folder: Path, layout: Tensor) -> None:
     """Write the map of all features, [N, 2]."""
     packed = Packed()
     packed.half("layout", layout)
-    about = {"format": f"{_FORMAT}.layout", "version": _PART_VERSION, "how": packed.how}
+    about = {"format": _LAYOUT_FORMAT, "version": _PART_VERSION, "how": packed.how}
     write_tensors(folder / LAYOUT, packed.tensors, about)
 
 
@@ -400,7 +402,7 @@ def read_layout(folder: Path) -> Tensor | None:
     tensors, about = read_result(
         folder / LAYOUT,
         what="the map of an atlas",
-        format=f"{_FORMAT}.layout",
+        format=_LAYOUT_FORMAT,
         version=_PART_VERSION,
     )
     return unpack(tensors, about.get("how", {}), "layout")

@@ -1,44 +1,161 @@
 """Checking edges causally: path patching, the predicted change against the measured one.
 
-An edge from node f of layer l to feature f' of layer l+1 is cut alone: f goes to its baseline on
-all tokens, block l+1 runs, its output is encoded, and only f' takes the activations it has there;
-all else at layer l+1 is as on the untouched model, features and error node. From there the model
-runs on, encoding the stream anew at every layer.
+An edge from node f of a layer to feature f' of the next one is cut alone: f goes to its baseline on
+all tokens, the blocks between run, their output is encoded, and only f' takes the activations it
+has there; all else at that layer is as on the untouched model, features and error node. From there
+the model runs on, encoding the stream again at every layer (docs/method.md, "Checking an edge").
 
 Which features are active stays as on the untouched model, unless asked otherwise: importances take
-it as constant. Where the top k are chosen anew while error nodes are held, a feature that falls
-just behind another takes its whole contribution with it, which the held error node does not make up
-for: then a very small change anywhere can move the target by a jump that is not the edge's.
+it as constant. Where the top k are chosen again while error nodes are held, a feature that falls
+just behind another takes its whole contribution with it, and the held error node does not make up
+for it: then a very small change anywhere can move the target by a jump that is not the edge's.
 
-After Goldowsky-Dill et al., "Localizing model
-behavior with path patching", arXiv 2304.05969; edges as in Kim et al., arXiv 2509.17401, section 3.
+After Goldowsky-Dill et al., "Localizing model behavior with path patching", arXiv 2304.05969; edges
+as in Kim et al., arXiv 2509.17401, section 3.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
-from functools import partial
-from typing import Literal, get_args
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property, partial
+from typing import Any, Literal, TypeAlias, get_args
 
+import numpy as np
 import torch
 from jaxtyping import Float
+from numpy.typing import NDArray
 from torch import Tensor
 
 from vitlens.attribution.gradients import backward_rules
 from vitlens.attribution.importances import Importances, importances, layer_edges
 from vitlens.attribution.targets import Target
-from vitlens.circuits.circuit import ERROR, TARGET, Circuit, Edge
-from vitlens.circuits.verification import Link, Verification
-from vitlens.errors import FeatureError
+from vitlens.circuits.circuit import ERROR, TARGET, Circuit, Edge, node_name
+from vitlens.circuits.curves import N_RESAMPLES, Array, Estimate, interval
+from vitlens.errors import FeatureError, check_choice
 from vitlens.method.derivatives import pushforward
 from vitlens.models.vision import Block, VisionModel
 from vitlens.progress import Progress, steps
 from vitlens.replacement import Baselines, ErrorNodes, Trace
-from vitlens.saes.base import Encoded
+from vitlens.repr import ShapeRepr
+from vitlens.saes.base import Encoded, FeatureId
 from vitlens.saes.topk import TopKSAE
+from vitlens.tables import text_table
+
+#: The nodes of an edge, or of a path: (layer, feature); feature -1 is an error node, -2 the target.
+Link: TypeAlias = tuple[FeatureId, ...]
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Verification(ShapeRepr):
+    """Predicted and measured changes of the target, edge by edge.
+
+    Attributes
+    ----------
+    edges
+        Both ends of each, (layer, feature); or the nodes of paths.
+    predicted
+        The edges' importances, [n], in units of the target.
+    measured
+        How much lower the target is when the edge alone is cut, [n], in the same units (see
+        `vitlens.circuits.verify.measure_edges`).
+    n_given
+        How many edges there were to draw these from.
+    target
+        What was explained.
+    settings
+        How both were made; anything that JSON can hold.
+    control
+        The same for random edges in the same layers, or None.
+    """
+
+    edges: tuple[Link, ...]
+    predicted: Float[Tensor, " n"]
+    measured: Float[Tensor, " n"]
+    n_given: int
+    target: str
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    control: Verification | None = None
+
+    @cached_property
+    def rank_correlation(self) -> Estimate:
+        """Spearman's, with its 95 % bootstrap interval over edges; NaN where a side is constant."""
+        predicted, measured = self.predicted.numpy(), self.measured.numpy()
+        value = float(rank_correlation(predicted, measured))
+        return interval(
+            value, rank_correlation(predicted[self._draws], measured[self._draws]), len(self)
+        )
+
+    @cached_property
+    def sign_agreement(self) -> Estimate:
+        """Share of edges whose two changes have the same sign, with its bootstrap interval."""
+        same = (self.predicted.sign() == self.measured.sign()).double().numpy()
+        return interval(float(same.mean()), same[self._draws].mean(axis=1), len(self))
+
+    def by_edge(self) -> dict[Link, tuple[float, float]]:
+        """Predicted and measured change of each edge."""
+        values = zip(self.predicted.tolist(), self.measured.tolist(), strict=True)
+        return dict(zip(self.edges, values, strict=True))
+
+    def by_layer(self) -> dict[int, tuple[int, float, float]]:
+        """By the edges' first layer: how many, rank correlation, and sign agreement."""
+        layers = np.array([edge[0][0] for edge in self.edges])
+        found = {}
+        for layer in sorted(set(layers.tolist())):
+            mine = torch.from_numpy(layers == layer)
+            p, m = self.predicted[mine], self.measured[mine]
+            same = float((p.sign() == m.sign()).double().mean())
+            found[layer] = (len(p), float(rank_correlation(p.numpy(), m.numpy())), same)
+        return found
+
+    @cached_property
+    def _draws(self) -> NDArray[np.int64]:
+        generator = np.random.default_rng(0)
+        return generator.integers(len(self), size=(N_RESAMPLES, len(self)))
+
+    def __len__(self) -> int:
+        return len(self.edges)
+
+    def __str__(self) -> str:
+        lines = [
+            f"{len(self)} of {self.n_given} edges, target: {self.target}, "
+            f"error nodes: {self.settings.get('error_nodes', '?')}, 95 % intervals over edges",
+            f"rank correlation of predicted and measured change: {self.rank_correlation}",
+            f"same sign: {self.sign_agreement}",
+        ]
+        if self.control is not None:
+            lines.append(
+                f"random edges: {self.control.rank_correlation}, same sign: "
+                f"{self.control.sign_agreement}; mean size {self.control._mean_size:.2g} against "
+                f"{self._mean_size:.2g}"
+            )
+        order = self.predicted.abs().argsort(descending=True)[:10].tolist()
+        rows = [
+            (
+                " → ".join(node_name(key) for key in self.edges[i]),
+                f"{self.predicted[i]:+.3f}",
+                f"{self.measured[i]:+.3f}",
+            )
+            for i in order
+        ]
+        return "\n".join([*lines, "", text_table(("edge", "predicted", "measured"), rows)])
+
+    @property
+    def _mean_size(self) -> float:
+        return float(self.measured.abs().mean())
+
+
+def rank_correlation(a: Float[Array, "*rows n"], b: Float[Array, "*rows n"]) -> Any:
+    """Spearman's rank correlation over the last axis, [*rows]; NaN where a side is constant."""
+    from scipy.stats import rankdata
+
+    x, y = (rankdata(side, axis=-1) - (side.shape[-1] + 1) / 2 for side in (a, b))
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return (x * y).sum(-1) / np.sqrt((x * x).sum(-1) * (y * y).sum(-1))
+
 
 # Error nodes that are leaves of the gradient are held in the run, and the other way round.
-_ERRORS: dict[str, ErrorNodes] = {"leaf": "clean", "through": "free"}
+_ERROR_NODES: dict[str, ErrorNodes] = {"leaf": "clean", "through": "free"}
 _HOW = ("gradient", "errors", "engine")
 
 #: Which features may be active once an edge is cut.
@@ -55,7 +172,7 @@ def verify_circuit(
     *,
     n: int | None = None,
     paths: Sequence[Link] | None = None,
-    errors: ErrorNodes | None = None,
+    error_nodes: ErrorNodes | None = None,
     active: Active = "clean",
     control: bool = True,
     seed: int = 0,
@@ -68,13 +185,13 @@ def verify_circuit(
     ------
     FeatureError
         If the circuit has no edges or is of another image, a path is not of the circuit's nodes, or
-        `n`, `errors` or `active` is out of range.
+        `n` is out of range.
+    OptionError
+        If `error_nodes` or `active` is unknown.
     """
-    held: ErrorNodes = errors or _ERRORS[circuit.settings.get("errors", "leaf")]
-    if held not in get_args(ErrorNodes):
-        raise FeatureError(f"errors must be one of {get_args(ErrorNodes)}, not {errors!r}.")
-    if active not in get_args(Active):
-        raise FeatureError(f"active must be one of {get_args(Active)}, not {active!r}.")
+    held: ErrorNodes = error_nodes or _ERROR_NODES[circuit.settings.get("errors", "leaf")]
+    check_choice("error_nodes", held, get_args(ErrorNodes))
+    check_choice("active", active, get_args(Active))
     value = float(target.function(trace.logits))
     if abs(value - circuit.target_value) > 1e-3 * max(1.0, abs(value)):
         raise FeatureError(
@@ -87,7 +204,7 @@ def verify_circuit(
         measure_edges,
         *known,
         target,
-        errors=held,
+        error_nodes=held,
         active=active,
         batch_size=batch_size,
         progress=progress,
@@ -107,15 +224,17 @@ def verify_circuit(
         return Verification(links, predicted, measured, len(links), circuit.target, settings)
     chosen = _draw(circuit, n, seed)
     links = tuple((edge.source, edge.target) for edge in chosen)
-    beside = None
+    comparison = None
     if nodes is not None:
         others = random_edges(trace, links, known=every, seed=seed)
         predicted = predict_edges(*known, nodes, others)
         measured = measure(others)
-        beside = Verification(others, predicted, measured, len(others), circuit.target, settings)
+        comparison = Verification(
+            others, predicted, measured, len(others), circuit.target, settings
+        )
     weights = torch.tensor([edge.weight for edge in chosen], dtype=torch.float64)
     measured = measure(links)
-    return Verification(links, weights, measured, len(every), circuit.target, settings, beside)
+    return Verification(links, weights, measured, len(every), circuit.target, settings, comparison)
 
 
 def _of_circuit(circuit: Circuit, path: Link) -> Link:
@@ -146,7 +265,7 @@ def measure_edges(
     target: Target,
     edges: Sequence[Link],
     *,
-    errors: ErrorNodes = "clean",
+    error_nodes: ErrorNodes = "clean",
     active: Active = "clean",
     batch_size: int = 16,
     progress: Progress = False,
@@ -163,7 +282,7 @@ def measure_edges(
         From features or error nodes of a layer to features of the next, or from the last layer to
         the target; the source of an edge to the target goes to its baseline itself. Or paths of
         several edges: then at every layer on the way only the path's feature changes.
-    errors
+    error_nodes
         What error nodes hold after the edge: "clean" (the untouched model's), "free", "baseline".
     active
         Which features may be active: "clean", those that are on the untouched model; "running", the
@@ -205,7 +324,7 @@ def measure_edges(
         blocks = vision.embed(trace.image[None]).blocks
         for batch in steps(batches, "edges", progress):
             layer, streams = _cut(saes, trace, baselines, blocks, [edges[i] for i in batch], active)
-            streams = _run_on(saes, trace, baselines, blocks, streams, layer, errors, active)
+            streams = _run_on(saes, trace, baselines, blocks, streams, layer, error_nodes, active)
             for i, logits in zip(batch, vision.readout(streams), strict=True):
                 measured[i] = value - float(target.function(logits))
     return measured
@@ -283,8 +402,8 @@ def random_edges(
     Parameters
     ----------
     edges
-        The edges to go beside; none of them is drawn, nor any edge twice, nor an error node. Fewer
-        come back where a layer has no more.
+        The edges that set how many are drawn per layer; none of them is drawn, nor any edge twice,
+        nor an error node. Fewer come back where a layer has no more.
     known
         More edges that are not drawn.
     """
@@ -312,9 +431,9 @@ def _check_path(saes: Sequence[TopKSAE], path: Link) -> None:
     top = len(saes) - 1
     layers = [layer for layer, _ in path]
     exists = len(path) > 1 and layers == list(range(layers[0], layers[0] + len(path)))
-    for place, (layer, feature) in enumerate(path):
-        least = ERROR if place == 0 else 0
-        is_target = place == len(path) - 1 and (layer, feature) == (top + 1, TARGET)
+    for number, (layer, feature) in enumerate(path):
+        least = ERROR if number == 0 else 0
+        is_target = number == len(path) - 1 and (layer, feature) == (top + 1, TARGET)
         is_feature = 0 <= layer <= top and least <= feature < saes[layer].n_features
         exists = exists and (is_target or is_feature)
     if not exists:
@@ -350,9 +469,9 @@ def _cut(
     sources = sorted({way[0] for way in ways})
     streams = torch.stack([_without(saes, trace, baselines, layer, s) for s in sources])
     rows = torch.tensor([sources.index(way[0]) for way in ways], device=streams.device)
-    for place in range(1, len(ways[0])):
+    for number in range(1, len(ways[0])):
         layer += 1
-        sae, ends = saes[layer], torch.tensor([way[place] for way in ways], device=streams.device)
+        sae, ends = saes[layer], torch.tensor([way[number] for way in ways], device=streams.device)
         patched = _encode(sae, trace, layer, blocks[layer](streams), active).features
         moved = patched[rows, :, ends] - trace.features[layer][:, ends].T
         step = moved[:, :, None] * trace.stds[layer] * sae.W_dec[ends][:, None]
@@ -368,16 +487,16 @@ def _run_on(
     blocks: Sequence[Block],
     streams: Float[Tensor, "n T D"],
     layer: int,
-    errors: ErrorNodes,
+    error_nodes: ErrorNodes,
     active: Active,
 ) -> Float[Tensor, "n T D"]:
     """Streams after the last block, from streams after a layer."""
     for following in range(layer + 1, len(saes)):
         streams = blocks[following](streams)
-        if errors == "free":
+        if error_nodes == "free":
             continue
         sae = saes[following]
-        held = trace.errors if errors == "clean" else baselines.errors
+        held = trace.errors if error_nodes == "clean" else baselines.errors
         streams = sae.decode(*_encode(sae, trace, following, streams, active)) + held[following]
     return blocks[-1](streams)
 

@@ -12,7 +12,7 @@ from vitlens.errors import VitlensError, near_matches
 
 if TYPE_CHECKING:
     from vitlens.about import Sample
-    from vitlens.circuits.results import Curves, Direction
+    from vitlens.circuits.curves import Curves, Direction
     from vitlens.lens import Lens
 
 _SHARES = (0.02, 0.2)

@@ -102,8 +102,7 @@ def add_to(commands: Commands) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Run the command."""
-    from vitlens.circuits.curves import estimate
-    from vitlens.circuits.methods import resolve_methods
+    from vitlens.circuits.faithfulness import estimate, resolve_methods
 
     methods = [name.strip() for name in arguments.methods.split(",") if name.strip()]
     resolve_methods(methods)  # an unknown name fails before anything is loaded

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from vitlens.circuits.circuit import Circuit
-    from vitlens.circuits.results import Curves
+    from vitlens.circuits.curves import Curves
 
 _LISTED = 5  # unreadable images
 

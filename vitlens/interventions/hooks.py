@@ -1,20 +1,24 @@
-"""The user's own model with interventions, inside a `with` block."""
+"""The user's own model with interventions, inside a `with` block; and kept apart from them."""
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import partial
-from typing import Any
+from functools import partial, wraps
+from typing import Any, TypeVar, cast
 from weakref import WeakKeyDictionary
 
+import torch
 from torch import Tensor, nn
 
 from vitlens.errors import FeatureError
 from vitlens.interventions.run import Pass, Plan
+from vitlens.models.vision import VisionModel
 from vitlens.saes.topk import TopKSAE
+
+_Verb = TypeVar("_Verb", bound=Callable[..., Any])
 
 
 @dataclass(eq=False)
@@ -42,7 +46,7 @@ class _Active:
     ) -> Tensor:
         if self.paused or threading.get_ident() != thread:
             return stream
-        # A pass that starts anew or was cut off: nothing of the one before may be used.
+        # A pass that starts again or was cut off: nothing of the one before may be used.
         if self.passing is None or layer != self.due or layer == 0:
             self.passing = Pass(self.plans[-1], self.plans[-1].last_clean)
         self.due = layer + 1
@@ -115,6 +119,32 @@ def intervening(plan: Plan) -> Iterator[None]:
             for handle in active.handles:
                 handle.remove()
             del by_thread[thread]
+
+
+@contextmanager
+def isolated_model(vision: VisionModel) -> Iterator[None]:
+    """Context in which results are the same whatever is open around it.
+
+    Inside, interventions of `Lens.intervene` rest, and neither `torch.inference_mode` nor
+    `torch.autocast` has an effect. (Nor has `torch.no_grad`: attribution asks for gradients.)
+    """
+    with (
+        untouched(vision.module),
+        torch.inference_mode(False),
+        torch.autocast(vision.device.type, enabled=False),
+    ):
+        yield
+
+
+def isolated(verb: _Verb) -> _Verb:
+    """Make a method of a lens run in `isolated_model`."""
+
+    @wraps(verb)
+    def wrapped(self: Any, *args: Any, **kwargs: Any) -> Any:
+        with isolated_model(self.vision):
+            return verb(self, *args, **kwargs)
+
+    return cast(_Verb, wrapped)
 
 
 def _in_this_thread(model: nn.Module) -> _Active | None:

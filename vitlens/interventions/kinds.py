@@ -2,31 +2,30 @@
 
 A feature is (layer, feature), a token (row, column) from 0, or (-1, i) for prefix token i (CLS and
 registers). Let z be a feature's activation on a token of the *running* stream, which interventions
-on earlier layers have changed already and which is encoded anew at every layer. Interventions on
+on earlier layers have changed already and which is encoded again at every layer. Interventions on
 one layer are done one after the other, in the order given; each sees the z that those before it
 left. Whatever z becomes, it is decoded as it is: top-k is not applied again.
 """
 
 from __future__ import annotations
 
+import math
+import operator
 from collections.abc import Iterable, Iterator
 from dataclasses import KW_ONLY, dataclass, fields
+from numbers import Real
 from typing import Any, ClassVar, Literal, TypeAlias, get_args
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from vitlens.errors import FeatureError, near_matches
+from vitlens.errors import FeatureError, check_choice
 from vitlens.images import ImageLike, as_images
-from vitlens.interventions.names import (
-    FeatureId,
-    Position,
-    feature_ids,
-    finite_number,
-    listed,
-    patch_keys,
-)
+from vitlens.saes.base import FeatureId
+
+#: (row, column), or (-1, i) for prefix token i.
+Position: TypeAlias = tuple[int, int]
 
 ProjectTo: TypeAlias = Literal["baseline", "zero"]
 To: TypeAlias = Literal["baseline", "zero", "mean"]
@@ -48,7 +47,7 @@ class Intervention:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "features", feature_ids(self.features))
-        object.__setattr__(self, "patches", patch_keys(self.patches))
+        object.__setattr__(self, "patches", positions(self.patches))
 
     @property
     def only_active(self) -> bool:
@@ -137,7 +136,7 @@ class Ablate(Intervention):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _check_to(self, self.to, get_args(To))
+        check_choice(f"{type(self).__name__}: `to`", self.to, get_args(To))
         object.__setattr__(self, "over", tuple(as_images(self.over)))
         if (self.to == "mean") != bool(self.over):
             raise FeatureError(f'{self!r}: to="mean" and the images `over` belong together.')
@@ -188,7 +187,7 @@ class Project(Intervention):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _check_to(self, self.to, get_args(ProjectTo))
+        check_choice(f"{type(self).__name__}: `to`", self.to, get_args(ProjectTo))
 
     def changed(self, now: Tensor, reference: Tensor | None) -> Tensor:
         """The reference; without one, zero."""
@@ -350,7 +349,7 @@ def interventions(*parts: InterventionsLike) -> Interventions:
     """
     items: list[Any] = []
     for part in parts:
-        items.extend([part] if isinstance(part, Intervention) else listed(part))
+        items.extend([part] if isinstance(part, Intervention) else _listed(part))
     for item in items:
         if not isinstance(item, Intervention):
             raise FeatureError(
@@ -382,14 +381,6 @@ def _overlap(a: tuple[Position, ...] | None, b: tuple[Position, ...] | None) -> 
     return a is None or b is None or not set(a).isdisjoint(b)
 
 
-def _check_to(item: Intervention, to: str, known: tuple[str, ...]) -> None:
-    if to not in known:
-        raise FeatureError(
-            f"{type(item).__name__} takes features to one of {', '.join(known)}, not {to!r}."
-            f"{near_matches(str(to), known)}"
-        )
-
-
 def _replaced(now: Tensor, reference: Tensor | None) -> Tensor:
     return torch.zeros_like(now) if reference is None else reference.expand_as(now)
 
@@ -404,3 +395,87 @@ def _same(a: Any, b: Any) -> bool:
     if isinstance(a, tuple) and isinstance(b, tuple):
         return len(a) == len(b) and all(map(_same, a, b))
     return a is b or (type(a) is type(b) and not hasattr(a, "shape") and bool(a == b))
+
+
+def feature_ids(features: Any) -> tuple[FeatureId, ...]:
+    """Features named in any of the ways that interventions take, each once.
+
+    Parameters
+    ----------
+    features
+        (layer, feature), a node with a `key`, or several of them.
+
+    Raises
+    ------
+    FeatureError
+        If there are none, one is an error node, or something else is given.
+    """
+    one = _pair(getattr(features, "key", features))
+    named = [features] if one else _listed(features)
+    keys = []
+    for item in named:
+        key = _pair(getattr(item, "key", item))
+        if key is None or key[0] < 0 or key[1] < -1:
+            raise FeatureError(f"A feature is named (layer, feature), not {item!r}.")
+        if key[1] == -1:
+            raise FeatureError(
+                f"({key[0]}, -1) is an error node. What error nodes hold is set by `error_nodes`."
+            )
+        keys.append(key)
+    if not keys:
+        raise FeatureError("An intervention needs at least one feature.")
+    return tuple(dict.fromkeys(keys))
+
+
+def positions(patches: Any) -> tuple[Position, ...] | None:
+    """Tokens, each once: (row, column), (-1, i), or several of them; None for all.
+
+    Raises
+    ------
+    FeatureError
+        If there are none, or something else is given.
+    """
+    if patches is None:
+        return None
+    named = [patches] if _pair(patches) else _listed(patches)
+    pairs = []
+    for item in named:
+        pair = _pair(item)
+        if pair is None or pair[0] < -1 or pair[1] < 0:
+            raise FeatureError(
+                f"A patch is (row, column), a prefix token (-1, number), not {item!r}."
+            )
+        pairs.append(pair)
+    if not pairs:
+        raise FeatureError("An intervention on no patch does nothing; None means every token.")
+    return tuple(dict.fromkeys(pairs))
+
+
+def finite_number(value: Any) -> float | None:
+    """Return a number of Python's, NumPy's or PyTorch's; None for anything else that is given."""
+    if getattr(value, "requires_grad", False):  # which would be lost
+        return None
+    if getattr(value, "ndim", None) == 0:
+        value = value.item()
+    if isinstance(value, bool) or not isinstance(value, Real) or not math.isfinite(value):
+        return None
+    return float(value)
+
+
+def _listed(value: Any) -> list[Any]:
+    """What is in a collection; something that is none, alone."""
+    try:
+        return list(value)
+    except TypeError:
+        return [value]
+
+
+def _pair(item: Any) -> tuple[int, int] | None:
+    """Return two whole numbers as such, anything else as None."""
+    try:
+        first, second = item
+        if isinstance(first, bool) or isinstance(second, bool):
+            return None
+        return operator.index(first), operator.index(second)
+    except (TypeError, ValueError):
+        return None

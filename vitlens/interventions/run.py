@@ -1,6 +1,6 @@
 """Running the model with interventions: checked once, then quick on any batch.
 
-At every layer the running stream x is encoded anew: x = x_hat(z) + e. Interventions change z, and
+At every layer the running stream x is encoded again: x = x_hat(z) + e. Interventions change z, and
 the stream goes on as x_hat(z') plus what the layer's error node holds, plus what projections take
 out of this sum. Source: Kim et al., NeurIPS 2025, arXiv 2509.17401, section 3.
 """
@@ -12,27 +12,147 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from vitlens.errors import FeatureError
 from vitlens.images import ImageLike
-from vitlens.interventions.edits import Edit, LayerEdits, projection
 from vitlens.interventions.kinds import (
     Ablate,
     Intervention,
     Interventions,
     InterventionsLike,
+    Position,
     Project,
     interventions,
 )
-from vitlens.interventions.names import Position
 from vitlens.models.vision import VisionModel
-from vitlens.replacement import Baselines, ErrorNodes, Trace, error_nodes
+from vitlens.replacement import Baselines, ErrorNodes, Trace
+from vitlens.replacement import error_nodes as check_error_nodes
 from vitlens.saes.data import batched
 from vitlens.saes.topk import TopKSAE
 
 _BATCH = 16
+
+
+@dataclass(frozen=True, eq=False)
+class Projection:
+    """The subspace that a `Project` takes out at one layer.
+
+    Attributes
+    ----------
+    basis
+        Orthonormal columns U that span the features' decoder rows.
+    features, error
+        What stays along U: the baseline's features, in units of sd, and its error node; zero for a
+        projection to zero.
+    """
+
+    basis: Float[Tensor, "D r"]
+    features: Float[Tensor, "T r"]
+    error: Float[Tensor, "T r"]
+
+    def __call__(
+        self, v: Float[Tensor, "n T D"], std: Float[Tensor, "n T 1"]
+    ) -> Float[Tensor, "n T D"]:
+        """What has to be added to v, the stream without the SAE's centre."""
+        return (self.features * std + self.error - v @ self.basis) @ self.basis.T
+
+
+@dataclass(frozen=True, eq=False)
+class Edit:
+    """One intervention at one layer.
+
+    Attributes
+    ----------
+    intervention
+        What is done.
+    columns
+        Which of the layer's touched features it is about.
+    tokens
+        True where it acts, [T, 1].
+    reference
+        What `Intervention.changed` replaces activations with, [T, k], or None.
+    projection
+        What is taken out of the stream besides, or None.
+    """
+
+    intervention: Intervention
+    columns: Int[Tensor, " k"]
+    tokens: Bool[Tensor, "T 1"]
+    reference: Float[Tensor, "T k"] | None
+    projection: Projection | None
+
+    def changed(
+        self, z: Float[Tensor, "n T k"], clean: Float[Tensor, "*n T k"]
+    ) -> Float[Tensor, "n T k"]:
+        """Activations of the layer's touched features after this one."""
+        part = z[..., self.columns]
+        where = self.tokens
+        if self.intervention.only_active:
+            where = where & (clean[..., self.columns] > 0)
+        new = self.intervention.changed(part, self.reference)
+        return z.index_copy(-1, self.columns, torch.where(where, new, part))
+
+
+@dataclass(frozen=True, eq=False)
+class LayerEdits:
+    """All that is done at one layer: `features` are touched, by `edits` in this order."""
+
+    features: Int[Tensor, " k"]
+    edits: tuple[Edit, ...]
+
+    @property
+    def need_clean(self) -> bool:
+        """Whether they depend on where features are active on the untouched model."""
+        return any(edit.intervention.only_active for edit in self.edits)
+
+    def difference(
+        self,
+        now: Float[Tensor, "n T k"],
+        clean: Float[Tensor, "*n T k"],
+        rows: Float[Tensor, "k D"],
+        std: Float[Tensor, "n T 1"],
+        centred: Callable[[], Float[Tensor, "n T D"]],
+    ) -> Float[Tensor, "n T D"]:
+        """What all edits together add to the stream.
+
+        Parameters
+        ----------
+        now, clean
+            Activations of the touched features in the running and in the untouched stream.
+        rows
+            Their decoder rows.
+        std
+            The running stream's sd.
+        centred
+            Gives the stream without the SAE's centre, before the edits; only projections ask.
+        """
+        z, taken = now, torch.zeros((), dtype=now.dtype, device=now.device)
+        for edit in self.edits:
+            z = edit.changed(z, clean)
+            if edit.projection is not None:
+                v = centred() + (z - now) @ rows * std + taken
+                taken = taken + torch.where(edit.tokens, edit.projection(v, std), 0)
+        return (z - now) @ rows * std + taken
+
+
+def projection(
+    item: Project, sae: TopKSAE, baselines: Baselines, layer: int, features: list[int]
+) -> Projection:
+    """The subspace that some features of a layer span, and what a projection leaves in it."""
+    rows = sae.W_dec[features]
+    # There is no SVD in half precision.
+    wide = rows.to(torch.promote_types(rows.dtype, torch.float32))
+    left, sizes, _ = torch.linalg.svd(wide.T, full_matrices=False)
+    # Parallel rows span less than there are of them.
+    limit = float(sizes[0]) * max(rows.shape) * torch.finfo(wide.dtype).eps
+    basis = left[:, sizes > limit].to(rows.dtype)
+    if item.to == "zero":
+        nothing = basis.new_zeros(len(baselines.errors[layer]), basis.shape[1])
+        return Projection(basis, nothing, nothing)
+    features_along = baselines.features[layer] @ (sae.W_dec @ basis)
+    return Projection(basis, features_along, baselines.errors[layer] @ basis)
 
 
 class Clean(NamedTuple):
@@ -52,7 +172,7 @@ class Plan:
         The model.
     interventions
         What is changed.
-    errors
+    error_nodes
         What each layer's error node holds: "clean", what it holds on the untouched model; "free",
         what the running stream gives, so that only the changed features' difference is added to
         it; "baseline".
@@ -64,7 +184,7 @@ class Plan:
     saes: Sequence[TopKSAE]
     baselines: Baselines
     interventions: Interventions
-    errors: tuple[ErrorNodes, ...]
+    error_nodes: tuple[ErrorNodes, ...]
     layers: tuple[LayerEdits | None, ...]
 
     @property
@@ -72,7 +192,7 @@ class Plan:
         """The first layer at which the stream changes; B where none does."""
         changed = (
             layer
-            for layer, (edits, held) in enumerate(zip(self.layers, self.errors, strict=True))
+            for layer, (edits, held) in enumerate(zip(self.layers, self.error_nodes, strict=True))
             if edits is not None or held == "baseline"
         )
         return next(changed, len(self.layers) + 1)
@@ -87,7 +207,7 @@ class Plan:
     def needs(self, layer: int) -> bool:
         """Whether what happens at a layer depends on the untouched model."""
         edits = self.layers[layer]
-        return self.errors[layer] == "clean" or (edits is not None and edits.need_clean)
+        return self.error_nodes[layer] == "clean" or (edits is not None and edits.need_clean)
 
     def change(
         self, layer: int, stream: Float[Tensor, "n T D"], clean: Clean | None
@@ -102,7 +222,7 @@ class Plan:
             The same layer of the untouched model; None where `stream` still is the untouched
             model's, or the layer does not need it.
         """
-        edits, held, sae = self.layers[layer], self.errors[layer], self.saes[layer]
+        edits, held, sae = self.layers[layer], self.error_nodes[layer], self.saes[layer]
         keeps_error = held == "free" or (held == "clean" and clean is None)
         if edits is None and keeps_error:
             return stream
@@ -209,18 +329,18 @@ def make_plan(
     vision: VisionModel,
     saes: Sequence[TopKSAE],
     baselines: Baselines,
-    wanted: InterventionsLike,
+    requested: InterventionsLike,
     *,
-    errors: ErrorNodes | Sequence[ErrorNodes] = "clean",
+    error_nodes: ErrorNodes | Sequence[ErrorNodes] = "clean",
     tensor: Callable[[ImageLike], Float[Tensor, "3 H W"]],
 ) -> Plan:
     """Check interventions against a model, and make them ready to run.
 
     Parameters
     ----------
-    wanted
+    requested
         Interventions; none is allowed, too.
-    errors
+    error_nodes
         For all layers, or for each; see `Plan`.
     tensor
         Makes the model's input of the images in `Patch` and `Ablate`.
@@ -228,10 +348,10 @@ def make_plan(
     Raises
     ------
     FeatureError
-        If a feature or patch does not exist, interventions contradict each other, or `errors` is
-        unknown.
+        If a feature or patch does not exist, interventions contradict each other, or `error_nodes`
+        is unknown.
     """
-    joined = interventions(wanted)
+    joined = interventions(requested)
     for item in joined:
         _check_features(item, saes)
     by_layer: list[list[tuple[Intervention, list[int]]]] = [[] for _ in saes]
@@ -258,7 +378,7 @@ def make_plan(
             edits.append(Edit(item, columns, tokens[id(item)], reference, taken))
         chosen = torch.tensor(touched, device=vision.device)
         layers.append(LayerEdits(chosen, tuple(edits)) if edits else None)
-    held = tuple(error_nodes(errors, len(saes)))
+    held = tuple(check_error_nodes(error_nodes, len(saes)))
     return Plan(vision, saes, baselines, joined, held, tuple(layers))
 
 
@@ -270,8 +390,8 @@ def _check_features(item: Intervention, saes: Sequence[TopKSAE]) -> None:
             )
         if feature >= saes[layer].n_features:
             raise FeatureError(
-                f"{item!r}: layer {layer} has features 0 to {saes[layer].n_features - 1}; there is no "
-                f"{feature}. Is it of another lens?"
+                f"{item!r}: layer {layer} has features 0 to {saes[layer].n_features - 1}; there is "
+                f"no {feature}. Is it of another lens?"
             )
 
 

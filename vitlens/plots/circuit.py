@@ -231,14 +231,14 @@ def _draw_heading(page: Page, circuit: Circuit, plan: _Plan, foot: float) -> Non
 
 
 def _draw_picture(page: Page, circuit: Circuit, middle: float) -> None:
-    rows, columns = circuit.grid if circuit.picture is None else circuit.picture.shape[:2]
+    rows, columns = circuit.grid if circuit.image is None else circuit.image.shape[:2]
     longer = max(rows, columns)
     height, width = _PICTURE * rows / longer, _PICTURE * columns / longer
     x, y = _MARGIN + (_PICTURE - width) / 2, middle - height / 2 + 0.1
-    if circuit.picture is None:
+    if circuit.image is None:
         page.text(x + width / 2, y + height / 2, "not stored", align="center", colour=QUIET)
     else:
-        page.image(circuit.picture.numpy(), x, y, width, height)
+        page.image(circuit.image.numpy(), x, y, width, height)
     page.frame(x, y, width, height, colour=QUIET)
     name, probability = circuit.prediction
     words = f"{_wrapped(f'predicted: {name}', 20)}\n{probability:.1%}"
@@ -277,7 +277,7 @@ def _draw_edge(
 def _draw_node(page: Page, circuit: Circuit, node: Node, corner: tuple[float, float]) -> None:
     x, y = corner
     prefix, patches = _relative_heat(circuit, node)
-    picture = None if circuit.picture is None else circuit.picture.numpy()
+    picture = None if circuit.image is None else circuit.image.numpy()
     rows, columns = circuit.grid
     longer = max(rows, columns)
     height, width = _THUMB * rows / longer, _THUMB * columns / longer

@@ -8,8 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
-from vitlens.circuits.areas import Array, Axis
-from vitlens.circuits.results import Band, Curves, Direction, Metric
+from vitlens.circuits.curves import Array, Axis, Band, Curves, Direction, Metric
 from vitlens.plots.page import QUIET, literal
 
 
@@ -161,6 +160,6 @@ def _styles(methods: Sequence[str]) -> dict[str, _Style]:
 
 def _heading(curves: Curves) -> str:
     n = len(curves.images)
-    return f"{n} image{'s' * (n != 1)}, target: {curves.target}, error nodes: {curves.errors}" + (
+    return f"{n} image{'s' * (n != 1)}, target: {curves.target}, error nodes: {curves.error_nodes}" + (
         ", 95% intervals over images" if n > 1 else ""
     )

@@ -9,8 +9,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
-from vitlens.circuits.areas import Array
-from vitlens.circuits.verification import Verification
+from vitlens.circuits.curves import Array
+from vitlens.circuits.verify import Verification
 from vitlens.plots.page import QUIET, literal
 
 _COLOURS = "viridis"

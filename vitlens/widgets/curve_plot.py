@@ -8,8 +8,7 @@ import numpy as np
 import traitlets
 from jaxtyping import Float
 
-from vitlens.circuits.areas import Array, Axis
-from vitlens.circuits.results import Band, Curves, Direction, Metric
+from vitlens.circuits.curves import Array, Axis, Band, Curves, Direction, Metric
 from vitlens.errors import FeatureError, near_matches
 from vitlens.widgets.base import Widget
 
@@ -142,7 +141,7 @@ def _packed(curves: Curves, metric: Metric) -> tuple[dict[str, Any], bytes]:
         "metric": metric,
         "is_share": is_share,
         "target": curves.target,
-        "errors": curves.errors,
+        "errors": curves.error_nodes,
         "areas": {axis: _areas(curves, metric, axis) for axis in get_args(Axis)},
     }
     return described, bands.tobytes()

@@ -9,8 +9,8 @@ import torch
 import traitlets as t
 
 from vitlens.attribution.targets import TargetLike
-from vitlens.circuits.candidates import Candidates
 from vitlens.circuits.circuit import TARGET, Circuit
+from vitlens.circuits.graph import AttributionGraph
 from vitlens.errors import FeatureError, TargetError
 from vitlens.images import ImageLike
 from vitlens.lens import Lens
@@ -43,10 +43,10 @@ class DiagramPart(ImageTraits, ScenePart):
     groups = Groups()
     measured = MeasuredEdges()
 
-    _candidates: Candidates | None = None
+    _candidates: AttributionGraph | None = None
 
     @property
-    def candidates(self) -> Candidates:
+    def candidates(self) -> AttributionGraph:
         """The nodes that the sliders can reach.
 
         Raises
@@ -69,7 +69,7 @@ class DiagramPart(ImageTraits, ScenePart):
         FeatureError
             When nothing is shown yet, or the circuit is of another image, target or model.
         """
-        return self.candidates.circuit(
+        return self.candidates.prune(
             min(self.nodes_per_layer, self.graph["max_count"]),
             node_share=self.node_share,
             edge_share=self.edge_share,
@@ -98,7 +98,7 @@ class DiagramPart(ImageTraits, ScenePart):
         if scene.candidates is not None:
             self.show_candidates(scene.candidates)
 
-    def show_candidates(self, candidates: Candidates) -> None:
+    def show_candidates(self, candidates: AttributionGraph) -> None:
         """Show the circuits of these candidates; pins that are not among them are let go."""
         keys = set(candidates.keys)
         self._candidates = candidates
@@ -128,7 +128,7 @@ class DiagramPart(ImageTraits, ScenePart):
         layer, feature = node
         if node == (len(candidates.features), TARGET) or node in candidates.keys:
             return
-        size = None if candidates.sizes is None else candidates.sizes[layer : layer + 1]
+        size = None if candidates.n_features is None else candidates.n_features[layer : layer + 1]
         if not size or not -1 <= feature < size[0]:
             raise FeatureError(f"There is no node {node} here.")
 
@@ -159,11 +159,11 @@ class CircuitDiagram(DiagramPart, AblationPart, bundle="diagram"):
     Parameters
     ----------
     source
-        Candidates (`Lens.candidates`), or a circuit, which can then be pruned further.
+        AttributionGraph (`Lens.attribute`), or a circuit, which can then be pruned further.
     lens, image
         What the candidates are of; with both, nodes can be ablated.
     target
-        As for `Lens.candidates`.
+        As for `Lens.attribute`.
     traits
         First values of the traits.
 
@@ -203,15 +203,16 @@ class CircuitDiagram(DiagramPart, AblationPart, bundle="diagram"):
 
     def __init__(
         self,
-        source: Candidates | Circuit,
+        source: AttributionGraph | Circuit,
         *,
         lens: Lens | None = None,
         image: ImageLike | None = None,
         target: TargetLike = None,
         **traits: Any,
     ):
-        candidates = source if isinstance(source, Candidates) else Candidates.of(source)
-        marks = {} if isinstance(source, Candidates) else _marks(source, candidates)
+        is_graph = isinstance(source, AttributionGraph)
+        candidates = source if is_graph else AttributionGraph.from_circuit(source)
+        marks = {} if is_graph else _marks(source, candidates)
         super().__init__()
         if (lens is None) != (image is None):
             raise FeatureError("Nodes can be ablated with a lens and an image; give both.")
@@ -247,16 +248,16 @@ class CircuitDiagram(DiagramPart, AblationPart, bundle="diagram"):
         Parameters
         ----------
         target, at_most, progress
-            As for `Lens.candidates`.
+            As for `Lens.attribute`.
         traits
             First values of the traits.
 
         Raises
         ------
         ImageError, TargetError, ModelError, FeatureError
-            As `Lens.candidates` does.
+            As `Lens.attribute` does.
         """
-        candidates = lens.candidates(image, target=target, at_most=at_most, progress=progress)
+        candidates = lens.attribute(image, target=target, at_most=at_most, progress=progress)
         return cls(candidates, lens=lens, image=image, target=target, **traits)
 
     def figure(self) -> Figure:
@@ -264,7 +265,7 @@ class CircuitDiagram(DiagramPart, AblationPart, bundle="diagram"):
         return self.diagram_figure()
 
 
-def _packed(candidates: Candidates) -> dict[str, Any]:
+def _packed(candidates: AttributionGraph) -> dict[str, Any]:
     """Return what the view is told of candidates, by trait."""
     counts = [len(features) for features in candidates.features]
     activations = candidates.activations
@@ -279,14 +280,14 @@ def _packed(candidates: Candidates) -> dict[str, Any]:
         "node_activations": (
             b"" if activations is None else to_bytes(torch.cat(activations, dim=1).T, "float16")
         ),
-        "picture": encode_strip([candidates.picture]),
+        "picture": encode_strip([candidates.image]),
         "n_images": 1,
         "grid": candidates.grid,
         "prefix_names": candidates.prefix_names,
         "graph": {
             "n_layers": len(counts),
             "counts": counts,
-            "sizes": None if candidates.sizes is None else list(candidates.sizes),
+            "sizes": None if candidates.n_features is None else list(candidates.n_features),
             "positive": list(candidates.positive),
             "target": {
                 "name": candidates.target,
@@ -294,13 +295,13 @@ def _packed(candidates: Candidates) -> dict[str, Any]:
                 "value": candidates.target_value,
             },
             "prediction": [name, probability],
-            "max_count": min(candidates.at_most, max(counts)),
+            "max_count": min(candidates.at_most or max(counts), max(counts)),
             "total": sum(counts),
         },
     }
 
 
-def _marks(circuit: Circuit, candidates: Candidates) -> dict[str, Any]:
+def _marks(circuit: Circuit, candidates: AttributionGraph) -> dict[str, Any]:
     """Return the traits that show a circuit as it is."""
     return {
         "nodes_per_layer": candidates.at_most,
@@ -310,7 +311,7 @@ def _marks(circuit: Circuit, candidates: Candidates) -> dict[str, Any]:
     }
 
 
-def _scene(lens: Lens, image: ImageLike, target: TargetLike, candidates: Candidates) -> Scene:
+def _scene(lens: Lens, image: ImageLike, target: TargetLike, candidates: AttributionGraph) -> Scene:
     settings = {
         name: candidates.settings[name]
         for name in ("gradient", "errors", "engine")
@@ -326,7 +327,7 @@ def _scene(lens: Lens, image: ImageLike, target: TargetLike, candidates: Candida
     return scene
 
 
-def _check_same(candidates: Candidates, circuit: Circuit) -> None:
+def _check_same(candidates: AttributionGraph, circuit: Circuit) -> None:
     """Raise `FeatureError` unless the circuit's nodes are these candidates, on the same image."""
     known = {
         (layer, feature): float(value)

@@ -195,7 +195,7 @@ class Explorer(
                 check()
                 tell(check, lambda: self._show_progress(0.1 + 0.9 * done, f"circuit: {what}"))
 
-            candidates = lens.candidates(
+            candidates = lens.attribute(
                 image, target=target, at_most=at_most, progress=report, **settings
             )
             return replace(scene, candidates=candidates)

@@ -17,12 +17,12 @@ from vitlens.attribution.node_edges import edges_into, edges_out_of
 from vitlens.attribution.targets import TargetLike, resolve_target
 from vitlens.circuits.circuit import ERROR, TARGET
 from vitlens.images import ImageLike
-from vitlens.isolated import alone
+from vitlens.interventions.hooks import isolated_model
 from vitlens.lens import Lens
 from vitlens.replacement import Trace
 
 if TYPE_CHECKING:
-    from vitlens.circuits.candidates import Candidates
+    from vitlens.circuits.graph import AttributionGraph
 
 Node = tuple[int, int]
 
@@ -56,7 +56,7 @@ class Scene:
     lens: Lens
     trace: Trace
     importances: Importances
-    candidates: Candidates | None = None
+    candidates: AttributionGraph | None = None
 
     @classmethod
     def of(
@@ -68,7 +68,7 @@ class Scene:
         gradient: Gradient = "libragrad",
         errors: ErrorPaths = "leaf",
         engine: Engine = "closed_form",
-        candidates: Candidates | None = None,
+        candidates: AttributionGraph | None = None,
     ) -> Scene:
         """Look at an image; the parameters are those of `Lens.importances`.
 
@@ -77,7 +77,7 @@ class Scene:
         ImageError, TargetError, ModelError
             As `Lens.importances` does.
         """
-        with alone(lens.vision):
+        with isolated_model(lens.vision):
             trace = lens.trace(image)
             found = attribution.importances(
                 lens.vision,

@@ -12,7 +12,7 @@ from playwright.sync_api import Locator, Page, expect
 
 from tests.tiny import tiny_image, tiny_lens
 from tests.widgets.browser.hosts import Host
-from vitlens.circuits.candidates import Candidates
+from vitlens.circuits.graph import AttributionGraph
 from vitlens.circuits.circuit import Circuit
 from vitlens.widgets import CircuitDiagram
 
@@ -28,22 +28,22 @@ diagram
 STEPS, MOST = 200, {"node_share": 0.5, "edge_share": 0.25}
 
 
-def candidates() -> Candidates:
-    return tiny_lens(1).candidates(tiny_image(1), at_most=12)
+def candidates() -> AttributionGraph:
+    return tiny_lens(1).attribute(tiny_image(1), at_most=12)
 
 
-def node(page: Page, known: Candidates, key: tuple[int, int]) -> Locator:
+def node(page: Page, known: AttributionGraph, key: tuple[int, int]) -> Locator:
     number = "target" if key[1] == -2 else known.keys.index(key)
     return page.locator(f'.vl-node[data-key="{number}"]')
 
 
-def shown(page: Page, known: Candidates) -> set[tuple[int, int]]:
+def shown(page: Page, known: AttributionGraph) -> set[tuple[int, int]]:
     """The nodes that are visible, the target left out."""
     script = "nodes => nodes.map(n => n.dataset.key).filter(k => k !== 'target').map(Number)"
     return {known.keys[i] for i in page.locator(".vl-node").evaluate_all(script)}
 
 
-def expect_circuit(page: Page, known: Candidates, circuit: Circuit) -> None:
+def expect_circuit(page: Page, known: AttributionGraph, circuit: Circuit) -> None:
     expect(page.locator(".vl-diagram-count")).to_have_text(
         f"{len(circuit.nodes)} nodes, {len(circuit.edges)} edges"
     )
@@ -78,7 +78,7 @@ def test_it_works_in_a_notebook(host: Host) -> None:
     known = candidates()
     page = host.drive(CELLS)
     expect(page.locator(".vl-node")).to_have_count(13)
-    circuit = known.circuit(4)
+    circuit = known.prune(4)
     expect_circuit(page, known, circuit)
     keys = [n.key for n in circuit.nodes if n.feature >= 0]
     first, second, last = keys[0], keys[1], keys[-1]
@@ -96,18 +96,18 @@ def test_it_works_in_a_notebook(host: Host) -> None:
 
     slide(page, "nodes_per_layer", 1)
     host.wait("diagram.nodes_per_layer == 1")
-    expect_circuit(page, known, known.circuit(1, pinned=[last]))
+    expect_circuit(page, known, known.prune(1, pinned=[last]))
     slide(page, "edge_share", 120)
     share = share_at("edge_share", 120)
     host.wait(f"diagram.edge_share == {share}")
-    expect_circuit(page, known, known.circuit(1, edge_share=share, pinned=[last]))
+    expect_circuit(page, known, known.prune(1, edge_share=share, pinned=[last]))
 
     host.run("diagram.nodes_per_layer = 5; diagram.edge_share = 0; diagram.pinned = []")
     host.run(f"diagram.labels = {{{first}: 'left ear'}}; diagram.selected = {second}")
-    expect_circuit(page, known, known.circuit(5))
+    expect_circuit(page, known, known.prune(5))
     expect(node(page, known, first).locator(".vl-node-name")).to_have_text("left ear")
     expect(node(page, known, second)).to_have_attribute("aria-pressed", "true")
-    assert host.ask("diagram.circuit == diagram.candidates.circuit(5, labels=diagram.labels)")
+    assert host.ask("diagram.circuit == diagram.candidates.prune(5, labels=diagram.labels)")
     host.dark()
     expect(page.locator(".vl-root")).to_have_class("vl-root vl-circuit-diagram vl-dark")
 
@@ -115,7 +115,7 @@ def test_it_works_in_a_notebook(host: Host) -> None:
 def test_the_keyboard_walks_and_marks(host: Host) -> None:
     known = candidates()
     page = host.drive(CELLS)
-    circuit = known.circuit(4)
+    circuit = known.prune(4)
     start = next(n.key for n in circuit.nodes if n.feature >= 0)
     node(page, known, start).focus()
     path = [start]
@@ -151,7 +151,7 @@ def test_the_keyboard_walks_and_marks(host: Host) -> None:
 def test_groups(lab: Host) -> None:
     known = candidates()
     page = lab.drive(CELLS)
-    circuit = known.circuit(4)
+    circuit = known.prune(4)
     one, two = [n.key for n in circuit.nodes if n.layer == 1][:2]
     for key in (one, two):
         node(page, known, key).click(modifiers=["Shift"])
@@ -189,7 +189,7 @@ def test_a_live_ablation(host: Host) -> None:
     known = candidates()
     page = host.drive(CELLS)
     panel = page.locator(".vl-ablation")
-    keys = [n.key for n in known.circuit(4).nodes if n.feature >= 0 and n.layer == 2]
+    keys = [n.key for n in known.prune(4).nodes if n.feature >= 0 and n.layer == 2]
     node(page, known, keys[0]).click()
     node(page, known, keys[0]).focus()
     page.keyboard.press("x")
@@ -228,7 +228,7 @@ def test_an_error_in_python_is_told_in_words(lab: Host) -> None:
         "import vitlens.widgets.ablation as a\ndef fail(*_): raise RuntimeError('out of luck')\n"
         "a._outcome = fail"
     )
-    node(page, known, known.circuit(4).nodes[0].key).focus()
+    node(page, known, known.prune(4).nodes[0].key).focus()
     page.keyboard.press("x")
     expect(page.locator(".vl-notice")).to_contain_text("RuntimeError: out of luck")
 
@@ -271,7 +271,7 @@ def test_zoom_and_drag(lab: Host) -> None:
 
 def test_a_page_prunes_as_python_does(static_page: Callable[[Path], Page], tmp_path: Path) -> None:
     lens, image = tiny_lens(2, features=120), tiny_image(2)
-    known = lens.candidates(image, at_most=40)
+    known = lens.attribute(image, at_most=40)
     CircuitDiagram(known).to_html(tmp_path / "page.html")
     page = static_page(tmp_path / "page.html")
     drawn = random.Random(0)
@@ -328,7 +328,7 @@ def test_a_target_of_zero_has_no_shares(
     static_page: Callable[[Path], Page], tmp_path: Path
 ) -> None:
     known = candidates()
-    edge = known.circuit(4).edges[0]
+    edge = known.prune(4).edges[0]
     measured = {(edge.source, edge.target): (0.5, 0.25)}
     diagram = CircuitDiagram(known, nodes_per_layer=4, measured=measured, selected=edge.source)
     diagram.graph = {**diagram.graph, "target": {**diagram.graph["target"], "value": 0.0}}
@@ -339,7 +339,7 @@ def test_a_target_of_zero_has_no_shares(
 
 def test_what_was_measured_is_shown(static_page: Callable[[Path], Page], tmp_path: Path) -> None:
     lens, known = tiny_lens(1), candidates()
-    circuit = known.circuit(4)
+    circuit = known.prune(4)
     checked = lens.verify(circuit, tiny_image(1), control=False).by_edge()
     diagram = CircuitDiagram(known, nodes_per_layer=4, measured=checked)
     diagram.to_html(tmp_path / "circuit.html")

@@ -23,12 +23,12 @@ lens = lens_with_samples(pathlib.Path(tempfile.mkdtemp()))
 CELLS = (START, "explorer = lens.explore(at_most=12, nodes_per_layer=4)\nexplorer")
 SLOW = """
 import time
-quick = lens.candidates
+quick = lens.attribute
 def slow(image, *, progress, **settings):
     for i in range(600):
         progress(i / 600, "edges")
         time.sleep(0.05)
-lens.candidates = slow
+lens.attribute = slow
 """
 SLOW_ABLATION = """
 import threading
@@ -189,7 +189,7 @@ def test_cancel_while_it_computes(lab: Host) -> None:
     expect(page.locator(".vl-progress")).to_be_hidden()
     expect(page.locator(".vl-x-waiting")).to_contain_text("no circuit yet")
     lab.wait("explorer.progress == {} and explorer.graph == {}")
-    lab.run("lens.candidates = quick")
+    lab.run("lens.attribute = quick")
     page.get_by_role("button", name="Compute it").click()
     expect(page.locator(".vl-node").first).to_be_visible()
 

@@ -177,7 +177,7 @@ def test_without_a_kernel_a_card_says_what_the_diagram_knows(
 ) -> None:
     found = scene()
     both = _Both()
-    candidates = found.lens.candidates(tiny_picture(), at_most=64)
+    candidates = found.lens.attribute(tiny_picture(), at_most=64)
     both.look_at(replace(found, candidates=candidates))
     both.selected = found.most_important(2)
     both.update_card()
