@@ -59,7 +59,7 @@ def test_transform_from_timm_takes_the_size_the_model_was_built_for():
 
 def test_picture_undoes_the_normalisation(noise):
     transform = Transform(size=(61, 83), mean=(0.4, 0.5, 0.6), std=(0.2, 0.25, 0.3))
-    assert np.array_equal(np.array(transform.picture(transform(noise))), np.array(noise))
+    assert np.array_equal(np.array(transform.to_pil(transform(noise))), np.array(noise))
 
 
 def test_transform_survives_json():

@@ -1,4 +1,4 @@
-"""What can go wrong, by kind: one exception class each, all of them `VitlensError`."""
+"""Exceptions, one class per kind of error; all of them are a `VitlensError`."""
 
 from collections.abc import Iterable
 from difflib import get_close_matches
@@ -21,7 +21,7 @@ class CheckpointError(VitlensError, ValueError):
 
 
 class TargetError(VitlensError, ValueError):
-    """A target that is no class of the model and no scalar function of its output."""
+    """A target that is neither a class of the model nor a scalar function of its output."""
 
 
 class FeatureError(VitlensError, IndexError):
@@ -29,7 +29,7 @@ class FeatureError(VitlensError, IndexError):
 
 
 class GroupError(VitlensError, ValueError):
-    """Groups of images that are empty, incomplete or cannot be told apart."""
+    """Groups of images that are empty, incomplete, or not distinct."""
 
 
 class NetworkError(VitlensError, OSError):

@@ -1,4 +1,4 @@
-"""Any image in, one tensor out; and back to a picture."""
+"""Any image in, one tensor out, and back again."""
 
 import math
 import os
@@ -23,7 +23,7 @@ _INTERPOLATIONS = tuple(method.name.lower() for method in Image.Resampling)
 
 @dataclass(frozen=True)
 class Transform:
-    """From an RGB picture to a model's input: resize, centre crop, normalise.
+    """From an RGB image to a model's input: resize, centre crop, normalise.
 
     Gives what timm's evaluation transform gives, for the same settings.
 
@@ -34,7 +34,7 @@ class Transform:
     mean, std
         Of the red, green and blue channels, on pixels in [0, 1].
     crop_pct
-        The share of the resized picture's shorter side which the crop keeps.
+        The share of the resized image's shorter side which the crop keeps.
     interpolation
         "bicubic", "bilinear", "lanczos", "box", "hamming" or "nearest".
     crop_mode
@@ -67,35 +67,35 @@ class Transform:
         _require_one_of("interpolation", self.interpolation, _INTERPOLATIONS)
         _require_one_of("crop_mode", self.crop_mode, _CROP_MODES)
 
-    def __call__(self, picture: Image.Image) -> Float[Tensor, "3 H W"]:
-        """Return the model's input for an RGB picture, in float32.
+    def __call__(self, image: Image.Image) -> Float[Tensor, "3 H W"]:
+        """Return the model's input for an RGB image, in float32.
 
         Raises
         ------
         ImageError
-            When the picture is so long and narrow that resizing it would fill the memory.
+            When the image is so long and narrow that resizing it would fill the memory.
         """
-        pixels = np.array(self.crop(picture), dtype=np.float32) / 255
+        pixels = np.array(self.crop(image), dtype=np.float32) / 255
         tensor = torch.from_numpy(pixels).permute(2, 0, 1)
         mean, std = self._statistics(tensor)
         return ((tensor - mean) / std).contiguous()
 
-    def crop(self, picture: Image.Image) -> Image.Image:
-        """Return the resized and cropped picture: what the model is shown."""
-        height, width = self._resized(picture.height, picture.width)
+    def crop(self, image: Image.Image) -> Image.Image:
+        """Return the resized and cropped image: what the model is shown."""
+        height, width = self._resized(image.height, image.width)
         if height * width > (Image.MAX_IMAGE_PIXELS or math.inf):
             raise ImageError(
-                f"A picture of {picture.width} × {picture.height} pixels is too narrow for a "
+                f"An image of {image.width} × {image.height} pixels is too narrow for a "
                 f"crop of {self.size[1]} × {self.size[0]}. Cut it to its part of interest first."
             )
         resample = Image.Resampling[self.interpolation.upper()]
-        resized = picture.resize((width, height), resample)
+        resized = image.resize((width, height), resample)
         top = round((height - self.size[0]) / 2)
         left = round((width - self.size[1]) / 2)
         return resized.crop((left, top, left + self.size[1], top + self.size[0]))
 
-    def picture(self, tensor: Float[Tensor, "3 H W"]) -> Image.Image:
-        """Return the picture of a model input: the normalisation undone, in 8 bits."""
+    def to_pil(self, tensor: Float[Tensor, "3 H W"]) -> Image.Image:
+        """Return the image of a model input: the normalisation undone, in 8 bits."""
         tensor = tensor.detach().to("cpu", torch.float64)
         mean, std = self._statistics(tensor)
         pixels = ((tensor * std + mean).clamp(0, 1) * 255).round().to(torch.uint8)
@@ -164,7 +164,7 @@ class Transform:
 
 
 def open_image(image: ImageLike) -> Image.Image:
-    """Return any picture as RGB.
+    """Return any image as RGB.
 
     Parameters
     ----------
@@ -183,7 +183,7 @@ def open_image(image: ImageLike) -> Image.Image:
     Raises
     ------
     ImageError
-        When the file is missing, damaged or no image, or the values are not those of a picture.
+        When the file is missing, damaged or no image, or the values are not those of an image.
     """
     if isinstance(image, (str, os.PathLike)):
         return _from_path(image)
@@ -237,7 +237,7 @@ def to_tensor(
     Parameters
     ----------
     image
-        A picture, as for `open_image`, which goes through `transform`; or a *float* tensor
+        An image, as for `open_image`, which goes through `transform`; or a *float* tensor
         [3, H, W] or [1, 3, H, W], which is taken as a model input, normalised already.
     transform
         A `Transform`, or any callable that makes a tensor [3, H, W] of an RGB PIL image.
@@ -260,7 +260,7 @@ def to_tensor(
         if isinstance(size, tuple) and tuple(tensor.shape[1:]) != size:
             raise ImageError(
                 f"The model's input is {_shape((3, *size))}, and this float tensor is "
-                f"{_shape(tensor.shape)}. Give a picture (a path, a PIL image, an array or a "
+                f"{_shape(tensor.shape)}. Give an image (a path, a PIL image, an array or a "
                 "uint8 tensor) to have it resized."
             )
     else:
@@ -361,7 +361,7 @@ def _from_array(array: np.ndarray) -> Image.Image:
 def _from_tensor(tensor: Tensor) -> Image.Image:
     if tensor.dtype != torch.uint8:
         raise ImageError(
-            f"A tensor that is a picture must be of uint8, not {tensor.dtype}; "
+            f"A tensor that holds an image must be of uint8, not {tensor.dtype}; "
             "one of floats is a model input, normalised already."
         )
     if tensor.ndim == 4 and tensor.shape[0] == 1:

@@ -126,7 +126,7 @@ def test_images_of_every_kind(lens, tmp_path):
     assert (by_key["3"].width, by_key["3"].height) == (300, 20)
     for key, kind in enumerate(kinds[:-1]):
         stored = np.asarray(decode(by_key[str(key)].thumbnail), dtype=float)
-        seen = lens.picture(kind).numpy().astype(float)
+        seen = lens.pixels(kind).numpy().astype(float)
         assert stored.shape == seen.shape
         assert abs(stored - seen).mean() < 12
 

@@ -19,7 +19,7 @@ import vitlens.bundle
 import vitlens.models.families
 from tests.builders import reference
 from vitlens import Circuit, Curves
-from vitlens.about import About, Sample
+from vitlens.lens import About, Sample
 from vitlens.attribution.edges import Engine
 from vitlens.attribution.gradients import ErrorPaths, Gradient
 from vitlens.cli import main, options, parser

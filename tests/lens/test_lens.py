@@ -13,7 +13,7 @@ from PIL import Image
 from timm.models import VisionTransformer
 
 import vitlens
-from vitlens import lens_base
+from vitlens import lens as lens_module
 from vitlens.attribution import vjp
 from vitlens.attribution.edges import ENGINES
 from vitlens.attribution.pair import LayerPair
@@ -294,8 +294,8 @@ def test_the_fingerprint_follows_the_weights(
     lens: vitlens.Lens, picture: Image.Image, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model, hashed = lens.vision.module, []
-    real = lens_base.fingerprint
-    monkeypatch.setattr(lens_base, "fingerprint", lambda w: hashed.append(real(w)) or hashed[-1])
+    real = lens_module.fingerprint
+    monkeypatch.setattr(lens_module, "fingerprint", lambda w: hashed.append(real(w)) or hashed[-1])
     circuit = lens.circuit(picture)
     assert circuit.model == lens.fingerprint
     assert len(hashed) == 1
@@ -359,7 +359,7 @@ def test_saes_from_a_generator(lens: vitlens.Lens) -> None:
 
 
 def test_a_lens_is_no_model(lens: vitlens.Lens) -> None:
-    with pytest.raises(ModelError, match=r"A Lens is no model.*give its `vision`"):
+    with pytest.raises(ModelError, match=r"A Lens is not a model; pass its `vision`"):
         vitlens.Lens(lens, lens.saes)
     with pytest.raises(ModelError, match="head goes with the bare model"):
         vitlens.Lens(lens.vision, lens.saes, head=lambda y: y)

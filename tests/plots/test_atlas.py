@@ -25,7 +25,7 @@ from vitlens.plots.tuning import tuning_figure
 @pytest.fixture(scope="module")
 def atlas() -> Atlas:
     lens = tiny_lens()
-    images = [lens.transform.picture(tiny_image(seed)) for seed in range(10)]
+    images = [lens.transform.to_pil(tiny_image(seed)) for seed in range(10)]
     labels = [CLASSES[seed % 5] for seed in range(10)]
     return Atlas.build(
         lens, images, labels=labels, n_top=3, n_sampled=3, thumbnails=24, layout=False, progress=False
@@ -83,7 +83,7 @@ def test_a_line_says_what_it_is_and_only_the_blank_is_dotted() -> None:
 
 def test_a_sheet_without_stimuli_heads_no_tuning() -> None:
     lens = tiny_lens()
-    images = [lens.transform.picture(tiny_image(seed)) for seed in range(6)]
+    images = [lens.transform.to_pil(tiny_image(seed)) for seed in range(6)]
     few = Atlas.build(lens, images, n_top=2, stimuli=False, layout=False, progress=False)
     figure = feature_sheet(few, [(2, 5)], n_pictures=2)
     assert "by place" in words(figure)

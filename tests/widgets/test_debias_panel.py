@@ -253,7 +253,7 @@ def test_cards_say_where_a_feature_is_active(
     count = 1 + max(i for c in panel.debias_cards for row in c["images"] for i in row)
     strip = decode_strip(panel.debias_pictures, count)
     image = card["images"][0][0]
-    original = lens.picture(groups.images[_index(panel, place, 0, 0)])
+    original = lens.pixels(groups.images[_index(panel, place, 0, 0)])
     assert strip[image] is not None
     assert original is not None
     gap = (strip[image].float() - original.float()).abs().mean()  # type: ignore[union-attr]

@@ -18,7 +18,7 @@ from PIL import Image
 
 import vitlens
 from tests.tiny import CLASSES, tiny_lens
-from vitlens.about import About, Sample
+from vitlens.lens import About, Sample
 from vitlens.attribution import cla
 from vitlens.circuits import methods
 from vitlens.errors import ImageError, TargetError, VitlensError

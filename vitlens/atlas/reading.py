@@ -117,7 +117,7 @@ class Reader:
         if size == ready.size == self.image_size[::-1] and path.suffix.lower() == ".webp":
             return path.read_bytes()
         if isinstance(self.transform, Transform):
-            seen = self.transform.picture(ready.tensor)
+            seen = self.transform.to_pil(ready.tensor)
             small = seen if seen.size == size else seen.resize(size, Image.Resampling.LANCZOS)
         elif ready.thumbnail is not None:
             small = ready.thumbnail

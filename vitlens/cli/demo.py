@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING
 from vitlens.cli.options import Commands, add_command
 from vitlens.cli.report import Stopwatch, indented, prediction, write_circuit, write_curves, written
 from vitlens.errors import VitlensError, near_matches
+from vitlens.tables import text_table
 
 if TYPE_CHECKING:
-    from vitlens.about import Sample
+    from vitlens.lens import Sample
     from vitlens.circuits.curves import Curves, Direction
     from vitlens.lens import Lens
 
@@ -74,7 +75,7 @@ def run(arguments: argparse.Namespace) -> None:
     with watch.part("figures and files"):
         paths = write_circuit(circuit, arguments.out)
         paths.append(write_curves(curves, arguments.out / "curves.png"))
-    print(f"\nTime:\n{watch}\n\n{written(paths)}")
+    print(f"\n{watch}\n\n{written(paths)}")
 
 
 def _sample(lens: Lens, name: str | None) -> Sample:
@@ -94,16 +95,17 @@ def _sample(lens: Lens, name: str | None) -> Sample:
 
 def _scores(curves: Curves) -> str:
     """Areas under the curves of one image, and the output left at some shares of features."""
-    head = "".join(f"{f'{share:.0%} kept':>12}" for share in _SHARES)
-    lines = [f"  {'':<8}{'insertion ↑':>12}{'deletion ↓':>12}{head}"]
+    rows = []
     for method in curves.methods:
         kept = curves.band("insertion", method).mean
         numbers = [curves.area(way, method).value for way in _WAYS]
         numbers += [float(kept[curves.q.index(share)]) for share in _SHARES]
-        lines.append(f"  {method:<8}" + "".join(f"{number:12.3f}" for number in numbers))
-    lines.append(
-        "  The first two columns are areas under the curves. The others are the output that is\n"
-        "  left when every layer keeps the same number of features: this share of the largest\n"
-        "  layer's. 1 is the output of the full model, 0 that of the model without its features."
+        rows.append([method, *(f"{number:.3f}" for number in numbers)])
+    shares = [f"{share:.0%} kept" for share in _SHARES]
+    table = text_table(["method", "insertion ↑", "deletion ↓", *shares], rows)
+    return indented(
+        f"{table}\n"
+        "The first two columns are areas under the curves. The others are the output that is\n"
+        "left when every layer keeps the same number of features: this share of the largest\n"
+        "layer's. 1 is the output of the full model, 0 that of the model without its features."
     )
-    return "\n".join(lines)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from vitlens import __version__
 from vitlens.cli.options import Commands, add_command, add_model_options, load_lens
 from vitlens.cli.report import indented
+from vitlens.tables import text_table
 
 if TYPE_CHECKING:
     from vitlens.lens import Lens
@@ -78,19 +79,18 @@ def _saes(lens: Lens) -> str:
     """List the SAEs by layer, with the measured quality if a bundle contains it."""
     measured = lens.about.figures.get("saes", {})
     by_layer: dict[int, Mapping[str, Any]] = {h["layer"]: h for h in measured.get("layers", ())}
-    head = "layer  features     k"
+    header = ["layer", "kind", "features", "active per token"]
     if by_layer:
-        head += "  explained variance    dead  accuracy kept"
-    lines = ["SAEs", f"  {head}"]
+        header += ["explained variance", "dead", "accuracy kept"]
+    rows = []
     for layer, sae in enumerate(lens.saes):
-        line = f"  {layer:5d}  {sae.n_features:8d}  {sae.k:4d}"
+        row = [f"{layer}", sae.kind, f"{sae.n_features}", f"at most {sae.max_active}"]
         if layer in by_layer:
             h = by_layer[layer]
-            line += (
-                f"  {h['explained_variance']:18.3f}  {h['dead_fraction']:6.1%}"
-                f"  {h['accuracy_kept']:13.1%}"
-            )
-        lines.append(line)
+            row += [f"{h['explained_variance']:.3f}", f"{h['dead_fraction']:.1%}"]
+            row += [f"{h['accuracy_kept']:.1%}"]
+        rows.append(row + [""] * (len(header) - len(row)))
+    lines = ["SAEs", indented(text_table(header, rows, align="rl" + "r" * (len(header) - 2)))]
     if by_layer:
         lines.append(
             "  accuracy with all layers replaced and no error nodes: "

@@ -9,6 +9,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from vitlens.tables import text_table
+
 if TYPE_CHECKING:
     from vitlens.circuits.circuit import Circuit
     from vitlens.circuits.curves import Curves
@@ -31,8 +33,7 @@ class Stopwatch:
 
     def __str__(self) -> str:
         rows = [*self.parts, ("total", sum(seconds for _, seconds in self.parts))]
-        wide = max(len(name) for name, _ in rows)
-        return "\n".join(f"  {name:<{wide}}  {seconds:6.1f} s" for name, seconds in rows)
+        return text_table(["step", "time"], [[name, f"{t:.1f} s"] for name, t in rows])
 
 
 def prediction(ranking: list[tuple[str, float]], count: int = 3) -> str:

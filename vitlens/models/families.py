@@ -1,8 +1,8 @@
-"""Models by name."""
+"""Models by name, from timm."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from torch import nn
@@ -10,7 +10,9 @@ from torch import nn
 from vitlens.errors import ModelError, NetworkError, near_matches
 
 
-def create(name: str, *, pretrained: bool = True, **kwargs: Any) -> nn.Module:
+def create(
+    name: str, *, pretrained: bool = True, timm_options: Mapping[str, Any] | None = None
+) -> nn.Module:
     """Create a timm model in `eval` mode.
 
     Parameters
@@ -20,7 +22,7 @@ def create(name: str, *, pretrained: bool = True, **kwargs: Any) -> nn.Module:
         of timm's ``config.json`` and weights ("local-dir:path").
     pretrained
         Load the published weights; they come from the hub, or from its local cache.
-    kwargs
+    timm_options
         Further arguments of `timm.create_model`.
 
     Raises
@@ -34,7 +36,7 @@ def create(name: str, *, pretrained: bool = True, **kwargs: Any) -> nn.Module:
 
     check_name(name)
     try:
-        return timm.create_model(name, pretrained=pretrained, **kwargs).eval()
+        return timm.create_model(name, pretrained=pretrained, **(timm_options or {})).eval()
     except (OSError, RuntimeError, ValueError, KeyError, TypeError) as error:
         if name.startswith("local-dir:"):
             why = str(error).rstrip(".") or type(error).__name__
@@ -54,14 +56,14 @@ def create(name: str, *, pretrained: bool = True, **kwargs: Any) -> nn.Module:
 
 
 def check_name(name: str, *, also: Iterable[str] = ()) -> None:
-    """Make sure that there can be a model of that name.
+    """Check that timm knows a model of this name, or could load it.
 
     Parameters
     ----------
     name
         As for `create`.
     also
-        Names to propose beside those of timm.
+        Names to suggest besides those of timm.
 
     Raises
     ------

@@ -83,7 +83,7 @@ class ChoicePart(t.HasTraits):
             {"name": sample.path.stem, "label": sample.label} for sample in lens.samples
         )
         self.sample_strip = encode_strip(
-            [lens.picture(sample.path) for sample in lens.samples], side=_THUMBNAIL
+            [lens.pixels(sample.path) for sample in lens.samples], side=_THUMBNAIL
         )
         self.classes = lens.logit_names
 

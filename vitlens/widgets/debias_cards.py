@@ -121,7 +121,7 @@ def described(cards: Sequence[Card], path: Sequence[FeatureId]) -> list[dict[str
 def pictures(live: LiveReports, cards: Sequence[Card]) -> bytes:
     """Return all examples, each once, side by side."""
     lens, images = live.runs.lens, live.groups.images
-    return encode_strip([lens.picture(images[i]) for i in _images(cards)], side=_SIDE)
+    return encode_strip([lens.pixels(images[i]) for i in _images(cards)], side=_SIDE)
 
 
 def heats(cards: Sequence[Card]) -> bytes:

@@ -110,7 +110,7 @@ class Scene:
     @property
     def picture(self) -> UInt8[Tensor, "H W 3"] | None:
         """The image as the model sees it; None for a transform that cannot be undone."""
-        return self.lens.picture(self.trace.image)
+        return self.lens.pixels(self.trace.image)
 
     @property
     def class_names(self) -> tuple[str, ...]:
