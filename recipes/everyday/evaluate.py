@@ -17,8 +17,8 @@ from recipes.everyday.saes import stored_saes
 from recipes.everyday.sources import CLASSES, SPLITS, cutouts
 from recipes.everyday.store import AGREEMENT, BUNDLE, stored_model
 from vitlens.io import read_json, read_tensors, write_json
-from vitlens.models.vision import VisionModel
 from vitlens.models.heads import ClsMeanViT
+from vitlens.models.vision import VisionModel
 from vitlens.saes import HealthReport, measure
 
 TEST = WORK / "test.json"

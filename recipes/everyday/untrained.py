@@ -10,8 +10,8 @@ from vitlens.bundle import build_model
 from vitlens.images import Transform
 from vitlens.io import read_json
 from vitlens.lens import Lens
-from vitlens.models.vision import VisionModel
 from vitlens.models.heads import ClsMeanViT
+from vitlens.models.vision import VisionModel
 from vitlens.saes import load_saes, train_saes
 
 FOLDER = WORK / "untrained"

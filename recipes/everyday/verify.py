@@ -30,11 +30,18 @@ from recipes.everyday.images import normalise, test_composites
 from vitlens.attribution.gradients import ErrorPaths, Gradient
 from vitlens.attribution.importances import Importances, importances, layer_edges
 from vitlens.attribution.targets import resolve_target
-from vitlens.circuits.curves import Array, Estimate, interval, resamples
 from vitlens.circuits.circuit import ERROR, TARGET
+from vitlens.circuits.curves import Array, Estimate, interval, resamples
 from vitlens.circuits.prune import walk
-from vitlens.circuits.verify import Link, Verification, rank_correlation
-from vitlens.circuits.verify import Active, measure_edges, predict_edges, random_edges
+from vitlens.circuits.verify import (
+    Active,
+    Link,
+    Verification,
+    measure_edges,
+    predict_edges,
+    random_edges,
+    rank_correlation,
+)
 from vitlens.io import read_json, write_json
 from vitlens.models.vision import VisionModel
 from vitlens.plots import save_figure, verification_figure

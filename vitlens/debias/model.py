@@ -22,7 +22,7 @@ from vitlens.method.replacement import Baselines, ReplacementModel
 if TYPE_CHECKING:
     from vitlens.lens import Lens
 
-_FORMAT, _VERSION = "vitlens debiased model", 2
+_FORMAT, _VERSION = "vitlens debiased model", 3
 
 
 @dataclass(frozen=True)
@@ -174,7 +174,7 @@ class DebiasedModel(nn.Module):
                 "features": self.features,
                 "to": self.removal.to,
                 "project": self.removal.project,
-                "errors": "free",
+                "error_nodes": "free",
             },
         )
 
