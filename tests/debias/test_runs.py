@@ -62,13 +62,16 @@ def test_several_reference_images_as_baselines_give_the_mean_of_the_runs() -> No
     images = planted_images((2, 2, 2, 2), seed=4)
     references = planted_images((1, 1, 1, 1), seed=8).images
     features = [(0, WATER), (1, LAND)]
-    single = []
+    logits, effects = [], []
     for reference in references:
-        lens.reference_baselines([reference])
-        single.append(GroupRuns(lens, images, [0, 1]).without(features))
-    lens.reference_baselines(references)
+        lens.baselines = lens.reference_baselines([reference])
+        runs = GroupRuns(lens, images, [0, 1])
+        logits.append(runs.without(features))
+        effects.append(runs.effects(features))
+    lens.baselines = lens.reference_baselines(references)
     runs = GroupRuns(lens, images, [0, 1])
-    torch.testing.assert_close(runs.without(features), torch.stack(single).mean(0))
+    torch.testing.assert_close(runs.without(features), torch.stack(logits).mean(0))
+    torch.testing.assert_close(runs.effects(features), torch.stack(effects).mean(0))
     model = DebiasedModel(lens, features)
     batch = torch.stack([lens.tensor(image) for image in images.images])
     torch.testing.assert_close(runs.without(features), model(batch).detach())
