@@ -7,7 +7,7 @@ Everything has random weights and is built in milliseconds, except `reference`: 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,7 +21,7 @@ from timm.models import VisionTransformer
 
 from vitlens.images import Transform
 from vitlens.lens import Lens
-from vitlens.replacement import Baselines
+from vitlens.method.replacement import Baselines
 from vitlens.saes.base import SAE, Normalization
 from vitlens.saes.threshold import BatchTopKSAE, JumpReLUSAE, MatryoshkaSAE, ReLUSAE
 from vitlens.saes.topk import TopKSAE
@@ -131,6 +131,47 @@ def sae_of_kind(
         ),
     }
     return build[kind]().to(dtype)
+
+
+def lens_with(
+    kind: str | Sequence[str] = "topk",
+    *,
+    layers: Sequence[int] = (0, 1, 2),
+    seed: int = 0,
+    depth: int = 4,
+    n_features: int = 30,
+    normalization: Normalization = "layer",
+    b_enc: bool = False,
+    subtract_b_dec: bool = True,
+    dtype: torch.dtype = torch.float32,
+) -> Lens:
+    """A lens on `tiny_model` with SAEs of one kind, or of one kind each, after some blocks.
+
+    No baseline is zero, so that a forgotten baseline changes results.
+    """
+    kinds = [kind] * len(layers) if isinstance(kind, str) else list(kind)
+    saes = {
+        layer: sae_of_kind(
+            each,
+            seed=seed + layer,
+            n_features=n_features,
+            normalization=normalization,
+            b_enc=b_enc,
+            subtract_b_dec=subtract_b_dec,
+            dtype=dtype,
+        )
+        for layer, each in zip(layers, kinds, strict=True)
+    }
+    random = torch.Generator().manual_seed(seed)
+    z = [0.1 * torch.rand(N_TOKENS, n_features, generator=random) for _ in layers]
+    e = [0.1 * torch.randn(N_TOKENS, D_MODEL, generator=random) for _ in layers]
+    return Lens(
+        tiny_model(seed, depth=depth, dtype=dtype),
+        saes,
+        baselines=Baselines(z, e).to(dtype=dtype),
+        class_names=CLASSES,
+        transform=tiny_transform(),
+    )
 
 
 def noise_image(seed: int = 0, size: tuple[int, int] = (40, 32)) -> Image.Image:

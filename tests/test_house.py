@@ -29,7 +29,7 @@ FLOORS = (
     ("models",),
     ("saes",),
     ("method",),
-    ("circuits", "interventions"),
+    ("circuits", "interventions", "training"),
     ("lens",),
     ("atlas",),
     ("debias",),

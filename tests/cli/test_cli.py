@@ -17,19 +17,18 @@ from PIL import Image
 
 import vitlens.bundle
 import vitlens.models.families
-from tests.builders import reference
+from tests.builders import KINDS, reference, sae_of_kind
 from vitlens import Circuit, Curves
-from vitlens.lens import About, Sample
-from vitlens.attribution.edges import Engine
-from vitlens.attribution.gradients import ErrorPaths, Gradient
 from vitlens.cli import main, options, parser
 from vitlens.cli import saes as saes_command
 from vitlens.cli.saes import held_out_and_rest
 from vitlens.errors import VitlensError
 from vitlens.images import Transform
 from vitlens.io import check_folder
-from vitlens.lens import Lens
-from vitlens.replacement import ErrorNodes
+from vitlens.lens import About, Lens, Sample
+from vitlens.method.importance import Engine, ErrorGradients
+from vitlens.method.libragrad import Gradient
+from vitlens.method.replacement import ErrorNodes
 from vitlens.saes import chain_losses, load_saes, save_saes
 from vitlens.saes.data import sae_residuals
 
@@ -132,7 +131,12 @@ def test_explain_takes_a_target_and_a_pruning_rule(everyday, photos, tmp_path, c
     assert main([*map(str, command), "--error-gradients", "through", "--engine", "jvp"]) == 0
     circuit = Circuit.load(tmp_path / "circuit.safetensors")
     expected = everyday.circuit(
-        image, target=2, nodes_per_layer=2, errors="through", engine="jvp", gradient="libragrad"
+        image,
+        target=2,
+        nodes_per_layer=2,
+        error_gradients="through",
+        engine="jvp",
+        gradient="libragrad",
     )
     assert circuit == expected
     assert "mammal = " in capsys.readouterr().out
@@ -207,6 +211,22 @@ def test_explain_works_for_a_timm_model_with_saes_names_and_baselines(
         tiny[0].float()
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_saes_of_every_kind_at_some_layers(kind, tiny_timm, photos, tmp_path, capsys):
+    sae = sae_of_kind(kind, d_model=32, n_features=24)
+    save_saes({0: sae, 2: sae}, tmp_path / "saes")
+    model = ["--model", "tiny", "--saes", str(tmp_path / "saes")]
+    assert main(["info", *model]) == 0
+    assert f" {sae.kind} " in capsys.readouterr().out
+    image = str(photos / "bird" / "0.png")
+    for baseline in ("median", "mean", "reference"):
+        out = tmp_path / baseline
+        fitted = ["--baselines", str(photos), "--baseline-kind", baseline, "--out", str(out)]
+        assert main(["explain", image, *model, *fitted]) == 0
+        circuit = Circuit.load(out / "circuit.safetensors")
+        assert circuit.layers == (0, 2) and circuit.settings["baselines"] == baseline
+
+
 def test_faithfulness_prints_cost_and_table_and_keeps_correctly_classified_images(
     everyday, photos, tmp_path, capsys
 ):
@@ -238,7 +258,7 @@ def test_faithfulness_takes_the_samples_and_stops_at_ctrl_c(
         == 130
     )
     assert "The same command continues" in capsys.readouterr().err
-    assert len(seen["images"]) == 1 and seen["errors"] == "free" and seen["labels"] is None
+    assert len(seen["images"]) == 1 and seen["error_nodes"] == "free" and seen["labels"] is None
 
 
 def test_faithfulness_refuses_unknown_methods_before_anything_is_loaded(capsys):
@@ -450,7 +470,7 @@ def test_examples_in_the_help_are_valid_commands(capsys):
 def test_choices_are_those_of_the_library():
     assert get_args(Engine) == options.ENGINES
     assert get_args(Gradient) == options.GRADIENTS
-    assert get_args(ErrorPaths) == options.ERROR_GRADIENTS
+    assert get_args(ErrorGradients) == options.ERROR_GRADIENTS
     assert get_args(ErrorNodes) == options.ERROR_NODES
 
 

@@ -14,19 +14,20 @@ from timm.models import VisionTransformer
 
 import vitlens
 from vitlens import lens as lens_module
-from vitlens.attribution import vjp
-from vitlens.attribution.edges import ENGINES
-from vitlens.attribution.pair import LayerPair
 from vitlens.errors import (
     CheckpointError,
     FeatureError,
     ImageError,
     ModelError,
     NetworkError,
+    OptionError,
     TargetError,
 )
 from vitlens.images import Transform
-from vitlens.replacement import fit_baselines
+from vitlens.method.edges import SitePair
+from vitlens.method.engines import ENGINES
+from vitlens.method.importance import Engine
+from vitlens.method.replacement import fit_baselines
 from vitlens.saes.base import SAEOutput
 
 CLASSES = ("bird", "mammal", "fruit", "flower", "vehicle")
@@ -77,8 +78,9 @@ def test_trace_is_the_model_and_adds_up(lens: vitlens.Lens, picture: Image.Image
     trace = lens.trace(picture)
     with torch.no_grad():
         torch.testing.assert_close(trace.logits, lens.vision.module(lens.tensor(picture)[None])[0])
-    assert len(trace.residuals) == 4
-    assert len(trace.features) == len(trace.errors) == 3
+    assert len(trace.residuals) == len(trace.features) == len(trace.errors) == 3
+    assert trace.layers == (0, 1, 2)
+    torch.testing.assert_close(lens.vision.readout(trace.output[None])[0], trace.logits)
     for layer, sae in enumerate(lens.saes):
         decoded = sae.decode(trace.features[layer], trace.means[layer], trace.stds[layer])
         torch.testing.assert_close(decoded + trace.errors[layer], trace.residuals[layer])
@@ -113,10 +115,12 @@ def test_keeping_everything_is_the_model(lens: vitlens.Lens, picture: Image.Imag
     logits = lens.trace(picture).logits
     everything = [range(sae.n_features) for sae in lens.saes]
     for errors in ("clean", "free"):
-        torch.testing.assert_close(lens.run_with(picture, keep=everything, errors=errors), logits)
+        torch.testing.assert_close(
+            lens.run_with(picture, keep=everything, error_nodes=errors), logits
+        )
     masks = [torch.ones(sae.n_features, dtype=torch.bool) for sae in lens.saes]
     torch.testing.assert_close(lens.run_with(picture, keep=masks), logits)
-    without_errors = lens.run_with(picture, keep=everything, errors="baseline")
+    without_errors = lens.run_with(picture, keep=everything, error_nodes="baseline")
     assert float((without_errors - logits).abs().max()) > 1e-3
 
 
@@ -207,7 +211,7 @@ def test_targets_without_a_derivative(
     lens: vitlens.Lens, picture: Image.Image, target: object, errors: str
 ) -> None:
     with pytest.raises(TargetError, match="no derivative with respect to the logits"):
-        lens.circuit(picture, target=target, errors=errors)
+        lens.circuit(picture, target=target, error_gradients=errors)
 
 
 def test_a_target_that_looks_elsewhere(lens: vitlens.Lens, picture: Image.Image) -> None:
@@ -271,8 +275,8 @@ def test_class_name_without_names(picture: Image.Image) -> None:
         ([[0], [30], [0]], "Layer 1 has features 0 to 29; \\[30\\]"),
         ([[0], [-1], [0]], "do not exist"),
         ([[0], [0.5], [0]], "whole numbers"),
-        ([[0], [(1, 5)], [0]], "keep\\[1\\] must be one list of feature numbers of layer 1"),
-        ([[0], [0], 3], "keep\\[2\\] must be one list"),
+        ([[0], [(1, 5)], [0]], "keep in layer 1 must be one list of numbers"),
+        ([[0], [0], 3], "keep in layer 2 must be one list"),
         ([torch.ones(2, 30, dtype=torch.bool), [0], [0]], "not of shape \\(2, 30\\)"),
         ([torch.ones(29, dtype=torch.bool), [0], [0]], "29 entries for 30 features"),
     ],
@@ -283,11 +287,11 @@ def test_bad_keep(lens: vitlens.Lens, picture: Image.Image, keep: list, message:
 
 
 def test_bad_settings(lens: vitlens.Lens, picture: Image.Image) -> None:
-    for wrong in ({"gradient": "smooth"}, {"errors": "clean"}, {"engine": "fast"}):
-        with pytest.raises(ModelError, match="must be one of"):
+    for wrong in ({"gradient": "smooth"}, {"error_gradients": "clean"}, {"engine": "fast"}):
+        with pytest.raises(OptionError, match="must be one of"):
             lens.importances(picture, **wrong)
-    with pytest.raises(FeatureError, match="must be one of"):
-        lens.run_with(picture, keep=[[0]] * 3, errors="leaf")
+    with pytest.raises(ValueError, match="must be one of"):
+        lens.run_with(picture, keep=[[0]] * 3, error_nodes="leaf")
 
 
 def test_the_fingerprint_follows_the_weights(
@@ -361,7 +365,7 @@ def test_saes_from_a_generator(lens: vitlens.Lens) -> None:
 def test_a_lens_is_no_model(lens: vitlens.Lens) -> None:
     with pytest.raises(ModelError, match=r"A Lens is not a model; pass its `vision`"):
         vitlens.Lens(lens, lens.saes)
-    with pytest.raises(ModelError, match="head goes with the bare model"):
+    with pytest.raises(ModelError, match="head belongs to the bare model"):
         vitlens.Lens(lens.vision, lens.saes, head=lambda y: y)
 
 
@@ -369,7 +373,7 @@ def test_names_and_baselines_that_do_not_fit(lens: vitlens.Lens) -> None:
     with pytest.raises(ModelError, match=r"2 class names.*5 classes"):
         vitlens.Lens(lens.vision, lens.saes, class_names=["a", "b"])
     features, errors = lens.baselines.features, lens.baselines.errors
-    with pytest.raises(ModelError, match="need 3 layers of baselines"):
+    with pytest.raises(ModelError, match="need baselines of 3 layers"):
         lens.baselines = vitlens.Baselines(features[:2], errors[:2])
     with pytest.raises(ModelError, match="Baselines of layer 0"):
         lens.baselines = vitlens.Baselines([z[:5] for z in features], [e[:5] for e in errors])
@@ -482,8 +486,10 @@ def test_load_a_bundle_with_other_saes(tmp_path: Path) -> None:
         "everyday", saes=tmp_path / "saes", baselines=tmp_path / "baselines.safetensors"
     )
     assert torch.equal(third.baselines.errors[3], fitted.errors[3])
-    with pytest.raises(ModelError, match="leave out class_names, img_size"):
-        vitlens.load("everyday", class_names=["a"], img_size=96)
+    with pytest.raises(ModelError, match="leave out class_names"):
+        vitlens.load("everyday", class_names=["a"])
+    with pytest.raises(ModelError, match="leave out timm_options"):
+        vitlens.load("everyday", timm_options={"img_size": 96})
 
 
 def test_a_sample_is_taken_as_an_image() -> None:
@@ -492,33 +498,36 @@ def test_a_sample_is_taken_as_an_image() -> None:
     assert torch.equal(lens.trace(sample).logits, lens.trace(sample.path).logits)
 
 
-def test_reverse_mode_computes_only_the_columns_of_a_circuit(
-    lens: vitlens.Lens, picture: Image.Image, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("engine", ["closed_form", "vjp", "jvp"])
+def test_every_engine_computes_only_the_columns_of_a_circuit(
+    lens: vitlens.Lens, picture: Image.Image, monkeypatch: pytest.MonkeyPatch, engine: Engine
 ) -> None:
+    whole, graph = lens.circuit(picture, nodes_per_layer=3), lens.attribute(picture)
     asked: list[int] = []
-    whole = lens.circuit(picture, nodes_per_layer=3)
+    run = ENGINES[engine]
 
-    def noted(pair: LayerPair) -> torch.Tensor:
+    def counted(pair: SitePair) -> torch.Tensor:
         asked.append(len(pair.targets))
-        return vjp.edges(pair)
+        return run(pair)
 
-    monkeypatch.setitem(ENGINES, "vjp", noted)
-    told: list[float] = []
+    monkeypatch.setitem(ENGINES, engine, counted)
+    reported: list[float] = []
     found = lens.circuit(
-        picture, nodes_per_layer=3, engine="vjp", progress=lambda part, _: told.append(part)
+        picture, nodes_per_layer=3, engine=engine, progress=lambda part, _: reported.append(part)
     )
-    assert [node.key for node in found.nodes] == [node.key for node in whole.nodes]
-    assert [(e.source, e.target) for e in found.edges] == [
-        (e.source, e.target) for e in whole.edges
-    ]
-    for a, b in zip(found.edges, whole.edges, strict=True):
-        assert a.weight == pytest.approx(b.weight, rel=1e-3, abs=1e-5)
-    layers = len(lens.saes) - 1
-    assert len(asked) == layers and max(asked) <= 3
-    assert told == [number / layers for number in range(layers + 1)]
+    for other in (whole, graph.prune(3)):
+        assert [node.key for node in found.nodes] == [node.key for node in other.nodes]
+        assert [(e.source, e.target) for e in found.edges] == [
+            (e.source, e.target) for e in other.edges
+        ]
+        for a, b in zip(found.edges, other.edges, strict=True):
+            assert a.weight == pytest.approx(b.weight, rel=1e-3, abs=1e-5)
+    pairs = len(lens.saes) - 1
+    assert len(asked) == pairs and max(asked) <= 3
+    assert reported == [number / pairs for number in range(pairs + 1)]
 
 
-def test_baselines_let_go_of_the_features_of_other_tokens(lens: vitlens.Lens) -> None:
+def test_medians_free_the_features_of_other_tokens(lens: vitlens.Lens) -> None:
     alive: WeakSet[torch.Tensor] = WeakSet()
     most = 0
 
@@ -530,7 +539,7 @@ def test_baselines_let_go_of_the_features_of_other_tokens(lens: vitlens.Lens) ->
     handles = [sae.register_forward_hook(note) for sae in lens.saes]
     images = torch.randn(4, 3, *lens.vision.image_size)
     try:
-        fitted = fit_baselines(lens.vision, lens.saes, [images], tokens_at_once=1, progress=False)
+        fitted = fit_baselines(lens.replacement, [images], tokens_at_once=1, progress=False)
     finally:
         for handle in handles:
             handle.remove()

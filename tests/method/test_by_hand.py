@@ -97,7 +97,7 @@ def test_leaf(lens: vitlens.Lens, engine: str) -> None:
 
 
 def test_through(lens: vitlens.Lens) -> None:
-    found = lens.importances(IMAGE, target=0, errors="through", engine="vjp")
+    found = lens.importances(IMAGE, target=0, error_gradients="through", engine="vjp")
     close(found.nodes[0], [1, 0, 0, 0])
     close(found.nodes[1], [1, 0, 0, 0])
 

@@ -11,11 +11,10 @@ from torch import Tensor, nn
 
 import vitlens
 from tests.tiny import tiny_image, tiny_lens
-from vitlens.attribution.importances import edges_on_demand
-from vitlens.attribution.logit_lens import contribution
-from vitlens.attribution.node_edges import edges_into
-from vitlens.attribution.split import _ROWS
 from vitlens.errors import ModelError
+from vitlens.method.closed_form import _ROWS
+from vitlens.method.engines import EdgeColumns, edges_into
+from vitlens.method.logit_lens import contribution
 
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
 attention = F.scaled_dot_product_attention
@@ -47,7 +46,9 @@ class _Attention(nn.Module):
     ],
     ids=["causal", "mask", "scale", "grouped", "fewer keys", "twice", "none"],
 )
-def test_exact_refuses_attention_that_it_does_not_know(attend: Attend, message: str) -> None:
+def test_the_closed_form_refuses_attention_that_it_does_not_know(
+    attend: Attend, message: str
+) -> None:
     lens = tiny_lens(depth=3)
     lens.vision.blocks[1].attn = _Attention(attend).eval()
     with pytest.raises(ModelError, match=rf'{message}.*engine="jvp"'):
@@ -55,7 +56,7 @@ def test_exact_refuses_attention_that_it_does_not_know(attend: Attend, message: 
 
 
 @pytest.mark.parametrize("gradient", ["libragrad", "plain"])
-def test_engines_agree_on_more_features_a_token_than_are_pulled_together(gradient: str) -> None:
+def test_engines_agree_on_more_features_per_token_than_are_pulled_together(gradient: str) -> None:
     lens = tiny_lens(depth=3, features=80, dtype=torch.float64)
     for sae in lens.saes:
         sae.k = 60
@@ -69,12 +70,12 @@ def test_engines_agree_on_more_features_a_token_than_are_pulled_together(gradien
         torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-12)
 
 
-def test_edges_on_demand_are_the_columns_asked_for() -> None:
+def test_columns_on_demand_are_those_of_all_edges() -> None:
     lens, image = tiny_lens(dtype=torch.float64), tiny_image(dtype=torch.float64)
     found = lens.importances(image)
-    columns = edges_on_demand(lens.vision, lens.saes, lens.trace(image), lens.baselines, found)
+    columns = EdgeColumns(lens.replacement, lens.trace(image), found)
     order = found.edges[1].abs().sum(0).argsort(descending=True)
-    # New ones, some of these in another order, known ones beside new ones.
+    # New ones, some of these in another order, known ones next to new ones.
     for wanted in (order[:3], order[[2, 0]], order[[1, 5]]):
         torch.testing.assert_close(columns(1, wanted), found.edges[1][:, wanted])
         torch.testing.assert_close(columns(0, wanted), found.edges[0][:, wanted])
@@ -84,9 +85,7 @@ def test_contributions_add_up_to_what_the_stream_is_beyond_its_baseline() -> Non
     lens = tiny_lens(dtype=torch.float64)
     traced = lens.trace(tiny_image(dtype=torch.float64))
     sae, z, e = lens.saes[1], lens.baselines.features[1], lens.baselines.errors[1]
-    parts = [
-        contribution(lens.saes, traced, lens.baselines, 1, f) for f in range(-1, sae.n_features)
-    ]
+    parts = [contribution(lens.replacement, traced, 1, f) for f in range(-1, sae.n_features)]
     usual = (z @ sae.W_dec + sae.b_dec) * traced.stds[1] + traced.means[1] + e
     torch.testing.assert_close(torch.stack(parts).sum(0), traced.residuals[1] - usual)
 
@@ -98,6 +97,6 @@ def test_nothing_leads_into_an_error_node_from_a_layer_of_another_size() -> None
         W_enc=first.W_enc[:, :20], W_dec=first.W_dec[:20], b_dec=first.b_dec, k=4
     )
     lens = vitlens.Lens(tiny.vision, [small, tiny.saes[1]], transform=tiny.transform)
-    known = (lens.vision, lens.saes, lens.trace(image), lens.baselines, lens.importances(image))
+    known = (lens.replacement, lens.trace(image), lens.importances(image))
     assert edges_into(*known, 1, -1).tolist() == [0.0] * 21
     assert edges_into(*known, 1, 3).shape == (21,)

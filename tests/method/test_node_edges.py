@@ -10,11 +10,9 @@ import torch
 
 import vitlens
 from tests.method.test_logit_lens import lens_of
-from vitlens.attribution.edges import Engine
-from vitlens.attribution.importances import importances
-from vitlens.attribution.node_edges import edges_into, edges_out_of
-from vitlens.attribution.targets import resolve_target
 from vitlens.errors import FeatureError
+from vitlens.method.engines import EdgeColumns, edges_into, edges_out_of
+from vitlens.method.importance import Engine, node_importances, resolve_target
 
 
 @pytest.mark.parametrize("gradient", ["libragrad", "plain"])
@@ -23,7 +21,7 @@ def test_row_and_column_of_all_edges(gradient: str) -> None:
     image = torch.randn(3, 24, 24, dtype=torch.float64)
     trace = lens.trace(image)
     found = lens.importances(image, gradient=gradient)  # type: ignore[arg-type]
-    known = (lens.vision, lens.saes, trace, lens.baselines, found)
+    known = (lens.replacement, trace, found)
     for feature in (*range(30), -1):
         row = edges_out_of(*known, 0, feature)
         torch.testing.assert_close(row, found.edges[0][feature], atol=1e-12, rtol=1e-8)
@@ -33,7 +31,7 @@ def test_row_and_column_of_all_edges(gradient: str) -> None:
     assert len(edges_into(*known, 0, 3)) == len(edges_out_of(*known, 1, 3)) == 0
     with pytest.raises(FeatureError, match="there is no 30"):
         edges_into(*known, 1, 30)
-    with pytest.raises(FeatureError, match="there is no 5"):
+    with pytest.raises(FeatureError, match="no SAE at 5"):
         edges_out_of(*known, 5, 0)
 
 
@@ -75,12 +73,13 @@ def test_the_top_k_are_those_of_the_trace(engine: Engine) -> None:
     swapped[token, last], swapped[token, next_one] = 0, pre[token, next_one]
     other = replace(trace, features=(trace.features[0], swapped))
     wanted = resolve_target(1, trace.logits)
-    known = (lens.vision, lens.saes, other, lens.baselines, wanted)
-    found = importances(*known, engine=engine)
-    torch.testing.assert_close(found.edges[0].sum(1), found.nodes[0], atol=1e-12, rtol=1e-8)
+    found = node_importances(lens.replacement, other, wanted, engine=engine)
+    (edges,) = EdgeColumns(lens.replacement, other, found).all()
+    torch.testing.assert_close(edges.sum(1), found.nodes[0], atol=1e-12, rtol=1e-8)
     alone = torch.zeros_like(swapped, dtype=torch.bool)
     alone[token, next_one] = True
-    as_chosen = importances(lens.vision, lens.saes, trace, lens.baselines, wanted, engine=engine)
+    as_chosen = node_importances(lens.replacement, trace, wanted, engine=engine)
+    (edges_as_chosen,) = EdgeColumns(lens.replacement, trace, as_chosen).all()
     # What the swap adds to the column of the feature that came in is that one token's part.
-    gained = found.edges[0][:, next_one] - as_chosen.edges[0][:, next_one]
+    gained = edges[:, next_one] - edges_as_chosen[:, next_one]
     assert gained.abs().max() > 1e-6

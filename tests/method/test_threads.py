@@ -6,8 +6,8 @@ from threading import Event
 import torch
 
 from tests.method.test_logit_lens import lens_of
-from vitlens.attribution.gradients import Gradient, backward_rules
-from vitlens.attribution.logit_lens import logit_lens
+from vitlens.method.libragrad import Gradient, backward_rules
+from vitlens.method.logit_lens import logit_lens
 
 
 def test_two_threads_give_what_one_gives() -> None:
@@ -21,9 +21,7 @@ def test_two_threads_give_what_one_gives() -> None:
 
     def classes(i: int) -> torch.Tensor:
         gradient = gradients[i // 30 % 2]
-        return logit_lens(
-            lens.vision, lens.saes, trace, lens.baselines, 0, i % 30, gradient=gradient
-        )
+        return logit_lens(lens.replacement, trace, 0, i % 30, gradient=gradient)
 
     expected = [edges(i) for i in range(12)], [classes(i) for i in range(60)]
     with ThreadPoolExecutor(2) as threads:
@@ -36,19 +34,19 @@ def test_two_threads_give_what_one_gives() -> None:
 
 
 def test_written_out_attention_leaves_other_threads_theirs() -> None:
-    """Two blocks that overlap and close in the order they opened."""
+    """Two contexts that overlap and close in the order they opened."""
     lens = lens_of("cls")
     opened, second, closed = Event(), Event(), Event()
 
     def first() -> None:
-        with backward_rules(lens.vision, "plain"):
+        with backward_rules(lens.vision.module, "plain"):
             opened.set()
             assert second.wait(10)
         closed.set()
 
     def other() -> None:
         assert opened.wait(10)
-        with backward_rules(lens.vision, "plain"):
+        with backward_rules(lens.vision.module, "plain"):
             second.set()
             assert closed.wait(10)
 

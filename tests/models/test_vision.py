@@ -16,10 +16,10 @@ from timm.models.vision_transformer import ParallelScalingBlock, ResPostBlock
 from torch import nn
 
 import vitlens
-from vitlens.attribution.split import TOKENS
 from vitlens.errors import ModelError, NetworkError
-from vitlens.models.heads import ZeroShotHead
+from vitlens.method.closed_form import _TOKENS
 from vitlens.models.families import create
+from vitlens.models.heads import ZeroShotHead
 
 SMALL = {"img_size": 24, "patch_size": 8, "embed_dim": 24, "depth": 3, "num_heads": 3}
 FAMILIES: dict[str, Callable[[], nn.Module]] = {
@@ -269,19 +269,19 @@ def test_model_is_checked() -> None:
 
 
 def test_output_that_is_no_logits() -> None:
-    unpooled = lens_of(VisionTransformer(**SMALL, num_classes=5, global_pool="").double().eval())
-    for use in (unpooled.predict, unpooled.trace):
+    unpooled = VisionTransformer(**SMALL, num_classes=5, global_pool="").double().eval()
+    vision = vitlens.VisionModel(unpooled)
+    for use in (vision.logits, lambda x: vision.readout(vision.residuals(x)[-1])):
         with pytest.raises(
             ModelError, match=r"model gives \[1, 10, 5\] for a batch of 1.*global_pool"
         ):
-            use(image())
-    lens = lens_of(make("vit"), head=lambda y: y[:, 0])
+            use(image()[None])
+    with pytest.raises(ModelError, match=r"model gives \[1, 10, 5\]"):
+        lens_of(unpooled)
     with pytest.raises(ModelError, match=r"head gives \[1\] for a batch of 1.*\[n, C\]"):
-        lens.predict(image())
-    pooled = lens_of(unpooled.vision.module, head=lambda y: y[:, 0])
-    torch.testing.assert_close(
-        pooled.trace(image()).logits, unpooled.vision.module(image()[None])[0, 0]
-    )
+        lens_of(make("vit"), head=lambda y: y[:, 0])
+    pooled = lens_of(unpooled, head=lambda y: y[:, 0])
+    torch.testing.assert_close(pooled.trace(image()).logits, unpooled(image()[None])[0, 0])
 
 
 def test_grey_models() -> None:
@@ -374,7 +374,7 @@ def test_engines_agree_on_more_tokens_than_are_looked_at_together(gradient: str)
     model = VisionTransformer(**{**SMALL, "img_size": 48}, num_classes=5).double().eval()
     lens = lens_of(model)
     picture = torch.randn(3, 48, 48, dtype=torch.float64)
-    assert lens.vision.n_tokens > 2 * TOKENS
+    assert lens.vision.n_tokens > 2 * _TOKENS
     exact, slow = (
         lens.importances(picture, target=1, gradient=gradient, engine=engine)
         for engine in ("closed_form", "vjp")

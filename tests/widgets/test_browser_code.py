@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import vitlens
-from vitlens.plots.heat import colours
+from vitlens.plots.heatmap import colours
 from vitlens.widgets.browser import plain
 from vitlens.widgets.buffers import to_bytes
 

@@ -12,9 +12,8 @@ from vitlens.errors import VitlensError, near_matches
 from vitlens.tables import text_table
 
 if TYPE_CHECKING:
-    from vitlens.lens import Sample
     from vitlens.circuits.curves import Curves, Direction
-    from vitlens.lens import Lens
+    from vitlens.lens import Lens, Sample
 
 _SHARES = (0.02, 0.2)
 _WAYS: tuple[Direction, ...] = ("insertion", "deletion")

@@ -86,7 +86,7 @@ def run(arguments: argparse.Namespace) -> None:
         share=arguments.share,
         threshold=arguments.threshold,
         gradient=arguments.gradient,
-        errors=arguments.error_gradients,
+        error_gradients=arguments.error_gradients,
         engine=arguments.engine,
         progress=True,
     )

@@ -84,7 +84,7 @@ def add_to(commands: Commands) -> None:
         choices=ERROR_NODES,
         default="clean",
         help="values of the error nodes: those of the unchanged model (clean, the default), those"
-        " of the running stream (free), or their baseline",
+        " of the running stream (free), their baseline, or zero",
     )
     group.add_argument(
         "--engine", choices=ENGINES, default="closed_form", help="default: closed_form"
@@ -111,7 +111,7 @@ def run(arguments: argparse.Namespace) -> None:
     paths, labels = _labelled(lens, paths, arguments.limit)
     settings = {
         "methods": methods,
-        "errors": arguments.error_nodes,
+        "error_nodes": arguments.error_nodes,
         "engine": arguments.engine,
         "batch_size": arguments.batch_size,
     }

@@ -83,7 +83,7 @@ def _saes(lens: Lens) -> str:
     if by_layer:
         header += ["explained variance", "dead", "accuracy kept"]
     rows = []
-    for layer, sae in enumerate(lens.saes):
+    for layer, sae in zip(lens.layers, lens.saes, strict=True):
         row = [f"{layer}", sae.kind, f"{sae.n_features}", f"at most {sae.max_active}"]
         if layer in by_layer:
             h = by_layer[layer]

@@ -24,6 +24,7 @@ ENGINES = ("closed_form", "jvp", "vjp")
 GRADIENTS = ("libragrad", "plain")
 ERROR_GRADIENTS = ("leaf", "through")
 ERROR_NODES = ("clean", "free", "baseline", "zero")
+BASELINE_KINDS = ("median", "mean", "reference")
 
 _IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif"}
 
@@ -77,8 +78,15 @@ def add_model_options(command: argparse.ArgumentParser) -> None:
         metavar="PATH",
         type=Path,
         help="values that replaced features are set to: a file written by Baselines.save, or a"
-        " folder of images to take medians over (default: the baselines that come with the SAEs"
+        " folder of images to fit them on (default: the baselines that come with the SAEs"
         " of a bundle, otherwise zero)",
+    )
+    group.add_argument(
+        "--baseline-kind",
+        choices=BASELINE_KINDS,
+        default="median",
+        help="with a folder for --baselines: take the median over its images (default), the mean,"
+        " or the images themselves as references, each in turn",
     )
     group.add_argument(
         "--class-names",
@@ -140,8 +148,10 @@ def load_lens(arguments: argparse.Namespace) -> Lens:
         class_names=None if arguments.class_names is None else _lines(arguments.class_names),
         **device_and_dtype(arguments),
     )
-    if sample is not None:
-        lens.fit_baselines(sample)
+    if sample is not None and arguments.baseline_kind == "reference":
+        lens.baselines = lens.reference_baselines(sample)
+    elif sample is not None:
+        lens.fit_baselines(sample, kind=arguments.baseline_kind)
     return lens
 
 

@@ -142,7 +142,7 @@ class DebiasPart(ChosenPart):
 
     def debias_figure(self) -> Figure:
         """Return groups and trade-off curve as a matplotlib figure."""
-        from vitlens.plots.groups import groups_figure
+        from vitlens.plots import groups_figure
 
         live = self.live
         shown = tuple((layer, feature) for layer, feature in self.report["chosen"])

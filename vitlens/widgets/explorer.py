@@ -177,9 +177,9 @@ class Explorer(
         """Return the circuit in sight as a matplotlib figure; see `vitlens.plots`."""
         if self._candidates is not None:
             return self.diagram_figure()
-        from vitlens.plots import words_figure
+        from vitlens.plots import text_figure
 
-        return words_figure("The circuit was not computed yet.")
+        return text_figure("The circuit was not computed yet.")
 
     def _look(self) -> None:
         lens, image, target = self._lens, self._image, self._target

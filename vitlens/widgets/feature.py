@@ -248,11 +248,11 @@ def _fill(lens: Lens, scene: Scene | None, node: Node) -> _Filled:
 
 def _atlas_figure(atlas: Atlas | None, node: Node, title: str = "") -> Figure:
     """What is known of a feature without an image."""
-    from vitlens.plots import feature_sheet, words_figure
+    from vitlens.plots import feature_sheet, text_figure
 
     unreadable = "" if atlas is None else scores_of(atlas, node[0])[1]
     if atlas is None or unreadable:
-        return words_figure(". ".join(part for part in (title, unreadable) if part))
+        return text_figure(". ".join(part for part in (title, unreadable) if part))
     return feature_sheet(atlas, [node], title=title)
 
 

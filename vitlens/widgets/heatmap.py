@@ -143,7 +143,7 @@ class HeatmapPart(ImageTraits, ScenePart):
     def heatmap_figure(self) -> Figure:
         """Return the images and their heat, for a page."""
         from vitlens.plots import heatmaps_figure
-        from vitlens.plots.heat import Scale
+        from vitlens.plots.heatmap import Scale
 
         values = torch.from_numpy(self.array)
         patches = values[:, len(self.prefix_names) :].reshape(self.n_images, *self.grid)
