@@ -19,7 +19,7 @@ from recipes.everyday.store import AGREEMENT, BUNDLE, stored_model
 from vitlens.io import read_json, read_tensors, write_json
 from vitlens.models.heads import ClsMeanViT
 from vitlens.models.vision import VisionModel
-from vitlens.saes import HealthReport, measure
+from vitlens.training import HealthReport, measure
 
 TEST = WORK / "test.json"
 HEALTH = WORK / "health.json"

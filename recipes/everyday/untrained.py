@@ -12,7 +12,8 @@ from vitlens.io import read_json
 from vitlens.lens import Lens
 from vitlens.models.heads import ClsMeanViT
 from vitlens.models.vision import VisionModel
-from vitlens.saes import load_saes, train_saes
+from vitlens.saes import load_saes
+from vitlens.training import train_saes
 
 FOLDER = WORK / "untrained"
 N_IMAGES = 4_000  # of the 14,000: the streams are much simpler, and two cores are slow

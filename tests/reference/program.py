@@ -350,17 +350,19 @@ def replaced_run(
     baseline: Reference,
     keep: Sequence[Sequence[int]],
     error_nodes: str | Sequence[str] = "clean",
+    active: str = "running",
 ) -> Tensor:
     """Logits with all features but the kept ones at their baseline, (9).
 
-    `error_nodes` are "clean", "free", "baseline" or "zero", for all sites or for each.
+    `error_nodes` are "clean", "free", "baseline" or "zero", for all sites or for each; `active`
+    says whose mask counts, that of the "running" stream or of the untouched ("clean") model.
     """
     held = [error_nodes] * len(saes) if isinstance(error_nodes, str) else error_nodes
     with torch.no_grad():
         x, at = model.embed(found.image), -1
         for i, (sae, layer) in enumerate(zip(saes, layers, strict=True)):
             x, at = model.blocks(at, layer, x), layer
-            z = sae.encode(x)
+            z = sae.encode(x, found.masks[i] if active == "clean" else None)
             mean, std, _ = sae.statistics(x)
             error = {
                 "clean": found.errors[i],
