@@ -261,8 +261,12 @@ class GroupRuns:
                 )
                 margin = margins(logits, self.groups.labels[part]).sum()
             grads = torch.autograd.grad(margin, [after for *_, after in seen])
+            # With several reference images as baselines there is one run for each. They share the
+            # stream of the first site, whose gradient is the sum over them.
+            sharing = sum(after is stream for *_, after in seen)
             with torch.no_grad():
                 for (layer, state, after), grad in zip(seen, grads, strict=True):
+                    grad = grad / sharing if after is stream else grad
                     ids = [features[column][1] for column in columns[layer]]
                     change = _first_order(ids, state, after, grad, removal)
                     effects[part, columns[layer]] += change.cpu()
