@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from timm.models.vision_transformer import VisionTransformer
 from torch.utils.data import DataLoader, TensorDataset
 
+from tests.builders import KINDS, sae_of_kind
 from vitlens.errors import CheckpointError, ImageError
 from vitlens.models.vision import VisionModel
 from vitlens.saes import TopKSAE
@@ -155,3 +156,33 @@ def test_input_that_does_not_fit(vision, images):
 def test_a_loader_without_labels(vision, images):
     loader = DataLoader(TensorDataset(images), batch_size=5)  # gives lists of one tensor
     assert not measure(vision.module, random_saes(), loader).labelled
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_at_some_layers(vision, images, kind):
+    layers = (1, 3)
+    saes = {
+        layer: sae_of_kind(
+            kind, seed=layer, d_model=WIDTH, normalization="fixed", b_enc=True, scale=1.0
+        ).double()
+        for layer in layers
+    }
+    report = measure(vision, saes, images.split(10))
+    assert [health.layer for health in report.layers] == [1, 3]
+    streams = vision.residuals(images, layers)
+    for (layer, sae), health, x in zip(saes.items(), report.layers, streams, strict=True):
+        out = sae(x)
+        total = (x - x.mean((0, 1))).square().sum()
+        assert health.explained_variance == pytest.approx(
+            float(1 - out.error.square().sum() / total), rel=1e-10
+        )
+        active = (out.features > 0).flatten(0, 1)
+        assert health.mean_active == pytest.approx(float(active.sum(-1).double().mean()))
+        assert health.dead_fraction == pytest.approx(1 - float(active.any(0).double().mean()))
+        assert (health.n_features, health.max_active) == (sae.n_features, sae.max_active)
+        alone = [saes[i] if i == layer else None for i in range(DEPTH)]
+        agree = top1_with(vision, images, alone) == top1_with(vision, images, [])
+        assert health.accuracy_kept == pytest.approx(float(agree.double().mean()))
+    together = top1_with(vision, images, [saes.get(i) for i in range(DEPTH)])
+    agree = together == top1_with(vision, images, [])
+    assert report.accuracy_all == pytest.approx(float(agree.double().mean()))

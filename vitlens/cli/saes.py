@@ -15,6 +15,7 @@ from vitlens.cli.options import (
     add_machine_options,
     device_and_dtype,
     images_in,
+    layers_of,
     positive,
     positive_number,
 )
@@ -28,17 +29,20 @@ if TYPE_CHECKING:
     from vitlens.lens import Lens
     from vitlens.models.vision import VisionModel
     from vitlens.saes.base import SAE
+    from vitlens.training import Estimate
 
 _TRAIN = """\
-Train a sparse autoencoder (SAE) for every block of a model except the last. One pass over the
-images trains all of them; activations are never written to disk. The command first prints the
-expected cost. At the end it measures the SAEs on images that were kept out of training.
+Train a sparse autoencoder (SAE) for every block of a model except the last, or for some blocks.
+One pass over the images trains all of them; activations are never written to disk. The command
+first prints the expected cost. At the end it measures the SAEs on images that were kept out of
+training.
 
-Ctrl-C keeps a checkpoint; the same command continues from there.
+Ctrl-C keeps the unfinished run; the same command continues it.
 """
 _TRAIN_EXAMPLES = """\
   vitlens train-saes photos/ --model vit_base_patch16_224 --out saes/
   vitlens train-saes photos/ --model everyday --out saes/ --k 48 --size-ratio 2
+  vitlens train-saes photos/ --model everyday --out saes/ --layers 2,5,9 --budget 128
 """
 _TUNE = """\
 Tune trained sparse autoencoders (SAEs) end to end. Each SAE was trained on the model's own
@@ -47,7 +51,7 @@ from layer to layer. Tuning reduces this growth. The number of active features s
 each SAE by itself explains slightly less. The command first prints the expected cost, and compares
 the SAEs before and after on images that were kept out of tuning.
 
-Ctrl-C keeps a checkpoint; the same command continues from there.
+Ctrl-C keeps the unfinished run; the same command continues it.
 """
 _TUNE_EXAMPLES = """\
   vitlens tune-saes photos/ --model vit_base_patch16_224 --saes saes/ --out tuned/
@@ -66,11 +70,23 @@ def _add_train(commands: Commands) -> None:
     _add_image_options(command)
     group = command.add_argument_group("SAEs")
     group.add_argument(
+        "--layers",
+        type=layers_of,
+        metavar="L,L,…",
+        help="blocks after which to train an SAE, counted from 0 (default: all except the last)",
+    )
+    group.add_argument(
         "--k",
         type=positive,
         default=32,
         metavar="N",
         help="active features per token (default: 32)",
+    )
+    group.add_argument(
+        "--budget",
+        type=positive,
+        metavar="N",
+        help="at most N active features per image as well (default: no limit)",
     )
     group.add_argument(
         "--size-ratio",
@@ -148,17 +164,19 @@ def train(arguments: argparse.Namespace) -> None:
     config = TrainConfig(
         sizes=max(1, round(arguments.size_ratio * vision.d_model)),
         k=arguments.k,
+        budget=arguments.budget,
         epochs=arguments.epochs,
         batch_tokens=arguments.batch_size,
         learning_rate=arguments.learning_rate,
         precision=arguments.precision,
         seed=arguments.seed,
     )
-    cost = estimate(vision, config, len(training))
-    print(f"{vision.depth - 1} SAEs on {count(len(training), 'image')}: {cost}", flush=True)
+    layers = range(vision.depth - 1) if arguments.layers is None else arguments.layers
+    cost = estimate(vision, config, len(training), layers=layers)
+    print(_cost(len(layers), len(training), cost), flush=True)
     images = ImageFiles(training, transform)
     with _advice_on_interrupt(arguments.out):
-        result = train_saes(vision, images, config, out=arguments.out)
+        result = train_saes(vision, images, config, out=arguments.out, layers=layers)
     print(f"{images.report()}\nOn the training images:\n{result}")
     if batches := read_held_out(held_out, transform, "training"):
         _print_health("On {} kept out of training:", vision, result.saes, batches)
@@ -183,7 +201,7 @@ def tune(arguments: argparse.Namespace) -> None:
     vision, transform = lens.vision, _transform_of(lens)
     saes = dict(zip(lens.layers, lens.saes, strict=True))
     cost = estimate_tuning(vision, saes, config, len(rest))
-    print(f"{len(saes)} SAEs on {count(len(rest), 'image')}: {cost}", flush=True)
+    print(_cost(len(saes), len(rest), cost), flush=True)
     images = ImageFiles(rest, transform)
     with _advice_on_interrupt(arguments.out):
         result = tune_saes(vision, saes, images, config, out=arguments.out)
@@ -274,7 +292,7 @@ def _transform_of(lens: Lens) -> Transform:
 
 @contextmanager
 def _advice_on_interrupt(out: Path) -> Iterator[None]:
-    """Let Ctrl-C say how to continue, if a checkpoint was kept."""
+    """Let Ctrl-C say how to continue, if the unfinished run was kept."""
     from vitlens.io import partial_path
 
     try:
@@ -302,6 +320,10 @@ def read_held_out(
     if reasons:
         print(f"\n{unreadable(reasons, f'kept out of {purpose} could not be read')}")
     return [torch.stack(each[start : start + size]) for start in range(0, len(each), size)]
+
+
+def _cost(n_saes: int, n_images: int, cost: Estimate) -> str:
+    return f"{count(n_saes, 'SAE')} on {count(n_images, 'image')}: {cost}"
 
 
 def _print_health(

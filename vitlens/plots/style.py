@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, ParamSpec, TypeAlias
+from typing import Any, ParamSpec, TypeAlias, TypeVar
 
 import matplotlib
 import numpy as np
@@ -28,9 +28,10 @@ from vitlens.errors import VitlensError
 from vitlens.io import atomic_path
 
 P = ParamSpec("P")
+R = TypeVar("R")
 AnyFigure: TypeAlias = Figure | SubFigure
 
-#: Okabe and Ito's palette, told apart with any colour vision.
+#: Okabe and Ito's palette, which any colour vision can distinguish.
 BLUE, VERMILION, GREEN = "#0072B2", "#D55E00", "#009E73"
 PINK, SKY, ORANGE = "#CC79A7", "#56B4E9", "#E69F00"
 GREY = "#7F7F7F"
@@ -111,18 +112,20 @@ def _defaults() -> Mapping[str, Any]:
     return {name: defaults[name] for name in defaults if not _USERS.match(name)}
 
 
+def _always_styled(function: Callable[P, R]) -> Callable[P, R]:
+    @functools.wraps(function)
+    def run(*args: P.args, **kwargs: P.kwargs) -> R:
+        with own_style():
+            return function(*args, **kwargs)
+
+    return run
+
+
 class StyledFigure(Figure):
     """A figure that is drawn and saved in its own style: matplotlib makes ticks only then."""
 
-    def draw(self, renderer: Any) -> None:
-        """Draw the figure; called by matplotlib's canvases."""
-        with own_style():
-            super().draw(renderer)
-
-    def savefig(self, *args: Any, **kwargs: Any) -> None:
-        """Save the figure as `matplotlib.figure.Figure.savefig` does."""
-        with own_style():
-            super().savefig(*args, **kwargs)
+    draw = _always_styled(Figure.draw)
+    savefig = _always_styled(Figure.savefig)
 
 
 def styled(function: Callable[P, Figure]) -> Callable[P, Figure]:

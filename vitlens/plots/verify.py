@@ -74,7 +74,15 @@ def verification_figure(
         predicted, measured = _sides(one)
         layers = [edge[0][0] for edge in one.edges]
         points = axes.scatter(
-            predicted, measured, c=layers, cmap=_COLOURS, vmin=0, vmax=sources[-1], s=12, alpha=0.65, lw=0
+            predicted,
+            measured,
+            c=layers,
+            cmap=_COLOURS,
+            vmin=0,
+            vmax=sources[-1],
+            s=12,
+            alpha=0.65,
+            lw=0,
         )
         _frame(axes, scale, limit)
         note = (notes or {}).get(name) or f"rank correlation {one.rank_correlation}"
