@@ -44,7 +44,7 @@ class CurvesPart(t.HasTraits):
 
         Raises
         ------
-        FeatureError
+        OptionError
             When there is no such metric.
         """
         payload, data = ({}, b"") if curves is None else _payload(curves, metric)
@@ -105,7 +105,7 @@ class CurvePlot(CurvesPart, Widget, bundle="curves"):
 
     Raises
     ------
-    FeatureError
+    OptionError
         When there is no such metric.
     """
 
