@@ -26,6 +26,7 @@ from tests.builders import (
 )
 from tests.reference import program
 from vitlens.method.importance import centred_logit, resolve_target
+from vitlens.method.logit_lens import logit_lens
 from vitlens.method.rankings import Case, cla_edges
 from vitlens.method.replacement import Change, KeepFeatures, SiteState, keep_masks
 from vitlens.saes.base import SAE
@@ -316,6 +317,20 @@ def test_replaced_runs_of_every_kind(
     for error_nodes in ("clean", "free"):
         found = lens.run_with(image, keep=nothing_changes, error_nodes=error_nodes)
         assert_relative(found, lens.trace(image).logits)
+
+
+@pytest.mark.parametrize("gradient", ["libragrad", "plain"])
+@pytest.mark.parametrize("feature", [0, 3, -1])
+def test_logit_lens(feature: int, gradient: str) -> None:
+    lens, image = lens_of("mixed", "mixed", (0, 2)), tiny_image(1, torch.float64)
+    slow = SlowProgram(lens)
+    found = slow.trace(image)
+    for position, layer in enumerate(lens.layers):
+        added = program.contribution(slow.saes, found, slow.baselines, position, feature)
+        assert_relative(
+            logit_lens(lens.replacement, lens.trace(image), layer, feature, gradient=gradient),
+            program.logit_lens(program.Transformer(slow.vit, gradient), found, added),
+        )
 
 
 @pytest.mark.parametrize("engine", ENGINES)
