@@ -97,7 +97,8 @@ def state_by_hand(
         class_names=lens.class_names or (),
         labels_from="data",
         settings={"n_top": n_top},
-        layers=tuple(layers),
+        layers=lens.layers,
+        layer_states=tuple(layers),
         n_images=len(numbers),
         per_class=torch.tensor(list(label.values())).bincount(minlength=C),
         per_bucket=exact.buckets(torch.tensor(list(ids.values())), C).bincount(

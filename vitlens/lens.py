@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
@@ -267,9 +266,7 @@ class Lens:
         # last time, unless they were changed through `.data`.
         state = [(name, w.data_ptr(), _version(w)) for name, w in weights.items()], settings
         if state != self._hashed[0]:
-            text = json.dumps(settings, sort_keys=True).encode()
-            weights["settings"] = torch.frombuffer(bytearray(text), dtype=torch.uint8)
-            self._hashed = state, fingerprint(weights)
+            self._hashed = state, fingerprint(weights, settings)
         return self._hashed[1]
 
     def check(self) -> None:
@@ -808,7 +805,7 @@ class Lens:
         if not runs:
             raise ImageError("There are no images.")
         before, after = (torch.cat(part) for part in zip(*runs, strict=True))
-        facts = (self.logit_names, plan.interventions, plan.error_nodes)
+        facts = (self.logit_names, plan.interventions, plan.error_nodes, self.baselines.kind)
         if not _is_single(images):
             return BatchOutcome(before, after, *facts)
         return Outcome(before[0], after[0], *facts)
@@ -821,9 +818,7 @@ class Lens:
         are as for `run_with`.
         """
         return make_plan(
-            self.vision,
-            self.saes,
-            self.baselines,
+            self.replacement,
             requested,
             error_nodes=error_nodes,
             tensor=self.tensor,
@@ -936,10 +931,8 @@ class Lens:
         trace = self.trace(image)
         wanted = circuit.target_index if target is None else target
         return verify_circuit(
-            self.vision,
-            self.saes,
+            self.replacement,
             trace,
-            self.baselines,
             resolve_target(wanted, trace.logits, self.class_names),
             circuit,
             n=n,
@@ -966,6 +959,7 @@ class Lens:
         batch_size: int = 16,
         seed: int = 0,
         out: str | Path | None = None,
+        resume: bool = True,
         progress: Progress = True,
     ) -> Curves:
         """Insertion and deletion curves; see `vitlens.circuits.faithfulness.faithfulness`.
@@ -993,6 +987,8 @@ class Lens:
             Of the random order.
         out
             A file to write; a run that was interrupted continues from it.
+        resume
+            Whether it does so; otherwise the file is written again.
         progress
             Show a progress bar, or call this function.
         """
@@ -1001,9 +997,7 @@ class Lens:
         if isinstance(labels, int | str | np.integer):
             labels = [labels]
         return faithfulness(
-            self.vision,
-            self.saes,
-            self.baselines,
+            self.replacement,
             [self.tensor(image).cpu() for image in _each(images)],
             methods=methods,
             labels=None if labels is None else [self.class_index(label) for label in labels],
@@ -1015,6 +1009,7 @@ class Lens:
             batch_size=batch_size,
             seed=seed,
             out=out,
+            resume=resume,
             progress=progress,
         )
 

@@ -22,8 +22,8 @@ from torch import Tensor
 import vitlens
 from recipes.everyday.fetch import fetch
 from recipes.everyday.images import normalise, test_composites
-from vitlens.circuits.faithfulness import METHODS
 from vitlens.circuits.curves import Metric
+from vitlens.circuits.faithfulness import METHODS
 from vitlens.plots import curves_figure, save_figure
 
 OUT = Path("build/everyday/faithfulness")

@@ -16,15 +16,8 @@ from recipes.everyday.store import BUNDLE, stored_model
 from vitlens.io import read_json
 from vitlens.models.vision import VisionModel
 from vitlens.replacement import fit_baselines
-from vitlens.saes import (
-    SAE,
-    TrainConfig,
-    TuneConfig,
-    load_saes,
-    save_saes,
-    train_saes,
-    tune_saes,
-)
+from vitlens.saes import SAE, load_saes, save_saes
+from vitlens.training import TrainConfig, TuneConfig, train_saes, tune_saes
 
 FOLDER = BUNDLE / "saes"
 BASELINES = BUNDLE / "baselines.safetensors"
@@ -54,12 +47,12 @@ def train() -> None:
     vision = VisionModel(stored_model())
     trained = train_saes(vision, _loader(TrainingPictures(N_IMAGES)), CONFIG, out=TRAINED)
     print(trained)
-    for sae, k in zip(trained.saes, TUNED_K, strict=True):
+    for sae, k in zip(trained.saes.values(), TUNED_K, strict=True):
         sae.k = k
     tuned = tune_saes(vision, trained.saes, _loader(TuningPictures(N_TUNE)), TUNE, out=TUNED)
     print(tuned)
     first, last = (read_json(run / "manifest.json")["metadata"] for run in (TRAINED, TUNED))
-    metadata = {**first, "tuning": {"config": last["config"], **last["tuning"]}}
+    metadata = {"training": first["training"], "tuning": last["tuning"]}
     save_saes(tuned.saes, FOLDER, metadata=metadata, dtype=torch.float16)
     for run in (TRAINED, TUNED):
         shutil.rmtree(run)

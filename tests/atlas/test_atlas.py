@@ -16,7 +16,7 @@ from PIL import Image
 
 import vitlens
 from tests.atlas_by_hand import picture, state_by_hand
-from tests.tiny import tiny_lens
+from tests.builders import tiny_lens
 from vitlens.atlas import store
 from vitlens.atlas.atlas import Atlas
 from vitlens.errors import CheckpointError, FeatureError, ImageError, ModelError, VitlensError
@@ -227,7 +227,7 @@ def test_an_atlas_of_another_model(folder: Path, lens: vitlens.Lens) -> None:
     )]  # fmt: skip
     other = vitlens.Lens(lens.vision, saes)
     with pytest.raises(CheckpointError, match="other SAEs: those of layer 2 differ"):
-        other.atlas = folder
+        other.atlas = Atlas.load(folder)
     assert other.atlas is None
 
 
@@ -238,7 +238,7 @@ def test_the_same_model_in_another_precision(folder: Path) -> None:
 def test_the_lens_has_an_atlas(folder: Path) -> None:
     lens = tiny_lens()
     assert lens.atlas is None
-    lens.atlas = folder
+    lens.atlas = Atlas.load(folder)
     assert lens.atlas is not None
     assert lens.atlas.lens is lens
     assert set(lens.atlas.feature(1, 0).neighbours) == {"before", "same", "after"}
@@ -505,7 +505,7 @@ def test_the_bundle_opens_its_own_atlas_late(
     assert other.atlas.path == folder
     shutil.rmtree(tmp_path / "small" / "atlas")
     assert vitlens.load("small").atlas is None
-    with pytest.raises(ModelError, match="no atlas for the names"):
+    with pytest.raises(ModelError, match="Names need an atlas"):
         vitlens.load("small", names=tmp_path / "names.jsonl")
 
 

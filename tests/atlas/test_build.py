@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.tiny import tiny_image, tiny_lens
+from tests.builders import tiny_image, tiny_lens
 from vitlens.atlas import exact
 from vitlens.atlas.build import build_state, remove_partial, writing
 from vitlens.atlas.sources import Item, Loaded, Source
@@ -115,7 +115,7 @@ def test_activations_are_those_of_trace(lens, images, activations):
 
 
 def test_top_images_are_those_of_brute_force(state, activations, ids, groups):
-    for layer, z in zip(state.layers, activations, strict=True):
+    for layer, z in zip(state.layer_states, activations, strict=True):
         peaks = z.max(axis=1)
         for feature in range(F):
             active = [n for n in range(N) if peaks[n, feature] > 0]
@@ -128,7 +128,7 @@ def test_top_images_are_those_of_brute_force(state, activations, ids, groups):
 
 
 def test_sampled_images_are_those_of_the_smallest_ids(state, activations, ids):
-    for layer, z in zip(state.layers, activations, strict=True):
+    for layer, z in zip(state.layer_states, activations, strict=True):
         for feature in range(F):
             active = [n for n in range(N) if z[n, :, feature].max() > 0]
             chosen = sorted(active, key=lambda n: ids[n])[:N_SAMPLED]
@@ -148,16 +148,16 @@ def check_row(pool, feature, numbers, z, ids):
 
 def test_pools_are_not_all_full_or_all_empty(state):
     """Or the tests above would not see how places without an image are handled."""
-    filled = torch.cat([layer.sampled.id.flatten() != EMPTY for layer in state.layers])
+    filled = torch.cat([layer.sampled.id.flatten() != EMPTY for layer in state.layer_states])
     assert filled.any()
     sparse = build(tiny_lens(features=400), [tiny_image(1)], batch_size=1)
-    assert (sparse.layers[0].top.id == EMPTY).any()
-    assert (sparse.layers[0].top.id[:, 0] != EMPTY).any()
+    assert (sparse.layer_states[0].top.id == EMPTY).any()
+    assert (sparse.layer_states[0].top.id[:, 0] != EMPTY).any()
 
 
 def test_counts_and_histograms_are_those_of_brute_force(state, activations):
     edges = [2 ** (-6 + step / 4) for step in range(49)]
-    for layer, z in zip(state.layers, activations, strict=True):
+    for layer, z in zip(state.layer_states, activations, strict=True):
         sums = layer.sums
         same(sums.n_active, (z > 0).sum((0, 1)))
         same(sums.prefix_active, (z[:, :1] > 0).sum(0))
@@ -177,7 +177,7 @@ def test_positions_are_those_of_brute_force(state, activations, ids):
     ]
     # Patch p goes where the p-th smallest number stands.
     moved = np.array([[0, *(1 + place for place in order)] for order in orders])
-    for layer, z in zip(state.layers, activations, strict=True):
+    for layer, z in zip(state.layer_states, activations, strict=True):
         same(layer.sums.position, fixed(z).sum(0))
         shuffled = np.zeros_like(z)
         for number in range(N):
@@ -192,7 +192,7 @@ def test_classes_are_those_of_brute_force(state, activations, labels, ids):
     known = [n for n in range(N) if labels[n] is not None]
     same(state.per_class, np.bincount([labels[n] for n in known], minlength=C))
     same(state.per_bucket, np.bincount([bucket[n] for n in known], minlength=B))
-    for layer, z in zip(state.layers, activations, strict=True):
+    for layer, z in zip(state.layer_states, activations, strict=True):
         mean = (fixed(z).sum(1) + T // 2) // T
         same(layer.sums.image_mean, mean.sum(0))
         same(layer.sums.image_squares, (mean**2 // 2**10).sum(0))
@@ -210,7 +210,7 @@ def test_streams_are_those_of_each_image(state, lens, images):
     torch.testing.assert_close(
         state.final_stream.double() * exact.UNIT, final, rtol=1e-4, atol=1e-3
     )
-    for number, layer in enumerate(state.layers):
+    for number, layer in enumerate(state.layer_states):
         stds = torch.stack([trace.stds[number][:, 0] for trace in traces]).double().sum(0)
         torch.testing.assert_close(
             layer.sums.stds.double() * exact.UNIT, stds, rtol=1e-4, atol=1e-3
@@ -218,7 +218,7 @@ def test_streams_are_those_of_each_image(state, lens, images):
 
 
 def test_kept_images_have_their_facts(state, lens, images, labels, ids):
-    pools = [pool for layer in state.layers for pool in (layer.top, layer.sampled)]
+    pools = [pool for layer in state.layer_states for pool in (layer.top, layer.sampled)]
     used = {image for pool in pools for image in pool.id.flatten().tolist()}
     assert set(state.images) == used - {EMPTY}
     for image, record in state.images.items():
@@ -238,8 +238,8 @@ def test_images_of_one_perceptual_hash_count_once(lens, images):
         rows = [[noise[i] for i in row if i != EMPTY] for row in pool.id.tolist()]
         return sum(len(row) - len(set(row)) for row in rows)
 
-    assert sum(copies(layer.top) for layer in state.layers) == 0
-    assert sum(copies(layer.sampled) for layer in state.layers) > 0
+    assert sum(copies(layer.top) for layer in state.layer_states) == 0
+    assert sum(copies(layer.sampled) for layer in state.layer_states) > 0
 
 
 def test_an_image_gives_the_same_bits_at_any_place_of_a_batch(lens, images):
@@ -480,7 +480,7 @@ def test_images_with_nan_are_skipped(lens, images):
 
 def test_without_heatmaps_and_thumbnails(lens, images):
     state = build(lens, images[:20], heatmaps=False, thumbnails=None)
-    assert state.layers[0].top.heatmap.shape == (F, N_TOP, 0)
+    assert state.layer_states[0].top.heatmap.shape == (F, N_TOP, 0)
     assert all(record.thumbnail is None for record in state.images.values())
 
 

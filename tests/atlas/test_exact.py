@@ -12,7 +12,7 @@ from PIL import Image
 
 import vitlens
 from tests.atlas_by_hand import photograph
-from tests.tiny import tiny_lens
+from tests.builders import tiny_lens
 from vitlens.atlas.exact import buckets, deal, n_buckets, perceptual_hash
 from vitlens.atlas.image_store import ThumbnailFile, decode
 

@@ -16,14 +16,14 @@ from torch import Tensor, nn
 
 import vitlens
 from tests.atlas_by_hand import picture, state_by_hand
+from tests.builders import CLASSES, tiny_lens
 from tests.method.test_logit_lens import SIZES
-from tests.tiny import CLASSES, tiny_lens
 from vitlens.atlas.atlas import Atlas
 from vitlens.atlas.finalize import Readout, effects, place_features, readout_directions
-from vitlens.errors import CheckpointError, FeatureError, ModelError
+from vitlens.errors import CheckpointError, FeatureError, ModelError, OptionError
 from vitlens.method.libragrad import libragrad
 from vitlens.models.heads import ClsMeanViT
-from vitlens.saes.health import HealthReport, SAEHealth
+from vitlens.training.health import HealthReport, SAEHealth
 
 N = 12
 
@@ -253,7 +253,7 @@ def test_the_logit_lens_is_the_slope_of_the_read_out(head: str, readout: Readout
             added[token] = stds[layer][token] * rows[layer, feature]
         # With the norm's scale fixed, the read-out is linear: a whole step is its slope.
         slope = frozen(vision, stream, stream + added) - frozen(vision, stream, stream)
-        found = effects(saes, directions, layer)[feature]
+        found = effects(saes[layer], directions[layer])[feature]
         torch.testing.assert_close(found, slope - slope.mean(), atol=1e-10, rtol=1e-9)
 
 
@@ -284,7 +284,7 @@ def test_the_logit_lens_agrees_with_reverse_mode() -> None:
         )
     expected = torch.einsum("ctd,t->cd", jacobian, std)
     torch.testing.assert_close(directions[0], expected - expected.mean(0))
-    with pytest.raises(ModelError, match="readout must be"):
+    with pytest.raises(OptionError, match="readout"):
         readout_directions(lens.vision, stream, [std], readout="cls")  # type: ignore[arg-type]
 
 

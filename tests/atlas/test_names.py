@@ -12,15 +12,17 @@ import pytest
 from vitlens.atlas.names import Name, Names
 from vitlens.errors import CheckpointError, FeatureError, VitlensError
 
-SIZES = (4, 6)
+N_FEATURES = dict(enumerate((4, 6)))
 
 
 def test_a_name_is_there_after_reopening(tmp_path: Path) -> None:
     path = tmp_path / "names.jsonl"
-    entry = Names(path, sizes=SIZES, author="Ada").set(1, 5, " beak,\n side view ", note="seldom")
+    entry = Names(path, n_features=N_FEATURES, author="Ada").set(
+        1, 5, " beak,\n side view ", note="seldom"
+    )
     assert (entry.name, entry.author, entry.note) == ("beak, side view", "Ada", "seldom")
     assert entry.date.endswith("+00:00")
-    names = Names(path, sizes=SIZES)
+    names = Names(path, n_features=N_FEATURES)
     assert names.entries == (entry,)
     assert names.get(1, 5) == "beak, side view"
     assert names.get(0, 0) == ""
@@ -94,7 +96,7 @@ def test_unknown_features_are_reported_and_stay_in_the_file(tmp_path: Path) -> N
     everything.set(0, 3, "known")
     everything.set(0, 4, "beyond the layer")
     everything.set(2, 0, "beyond the layers")
-    names = Names(path, sizes=SIZES, author="Ada")
+    names = Names(path, n_features=N_FEATURES, author="Ada")
     assert [(n.layer, n.feature) for n in names.unknown] == [(0, 4), (2, 0)]
     assert names.labels == {(0, 3): "known"}
     names.set(1, 1, "more")
@@ -112,7 +114,7 @@ def test_export_and_import(tmp_path: Path, kind: str) -> None:
     names.remove(1, 0)
     file = tmp_path / f"out.{kind}"
     names.export(file)
-    others = Names(sizes=SIZES)
+    others = Names(n_features=N_FEATURES)
     unknown = others.read(file)
     assert others.entries == names.entries
     assert [(n.layer, n.feature) for n in unknown] == [(1, 9)]
@@ -121,7 +123,7 @@ def test_export_and_import(tmp_path: Path, kind: str) -> None:
 def test_a_table_of_a_spreadsheet(tmp_path: Path) -> None:
     file = tmp_path / "names.CSV"
     file.write_bytes("\ufefflayer,feature,name\r\n0,3,beak\r\n".encode())
-    names = Names(sizes=SIZES)
+    names = Names(n_features=N_FEATURES)
     assert names.read(file) == ()
     assert names.entries == (Name(0, 3, "beak"),)
 

@@ -6,7 +6,7 @@ import torch
 from torch.utils.data import Dataset
 
 from tests.atlas_by_hand import photograph
-from tests.tiny import tiny_lens
+from tests.builders import tiny_lens
 from vitlens.atlas.build import build_state
 from vitlens.atlas.image_store import decode
 from vitlens.atlas.reading import Reader, Ready, read_batches

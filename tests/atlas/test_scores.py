@@ -90,7 +90,7 @@ def independent(per_class: list[int], n_unlabelled: int = 0) -> tuple[ActiveFeat
     z *= torch.rand(shape, generator=generator) < 0.1
     ids = torch.tensor([hash_text(str(number)) for number in range(len(labels))])
     info = ImageInfo.of(ids, ids, labels, n_classes=len(per_class), n_prefix=0, n_tokens=1)
-    return ActiveFeatures.of(z, torch.arange(MANY).expand(shape), MANY), info
+    return ActiveFeatures.of(z), info
 
 
 def scores_of(active: ActiveFeatures, info: ImageInfo, n_classes: int) -> Scores:

@@ -11,7 +11,7 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from tests.atlas_by_hand import photograph
-from tests.tiny import tiny_image, tiny_lens
+from tests.builders import tiny_image, tiny_lens
 from vitlens.atlas.build import build_state
 from vitlens.atlas.image_store import decode
 from vitlens.errors import ImageError, TargetError
@@ -118,7 +118,7 @@ def test_images_of_every_kind(lens, tmp_path):
     ]
     state = build(lens, kinds, groups=lambda key: key)
     assert state.skipped == ()
-    for layer, found in enumerate(state.layers):
+    for layer, found in enumerate(state.layer_states):
         peaks = torch.stack([lens.trace(kind).features[layer].amax(0) for kind in kinds])
         assert torch.allclose(found.top.peak[:, 0], peaks.amax(0), rtol=1e-4, atol=1e-5)
     by_key = records(state)
@@ -150,7 +150,7 @@ def test_a_skipped_image_changes_no_other(lens, folder, tmp_path):
     plain = build(lens, folder)
     (folder / "bird/aa.png").touch()
     holed = build(lens, folder)
-    for one, other in zip(plain.layers, holed.layers, strict=True):
+    for one, other in zip(plain.layer_states, holed.layer_states, strict=True):
         assert torch.equal(one.sums.position, other.sums.position)
         assert torch.equal(one.top.peak, other.top.peak)
 
@@ -229,9 +229,11 @@ def test_iterables_and_loaders(lens):
         state = build(lens, images)
         assert (state.n_images, state.labels_from) == (5, "data")
         assert torch.equal(state.per_class, expected.per_class)
-        for one, other in zip(state.layers, expected.layers, strict=True):
+        for one, other in zip(state.layer_states, expected.layer_states, strict=True):
             assert torch.equal(one.top.peak, other.top.peak)
-    assert torch.equal(build(lens, batch).layers[0].top.peak, expected.layers[0].top.peak)
+    assert torch.equal(
+        build(lens, batch).layer_states[0].top.peak, expected.layer_states[0].top.peak
+    )
 
 
 def test_pairs_of_path_and_label_have_the_path_as_key(lens, folder):
@@ -289,9 +291,11 @@ def test_shards(lens, tmp_path):
         }
         assert [key for key, _ in state.skipped] == ["a-001.tar/s2"]
     plain = build(lens, [photograph(n) for n in (1, 2, 3)] + [photograph(0)])
-    assert plain.layers[0].top.peak[:, 0].shape == state.layers[0].top.peak[:, 0].shape
+    assert plain.layer_states[0].top.peak[:, 0].shape == state.layer_states[0].top.peak[:, 0].shape
     peaks = [lens.trace(photograph(n)).features[0].amax(0) for n in (1, 2, 3, 4)]
-    assert torch.allclose(state.layers[0].top.peak[:, 0], torch.stack(peaks).amax(0), rtol=1e-4)
+    assert torch.allclose(
+        state.layer_states[0].top.peak[:, 0], torch.stack(peaks).amax(0), rtol=1e-4
+    )
 
 
 def test_damaged_shards(lens, tmp_path):

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from tests.tiny import tiny_lens
+from tests.builders import tiny_lens
 from vitlens.atlas import stimuli, tuning
 from vitlens.atlas.stimuli import N_STIMULI
 from vitlens.atlas.tuning import respond, stimuli_of

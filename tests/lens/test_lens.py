@@ -299,7 +299,12 @@ def test_the_fingerprint_follows_the_weights(
 ) -> None:
     model, hashed = lens.vision.module, []
     real = lens_module.fingerprint
-    monkeypatch.setattr(lens_module, "fingerprint", lambda w: hashed.append(real(w)) or hashed[-1])
+
+    def counted(*given: object) -> str:
+        hashed.append(real(*given))
+        return hashed[-1]
+
+    monkeypatch.setattr(lens_module, "fingerprint", counted)
     circuit = lens.circuit(picture)
     assert circuit.model == lens.fingerprint
     assert len(hashed) == 1

@@ -30,13 +30,14 @@ from vitlens.saes.base import FeatureId
 
 if TYPE_CHECKING:
     from vitlens.lens import Lens
-    from vitlens.saes.health import HealthReport
+    from vitlens.training.health import HealthReport
 
 
 class Atlas:
     """What every feature of every layer of a model stands for: images, scores, names.
 
-    Made by `build`, `load` or `merge`. Layers are read on first use.
+    Made by `build`, `load` or `merge`. A layer is given by the number of its block; its data are
+    read on first use.
 
     Parameters
     ----------
@@ -160,7 +161,7 @@ class Atlas:
             health=health,
             progress=progress,
         )
-        atlas = cls(contents, path=None, names=Names(sizes=contents.header.sizes))
+        atlas = cls(contents, path=None, names=Names(n_features=contents.header.n_features))
         atlas.lens = lens
         return atlas
 
@@ -195,7 +196,7 @@ class Atlas:
         path = Path(path)
         contents = store.open_folder(path)
         file = path / store.NAMES if names is None else Path(names)
-        atlas = cls(contents, path=path, names=Names(file, sizes=contents.header.sizes))
+        atlas = cls(contents, path=path, names=Names(file, n_features=contents.header.n_features))
         atlas.images_folder = None if images is None else Path(images)
         if lens is not None:
             atlas.lens = lens
@@ -270,7 +271,9 @@ class Atlas:
         if self.path is None:
             author = self.names.author
             self.path = path
-            self.names = Names(path / store.NAMES, sizes=self.sizes, author=author)
+            self.names = Names(
+                path / store.NAMES, n_features=self._header.n_features, author=author
+            )
 
     @property
     def lens(self) -> Lens | None:
@@ -298,14 +301,19 @@ class Atlas:
         return self._header.model
 
     @property
+    def layers(self) -> tuple[int, ...]:
+        """Block number of each layer with an SAE, in order."""
+        return self._header.layers
+
+    @property
     def sizes(self) -> tuple[int, ...]:
-        """Features of each layer."""
+        """Number of features of each layer, in the order of `layers`."""
         return self._header.sizes
 
     @property
     def n_layers(self) -> int:
         """Number of layers with SAEs, L."""
-        return len(self._header.sizes)
+        return len(self._header.layers)
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -344,7 +352,7 @@ class Atlas:
 
     @property
     def health(self) -> tuple[float | None, ...]:
-        """By layer, the share of variance that the SAE explains; None where it is not known."""
+        """Share of variance that each SAE explains, in the order of `layers`; None if unknown."""
         return self._header.health
 
     @property
@@ -401,11 +409,13 @@ class Atlas:
         self, layer: int, feature: int, n: int = 5
     ) -> dict[str, tuple[tuple[FeatureId, float], ...]]:
         """See `vitlens.atlas.profile.neighbours`; needs the lens."""
-        return profile.neighbours(self._lens_for("neighbours").saes, layer, feature, n=n)
+        saes = self._lens_for("neighbours").saes
+        return profile.neighbours(saes, self.layers, layer, feature, n=n)
 
     def lineage(self, layer: int, feature: int) -> list[tuple[FeatureId, float]]:
         """See `vitlens.atlas.profile.lineage`; needs the lens."""
-        return profile.lineage(self._lens_for("lineages").saes, layer, feature)
+        saes = self._lens_for("lineages").saes
+        return profile.lineage(saes, self.layers, layer, feature)
 
     def logit_lens(
         self, layer: int, feature: int, *, readout: Readout = "both"
@@ -422,13 +432,14 @@ class Atlas:
         self._checked_table(layer, feature)
         lens, state = self._lens_for("another logit lens"), self.state
         per_image = UNIT / state.n_images
+        position = self._header.position(layer)
         directions = readout_directions(
             lens.vision,
             (state.final_stream.double() * per_image).to(lens.vision.device, lens.vision.dtype),
-            [state.layers[layer].sums.stds.double() * per_image],
+            [state.layer_states[position].sums.stds.double() * per_image],
             readout=readout,
         )
-        moved = effects(lens.saes[layer : layer + 1], directions, 0)[feature]
+        moved = effects(lens.saes[position], directions[0])[feature]
         order = moved.argsort(descending=True).tolist()
         return tuple((self._header.name_of_logit(i), float(moved[i])) for i in order)
 
@@ -469,7 +480,7 @@ class Atlas:
         ModelError
             If there are no words, or the encoders do not fit each other.
         """
-        tops = ((layer, self._table(layer).top) for layer in range(self.n_layers))
+        tops = ((layer, self._table(layer).top) for layer in self.layers)
         found = propose_words(
             ((layer, top.row, top.token) for layer, top in tops),
             self._gallery.image,
@@ -517,12 +528,9 @@ class Atlas:
         return self._tables[layer]
 
     def _checked_table(self, layer: int, feature: int) -> LayerTable:
-        if not 0 <= layer < self.n_layers:
-            raise FeatureError(f"The atlas has layers 0 to {self.n_layers - 1}, not {layer}.")
-        if not 0 <= feature < self.sizes[layer]:
-            raise FeatureError(
-                f"Layer {layer} has features 0 to {self.sizes[layer] - 1}, not {feature}."
-            )
+        last = self.sizes[self._header.position(layer)] - 1
+        if not 0 <= feature <= last:
+            raise FeatureError(f"Layer {layer} has features 0 to {last}; there is no {feature}.")
         return self._table(layer)
 
     def _lens_for(self, what: str) -> Lens:

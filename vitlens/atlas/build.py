@@ -31,10 +31,10 @@ from vitlens.atlas.state import (
     Pool,
 )
 from vitlens.errors import CheckpointError, ImageError, VitlensError
+from vitlens.interventions.hooks import isolated_model
 from vitlens.io import ResumableRun, partial_path
 from vitlens.models.vision import VisionModel
 from vitlens.progress import Progress, interrupts_held
-from vitlens.saes.topk import TopKSAE
 
 if TYPE_CHECKING:
     from vitlens.lens import Lens
@@ -270,18 +270,11 @@ def _check_sizes(
         raise VitlensError(f"quality must be 0 to 100, not {quality}.")
 
 
-class _LayerRun(NamedTuple):
-    """Activations of one layer on a batch; see `_active_features`."""
-
-    values: Float[Tensor, "n T k"]
-    features: Int[Tensor, "n T k"]
-    stds: Float[Tensor, "n T"]
-
-
 class _Run(NamedTuple):
-    """Results of one forward pass."""
+    """Results of one forward pass: active features and token scales per layer, and the output."""
 
-    layers: list[_LayerRun]
+    active: list[ActiveFeatures]
+    stds: list[Float[Tensor, "n T"]]
     stream: Float[Tensor, "n T D"]
     logits: Float[Tensor, "n C"]
     embeddings: Float[Tensor, "n D"]
@@ -313,7 +306,8 @@ def new_state(lens: Lens, labels: Labels, settings: dict[str, Any]) -> AtlasStat
         class_names=labels.class_names,
         labels_from=labels.origin,
         settings=settings,
-        layers=tuple(layers),
+        layers=lens.layers,
+        layer_states=tuple(layers),
         n_images=0,
         per_class=torch.zeros(n_classes, dtype=torch.int64, device=device),
         per_bucket=torch.zeros(n_buckets(n_classes), dtype=torch.int64, device=device),
@@ -387,7 +381,8 @@ class Accumulator:
                 dtype=vision.dtype,
                 device=vision.device,
             )
-            run = _forward(self.lens, images)
+            with isolated_model(vision):
+                run = _forward(self.lens, images)
             finite = run.stream.isfinite().flatten(1).all(dim=1).tolist()
             failed += [(e.item.key, _NOT_FINITE) for row, e in ready if not finite[row]]
             ready = [(row, e) for row, e in ready if finite[row]]
@@ -436,9 +431,9 @@ class Accumulator:
         state = self.state
         rows = torch.tensor([row for row, _ in ready], device=info.id.device)
         kept = torch.zeros_like(info.id, dtype=torch.bool)
-        for layer, out in zip(state.layers, run.layers, strict=True):
-            active = ActiveFeatures.of(out.values[rows], out.features[rows], layer.sums.n_features)
-            layer.sums.add(active, info, out.stds[rows])
+        for layer, found, stds in zip(state.layer_states, run.active, run.stds, strict=True):
+            active = found.of_images(rows)
+            layer.sums.add(active, info, stds[rows])
             for pool in (layer.top, layer.sampled):
                 kept |= pool.add(active.activations, active.peak, info.id, info.group)
         state.n_images += len(ready)
@@ -491,15 +486,18 @@ class Accumulator:
 
 
 def _forward(lens: Lens, images: Float[Tensor, "n 3 H W"]) -> _Run:
-    """One pass through the model, encoding the stream after every block but the last."""
+    """One pass through the model, which encodes the stream at every site."""
     vision = lens.vision
     stem = vision.embed(images)
-    stream, layers = stem.tokens, []
-    for block, sae in zip(stem.blocks[:-1], lens.saes, strict=True):
-        stream = block(stream)
-        layers.append(_LayerRun(*_active_features(sae, stream)))
-    stream = stem.blocks[-1](stream)
-    return _Run(layers, stream, vision.readout(stream), _embeddings(vision, stream))
+    stream, before = stem.tokens, -1
+    active, stds = [], []
+    for layer, sae in zip(lens.layers, lens.saes, strict=True):
+        stream, before = stem.through(before, layer)(stream), layer
+        found, _, std = sae.encode_with_stats(stream)
+        active.append(ActiveFeatures.of(found))
+        stds.append(std.squeeze(-1))
+    stream = stem.through(before, vision.depth - 1)(stream)
+    return _Run(active, stds, stream, vision.readout(stream), _embeddings(vision, stream))
 
 
 def _embeddings(vision: VisionModel, stream: Float[Tensor, "n T D"]) -> Float[Tensor, "n D"]:
@@ -510,23 +508,3 @@ def _embeddings(vision: VisionModel, stream: Float[Tensor, "n T D"]) -> Float[Te
         if isinstance(pooled, Tensor) and pooled.shape == (len(stream), vision.d_model):
             return pooled
     return normed[:, vision.n_prefix :].mean(dim=1)
-
-
-def _active_features(
-    sae: TopKSAE, stream: Float[Tensor, "n T D"]
-) -> tuple[Float[Tensor, "n T k"], Int[Tensor, "n T k"], Float[Tensor, "n T"]]:
-    """The k strongest features of each token: what `TopKSAE.encode` keeps, without the zeros.
-
-    Returns
-    -------
-    values
-        Activations in float32, 0 where fewer than k features are active.
-    features
-        Their feature numbers.
-    stds
-        Standard deviation of each token of the stream.
-    """
-    tokens, _, std = sae.normalize(stream)
-    activations = torch.relu((tokens - sae.b_dec) @ sae.W_enc)
-    values, features = activations.topk(sae.k, dim=-1, sorted=False)
-    return values.float(), features, std.squeeze(-1)

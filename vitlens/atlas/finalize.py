@@ -1,8 +1,8 @@
 """From the state of a pass to an atlas: scores, logit lens, monosemanticity, trust and the map.
 
-The logit lens here is that of `vitlens.attribution.logit_lens`, taken at the mean final stream of
-all images. The map places features with similar decoder rows close together, by t-SNE (van der
-Maaten and Hinton, "Visualizing data using t-SNE", JMLR 2008).
+The logit lens is that of docs/method.md, "Logit lens", taken at the mean final stream of all
+images. The map places features with similar decoder rows close together, by t-SNE (van der Maaten
+and Hinton, "Visualizing data using t-SNE", JMLR 2008).
 """
 
 from __future__ import annotations
@@ -33,15 +33,16 @@ from vitlens.atlas.store import (
     sae_fingerprints,
 )
 from vitlens.atlas.tuning import respond
-from vitlens.attribution.gradients import backward_rules
-from vitlens.errors import CheckpointError, ImageError, ModelError
+from vitlens.errors import CheckpointError, ImageError, ModelError, check_choice
+from vitlens.interventions.hooks import isolated_model
+from vitlens.method.libragrad import backward_rules
 from vitlens.models.vision import VisionModel
 from vitlens.progress import Progress, steps, waiting
-from vitlens.saes.topk import TopKSAE
+from vitlens.saes.base import SAE
 
 if TYPE_CHECKING:
     from vitlens.lens import Lens
-    from vitlens.saes.health import HealthReport
+    from vitlens.training.health import HealthReport
 
 
 #: From images to [n, E]: another embedding to compare images in.
@@ -105,32 +106,33 @@ def finalize(
         (state.final_stream.double() * (UNIT / state.n_images)).to(
             lens.vision.device, lens.vision.dtype
         ),
-        [layer.sums.stds.double() * (UNIT / state.n_images) for layer in state.layers],
+        [layer.sums.stds.double() * (UNIT / state.n_images) for layer in state.layer_states],
     )
-    known = _health(lens, health)
-    tables, scores = [], []
-    for number in steps(range(len(state.layers)), "scores by layer", progress):
-        layer = state.layers[number]
-        layer_responses = None if responses is None else responses[number]
+    explained = _health(lens, health)
+    tables, scores = {}, []
+    for position in steps(range(len(state.layers)), "scores by layer", progress):
+        layer, layer_state = state.layers[position], state.layer_states[position]
+        layer_responses = None if responses is None else responses[position]
         found = layer_scores(
-            number,
-            layer.sums,
+            layer,
+            layer_state.sums,
             n_images=state.n_images,
             per_class=state.per_class,
             per_bucket=state.per_bucket,
             n_prefix=state.n_prefix,
             responses=layer_responses,
         )
-        found = _with_quality(found, layer, embeddings, known[number])
+        found = _with_quality(found, layer_state, embeddings, explained[position])
         scores.append(found)
-        moved = effects(lens.saes, directions, number).float().cpu()
-        tables.append(_table(state, layer, found, moved, layer_responses, embeddings))
+        moved = effects(lens.saes[position], directions[position]).float().cpu()
+        tables[layer] = _table(state, layer_state, found, moved, layer_responses, embeddings)
     course = evolution(scores).to_dict()
     positions = place_features(lens.saes, progress=progress) if layout else None
     header = Header(
         model=state.model,
         network=network_fingerprint(lens),
         saes=sae_fingerprints(lens),
+        layers=state.layers,
         sizes=state.sizes,
         grid=state.grid,
         prefix_names=lens.vision.prefix_names,
@@ -138,9 +140,9 @@ def finalize(
         labels_from=state.labels_from,
         n_images=state.n_images,
         per_class=tuple(state.per_class.tolist()),
-        n_top=state.layers[0].top.n_places,
+        n_top=state.layer_states[0].top.n_places,
         random_similarity=embeddings.random if embeddings.random == embeddings.random else None,
-        health=known,
+        health=explained,
         settings=state.settings,
         skipped=state.skipped,
         images=tuple(
@@ -340,18 +342,17 @@ def readout_directions(
 
     Raises
     ------
-    ModelError
+    OptionError
         If `readout` is unknown.
     """
-    if readout not in get_args(Readout):
-        raise ModelError(f"readout must be one of {get_args(Readout)}, not {readout!r}.")
+    check_choice("readout", readout, get_args(Readout))
     weights = torch.stack([std.to(stream) for std in stds])
     if readout != "both":
         others = slice(vision.n_prefix) if readout == "patch" else slice(vision.n_prefix, None)
         weights[:, others] = 0
-    with torch.enable_grad():
+    with isolated_model(vision), torch.enable_grad():
         point = stream.detach()[None].requires_grad_()
-        with backward_rules(vision, "libragrad"):
+        with backward_rules(vision.module, "libragrad"):
             logits = vision.readout(point)[0]
         rows = []
         for logit in logits:
@@ -361,15 +362,13 @@ def readout_directions(
     return directions - directions.mean(1, keepdim=True)
 
 
-def effects(
-    saes: Sequence[TopKSAE], directions: Float[Tensor, "L C D"], layer: int
-) -> Float[Tensor, "F C"]:
-    """Effect of one unit of each feature of a layer on each logit; see `readout_directions`."""
-    return saes[layer].W_dec @ directions[layer].to(saes[layer].W_dec).T
+def effects(sae: SAE, directions: Float[Tensor, "C D"]) -> Float[Tensor, "F C"]:
+    """Effect of one unit of each feature on each logit; see `readout_directions`."""
+    return sae.W_dec @ directions.to(sae.W_dec).T
 
 
 def place_features(
-    saes: Sequence[TopKSAE],
+    saes: Sequence[SAE],
     *,
     perplexity: float = 30.0,
     seed: int = 0,

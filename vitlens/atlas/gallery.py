@@ -158,7 +158,8 @@ class Gallery:
             features = self._traced(row)
         if features is None:
             return None
-        return features[layer].index_select(1, torch.tensor([feature])).to_dense()[:, 0]
+        features_of_layer = features[self.header.position(layer)]
+        return features_of_layer.index_select(1, torch.tensor([feature])).to_dense()[:, 0]
 
     def _traced(self, row: int) -> tuple[Tensor, ...] | None:
         """Activations of all layers on an image, sparse; the most recent are kept."""

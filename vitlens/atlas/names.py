@@ -72,8 +72,8 @@ class Names:
     ----------
     path
         The file, which need not exist yet; None keeps names in memory.
-    sizes
-        Number of features of each layer; names of other features are listed in `unknown` and
+    n_features
+        Number of features by layer; names of other features are listed in `unknown` and
         otherwise left alone. None accepts every feature.
     author
         Author of new names; by default the account's name.
@@ -88,12 +88,12 @@ class Names:
         self,
         path: str | Path | None = None,
         *,
-        sizes: Sequence[int] | None = None,
+        n_features: Mapping[int, int] | None = None,
         author: str | None = None,
     ):
         self.path = None if path is None else Path(path)
         self.author = _account() if author is None else author
-        self._sizes = None if sizes is None else tuple(sizes)
+        self._n_features = None if n_features is None else dict(n_features)
         self._entries: dict[tuple[int, int, str], Name] = {}
         self.reload()
 
@@ -176,9 +176,9 @@ class Names:
             date or "",
             note.strip(),
         )
-        _checked(asdict(entry), "The name")
         if not self._knows(entry):
             raise FeatureError(f"There is no feature {layer}/{feature} to name.")
+        _checked(asdict(entry), "The name")
         if date is None:
             entry = replace(entry, date=self._now(entry.key))
         self._update([entry])
@@ -272,9 +272,9 @@ class Names:
         return [self._entries[key] for key in sorted(self._entries)]
 
     def _knows(self, entry: Name) -> bool:
-        if self._sizes is None:
+        if self._n_features is None:
             return True
-        return entry.layer < len(self._sizes) and entry.feature < self._sizes[entry.layer]
+        return 0 <= entry.feature < self._n_features.get(entry.layer, 0)
 
 
 def _merged(entries: Iterable[Name]) -> dict[tuple[int, int, str], Name]:

@@ -21,10 +21,8 @@ from vitlens.atlas.measures import Trust, trust
 from vitlens.atlas.proposals import Proposal, from_class
 from vitlens.atlas.store import Header, LayerTable
 from vitlens.atlas.tuning import INDICES, Tuning
-from vitlens.attribution.logit_lens import check_node
 from vitlens.errors import FeatureError
-from vitlens.saes.base import FeatureId
-from vitlens.saes.topk import TopKSAE
+from vitlens.saes.base import SAE, FeatureId
 
 
 class Histogram(NamedTuple):
@@ -97,7 +95,7 @@ class FeatureProfile:
     tuning
         Responses to synthetic stimuli, None when they were not measured.
     neighbours
-        By "before", "same" and "after", the features of that layer with the most similar decoder
+        By "before", "same" and "after", the features of that SAE with the most similar decoder
         rows, as ((layer, feature), cosine), best first. Empty without a lens.
     trust
         How far its images can be trusted to show what the feature stands for, and why.
@@ -236,17 +234,19 @@ def _trust(
         n_images=table.n_images[one],
         frequency=torch.tensor([scores["frequency"]]),
         n_top=header.n_top,
-        health=header.health[layer],
+        health=header.health[header.position(layer)],
     )[0]
 
 
 def neighbours(
-    saes: Sequence[TopKSAE], layer: int, feature: int, *, n: int = 5
+    saes: Sequence[SAE], layers: Sequence[int], layer: int, feature: int, *, n: int = 5
 ) -> dict[str, tuple[tuple[FeatureId, float], ...]]:
     """Features of the same and the adjacent layers with the most similar decoder rows.
 
     Parameters
     ----------
+    saes, layers
+        The SAEs, and the block number of each.
     layer, feature
         The feature.
     n
@@ -255,33 +255,41 @@ def neighbours(
     Returns
     -------
     dict
-        For "before", "same" and "after": ((layer, feature), cosine), best first; empty where
-        there is no such layer. The feature itself is no neighbour.
+        For "before", "same" and "after" (the previous SAE, the feature's own and the next one):
+        ((layer, feature), cosine), best first; empty where there is no such SAE. The feature
+        itself is not among them.
 
     Raises
     ------
     FeatureError
         If there is no such feature, or `n` is below 1.
     """
-    check_feature(saes, layer, feature)
+    position = _position(saes, layers, layer, feature)
     if n < 1:
         raise FeatureError(f"n must be 1 or more, not {n}.")
     found: dict[str, tuple[tuple[FeatureId, float], ...]] = {}
-    for relation, other in (("before", layer - 1), ("same", layer), ("after", layer + 1)):
+    for relation, other in (("before", position - 1), ("same", position), ("after", position + 1)):
         if not 0 <= other < len(saes):
             found[relation] = ()
             continue
-        cosines = _cosines(saes, layer, feature, other)
-        if other == layer:
+        cosines = _cosines(saes, position, feature, other)
+        if other == position:
             cosines[feature] = -2
-        count = min(n, len(cosines) - (other == layer))
+        count = min(n, len(cosines) - (other == position))
         best = cosines.sort(descending=True, stable=True).indices[:count].tolist()
-        found[relation] = tuple(((other, i), float(cosines[i])) for i in best)
+        found[relation] = tuple(((layers[other], i), float(cosines[i])) for i in best)
     return found
 
 
-def lineage(saes: Sequence[TopKSAE], layer: int, feature: int) -> list[tuple[FeatureId, float]]:
-    """A feature through depth: from layer to layer the most similar one, both ways.
+def lineage(
+    saes: Sequence[SAE], layers: Sequence[int], layer: int, feature: int
+) -> list[tuple[FeatureId, float]]:
+    """A feature through depth: from SAE to SAE the most similar one, both ways.
+
+    Parameters
+    ----------
+    saes, layers, layer, feature
+        As for `neighbours`.
 
     Returns
     -------
@@ -295,35 +303,38 @@ def lineage(saes: Sequence[TopKSAE], layer: int, feature: int) -> list[tuple[Fea
     FeatureError
         If there is no such feature.
     """
-    check_feature(saes, layer, feature)
-    before = _walk(saes, layer, feature, range(layer - 1, -1, -1))
-    after = _walk(saes, layer, feature, range(layer + 1, len(saes)))
+    position = _position(saes, layers, layer, feature)
+
+    def walk(positions: range) -> list[tuple[FeatureId, float]]:
+        steps, here, current = [], position, feature
+        for other in positions:
+            cosines = _cosines(saes, here, current, other)
+            here, current = other, int(cosines.argmax())
+            steps.append(((layers[here], current), float(cosines[current])))
+        return steps
+
+    before, after = walk(range(position - 1, -1, -1)), walk(range(position + 1, len(saes)))
     return [*reversed(before), ((layer, feature), 1.0), *after]
 
 
-def check_feature(saes: Sequence[TopKSAE], layer: int, feature: int) -> None:
-    """Raise `FeatureError` unless the layer has this feature; an error node is not one."""
+def _position(saes: Sequence[SAE], layers: Sequence[int], layer: int, feature: int) -> int:
+    """Position of the SAE of a layer that has this feature; `FeatureError` without one."""
     if feature == -1:
         raise FeatureError(
             "An error node is not a feature: it has no direction and no atlas entry."
         )
-    check_node(saes, layer, feature)
-
-
-def _walk(
-    saes: Sequence[TopKSAE], layer: int, feature: int, layers: range
-) -> list[tuple[FeatureId, float]]:
-    steps = []
-    for other in layers:
-        cosines = _cosines(saes, layer, feature, other)
-        best = int(cosines.argmax())
-        steps.append(((other, best), float(cosines[best])))
-        layer, feature = other, best
-    return steps
+    if layer not in layers:
+        known = ", ".join(map(str, layers))
+        raise FeatureError(f"There are SAEs after blocks {known}; there is none after {layer}.")
+    position = list(layers).index(layer)
+    last = saes[position].n_features - 1
+    if not 0 <= feature <= last:
+        raise FeatureError(f"Layer {layer} has features 0 to {last}; there is no {feature}.")
+    return position
 
 
 def _cosines(
-    saes: Sequence[TopKSAE], layer: int, feature: int, other: int
+    saes: Sequence[SAE], position: int, feature: int, other: int
 ) -> Float[Tensor, " F_other"]:
-    row = F.normalize(saes[layer].W_dec[feature].float(), dim=0)
+    row = F.normalize(saes[position].W_dec[feature].float(), dim=0)
     return F.normalize(saes[other].W_dec.float(), dim=1) @ row

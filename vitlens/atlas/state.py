@@ -86,40 +86,53 @@ class ActiveFeatures:
 
     Attributes
     ----------
-    image, token, feature
-        Where each is, [m].
+    index
+        Where each is in [n, T, F], flattened, int64 [m].
     value
         Its activation, above 0, float32 [m].
     n_images, n_tokens, n_features
-        Sizes of the batch.
+        Sizes of the batch: n, T and F.
     """
 
-    image: Int[Tensor, " m"]
-    token: Int[Tensor, " m"]
-    feature: Int[Tensor, " m"]
+    index: Int[Tensor, " m"]
     value: Float[Tensor, " m"]
     n_images: int
     n_tokens: int
     n_features: int
 
     @classmethod
-    def of(
-        cls, values: Float[Tensor, "n T k"], features: Int[Tensor, "n T k"], n_features: int
-    ) -> ActiveFeatures:
-        """Of the strongest features of each token, as `strongest_features` gives them."""
-        n, T, k = values.shape
-        flat = values.reshape(-1)
-        active = (flat > 0).nonzero().squeeze(1)
-        token = active // k
-        return cls(
-            image=token // T,
-            token=token % T,
-            feature=features.reshape(-1)[active],
-            value=flat[active],
-            n_images=n,
-            n_tokens=T,
-            n_features=n_features,
-        )
+    def of(cls, activations: Float[Tensor, "n T F"]) -> ActiveFeatures:
+        """The entries above 0 of the activations that an SAE of any kind gives."""
+        flat = activations.float().reshape(-1)
+        index = flat.nonzero().squeeze(1)
+        return cls(index, flat[index], *activations.shape)
+
+    def of_images(self, images: Int[Tensor, " n"]) -> ActiveFeatures:
+        """The active features of some of the images, which are numbered again."""
+        if len(images) == self.n_images:
+            return replace(self)
+        number = torch.full((self.n_images,), -1, device=self.index.device)
+        number[images] = torch.arange(len(images), device=self.index.device)
+        size = self.n_tokens * self.n_features
+        image = number[self.index // size]
+        kept = image >= 0
+        index = image[kept] * size + self.index[kept] % size
+        return replace(self, index=index, value=self.value[kept], n_images=len(images))
+
+    @property
+    def image(self) -> Int[Tensor, " m"]:
+        """Image of each, [m]."""
+        return self.index // (self.n_tokens * self.n_features)
+
+    @property
+    def token(self) -> Int[Tensor, " m"]:
+        """Token of each, [m]."""
+        return self.index // self.n_features % self.n_tokens
+
+    @property
+    def feature(self) -> Int[Tensor, " m"]:
+        """Feature number of each, [m]."""
+        return self.index % self.n_features
 
     @cached_property
     def activations(self) -> Float[Tensor, "n F T"]:
@@ -515,7 +528,9 @@ class AtlasState:
     settings
         How the pass was made, as JSON can hold it; only states with the same can be merged.
     layers
-        One per SAE.
+        Block number of each SAE, in order.
+    layer_states
+        Sums and pools of each SAE, in the order of `layers`.
     n_images
         Images counted.
     per_class
@@ -537,7 +552,8 @@ class AtlasState:
     class_names: tuple[str, ...]
     labels_from: str
     settings: dict[str, Any]
-    layers: tuple[LayerState, ...]
+    layers: tuple[int, ...]
+    layer_states: tuple[LayerState, ...]
     n_images: int
     per_class: Int[Tensor, " C"]
     per_bucket: Int[Tensor, " B"]
@@ -550,8 +566,8 @@ class AtlasState:
 
     @property
     def sizes(self) -> tuple[int, ...]:
-        """Features of each layer."""
-        return tuple(layer.sums.n_features for layer in self.layers)
+        """Features of each layer, in the order of `layers`."""
+        return tuple(layer.sums.n_features for layer in self.layer_states)
 
     @property
     def n_tokens(self) -> int:
@@ -562,7 +578,7 @@ class AtlasState:
         """Move sums and pools to a device."""
         return replace(
             self,
-            layers=tuple(layer.to(device) for layer in self.layers),
+            layer_states=tuple(layer.to(device) for layer in self.layer_states),
             per_class=self.per_class.to(device),
             per_bucket=self.per_bucket.to(device),
             final_stream=self.final_stream.to(device),
@@ -579,8 +595,9 @@ class AtlasState:
         _check_alike(self, other)
         merged = replace(
             self,
-            layers=tuple(
-                mine.merge(others) for mine, others in zip(self.layers, other.layers, strict=True)
+            layer_states=tuple(
+                mine.merge(others)
+                for mine, others in zip(self.layer_states, other.layer_states, strict=True)
             ),
             n_images=self.n_images + other.n_images,
             per_class=self.per_class + other.per_class,
@@ -598,7 +615,7 @@ class AtlasState:
 
     def used_ids(self) -> set[int]:
         """Ids of the images in any pool."""
-        pools = [pool for layer in self.layers for pool in (layer.top, layer.sampled)]
+        pools = [pool for layer in self.layer_states for pool in (layer.top, layer.sampled)]
         used = torch.cat([pool.id.unique() for pool in pools]).unique() if pools else torch.empty(0)
         return set(used.tolist()) - {EMPTY}
 
@@ -638,7 +655,7 @@ class AtlasState:
             "per_bucket": self.per_bucket,
             "final_stream": self.final_stream,
         }
-        for layer, state in enumerate(self.layers):
+        for layer, state in zip(self.layers, self.layer_states, strict=True):
             for name in ("sums", "top", "sampled"):
                 part = getattr(state, name).tensors()
                 tensors |= {f"{layer:02}.{name}.{key}": value for key, value in part.items()}
@@ -653,7 +670,7 @@ class AtlasState:
             "class_names": list(self.class_names),
             "labels_from": self.labels_from,
             "settings": self.settings,
-            "n_layers": len(self.layers),
+            "layers": list(self.layers),
             "n_images": self.n_images,
             "images": [[r.key, r.path, r.credit] for r in self.images.values()],
             "skipped": [list(entry) for entry in self.skipped],
@@ -675,7 +692,8 @@ class AtlasState:
             class_names=tuple(about["class_names"]),
             labels_from=about["labels_from"],
             settings=about["settings"],
-            layers=tuple(_layer(tensors, layer) for layer in range(about["n_layers"])),
+            layers=tuple(about["layers"]),
+            layer_states=tuple(_layer(tensors, layer) for layer in about["layers"]),
             n_images=about["n_images"],
             per_class=tensors["per_class"],
             per_bucket=tensors["per_bucket"],
@@ -707,7 +725,7 @@ def _check_alike(one: AtlasState, other: AtlasState) -> None:
             f"These are of two models or sets of SAEs ({one.model} and {other.model}), and cannot "
             "be merged."
         )
-    for name in ("labels_from", "class_names", "settings"):
+    for name in ("layers", "labels_from", "class_names", "settings"):
         mine, others = (json.dumps(getattr(state, name)) for state in (one, other))
         if mine != others:
             raise CheckpointError(

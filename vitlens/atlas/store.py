@@ -3,7 +3,7 @@
 A folder is written whole or not at all, and opened without reading all of it::
 
     atlas.json               the model, the settings of the pass, and the image table
-    layer_00.safetensors     ... one per layer: the tables that profiles are made from
+    layer_00.safetensors     ... one per layer, by block number: the tables of profiles
     thumbnails.safetensors   thumbnails of the images as the model sees them, if they were kept
     layout.safetensors       the map of all features
     evolution.json           scores by layer, with controls
@@ -17,7 +17,7 @@ from __future__ import annotations
 import json
 import math
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import partial
 from pathlib import Path
@@ -33,7 +33,7 @@ from vitlens.atlas.packing import Packed, unpack, unpack_bytes
 from vitlens.atlas.proposals import Proposal
 from vitlens.atlas.scores import MEANING
 from vitlens.atlas.state import AtlasState
-from vitlens.errors import CheckpointError, VitlensError
+from vitlens.errors import CheckpointError, FeatureError, VitlensError
 from vitlens.io import atomic_folder, fingerprint, read_json, read_result, write_json, write_tensors
 from vitlens.saes.base import FeatureId
 
@@ -173,8 +173,8 @@ class Header:
     ----------
     model, network, saes
         Fingerprints of the lens, of its network and of its SAEs.
-    sizes
-        Features of each layer.
+    layers, sizes
+        Block number of each layer with an SAE, in order, and its number of features.
     grid, prefix_names
         Rows and columns of patches, and the names of the tokens before them.
     class_names, labels_from
@@ -200,6 +200,7 @@ class Header:
     model: str
     network: str
     saes: tuple[str, ...]
+    layers: tuple[int, ...]
     sizes: tuple[int, ...]
     grid: tuple[int, int]
     prefix_names: tuple[str, ...]
@@ -214,6 +215,24 @@ class Header:
     skipped: tuple[tuple[str, str], ...]
     images: tuple[ImageRow, ...]
     logit_names: tuple[str, ...] = ()
+
+    def position(self, layer: int) -> int:
+        """Position of a layer in `layers`.
+
+        Raises
+        ------
+        FeatureError
+            If the atlas does not have this layer.
+        """
+        if layer not in self.layers:
+            known = ", ".join(map(str, self.layers))
+            raise FeatureError(f"The atlas has the layers {known}; there is no layer {layer}.")
+        return self.layers.index(layer)
+
+    @property
+    def n_features(self) -> dict[int, int]:
+        """Number of features by layer."""
+        return dict(zip(self.layers, self.sizes, strict=True))
 
     def name_of_logit(self, index: int) -> str:
         """Name of one of the model's logits."""
@@ -275,7 +294,7 @@ def read_header(folder: Path) -> Header:
             f"{_VERSION}."
         )
     try:
-        _check_files(folder, found.pop("files"), n_layers=len(found["sizes"]))
+        _check_files(folder, found.pop("files"), layers=found["layers"])
         sentences = found.pop("credits")
         found["images"] = tuple(
             ImageRow(key, path, label, _SENTENCE.join(sentences[number] for number in credit))
@@ -375,15 +394,16 @@ def read_layer(folder: Path, layer: int, header: Header) -> LayerTable:
         table = _table(tensors, about, header)
     except (CheckpointError, AttributeError, KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{path} is damaged: {str(error).rstrip('.')}. {_REPAIR}") from error
-    if table.n_features != header.sizes[layer]:
+    if table.n_features != header.n_features[layer]:
         raise CheckpointError(
-            f"{path} holds {table.n_features} features instead of {header.sizes[layer]}. {_REPAIR}"
+            f"{path} holds {table.n_features} features instead of {header.n_features[layer]}. "
+            f"{_REPAIR}"
         )
     return table
 
 
 def layer_path(folder: Path, layer: int) -> Path:
-    """The file of a layer."""
+    """The file of a layer, by the number of its block."""
     return folder / f"layer_{layer:02}.safetensors"
 
 
@@ -446,8 +466,8 @@ def _table(tensors: Mapping[str, Tensor], about: Mapping[str, Any], header: Head
     )
 
 
-def _check_files(folder: Path, files: Mapping[str, int], *, n_layers: int) -> None:
-    layers = {layer_path(folder, layer).name for layer in range(n_layers)}
+def _check_files(folder: Path, files: Mapping[str, int], *, layers: Sequence[int]) -> None:
+    of_layers = {layer_path(folder, layer).name for layer in layers}
     for name, size in files.items():
         path = folder / name
         if not path.is_file():
@@ -456,7 +476,7 @@ def _check_files(folder: Path, files: Mapping[str, int], *, n_layers: int) -> No
             wrong = f"{name} has {found} of {size} bytes"
         else:
             continue
-        if name not in layers:
+        if name not in of_layers:
             raise CheckpointError(f"The atlas {folder} is incomplete: {wrong}.")
         warnings.warn(
             f"The atlas {folder} is incomplete: {wrong}. {_REPAIR} Other layers are not affected.",
@@ -476,9 +496,10 @@ def network_fingerprint(lens: Lens) -> str:
 
 
 def sae_fingerprints(lens: Lens) -> tuple[str, ...]:
-    """Hash of each SAE's weights in float32."""
+    """Hash of each SAE's kind, settings and weights in float32."""
     return tuple(
-        fingerprint({name: w.float() for name, w in sae.state_dict().items()}) for sae in lens.saes
+        fingerprint({name: w.float() for name, w in sae.state_dict().items()}, sae.settings())
+        for sae in lens.saes
     )
 
 
@@ -492,6 +513,11 @@ def check_lens(header: Header, lens: Lens, what: str) -> None:
     """
     if header.model == lens.fingerprint:
         return
+    if header.layers != lens.layers:
+        raise CheckpointError(
+            f"{what} is of SAEs after blocks {_listed(header.layers)}, but this lens has SAEs "
+            f"after blocks {_listed(lens.layers)}."
+        )
     sizes = tuple(sae.n_features for sae in lens.saes)
     if header.sizes != sizes:
         raise CheckpointError(
@@ -503,8 +529,8 @@ def check_lens(header: Header, lens: Lens, what: str) -> None:
             f"{what} is of another model: the network's weights are not those of this lens. "
             "Load the model it was built with, or build an atlas of this model."
         )
-    pairs = zip(header.saes, sae_fingerprints(lens), strict=True)
-    others = [layer for layer, (theirs, ours) in enumerate(pairs) if theirs != ours]
+    triples = zip(header.layers, header.saes, sae_fingerprints(lens), strict=True)
+    others = [layer for layer, theirs, ours in triples if theirs != ours]
     if others:
         raise CheckpointError(
             f"{what} is of this network with other SAEs: those of layer {_listed(others)} differ. "
@@ -525,13 +551,13 @@ class Contents:
     header
         See `Header`.
     table
-        From a layer to its table.
+        From a layer (the number of its block) to its table.
     thumbnails
         Thumbnails by row of the image table.
     layout
-        Positions of all features in the plane.
+        Positions of all features in the plane, layer by layer.
     evolution
-        Measures by layer with controls, as plain values.
+        Scores by layer with controls, as plain values.
     words
         Proposals from a word list.
     state
@@ -596,7 +622,7 @@ def write_folder(
         raise VitlensError("This atlas was saved without its sums, so it cannot be made mergeable.")
     names = _with_existing_names(path, header, names)
     with atomic_folder(path, replaces=files_of(path)) as folder:
-        for layer in range(len(header.sizes)):
+        for layer in header.layers:
             write_layer(folder, layer, contents.table(layer), precise=mergeable)
         write_thumbnails(folder / THUMBNAILS, contents.thumbnails)
         if (layout := contents.layout()) is not None:
@@ -679,6 +705,6 @@ def _with_existing_names(path: Path, header: Header, names: Names) -> Names:
             f"{path} holds an atlas of another model with {len(theirs)} names of its features. "
             f"Move {NAMES} away, or choose another folder."
         )
-    theirs = Names(None, sizes=header.sizes)
+    theirs = Names(None, n_features=header.n_features)
     theirs.update([*Names(old).everything, *names.everything])
     return theirs

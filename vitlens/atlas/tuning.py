@@ -22,6 +22,7 @@ from vitlens.atlas import stimuli
 from vitlens.atlas.stimuli import N_STIMULI, Stimuli, model_input
 from vitlens.errors import FeatureError
 from vitlens.images import Transform
+from vitlens.interventions.hooks import isolated_model
 from vitlens.progress import Progress, steps
 
 if TYPE_CHECKING:
@@ -58,20 +59,20 @@ def respond(
     Returns
     -------
     tuple of Tensor
-        For each layer [F, N_STIMULI], on the CPU in float32: a feature's largest activation over
-        the patch tokens. Stimuli go in as drawn, without the transform's resizing and cropping;
-        only a transform that is not a `Transform` gets them as PIL images.
+        For each layer, in order, [F, N_STIMULI], on the CPU in float32: a feature's largest
+        activation over the patch tokens. Stimuli go in as drawn, without the transform's resizing
+        and cropping; only a transform that is not a `Transform` gets them as PIL images.
     """
     stimuli = stimuli_of(lens)
     responses = [torch.zeros(sae.n_features, N_STIMULI) for sae in lens.saes]
     batches = torch.arange(N_STIMULI).split(batch_size)
     for numbers in steps(batches, "stimuli", progress):
         images = torch.stack([_input(lens, stimuli, int(i)) for i in numbers])
-        stream = lens.vision.residuals(images)[:-1]
-        for layer, (sae, x) in enumerate(zip(lens.saes, stream, strict=True)):
-            with torch.no_grad():
-                strongest = sae.encode(x[:, lens.vision.n_prefix :]).amax(1)
-            responses[layer][:, numbers] = strongest.T.float().cpu()
+        with isolated_model(lens.vision), torch.no_grad():
+            streams = lens.vision.residuals(images, lens.layers)
+            for response, sae, stream in zip(responses, lens.saes, streams, strict=True):
+                strongest = sae.encode(stream)[:, lens.vision.n_prefix :].amax(1)
+                response[:, numbers] = strongest.T.float().cpu()
     return tuple(responses)
 
 

@@ -121,7 +121,7 @@ function words({ accuracy, accuracy_all, n_images, labelled, missing }) {
   if (missing.length) {
     parts.push(
       h("p", { class: "vl-x-missing" }, `Missing for this lens: ${missing.join(", ")}. `
-        + "Until it is measured (vitlens.saes.health), do not trust a graph too far."),
+        + "Until it is measured (vitlens.training.health), do not trust a graph too far."),
     );
   }
   parts.push(

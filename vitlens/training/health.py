@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,10 +13,12 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from vitlens.errors import ImageError
+from vitlens.method.replacement import FromSite, ReplacementModel
 from vitlens.models.vision import VisionModel, as_vision_model
+from vitlens.saes.base import SAE
 from vitlens.saes.data import batch_of
 from vitlens.saes.io import resolve_saes
-from vitlens.saes.topk import TopKSAE
+from vitlens.tables import text_table
 
 
 @dataclass(frozen=True)
@@ -24,24 +27,25 @@ class SAEHealth:
 
     Attributes
     ----------
-    layer, size, k
-        The layer, its number of features F and of active features K.
+    layer, n_features, max_active
+        The layer, its number of features F, and most active features per token (K for top-k).
     explained_variance
         ``1 - sum |x - x_hat|^2 / sum |x - mean(x)|^2`` in the raw residual stream, the mean
         taken over images and positions.
     explained_variance_normalized
-        The same of normalised tokens, where each token weighs the same.
+        The same of tokens as the SAE normalises them; with its layer normalisation, each token
+        counts the same.
     dead_fraction
         Share of features that were active on no token.
     mean_active
-        Active features a token.
+        Active features per token.
     accuracy_kept
         Top-1 accuracy, 0 to 1, when this SAE alone replaces the stream, without an error node.
     """
 
     layer: int
-    size: int
-    k: int
+    n_features: int
+    max_active: int
     explained_variance: float
     explained_variance_normalized: float
     dead_fraction: float
@@ -56,7 +60,7 @@ class HealthReport:
     Attributes
     ----------
     layers
-        One `SAEHealth` a layer.
+        One `SAEHealth` per layer with an SAE.
     accuracy
         Top-1 accuracy of the model itself (1 without labels).
     accuracy_all
@@ -79,35 +83,43 @@ class HealthReport:
         return {**asdict(self), "layers": [asdict(layer) for layer in self.layers]}
 
     def __str__(self) -> str:
-        kept = "accuracy" if self.labelled else "agreement"
+        header = ["layer", "features", "most active", "explained", "normalised", "dead", "active"]
+        header.append("accuracy" if self.labelled else "agreement")
         rows = [
-            f"{h.layer:5d}  {h.size:8d}  {h.k:4d}  {h.explained_variance:9.3f}"
-            f"  {h.explained_variance_normalized:10.3f}  {h.dead_fraction:6.1%}"
-            f"  {h.mean_active:6.1f}  {h.accuracy_kept:9.1%}"
+            [
+                str(h.layer),
+                str(h.n_features),
+                str(h.max_active),
+                f"{h.explained_variance:.3f}",
+                f"{h.explained_variance_normalized:.3f}",
+                f"{h.dead_fraction:.1%}",
+                f"{h.mean_active:.1f}",
+                f"{h.accuracy_kept:.1%}",
+            ]
             for h in self.layers
         ]
-        return "\n".join(
-            [
-                "layer  features     k  explained  normalised    dead  active  " + f"{kept:>9}",
-                *rows,
-                f"all layers replaced: {self.accuracy_all:.1%}, model: {self.accuracy:.1%}"
-                f" ({self.n_images:,} image{'' if self.n_images == 1 else 's'}, "
-                + ("accuracy against labels)" if self.labelled else "agreement with the model)"),
-            ]
+        images = f"{self.n_images:,} image{'' if self.n_images == 1 else 's'}"
+        against = "accuracy against labels" if self.labelled else "agreement with the model"
+        return (
+            f"{text_table(header, rows, align='r' * len(header))}\n"
+            f"all layers replaced: {self.accuracy_all:.1%}, model: {self.accuracy:.1%}"
+            f" ({images}, {against})"
         )
 
 
 def measure(
-    vision: nn.Module | VisionModel, saes: Sequence[TopKSAE], batches: Iterable[Any]
+    vision: nn.Module | VisionModel,
+    saes: Mapping[int, SAE] | Iterable[SAE] | str | Path,
+    batches: Iterable[Any],
 ) -> HealthReport:
     """Measure SAEs on images they were not trained on.
 
     Parameters
     ----------
-    vit
+    vision
         The model, or a `VisionModel` of it.
     saes
-        Of layers 0 to B-2.
+        By layer; or one for every block but the last; or a folder or hub name to load them from.
     batches
         Model inputs [n, 3, H, W], or pairs of them and labels [n] (class indices). One pass is
         made, and nothing is kept but sums.
@@ -124,8 +136,12 @@ def measure(
         If there is no image, a batch is not of floats, or some batches have labels and others not.
     """
     vision = as_vision_model(vision)
-    saes = resolve_saes(saes, vision)[1]
-    sums = [_LayerSums(sae) for sae in saes]
+    layers, found = resolve_saes(saes, vision)
+    together = ReplacementModel(vision, found, layers)
+    each = [
+        ReplacementModel(vision, [sae], [layer]) for layer, sae in zip(layers, found, strict=True)
+    ]
+    sums = [_LayerSums(sae) for sae in found]
     right_model, right_all = 0, 0
     n_images = 0
     labelled: bool | None = None
@@ -134,31 +150,23 @@ def measure(
         if labelled not in (None, labels is not None):
             raise ImageError("Some batches have labels and others do not.")
         labelled = labels is not None
-        images = batch_of(item)
+        images = batch_of(item).to(device=vision.device, dtype=vision.dtype)
         n_images += len(images)
         with torch.no_grad():
-            images = images.to(device=vision.device, dtype=vision.dtype)
-            stem = vision.embed(images)
-            residuals = vision.residuals(images)
-            own = vision.readout(residuals[-1]).argmax(-1)
+            streams = vision.residuals(images, (*layers, vision.depth - 1))
+            own = vision.readout(streams[-1]).argmax(-1)
             truth = own if labels is None else torch.as_tensor(labels, device=vision.device)
             right_model += int((own == truth).sum())
-            for layer, (sae, layer_sums) in enumerate(zip(saes, sums, strict=True)):
-                replaced = layer_sums.add(sae, residuals[layer])
-                for block in stem.blocks[layer + 1 :]:
-                    replaced = block(replaced)
-                layer_sums.right += int((vision.readout(replaced).argmax(-1) == truth).sum())
-            stream = stem.tokens
-            for block, sae in zip(stem.blocks[:-1], saes, strict=True):
-                stream = sae(block(stream)).reconstruction
-            right_all += int((vision.readout(stem.blocks[-1](stream)).argmax(-1) == truth).sum())
+            for alone, layer_sums, stream in zip(each, sums, streams[: len(layers)], strict=True):
+                replaced = FromSite(0, layer_sums.add(stream), changed=True)
+                logits = alone.run(replaced, error_nodes="zero")
+                layer_sums.right += int((logits.argmax(-1) == truth).sum())
+            logits = together.run(FromSite(0, streams[0]), error_nodes="zero")
+            right_all += int((logits.argmax(-1) == truth).sum())
     if n_images == 0:
         raise ImageError("There are no images to measure SAEs on.")
     return HealthReport(
-        layers=tuple(
-            layer_sums.health(layer, sae, n_images)
-            for layer, (sae, layer_sums) in enumerate(zip(saes, sums, strict=True))
-        ),
+        layers=tuple(s.health(layer, n_images) for layer, s in zip(layers, sums, strict=True)),
         accuracy=right_model / n_images,
         accuracy_all=right_all / n_images,
         n_images=n_images,
@@ -185,33 +193,35 @@ class _Variance:
 
 
 class _LayerSums:
-    def __init__(self, sae: TopKSAE) -> None:
+    def __init__(self, sae: SAE) -> None:
+        self.sae = sae
         self.raw, self.normalized = _Variance(), _Variance()
         self.missed = self.missed_normalized = 0.0
         self.seen = torch.zeros(sae.n_features, dtype=torch.bool, device=sae.W_enc.device)
         self.n_active = 0
         self.right = 0
 
-    def add(self, sae: TopKSAE, stream: Float[Tensor, "n T D"]) -> Float[Tensor, "n T D"]:
-        """Take in one batch's stream and return its reconstruction."""
+    def add(self, stream: Float[Tensor, "n T D"]) -> Float[Tensor, "n T D"]:
+        """Add one batch's stream and return its reconstruction."""
+        sae = self.sae
         out = sae(stream)
-        tokens, error = stream.flatten(0, 1), out.error.flatten(0, 1)
-        values = sae.normalize(tokens).values
-        missed = values - (out.features.flatten(0, 1) @ sae.W_dec + sae.b_dec)
-        self.raw.add(tokens)
+        values = sae.normalize(stream).values.flatten(0, 1)
+        features = out.features.flatten(0, 1)
+        missed = values - (features @ sae.W_dec + sae.b_dec)
+        self.raw.add(stream.flatten(0, 1))
         self.normalized.add(values)
-        self.missed += float(error.double().square().sum())
+        self.missed += float(out.error.double().square().sum())
         self.missed_normalized += float(missed.double().square().sum())
-        active = out.features.flatten(0, 1) > 0
+        active = features > 0
         self.seen |= active.any(0)
         self.n_active += int(active.sum())
         return out.reconstruction
 
-    def health(self, layer: int, sae: TopKSAE, n_images: int) -> SAEHealth:
+    def health(self, layer: int, n_images: int) -> SAEHealth:
         return SAEHealth(
             layer=layer,
-            size=sae.n_features,
-            k=sae.k,
+            n_features=self.sae.n_features,
+            max_active=self.sae.max_active,
             explained_variance=_explained(self.missed, self.raw.total),
             explained_variance_normalized=_explained(self.missed_normalized, self.normalized.total),
             dead_fraction=1 - float(self.seen.double().mean()),

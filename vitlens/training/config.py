@@ -4,11 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple, get_args
 
-from vitlens.errors import CheckpointError
+from vitlens.errors import CheckpointError, OptionError, check_choice
+from vitlens.saes.base import SAE_KINDS
 
 Precision = Literal["full", "bfloat16"]
+
+
+class SAESize(NamedTuple):
+    """Features F, active features K per token and active features M per image of one SAE."""
+
+    n_features: int
+    k: int
+    budget: int | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,22 +27,26 @@ class TrainConfig:
     Attributes
     ----------
     sizes, k
-        Features F_l and active features K_l of each layer 0 to B-2, or one number for all.
+        Features F_l and active features per token K_l, one number for each trained layer or one
+        for all.
+    budget
+        Most features that may be active on one image, for each trained layer or one for all; None
+        for no limit. With a budget, batches hold whole images.
     epochs
         Passes over the images.
     batch_tokens
-        Tokens a step, drawn at random from the buffer (the same tokens for every layer).
+        Tokens per step, drawn at random from the buffer (the same tokens for every layer).
     buffer_tokens
         Tokens held in memory and shuffled together. The buffer takes
         ``layers * buffer_tokens * D`` numbers.
     forward_images
-        Images a forward pass of the model.
+        Images per forward pass of the model.
     learning_rate, warmup_steps, decay_share
         Adam's step size; steps of linear growth up to it; the last share of all steps over which
         it falls linearly to zero (0: never).
     aux_weight, aux_features, dead_after
         AuxK: weight of the loss with which up to `aux_features` dead features explain what the
-        living ones leave over; a feature is dead when it was silent for `dead_after` batches.
+        others leave over; a feature is dead when it was silent for `dead_after` batches.
     precision
         "full": everything in the model's own precision (half precision is trained in float32).
         "bfloat16": the model's forward pass and the large matrix products in bfloat16, weights,
@@ -41,12 +54,16 @@ class TrainConfig:
     seed
         Of the initial weights and of the shuffling.
     checkpoint_seconds
-        Time between two checkpoints.
+        Least time between two saves of the unfinished run.
+    kind
+        "topk"; SAEs of other kinds can be loaded and tuned, but not trained here.
 
     Raises
     ------
     CheckpointError
         If a number is out of its range.
+    OptionError
+        If SAEs of this kind cannot be trained, or the precision is unknown.
 
     Notes
     -----
@@ -58,6 +75,7 @@ class TrainConfig:
 
     sizes: int | Sequence[int]
     k: int | Sequence[int]
+    budget: int | Sequence[int | None] | None = None
     epochs: int = 1
     batch_tokens: int = 4096
     buffer_tokens: int = 65536
@@ -71,12 +89,19 @@ class TrainConfig:
     precision: Precision = "full"
     seed: int = 0
     checkpoint_seconds: float = 120.0
+    kind: str = "topk"
 
     def __post_init__(self) -> None:
-        for name in ("sizes", "k"):
+        check_choice("kind", self.kind, SAE_KINDS)
+        if self.kind != "topk":
+            raise OptionError(
+                f'train_saes trains SAEs of kind "topk", with or without a budget, not'
+                f" {self.kind!r}. SAEs of this kind trained elsewhere can be loaded and tuned."
+            )
+        for name in ("sizes", "k", "budget"):
             value = getattr(self, name)
-            if not isinstance(value, int):
-                object.__setattr__(self, name, tuple(int(number) for number in value))
+            if value is not None and not isinstance(value, int):
+                object.__setattr__(self, name, tuple(value))
         _check_numbers(
             self,
             at_least_one=(
@@ -89,30 +114,30 @@ class TrainConfig:
             not_negative=("warmup_steps", "aux_weight", "aux_features", "checkpoint_seconds"),
         )
 
-    def layers(self, n_layers: int) -> tuple[tuple[int, int], ...]:
-        """Give (size, k) of each of `n_layers` layers.
+    def for_layers(self, layers: Sequence[int]) -> tuple[SAESize, ...]:
+        """Sizes of the SAEs of these layers.
 
         Raises
         ------
         CheckpointError
-            If there are more or fewer entries than layers, or a k is not in 1 to its size.
+            If there are more or fewer entries than layers, or a number is not in 1 to F.
         """
-        sizes = _per_layer("sizes", self.sizes, n_layers)
-        ks = _per_layer("k", self.k, n_layers)
-        for layer, (size, k) in enumerate(zip(sizes, ks, strict=True)):
-            if not 1 <= k <= size:
-                raise CheckpointError(
-                    f"Layer {layer}: k must be between 1 and its {size} features, not {k}."
-                )
-        return tuple(zip(sizes, ks, strict=True))
+        sizes = _per_layer("sizes", self.sizes, layers)
+        ks = _per_layer("k", self.k, layers)
+        budgets = _per_layer("budget", self.budget, layers)
+        for layer, size, k, budget in zip(layers, sizes, ks, budgets, strict=True):
+            for name, number in (("k", k), ("the budget", budget)):
+                if number is not None and not 1 <= number <= size:
+                    raise CheckpointError(
+                        f"Layer {layer}: {name} must be between 1 and its {size} features, not"
+                        f" {number}."
+                    )
+        return tuple(map(SAESize, sizes, ks, budgets))
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
         values = asdict(self)
-        for name in ("sizes", "k"):
-            value = values[name]
-            values[name] = value if isinstance(value, int) else list(value)
-        return values
+        return {n: list(v) if isinstance(v, tuple) else v for n, v in values.items()}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,9 +147,9 @@ class TuneConfig:
     Attributes
     ----------
     batch_images
-        Images a step.
+        Images per step.
     chain_weight, output_weight
-        Weights of the two losses of the chain, beside the loss of each SAE alone, which weighs 1.
+        Weights of the two losses of all SAEs together; the loss of each SAE alone has weight 1.
         The larger they are, the better the SAEs do together and the less each explains by itself.
     learning_rate, warmup_steps, decay_share
         As in `TrainConfig`.
@@ -134,12 +159,14 @@ class TuneConfig:
         "full": the model's own precision (half precision is tuned in float32). "bfloat16": matrix
         products in bfloat16, weights, losses and Adam in float32.
     checkpoint_seconds
-        Time between two checkpoints.
+        Least time between two saves of the unfinished run.
 
     Raises
     ------
     CheckpointError
         If a number is out of its range.
+    OptionError
+        If the precision is unknown.
 
     Notes
     -----
@@ -214,16 +241,15 @@ def _check_numbers(
         raise CheckpointError(f"learning_rate must be above 0, not {config.learning_rate}.")
     if not 0 <= config.decay_share <= 1:
         raise CheckpointError(f"decay_share is a share from 0 to 1, not {config.decay_share}.")
-    if config.precision not in ("full", "bfloat16"):
-        raise CheckpointError(f'precision is "full" or "bfloat16", not {config.precision!r}.')
+    check_choice("precision", config.precision, get_args(Precision))
 
 
-def _per_layer(name: str, value: int | Sequence[int], n_layers: int) -> tuple[int, ...]:
-    if isinstance(value, int):
-        return (value,) * n_layers
-    if len(value) != n_layers:
+def _per_layer(name: str, value: Any, layers: Sequence[int]) -> tuple[Any, ...]:
+    if value is None or isinstance(value, int):
+        return (value,) * len(layers)
+    if len(value) != len(layers):
         raise CheckpointError(
-            f"{name} has {len(value)} entries, and the model has {n_layers} SAE layers"
-            f" (0 to {n_layers - 1}: every block but the last)."
+            f"{name} has {len(value)} entries, and there are {len(layers)} layers to train:"
+            f" {', '.join(map(str, layers))}."
         )
     return tuple(value)

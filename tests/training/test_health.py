@@ -7,9 +7,11 @@ import torch.nn.functional as F
 from timm.models.vision_transformer import VisionTransformer
 from torch.utils.data import DataLoader, TensorDataset
 
+from tests.builders import KINDS, sae_of_kind
 from vitlens.errors import CheckpointError, ImageError
 from vitlens.models.vision import VisionModel
-from vitlens.saes import TopKSAE, measure
+from vitlens.saes import TopKSAE
+from vitlens.training.health import measure
 
 WIDTH, DEPTH, CLASSES = 16, 4, 5
 
@@ -113,7 +115,7 @@ def test_perfect_saes(vision, images):
 
 def test_large_mean_costs_no_precision(vision, images):
     """In one pass, sums of squares would cancel where the mean is far from zero."""
-    from vitlens.saes.health import _Variance
+    from vitlens.training.health import _Variance
 
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(300, 4, generator=generator) + torch.tensor([1e4, 0, -300, 5])
@@ -125,7 +127,7 @@ def test_large_mean_costs_no_precision(vision, images):
 
 
 def test_a_stream_that_does_not_vary_is_explained_or_not():
-    from vitlens.saes.health import _explained
+    from vitlens.training.health import _explained
 
     assert (_explained(0.0, 0.0), _explained(1e-9, 0.0)) == (1, 0)
 
@@ -137,7 +139,7 @@ def test_table_and_dict(vision, images):
     assert len({len(line) for line in lines[:-1]}) == 1  # columns line up
     assert "agreement" in lines[0]
     assert "accuracy" in str(replace(report, labelled=True)).splitlines()[0]
-    assert json.loads(json.dumps(report.to_dict()))["layers"][1]["size"] == 24
+    assert json.loads(json.dumps(report.to_dict()))["layers"][1]["n_features"] == 24
 
 
 def test_input_that_does_not_fit(vision, images):
@@ -154,3 +156,33 @@ def test_input_that_does_not_fit(vision, images):
 def test_a_loader_without_labels(vision, images):
     loader = DataLoader(TensorDataset(images), batch_size=5)  # gives lists of one tensor
     assert not measure(vision.module, random_saes(), loader).labelled
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_at_some_layers(vision, images, kind):
+    layers = (1, 3)
+    saes = {
+        layer: sae_of_kind(
+            kind, seed=layer, d_model=WIDTH, normalization="fixed", b_enc=True, scale=1.0
+        ).double()
+        for layer in layers
+    }
+    report = measure(vision, saes, images.split(10))
+    assert [health.layer for health in report.layers] == [1, 3]
+    streams = vision.residuals(images, layers)
+    for (layer, sae), health, x in zip(saes.items(), report.layers, streams, strict=True):
+        out = sae(x)
+        total = (x - x.mean((0, 1))).square().sum()
+        assert health.explained_variance == pytest.approx(
+            float(1 - out.error.square().sum() / total), rel=1e-10
+        )
+        active = (out.features > 0).flatten(0, 1)
+        assert health.mean_active == pytest.approx(float(active.sum(-1).double().mean()))
+        assert health.dead_fraction == pytest.approx(1 - float(active.any(0).double().mean()))
+        assert (health.n_features, health.max_active) == (sae.n_features, sae.max_active)
+        alone = [saes[i] if i == layer else None for i in range(DEPTH)]
+        agree = top1_with(vision, images, alone) == top1_with(vision, images, [])
+        assert health.accuracy_kept == pytest.approx(float(agree.double().mean()))
+    together = top1_with(vision, images, [saes.get(i) for i in range(DEPTH)])
+    agree = together == top1_with(vision, images, [])
+    assert report.accuracy_all == pytest.approx(float(agree.double().mean()))
