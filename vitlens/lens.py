@@ -386,6 +386,14 @@ class Lens:
 
     # What the model does
 
+    @overload
+    def predict(
+        self, images: list[Any] | tuple[Any, ...], *, batch_size: int = 16
+    ) -> list[list[tuple[str, float]]]: ...
+
+    @overload
+    def predict(self, images: ImageLike, *, batch_size: int = 16) -> list[tuple[str, float]]: ...
+
     def predict(
         self, images: Images, *, batch_size: int = 16
     ) -> list[tuple[str, float]] | list[list[tuple[str, float]]]:

@@ -257,7 +257,7 @@ def test_training_with_an_image_budget(train, tmp_path, monkeypatch):
 
 def test_training_and_tuning_at_some_layers_only(tmp_path, trained):
     images, config = make_images(), train_config(sizes=12, k=2)
-    result = train_saes(make_vision(), images, config, out=tmp_path / "a", layers=[2, 0])
+    result = train_saes(make_vision(), images, config, out=tmp_path / "a", layers=[0, 2])
     assert list(result.saes) == list(load_saes(tmp_path / "a")) == [0, 2]
     assert len(result.explained_variance) == 2
     # What is trained at layer 0 does not depend on the others.
