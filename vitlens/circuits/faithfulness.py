@@ -4,7 +4,7 @@ The insertion curve keeps the top features of a ranking and replaces all others;
 replaces the top ones and keeps all others. Here are also the rankings by walking back from the
 target, and the table of all rankings that have a name.
 
-Source: docs/method.md, "Faithfulness and completeness"; Kim et al., NeurIPS 2025, arXiv 2509.17401.
+Source: docs/method.md, "Faithfulness"; Kim et al., NeurIPS 2025, arXiv 2509.17401.
 """
 
 from __future__ import annotations
