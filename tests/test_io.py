@@ -145,7 +145,7 @@ def test_full_disk(tmp_path):
         assert names(tmp_path) == []
 
 
-def test_full_disk_told_only_when_flushing(tmp_path, monkeypatch):
+def test_full_disk_noticed_only_when_flushing(tmp_path, monkeypatch):
     def full(descriptor):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
@@ -397,10 +397,10 @@ def test_a_state_or_result_of_another_run_is_refused(tmp_path, changes, message)
 def test_a_state_of_another_kind_of_run_is_refused(tmp_path):
     a_run(tmp_path / "out").save({}, {})
     other = ResumableRun(tmp_path / "out", "other run", IDENTITY)
-    with pytest.raises(CheckpointError, match="is not of this other run: it is of test run"):
+    with pytest.raises(CheckpointError, match="was made by test run, not by other run"):
         other.load()
     for nothing in (None, [], {"kind": "other run"}):
-        with pytest.raises(CheckpointError, match="result is not of this other run"):
+        with pytest.raises(CheckpointError, match=r"result was (not )?made by"):
             other.check(nothing, "result")
     write_tensors(other.path, {}, {"format": "something else"})
     with pytest.raises(CheckpointError, match="does not hold the state of a run"):

@@ -42,10 +42,10 @@ _MODULE_OF = {
     "Steer": "vitlens.interventions.kinds",
     "TopKSAE": "vitlens.saes.topk",
     "Trace": "vitlens.method.replacement",
-    "train_saes": "vitlens.saes.train",
-    "TrainConfig": "vitlens.saes.config",
-    "tune_saes": "vitlens.saes.tune",
-    "TuneConfig": "vitlens.saes.config",
+    "train_saes": "vitlens.training.run",
+    "TrainConfig": "vitlens.training.config",
+    "tune_saes": "vitlens.training.run",
+    "TuneConfig": "vitlens.training.config",
     "Verification": "vitlens.circuits.verify",
     "VisionModel": "vitlens.models.vision",
     "VitlensError": "vitlens.errors",
@@ -71,12 +71,11 @@ if TYPE_CHECKING:
     from vitlens.method.replacement import Baselines, ReplacementModel, Trace
     from vitlens.models.vision import VisionModel
     from vitlens.saes.base import SAE
-    from vitlens.saes.config import TrainConfig, TuneConfig
     from vitlens.saes.io import load_saes, save_saes
     from vitlens.saes.threshold import BatchTopKSAE, JumpReLUSAE, MatryoshkaSAE, ReLUSAE
     from vitlens.saes.topk import TopKSAE
-    from vitlens.saes.train import train_saes
-    from vitlens.saes.tune import tune_saes
+    from vitlens.training.config import TrainConfig, TuneConfig
+    from vitlens.training.run import train_saes, tune_saes
 
 __all__ = [
     "SAE",

@@ -435,8 +435,8 @@ class ResumableRun:
         found = stamp if isinstance(stamp, dict) else {}
         kind, identity = found.get("kind"), found.get("identity")
         if kind != self.kind or not isinstance(identity, dict):
-            made_by = f"it is of {kind}" if kind else "nothing is known of how it was made"
-            raise CheckpointError(f"{where} is not of this {self.kind}: {made_by}. {advice}")
+            made_by = f"was made by {kind}, not by" if kind else "was not made by"
+            raise CheckpointError(f"{where} {made_by} {self.kind}. {advice}")
         if differences := _differences(identity, self.identity):
             raise CheckpointError(
                 f"{where} belongs to another {self.kind}. What differs: {', '.join(differences)}."
@@ -502,7 +502,7 @@ def fingerprint(tensors: Mapping[str, Tensor], facts: Any = None) -> str:
 def _final_and_temporary(path: str | Path) -> tuple[Path, Path]:
     """Follow links, so that what they point to is written and the rename stays on one disk."""
     final = Path(path).resolve()
-    # The suffix stays at the end because writers such as matplotlib go by it.
+    # The suffix stays at the end: writers such as matplotlib choose the format by it.
     return final, final.with_name(f".{secrets.token_hex(4)}-{final.name}")
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
@@ -178,7 +177,7 @@ class Lens:
         self._hashed: tuple[Any, str] = (None, "")
         self.check()
         if baselines is not None:
-            self.baselines = baselines  # type: ignore[assignment]  # the setter opens files
+            self.baselines = baselines
 
     # What a lens is made of
 
@@ -267,9 +266,7 @@ class Lens:
         # last time, unless they were changed through `.data`.
         state = [(name, w.data_ptr(), _version(w)) for name, w in weights.items()], settings
         if state != self._hashed[0]:
-            text = json.dumps(settings, sort_keys=True).encode()
-            weights["settings"] = torch.frombuffer(bytearray(text), dtype=torch.uint8)
-            self._hashed = state, fingerprint(weights)
+            self._hashed = state, fingerprint(weights, settings)
         return self._hashed[1]
 
     def check(self) -> None:
@@ -389,6 +386,14 @@ class Lens:
 
     # What the model does
 
+    @overload
+    def predict(
+        self, images: list[Any] | tuple[Any, ...], *, batch_size: int = 16
+    ) -> list[list[tuple[str, float]]]: ...
+
+    @overload
+    def predict(self, images: ImageLike, *, batch_size: int = 16) -> list[tuple[str, float]]: ...
+
     def predict(
         self, images: Images, *, batch_size: int = 16
     ) -> list[tuple[str, float]] | list[list[tuple[str, float]]]:
@@ -460,7 +465,7 @@ class Lens:
 
     @isolated
     def reference_baselines(self, images: Images) -> Baselines:
-        """Baselines from reference images; set ``lens.baselines`` to use them.
+        """Use the activations of reference images as baselines from now on, and return them.
 
         Parameters
         ----------
@@ -468,7 +473,9 @@ class Lens:
             One image, whose activations become the baselines; or several: replaced runs are then
             the mean of the runs with each.
         """
-        return reference_baselines(self.replacement.trace(self.tensors(images)))
+        traces = self.replacement.trace(self.tensors(images))
+        self.baselines = reference_baselines(traces)
+        return self.baselines
 
     # Attribution
 
@@ -709,6 +716,7 @@ class Lens:
         relative = {}
         for gradient in get_args(Gradient):
             _, nodes = self._nodes(image, target, gradient, error_gradients, "closed_form")
+            assert isinstance(nodes.target_value, float)
             relative[gradient] = nodes.residual / nodes.target_value
         return relative
 
@@ -808,7 +816,7 @@ class Lens:
         if not runs:
             raise ImageError("There are no images.")
         before, after = (torch.cat(part) for part in zip(*runs, strict=True))
-        facts = (self.logit_names, plan.interventions, plan.error_nodes)
+        facts = (self.logit_names, plan.interventions, plan.error_nodes, self.baselines.kind)
         if not _is_single(images):
             return BatchOutcome(before, after, *facts)
         return Outcome(before[0], after[0], *facts)
@@ -821,9 +829,7 @@ class Lens:
         are as for `run_with`.
         """
         return make_plan(
-            self.vision,
-            self.saes,
-            self.baselines,
+            self.replacement,
             requested,
             error_nodes=error_nodes,
             tensor=self.tensor,
@@ -936,10 +942,8 @@ class Lens:
         trace = self.trace(image)
         wanted = circuit.target_index if target is None else target
         return verify_circuit(
-            self.vision,
-            self.saes,
+            self.replacement,
             trace,
-            self.baselines,
             resolve_target(wanted, trace.logits, self.class_names),
             circuit,
             n=n,
@@ -966,6 +970,7 @@ class Lens:
         batch_size: int = 16,
         seed: int = 0,
         out: str | Path | None = None,
+        resume: bool = True,
         progress: Progress = True,
     ) -> Curves:
         """Insertion and deletion curves; see `vitlens.circuits.faithfulness.faithfulness`.
@@ -993,6 +998,8 @@ class Lens:
             Of the random order.
         out
             A file to write; a run that was interrupted continues from it.
+        resume
+            Whether it does so; otherwise the file is written again.
         progress
             Show a progress bar, or call this function.
         """
@@ -1001,9 +1008,7 @@ class Lens:
         if isinstance(labels, int | str | np.integer):
             labels = [labels]
         return faithfulness(
-            self.vision,
-            self.saes,
-            self.baselines,
+            self.replacement,
             [self.tensor(image).cpu() for image in _each(images)],
             methods=methods,
             labels=None if labels is None else [self.class_index(label) for label in labels],
@@ -1015,6 +1020,7 @@ class Lens:
             batch_size=batch_size,
             seed=seed,
             out=out,
+            resume=resume,
             progress=progress,
         )
 
@@ -1222,11 +1228,9 @@ def _is_single(images: Any) -> bool:
 
 def _each(images: Images) -> Iterable[ImageLike]:
     """Images one by one; a batch of a DataLoader, (images, labels), gives its images."""
-    if isinstance(images, list | tuple) and len(images) == 2:
-        first, labels = images
-        both = isinstance(first, Tensor) and isinstance(labels, Tensor)
-        if both and first.ndim == 4 and labels.ndim == 1 and len(first) == len(labels):
-            return first
+    match images:
+        case [Tensor(ndim=4) as batch, Tensor(ndim=1) as labels] if len(batch) == len(labels):
+            return batch
     return as_images(images)
 
 

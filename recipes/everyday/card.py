@@ -186,7 +186,7 @@ def _sae_table(report: dict[str, Any]) -> str:
     ]
     for layer in report["layers"]:
         rows.append(
-            f"| {layer['layer']} | {layer['size']} | {layer['k']} "
+            f"| {layer['layer']} | {layer['n_features']} | {layer['max_active']} "
             f"| {layer['explained_variance']:.3f} "
             f"| {layer['explained_variance_normalized']:.3f} "
             f"| {layer['dead_fraction']:.1%} | {layer['accuracy_kept']:.1%} |"

@@ -17,9 +17,9 @@ from recipes.everyday.saes import stored_saes
 from recipes.everyday.sources import CLASSES, SPLITS, cutouts
 from recipes.everyday.store import AGREEMENT, BUNDLE, stored_model
 from vitlens.io import read_json, read_tensors, write_json
-from vitlens.models.vision import VisionModel
 from vitlens.models.heads import ClsMeanViT
-from vitlens.saes import HealthReport, measure
+from vitlens.models.vision import VisionModel
+from vitlens.training import HealthReport, measure
 
 TEST = WORK / "test.json"
 HEALTH = WORK / "health.json"

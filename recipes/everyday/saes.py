@@ -14,17 +14,10 @@ from recipes.everyday import images, sources
 from recipes.everyday.fetch import WORK
 from recipes.everyday.store import BUNDLE, stored_model
 from vitlens.io import read_json
+from vitlens.method.replacement import ReplacementModel, fit_baselines
 from vitlens.models.vision import VisionModel
-from vitlens.replacement import fit_baselines
-from vitlens.saes import (
-    SAE,
-    TrainConfig,
-    TuneConfig,
-    load_saes,
-    save_saes,
-    train_saes,
-    tune_saes,
-)
+from vitlens.saes import SAE, load_saes, save_saes
+from vitlens.training import TrainConfig, TuneConfig, train_saes, tune_saes
 
 FOLDER = BUNDLE / "saes"
 BASELINES = BUNDLE / "baselines.safetensors"
@@ -54,12 +47,12 @@ def train() -> None:
     vision = VisionModel(stored_model())
     trained = train_saes(vision, _loader(TrainingPictures(N_IMAGES)), CONFIG, out=TRAINED)
     print(trained)
-    for sae, k in zip(trained.saes, TUNED_K, strict=True):
+    for sae, k in zip(trained.saes.values(), TUNED_K, strict=True):
         sae.k = k
     tuned = tune_saes(vision, trained.saes, _loader(TuningPictures(N_TUNE)), TUNE, out=TUNED)
     print(tuned)
     first, last = (read_json(run / "manifest.json")["metadata"] for run in (TRAINED, TUNED))
-    metadata = {**first, "tuning": {"config": last["config"], **last["tuning"]}}
+    metadata = {"training": first["training"], "tuning": last["tuning"]}
     save_saes(tuned.saes, FOLDER, metadata=metadata, dtype=torch.float16)
     for run in (TRAINED, TUNED):
         shutil.rmtree(run)
@@ -75,7 +68,9 @@ def baselines() -> None:
     photos = images.composites("train", 256, seed=7)
     mixed = images.composites("train", 256, seed=8, kinds=("photo", "clip art"))
     batches = [*photos.batches(32), *mixed.batches(32)]
-    fitted = fit_baselines(VisionModel(stored_model()), stored_saes(), batches)
+    saes = stored_saes()
+    replacement = ReplacementModel(VisionModel(stored_model()), saes, range(len(saes)))
+    fitted = fit_baselines(replacement, batches)
     fitted.save(BASELINES, dtype=torch.float16)
 
 

@@ -10,9 +10,10 @@ from vitlens.bundle import build_model
 from vitlens.images import Transform
 from vitlens.io import read_json
 from vitlens.lens import Lens
-from vitlens.models.vision import VisionModel
 from vitlens.models.heads import ClsMeanViT
-from vitlens.saes import load_saes, train_saes
+from vitlens.models.vision import VisionModel
+from vitlens.saes import load_saes
+from vitlens.training import train_saes
 
 FOLDER = WORK / "untrained"
 N_IMAGES = 4_000  # of the 14,000: the streams are much simpler, and two cores are slow

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from functools import cache, partial
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, NamedTuple, TypeAlias, get_args
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -27,35 +27,41 @@ from torch import Tensor
 import vitlens
 from recipes.everyday.fetch import fetch
 from recipes.everyday.images import normalise, test_composites
-from vitlens.attribution.gradients import ErrorPaths, Gradient
-from vitlens.attribution.importances import Importances, importances, layer_edges
-from vitlens.attribution.targets import resolve_target
-from vitlens.circuits.curves import Array, Estimate, interval, resamples
 from vitlens.circuits.circuit import ERROR, TARGET
+from vitlens.circuits.curves import Array, Estimate, interval, resamples
 from vitlens.circuits.prune import walk
-from vitlens.circuits.verify import Link, Verification, rank_correlation
-from vitlens.circuits.verify import Active, measure_edges, predict_edges, random_edges
+from vitlens.circuits.verify import (
+    Link,
+    Verification,
+    measure_edges,
+    predict_edges,
+    random_edges,
+    rank_correlation,
+)
 from vitlens.io import read_json, write_json
-from vitlens.models.vision import VisionModel
+from vitlens.method.engines import EdgeColumns
+from vitlens.method.importance import (
+    ErrorGradients,
+    Importances,
+    node_importances,
+    resolve_target,
+)
+from vitlens.method.libragrad import Gradient
+from vitlens.method.replacement import Active, ErrorNodes
 from vitlens.plots import save_figure, verification_figure
-from vitlens.replacement import Baselines, ErrorNodes, Trace
-from vitlens.saes.topk import TopKSAE
 
 OUT = Path("build/everyday/verify")
 FIGURE = Path("docs/verify.png")
 _TRIED = 1.3  # composites per image, as some are misclassified
 
 
-Known: TypeAlias = tuple[VisionModel, Sequence[TopKSAE], Trace, Baselines]
-
-
 class Row(NamedTuple):
     """One line of the table: prediction, edges and measurement that are compared."""
 
     gradient: Gradient
-    paths: ErrorPaths
+    error_gradients: ErrorGradients
     edges: str  # of a circuit, "libragrad" or "plain"; or "random"
-    errors: ErrorNodes
+    error_nodes: ErrorNodes
     active: Active
     name: str
 
@@ -141,50 +147,55 @@ def _one(lens: vitlens.Lens, x: Tensor, run: Run, *, seed: int) -> list[dict[str
     """Measure one image: edges, predicted and measured changes for each row."""
     trace = lens.trace(x)
     target = resolve_target(None, trace.logits, lens.class_names)
-    known: Known = (lens.vision, lens.saes, trace, lens.baselines)
+    model = lens.replacement
 
     @cache
-    def nodes(gradient: Gradient, paths: ErrorPaths) -> Importances:
-        return importances(*known, target, gradient=gradient, errors=paths, edges=False)
+    def nodes(gradient: Gradient, error_gradients: ErrorGradients) -> Importances:
+        return node_importances(
+            model, trace, target, gradient=gradient, error_gradients=error_gradients
+        )
 
-    chosen = {g: _edges(known, nodes(g, "leaf"), run, seed) for g in get_args(Gradient)}
-    every, some = chosen["libragrad"]
-    links = {"libragrad": some, "plain": chosen["plain"][1]}
+    @cache
+    def chosen(gradient: Gradient) -> tuple[list[Link], tuple[Link, ...]]:
+        importances = nodes(gradient, "leaf")
+        return _edges(importances, EdgeColumns(model, trace, importances), run, seed)
+
+    every, some = chosen("libragrad")
+    links = {"libragrad": some, "plain": chosen("plain")[1]}
     links["random"] = random_edges(trace, some, known=every, seed=seed)
 
     @cache
-    def measured(edges: str, errors: ErrorNodes, active: Active) -> list[float]:
-        found = measure_edges(*known, target, links[edges], error_nodes=errors, active=active)
+    def measured(edges: str, error_nodes: ErrorNodes, active: Active) -> list[float]:
+        found = measure_edges(
+            model, trace, target, links[edges], error_nodes=error_nodes, active=active
+        )
         return found.tolist()
 
     return [
         {
             "edges": links[row.edges],
             "predicted": predict_edges(
-                *known, nodes(row.gradient, row.paths), links[row.edges]
+                model, trace, nodes(row.gradient, row.error_gradients), links[row.edges]
             ).tolist(),
-            "measured": measured(row.edges, row.errors, row.active),
+            "measured": measured(row.edges, row.error_nodes, row.active),
         }
         for row in ROWS
     ]
 
 
 def _edges(
-    known: Known, nodes: Importances, run: Run, seed: int
+    nodes: Importances, columns: EdgeColumns, run: Run, seed: int
 ) -> tuple[list[Link], tuple[Link, ...]]:
     """All edges of the pruned circuit, and a random sample of them."""
-
-    def columns(layer: int, features: Tensor) -> Tensor:
-        return layer_edges(*known, nodes, layer, targets=features)
-
     sizes = [len(scores) - 1 for scores in nodes.nodes]
     kept = [
         [ERROR if i == size else i for i in indices.tolist()]
         for size, indices in zip(sizes, walk(nodes.nodes, columns, count=run.nodes), strict=True)
     ]
-    every: list[Link] = [((len(kept) - 1, f), (len(kept), TARGET)) for f in kept[-1]]
-    for layer, (here, following) in enumerate(pairwise(kept)):
-        every += [((layer, f), (layer + 1, g)) for f in here for g in following if g != ERROR]
+    layers = nodes.layers
+    every: list[Link] = [((layers[-1], f), (layers[-1] + 1, TARGET)) for f in kept[-1]]
+    for (layer, here), (next_layer, following) in pairwise(zip(layers, kept, strict=True)):
+        every += [((layer, f), (next_layer, g)) for f in here for g in following if g != ERROR]
     order = torch.randperm(len(every), generator=torch.Generator().manual_seed(seed))
     return every, tuple(every[i] for i in sorted(order[: run.edges].tolist()))
 
@@ -214,7 +225,7 @@ def _pooled(found: Sequence[dict[str, Any]], row: Row) -> Verification:
         torch.tensor([v for part in parts for v in part[side]], dtype=torch.float64)
         for side in ("predicted", "measured")
     )
-    settings = {"error_nodes": row.errors}
+    settings = {"error_nodes": row.error_nodes}
     return Verification(edges, predicted, measured, len(edges), "the predicted class", settings)
 
 

@@ -1,6 +1,5 @@
 """Insertion and deletion against a slow program of our own, interrupted runs, what is refused."""
 
-from functools import partial
 from itertools import permutations
 
 import numpy as np
@@ -8,21 +7,17 @@ import pytest
 import torch
 
 import vitlens
+from tests.builders import tiny_image, tiny_lens
 from tests.circuits.conftest import ReferenceModel
-from tests.tiny import tiny_image, tiny_lens
 from vitlens.circuits import faithfulness as faithfulness_module
 from vitlens.circuits.curves import METRICS, Curves
-from vitlens.circuits.faithfulness import (
-    METHODS,
-    Case,
-    estimate,
-    faithfulness,
-    partial_path,
-    ranked,
-)
+from vitlens.circuits.faithfulness import METHODS, Case, estimate, faithfulness
 from vitlens.errors import CheckpointError, FeatureError, OptionError, TargetError, VitlensError
+from vitlens.io import partial_path
+from vitlens.method.importance import resolve_target
+from vitlens.method.rankings import ranked
+from vitlens.method.replacement import Baselines, KeepFeatures, keep_masks
 from vitlens.models.vision import VisionModel
-from vitlens.replacement import Baselines, run_with, trace
 from vitlens.saes.topk import TopKSAE
 
 # Counts 0, 1, 3, 8, 30, 48 of the largest layer's 48 features; the smallest has 20.
@@ -35,12 +30,15 @@ Q = tuple(count / 48 for count in COUNTS)
 class Reference:
     """The float64 model of the reference data, and a slow program of our own for it."""
 
-    def __init__(self, folder):
-        model = ReferenceModel.load(folder, "vit_cls")
-        self.vision, self.saes, self.baselines = model.vision, model.saes, model.baselines
-        self.data, self.top_k, self.classes = model.data, model.top_k, model.classes
-        self.images = model.images
-        self.arguments = (self.vision, self.saes, self.baselines)
+    def __init__(self):
+        model = ReferenceModel.load("vit_cls")
+        self.replacement, self.data = model.replacement, model.data
+        self.top_k, self.classes, self.images = model.top_k, model.classes, model.images
+        self.vision, self.saes = self.replacement.vision, self.replacement.saes
+        self.baselines = self.replacement.baselines
+
+    def trace(self, index=0):
+        return self.replacement.trace(self.images[index][None])[0]
 
     def encode(self, x, layer):
         """Features of a stream [T, D], its scale and mean, by the method's text."""
@@ -69,6 +67,8 @@ class Reference:
                 error = running[0] - self.decode(z, std, mean, layer)
             if held == "baseline":
                 error = self.baselines.errors[layer]
+            if held == "zero":
+                error = torch.zeros_like(error)
             for feature in range(z.shape[1]):
                 if feature not in kept[layer]:
                     z[:, feature] = self.baselines.features[layer][:, feature]
@@ -103,15 +103,15 @@ class Reference:
 
 
 @pytest.fixture(scope="module")
-def reference(reference_folder):
-    return Reference(reference_folder)
+def reference():
+    return Reference()
 
 
 @pytest.fixture(scope="module")
 def measured(reference):
     """All methods on the first image, for the class of the reference data."""
     return faithfulness(
-        *reference.arguments,
+        reference.replacement,
         reference.images[:1],
         methods=tuple(METHODS),
         target=reference.classes[0],
@@ -188,7 +188,7 @@ def test_node_insertion_gives_the_logits_of_the_reference(reference, measured):
 
 
 def test_activation_ranks_by_the_sum_over_tokens(reference, measured):
-    features = trace(reference.vision, reference.saes, reference.images[0]).features
+    features = reference.trace().features
     sums = [z.sum(0) for z in features]
     assert_follows(
         reference,
@@ -198,11 +198,11 @@ def test_activation_ranks_by_the_sum_over_tokens(reference, measured):
     )
 
 
-@pytest.mark.parametrize("errors", ["free", "baseline"])
+@pytest.mark.parametrize("errors", ["free", "baseline", "zero"])
 def test_error_nodes(reference, errors):
-    sums = [z.sum(0) for z in trace(reference.vision, reference.saes, reference.images[0]).features]
+    sums = [z.sum(0) for z in reference.trace().features]
     made = faithfulness(
-        *reference.arguments,
+        reference.replacement,
         reference.images[:1],
         methods=["activation"],
         target=reference.classes[0],
@@ -221,25 +221,13 @@ def test_error_nodes(reference, errors):
 
 @pytest.mark.parametrize("errors", list(permutations(("clean", "free", "baseline"))))
 def test_error_nodes_may_differ_by_layer(reference, errors):
-    vision, saes, baselines = reference.arguments
-    image = reference.images[0]
+    image, saes = reference.images[0], reference.saes
     kept = [set(range(layer, sae.n_features, 3)) for layer, sae in enumerate(saes)]
-    masks = [
-        torch.tensor([f in k for f in range(s.n_features)]) for k, s in zip(kept, saes, strict=True)
-    ]
-    clean = trace(vision, saes, image).errors
-    found = run_with(vision, saes, image[None], masks, baselines, errors=errors, clean_errors=clean)
+    masks = keep_masks(reference.replacement, kept)
+    found = reference.replacement.run(image[None], KeepFeatures(masks), error_nodes=errors)
     torch.testing.assert_close(found[0], reference.replaced(image, kept, errors))
-
-
-def test_error_nodes_that_are_not_given(reference):
-    vision, saes, baselines = reference.arguments
-    masks = [torch.ones(sae.n_features, dtype=torch.bool) for sae in saes]
-    run = partial(run_with, vision, saes, reference.images[0][None], masks, baselines)
-    with pytest.raises(FeatureError, match="needs the error nodes of the original image"):
-        run(errors=("free", "clean", "free"))
-    with pytest.raises(FeatureError, match="all 3 layers, not 2"):
-        run(errors=("free", "free"))
+    traced = reference.replacement.run(reference.trace(), KeepFeatures(masks), error_nodes=errors)
+    torch.testing.assert_close(traced, found)
 
 
 def test_end_points_are_the_model_and_the_baseline(reference, measured):
@@ -256,9 +244,9 @@ def test_end_points_are_the_model_and_the_baseline(reference, measured):
 def test_kept_sets_grow_with_the_count_and_random_ones_depend_on_seed_and_image(reference):
     def kept(method, count, seed=0, index=0):
         case = Case(
-            *reference.arguments,
-            trace(reference.vision, reference.saes, reference.images[0]),
-            faithfulness_module.resolve_target(None, reference.data["logits"][0]),
+            reference.replacement,
+            reference.trace(),
+            resolve_target(None, reference.data["logits"][0]),
             seed=seed,
             index=index,
         )
@@ -276,8 +264,8 @@ def test_kept_sets_grow_with_the_count_and_random_ones_depend_on_seed_and_image(
 def test_batches_and_repeats_do_not_change_the_result(reference):
     options = {"methods": ["rrm", "random"], "q": Q, "progress": False}
     images = reference.images[:2]
-    one = faithfulness(*reference.arguments, images, batch_size=1, **options)
-    many = faithfulness(*reference.arguments, images, batch_size=64, **options)
+    one = faithfulness(reference.replacement, images, batch_size=1, **options)
+    many = faithfulness(reference.replacement, images, batch_size=64, **options)
     for metric in METRICS:
         torch.testing.assert_close(one.insertion[metric], many.insertion[metric])
         torch.testing.assert_close(one.deletion[metric], many.deletion[metric])
@@ -288,16 +276,16 @@ def test_misclassified_images_are_left_out(reference):
     labels = predicted.clone()
     labels[1] = (labels[1] + 1) % 7
     options = {"methods": ["activation"], "q": (0, 0.1, 1), "progress": False}
-    made = faithfulness(*reference.arguments, reference.images[:4], labels=labels, **options)
+    made = faithfulness(reference.replacement, reference.images[:4], labels=labels, **options)
     assert made.images == (0, 2, 3)
     assert made.n_given == 4
     assert "3 images (1 misclassified and left out)" in str(made)
-    everything = faithfulness(*reference.arguments, reference.images[:4], **options)
+    everything = faithfulness(reference.replacement, reference.images[:4], **options)
     kept = everything.insertion["target"][:, [0, 2, 3]]
     torch.testing.assert_close(made.insertion["target"], kept)
     wrong = (predicted + 1) % 7
     with pytest.raises(VitlensError, match="None of the 4 images"):
-        faithfulness(*reference.arguments, reference.images[:4], labels=wrong, **options)
+        faithfulness(reference.replacement, reference.images[:4], labels=wrong, **options)
 
 
 def test_targets_may_be_names_and_functions(reference, tmp_path):
@@ -305,22 +293,22 @@ def test_targets_may_be_names_and_functions(reference, tmp_path):
     options = {"methods": ["activation"], "q": (0, 0.1, 1), "progress": False}
     images = reference.images[:1]
     by_index = faithfulness(
-        *reference.arguments, images, target=np.int64(3), out=tmp_path / "curves", **options
+        reference.replacement, images, target=np.int64(3), out=tmp_path / "curves", **options
     )
-    by_name = faithfulness(*reference.arguments, images, target="d", class_names=names, **options)
+    by_name = faithfulness(reference.replacement, images, target="d", class_names=names, **options)
     torch.testing.assert_close(by_index.insertion["target"], by_name.insertion["target"])
     assert (by_index.target, by_name.target) == ("class 3", "d")
 
     def margin(logits):
         return logits[3] - logits[0]
 
-    by_function = faithfulness(*reference.arguments, images, target=margin, **options)
+    by_function = faithfulness(reference.replacement, images, target=margin, **options)
     logits = reference.data["logits"][0]
     assert by_function.target == "margin"
     assert float(by_function.untouched["target"][0]) == pytest.approx(float(logits[3] - logits[0]))
     assert float(by_function.untouched["logit"][0]) == pytest.approx(float(logits.max()))
     with pytest.raises(TargetError):
-        faithfulness(*reference.arguments, images, target="z", class_names=names, **options)
+        faithfulness(reference.replacement, images, target="z", class_names=names, **options)
 
 
 def test_a_method_of_ones_own(reference, measured):
@@ -328,7 +316,7 @@ def test_a_method_of_ones_own(reference, measured):
         return ranked([z.sum(0) for z in case.trace.features])
 
     made = faithfulness(
-        *reference.arguments,
+        reference.replacement,
         reference.images[:1],
         methods=[loudest],
         target=reference.classes[0],
@@ -344,7 +332,7 @@ def test_interrupted_runs_go_on_where_they_stopped(reference, tmp_path, monkeypa
     out = tmp_path / "curves.safetensors"
     predicted = reference.data["logits"][:4].argmax(1)
     labels = [int(predicted[0]), -1, int(predicted[2]), int(predicted[3])]
-    arguments = (*reference.arguments, reference.images[:4])
+    arguments = (reference.replacement, reference.images[:4])
     options = {"methods": ["rrm", "random"], "labels": labels, "q": Q, "progress": False}
     whole = faithfulness(*arguments, **options)
 
@@ -360,7 +348,7 @@ def test_interrupted_runs_go_on_where_they_stopped(reference, tmp_path, monkeypa
     with pytest.raises(KeyboardInterrupt):
         faithfulness(*arguments, out=out, **options)
     assert [p.name for p in tmp_path.iterdir()] == [partial_path(out).name]
-    with pytest.raises(CheckpointError, match="other images, weights or settings"):
+    with pytest.raises(CheckpointError, match="What differs: "):
         faithfulness(*arguments, out=out, **(options | {"seed": 1}))
 
     resumed = faithfulness(*arguments, out=out, **options)
@@ -374,8 +362,8 @@ def test_interrupted_runs_go_on_where_they_stopped(reference, tmp_path, monkeypa
     again = faithfulness(*arguments, out=out, **options)
     assert again == resumed == Curves.load(out)
     assert measured_images == [0, 2, 2, 3]
-    with pytest.raises(CheckpointError, match="other images, weights or settings"):
-        faithfulness(*reference.arguments, reference.images[4:8], out=out, **options)
+    with pytest.raises(CheckpointError, match="What differs: "):
+        faithfulness(reference.replacement, reference.images[4:8], out=out, **options)
 
 
 def test_an_image_left_out_first_is_not_counted_when_going_on(tmp_path, monkeypatch):
@@ -403,7 +391,7 @@ def test_an_image_left_out_first_is_not_counted_when_going_on(tmp_path, monkeypa
 def test_progress_is_told_before_every_step(reference):
     told = []
     faithfulness(
-        *reference.arguments,
+        reference.replacement,
         reference.images[:2],
         methods=["rrm", "cla", "random"],
         q=Q,
@@ -432,7 +420,7 @@ def test_progress_can_cancel_within_a_method(reference, tmp_path, step):
             raise InterruptedError
 
     options = {"methods": ["rrm", "cla"], "q": Q, "out": out}
-    arguments = (*reference.arguments, reference.images[:2])
+    arguments = (reference.replacement, reference.images[:2])
     with pytest.raises(InterruptedError):
         faithfulness(*arguments, **options, progress=cancel)
     assert told[-1] == step  # nothing more was begun
@@ -443,7 +431,7 @@ def test_progress_can_cancel_within_a_method(reference, tmp_path, step):
 
 
 def test_what_is_not_valid_is_refused(reference):
-    arguments = (*reference.arguments, reference.images[:2])
+    arguments = (reference.replacement, reference.images[:2])
     for options, message in (
         ({"methods": ["rmr"]}, "Did you mean 'rrm'"),
         ({"methods": ["rrm", "rrm"]}, "Two methods"),
@@ -457,11 +445,11 @@ def test_what_is_not_valid_is_refused(reference):
         with pytest.raises((FeatureError, OptionError), match=message):
             faithfulness(*arguments, progress=False, **options)
     with pytest.raises(FeatureError, match="no images"):
-        faithfulness(*reference.arguments, [], progress=False)
+        faithfulness(reference.replacement, [], progress=False)
 
 
 def test_estimate_counts_the_runs(reference):
-    cost = estimate(*reference.arguments, reference.images[0], 200, methods=("rrm", "cla"), q=Q)
+    cost = estimate(reference.replacement, reference.images[0], 200, methods=("rrm", "cla"), q=Q)
     assert cost.runs == 200 * (2 + 2 * 2 * 4)
     assert cost.seconds > 0
     assert cost.memory > 0
@@ -477,7 +465,7 @@ def test_curves_of_another_target_or_head_are_not_given_back(tmp_path):
 
     first = run(lens, "target", lambda y: y[0] - y[1])
     assert run(lens, "target", lambda y: y[0] - y[1]) == first
-    with pytest.raises(CheckpointError, match="other images, weights or settings"):
+    with pytest.raises(CheckpointError, match="What differs: "):
         run(lens, "target", lambda y: y[2] - y[3])
     heads = (lambda y: y, lambda y: 3 * y.flip(-1))
     one, other = (
@@ -485,7 +473,7 @@ def test_curves_of_another_target_or_head_are_not_given_back(tmp_path):
         for head in heads
     )
     run(one, "head")
-    with pytest.raises(CheckpointError, match="other images, weights or settings"):
+    with pytest.raises(CheckpointError, match="What differs: "):
         run(other, "head")
 
 
@@ -494,9 +482,7 @@ def test_curves_of_another_class_by_the_same_name_are_not_given_back(tmp_path):
 
     def run(class_names):
         return faithfulness(
-            lens.vision,
-            lens.saes,
-            lens.baselines,
+            lens.replacement,
             [tiny_image()],
             methods=["node"],
             target="cat",
@@ -508,7 +494,7 @@ def test_curves_of_another_class_by_the_same_name_are_not_given_back(tmp_path):
 
     first = run(["cat", "dog", "cow", "owl", "eel"])
     assert run(["cat", "dog", "cow", "owl", "elk"]) == first
-    with pytest.raises(CheckpointError, match="other images, weights or settings"):
+    with pytest.raises(CheckpointError, match="What differs: "):
         run(["dog", "cat", "cow", "owl", "eel"])
 
 
@@ -542,12 +528,12 @@ def test_curves_of_any_other_run_are_not_given_back(tmp_path):
         {"q": (0, 0.4, 1)},
         {"labels": [0, 1]},
         {"target": 1},
-        {"errors": "free"},
+        {"error_nodes": "free"},
         {"engine": "jvp"},
         {"seed": 1},
         {"images": [images[0], tiny_image(2)]},
         {"images": images[:1]},
     ]
     for other, change in [*((x, {}) for x in others), *((of(), x) for x in changes)]:
-        with pytest.raises(CheckpointError, match="other images, weights or settings"):
+        with pytest.raises(CheckpointError, match="What differs: "):
             run(other, **change)

@@ -8,13 +8,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.tiny import tiny_image, tiny_lens
+from tests.builders import tiny_image, tiny_lens
+from tests.circuits.alike import assert_alike
+from tests.circuits.conftest import ReferenceCase
 from vitlens.circuits.circuit import ERROR, Circuit, Explanation
 from vitlens.circuits.graph import AttributionGraph, Scores, build_circuit
 from vitlens.circuits.prune import walk
 from vitlens.errors import CheckpointError, FeatureError
 from vitlens.io import read_tensors, write_tensors
-from vitlens.replacement import Baselines
+from vitlens.method.replacement import Baselines
 
 
 def rules(seed: int, at_most: int) -> list[dict[str, float]]:
@@ -39,17 +41,16 @@ def test_a_graph_within_reach_gives_the_circuits_of_the_lens(seed: int) -> None:
     at_most = (12, 16, 64, 24)[seed]
     graph = lens.attribute(image, at_most=at_most)
     for rule in rules(seed, at_most):
-        assert graph.prune(**rule) == lens.circuit(image, **rule), rule
+        assert_alike(graph.prune(**rule), lens.circuit(image, **rule))
 
 
 @pytest.mark.parametrize(("gradient", "errors"), [("plain", "leaf"), ("libragrad", "through")])
 def test_a_graph_has_the_settings_of_the_lens(gradient: str, errors: str) -> None:
     lens, image = tiny_lens(5), tiny_image(5)
-    settings = {"target": "fruit", "gradient": gradient, "errors": errors, "engine": "jvp"}
+    settings = {"target": "fruit", "gradient": gradient, "error_gradients": errors, "engine": "jvp"}
     graph = lens.attribute(image, at_most=6, **settings)
-    assert graph.prune(5, edge_share=0.01) == lens.circuit(
-        image, nodes_per_layer=5, edge_share=0.01, **settings
-    )
+    expected = lens.circuit(image, nodes_per_layer=5, edge_share=0.01, **settings)
+    assert_alike(graph.prune(5, edge_share=0.01), expected)
 
 
 def test_a_graph_holds_what_the_walk_reaches_and_no_more() -> None:
@@ -91,8 +92,8 @@ def test_the_whole_graph_gives_every_circuit_of_the_lens(seed: int) -> None:
         {"threshold": 0.9, "node_share": 0.05, "edge_share": 0.02},
     ]
     for rule in rules:
-        assert graph.prune(**rule) == lens.circuit(image, **rule), rule
-    assert graph.prune() == lens.circuit(image)
+        assert_alike(graph.prune(**rule), lens.circuit(image, **rule))
+    assert_alike(graph.prune(), lens.circuit(image))
 
 
 def test_a_graph_survives_a_file(tmp_path: Path) -> None:
@@ -225,24 +226,24 @@ def test_progress_is_reported_and_can_cancel() -> None:
         tiny_lens().attribute(tiny_image(), progress=cancel)
 
 
-def whole(case):
-    model, found = case
+def whole(case: ReferenceCase) -> Circuit:
+    nodes, vision = case.nodes, case.model.replacement.vision
     explanation = Explanation(
-        layers=tuple(range(len(found.nodes))),
-        grid=model.vision.grid,
-        prefix_names=model.vision.prefix_names,
-        target=found.target,
-        target_index=found.target_index,
-        target_value=found.target_value,
+        layers=nodes.layers,
+        grid=vision.grid,
+        prefix_names=vision.prefix_names,
+        target=nodes.target,
+        target_index=nodes.target_index,
+        target_value=nodes.target_value,
         prediction=("class 3", 0.5),
     )
-    kept = walk(found.nodes, found.edges, share=1.0)
-    return build_circuit(explanation, Scores.of_all(found.nodes, found.tokens, found.edges), kept)
+    kept = walk(nodes.nodes, case.edges, share=1.0)
+    return build_circuit(explanation, Scores.of_all(nodes.nodes, nodes.tokens, case.edges), kept)
 
 
-def test_with_every_node_kept_nothing_is_lost(case):
+def test_with_every_node_kept_nothing_is_lost(case: ReferenceCase) -> None:
     # Error nodes are leaves: what leaves a node is what the node is worth.
-    circuit, (_, found) = whole(case), case
+    circuit, found = whole(case), case.nodes
     assert len(circuit.nodes) == sum(len(scores) for scores in found.nodes)
     for node, heat in zip(circuit.nodes, circuit.heatmaps, strict=True):
         assert node.kept_importance == pytest.approx(node.importance, rel=1e-9, abs=1e-12)
@@ -254,11 +255,11 @@ def test_with_every_node_kept_nothing_is_lost(case):
         assert sum(shares) == pytest.approx(1)
 
 
-def test_edges_are_those_of_the_reference(case):
-    circuit, (model, _) = whole(case), case
+def test_edges_are_those_of_the_reference(case: ReferenceCase) -> None:
+    circuit = whole(case)
     assert not [e for e in circuit.edges if e.target[1] == ERROR]
     for layer in range(circuit.n_layers - 1):
-        expected = model.data[f"image0.libragrad.leaf.edges.{layer}"]
+        expected = case.data[f"image0.libragrad.leaf.edges.{layer}"]
         made = torch.zeros_like(expected)
         for edge in circuit.edges:
             if edge.source[0] == layer:
@@ -266,7 +267,7 @@ def test_edges_are_those_of_the_reference(case):
         torch.testing.assert_close(made, expected, rtol=1e-9, atol=1e-12)
 
 
-def test_round_trip_of_a_real_circuit(case, tmp_path):
+def test_round_trip_of_a_real_circuit(case: ReferenceCase, tmp_path: Path) -> None:
     circuit = whole(case)
     circuit.save(tmp_path / "circuit.safetensors")
     assert Circuit.load(tmp_path / "circuit.safetensors") == circuit

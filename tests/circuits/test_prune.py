@@ -237,20 +237,20 @@ def reference_walk(data, n_layers, count, n_candidates):
 
 @pytest.mark.parametrize("count", [2, 5, 8])
 def test_walk_follows_the_reference_edges(case, count):
-    model, found = case
+    found = case.nodes
     n_layers = len(found.nodes)
-    kept = walk(found.nodes, found.edges, count=count)
-    assert [k.tolist() for k in kept] == reference_walk(model.data, n_layers, count, lambda n: n)
-    kept = walk(found.nodes, found.edges, count=count, error_nodes=False)
-    expected = reference_walk(model.data, n_layers, count, lambda n: n - 1)
+    kept = walk(found.nodes, case.edges, count=count)
+    assert [k.tolist() for k in kept] == reference_walk(case.data, n_layers, count, lambda n: n)
+    kept = walk(found.nodes, case.edges, count=count, error_nodes=False)
+    expected = reference_walk(case.data, n_layers, count, lambda n: n - 1)
     assert [k.tolist() for k in kept] == expected
 
 
 @pytest.mark.parametrize("count", [1, 3, 8])
 def test_ranking_features_gives_the_kept_sets_of_the_reference(case, count):
-    model, found = case
+    found = case.nodes
     for layer, scores in enumerate(found.nodes):
-        expected = set(model.data[f"image0.kept{count}.features.{layer}"].tolist())
+        expected = set(case.data[f"image0.kept{count}.features.{layer}"].tolist())
         kept = set(select(scores[:-1], count=count).tolist())
         # Where features have no importance at all, either may come first.
         assert {f for f in kept if scores[f]} == {f for f in expected if scores[f]}

@@ -12,9 +12,8 @@ from scipy.stats import spearmanr
 from torch import nn
 
 import vitlens
-from tests.interventions.by_hand import build, code, streams_of
-from tests.tiny import tiny_image, tiny_lens
-from vitlens.attribution.targets import centred_logit, resolve_target
+from tests.builders import tiny_image, tiny_lens
+from tests.interventions.by_hand import Coded, code, streams_of
 from vitlens.circuits.circuit import ERROR, TARGET
 from vitlens.circuits.verify import (
     Verification,
@@ -24,6 +23,7 @@ from vitlens.circuits.verify import (
     rank_correlation,
 )
 from vitlens.errors import FeatureError, OptionError, TargetError
+from vitlens.method.importance import centred_logit, resolve_target
 from vitlens.plots import save_figure, verification_figure
 from vitlens.saes.topk import TopKSAE
 
@@ -92,7 +92,7 @@ def linear_lens() -> vitlens.Lens:
 @pytest.mark.parametrize("errors", ["leaf", "through"])
 def test_where_all_is_linear_predicted_is_measured(errors: Any) -> None:
     lens, x = linear_lens(), torch.randn(3, 2, 2, dtype=DOUBLE)
-    circuit = lens.circuit(x, target=1, share=1.0, engine="jvp", errors=errors)
+    circuit = lens.circuit(x, target=1, share=1.0, engine="jvp", error_gradients=errors)
     checked = lens.verify(circuit, x, n=None)
     assert len(checked) == 2 * (FEATURES + 1) * FEATURES + FEATURES + 1
     torch.testing.assert_close(checked.measured, checked.predicted, rtol=0, atol=1e-10)
@@ -104,72 +104,63 @@ def test_where_all_is_linear_predicted_is_measured(errors: Any) -> None:
 
 @torch.no_grad()
 def cut_by_hooks(
-    lens: vitlens.Lens, x: torch.Tensor, edge: Any, errors: str, active: str, index: int
+    lens: vitlens.Lens, x: torch.Tensor, edge: Any, error_nodes: str, active: str, index: int
 ) -> float:
-    """One edge's measured change, token by token with forward hooks."""
-    layer, source = edge[0]
-    model, saes = lens.vision.module, lens.saes
+    """One edge's measured change, with forward hooks and the slow program's SAEs."""
+    (first, source), *way = edge
+    model, layers, saes = lens.vision.module, lens.layers, lens.saes
     clean = streams_of(model, x)
-    coded = [[code(sae, token) for token in clean[i]] for i, sae in enumerate(saes)]
+    coded = [code(sae, clean[layer]) for layer, sae in zip(layers, saes, strict=True)]
 
-    def recode(at: int, token: int, now: torch.Tensor) -> tuple[list[float], float, float, Any]:
-        if active == "running":
-            return code(saes[at], now)
-        on = [f for f, value in enumerate(coded[at][token][0]) if value > 0]
-        every, mean, std, _ = code(saes[at], now, k=saes[at].n_features)
-        return [value if f in on else 0.0 for f, value in enumerate(every)], mean, std, None
+    def recode(at: int, running: torch.Tensor) -> Coded:
+        return code(saes[at], running, mask=None if active == "running" else coded[at].z > 0)
+
+    def decode(at: int, z: torch.Tensor, like: Coded) -> torch.Tensor:
+        return (z @ saes[at].W_dec + saes[at].b_dec) * like.std + like.mean
 
     def run(replace: dict[int, Any]) -> torch.Tensor:
         handles = [
-            model.blocks[i].register_forward_hook(lambda _m, _a, out, f=f: f(out[0])[None])
-            for i, f in replace.items()
+            model.blocks[layers[at]].register_forward_hook(lambda _m, _a, out, f=f: f(out[0])[None])
+            for at, f in replace.items()
         ]
         logits = model(x[None])[0]
         for handle in handles:
             handle.remove()
         return logits
 
-    def without(_: torch.Tensor) -> torch.Tensor:
-        rows = []
-        for token, (z, mean, std, error) in enumerate(coded[layer]):
-            z = list(z)
-            if source == ERROR:
-                error = lens.baselines.errors[layer][token]
-            else:
-                z[source] = float(lens.baselines.features[layer][token, source])
-            rows.append(build(saes[layer], z, mean, std) + error)
-        return torch.stack(rows)
+    def without(at: int) -> Any:
+        z, error = coded[at].z.clone(), coded[at].error
+        if source == ERROR:
+            error = lens.baselines.errors[at]
+        else:
+            z[:, source] = lens.baselines.features[at][:, source]
+        return lambda _running: decode(at, z, coded[at]) + error
 
     def patched(at: int, end: int) -> Any:
         def change(running: torch.Tensor) -> torch.Tensor:
-            rows = []
-            for token, (z, mean, std, error) in enumerate(coded[at]):
-                z = list(z)
-                z[end] = recode(at, token, running[token])[0][end]
-                rows.append(build(saes[at], z, mean, std) + error)
-            return torch.stack(rows)
+            z = coded[at].z.clone()
+            z[:, end] = recode(at, running).z[:, end]
+            return decode(at, z, coded[at]) + coded[at].error
 
         return change
 
     def held(at: int) -> Any:
         def change(running: torch.Tensor) -> torch.Tensor:
-            rows = []
-            for token, now in enumerate(running):
-                z, mean, std, _ = recode(at, token, now)
-                error = {
-                    "clean": coded[at][token][3],
-                    "baseline": lens.baselines.errors[at][token],
-                    "free": now - build(saes[at], z, mean, std),
-                }[errors]
-                rows.append(build(saes[at], z, mean, std) + error)
-            return torch.stack(rows)
+            now = recode(at, running)
+            error = {
+                "clean": coded[at].error,
+                "baseline": lens.baselines.errors[at],
+                "free": running - decode(at, now.z, now),
+                "zero": torch.zeros_like(running),
+            }[error_nodes]
+            return decode(at, now.z, now) + error
 
         return change
 
-    replaced = {layer: without}
-    for at, end in edge[1:]:
+    replaced = {layers.index(first): without(layers.index(first))}
+    for layer, end in way:
         if end != TARGET:
-            replaced[at] = patched(at, end)
+            replaced[layers.index(layer)] = patched(layers.index(layer), end)
     later = range(max(replaced) + 1, len(saes))
     logits = run(replaced | {at: held(at) for at in later})
     target = centred_logit(index)
@@ -177,12 +168,12 @@ def cut_by_hooks(
 
 
 @pytest.mark.parametrize("active", ["clean", "running"])
-@pytest.mark.parametrize("errors", ["clean", "free", "baseline"])
+@pytest.mark.parametrize("errors", ["clean", "free", "baseline", "zero"])
 def test_against_a_loop_over_edges(errors: Any, active: Any) -> None:
     lens, x = tiny_lens(7, dtype=DOUBLE), tiny_image(7, DOUBLE)
     circuit = lens.circuit(x, target=2, nodes_per_layer=4)
     assert any(edge.source[1] == ERROR for edge in circuit.edges)
-    checked = lens.verify(circuit, x, errors=errors, active=active, batch_size=5)
+    checked = lens.verify(circuit, x, error_nodes=errors, active=active, batch_size=5)
     expected = [cut_by_hooks(lens, x, edge, errors, active, 2) for edge in checked.edges]
     found = checked.measured
     torch.testing.assert_close(found, torch.tensor(expected, dtype=DOUBLE), rtol=0, atol=1e-10)
@@ -218,7 +209,7 @@ def test_paths_add_up_to_edges(gradient: Any) -> None:
     lens, x = tiny_lens(7, dtype=DOUBLE), tiny_image(7, DOUBLE)
     trace = lens.trace(x)
     nodes = lens.importances(x, gradient=gradient, engine="jvp")
-    known = (lens.vision, lens.saes, trace, lens.baselines, nodes)
+    known = (lens.replacement, trace, nodes)
     for source in (*trace.features[0].sum(0).topk(3).indices.tolist(), ERROR):
         for middle in trace.features[1].sum(0).topk(3).indices.tolist():
             paths = [((0, source), (1, middle), (2, end)) for end in range(30)]
@@ -281,7 +272,7 @@ def test_an_edge_may_be_measured_twice() -> None:
     lens, x = tiny_lens(7, dtype=DOUBLE), tiny_image(7, DOUBLE)
     trace, top = lens.trace(x), len(lens.saes) - 1
     edges = [((top, f), (top + 1, TARGET)) for f in (3, 1, 3)]
-    known = (lens.vision, lens.saes, trace, lens.baselines)
+    known = (lens.replacement, trace)
     target = resolve_target(0, trace.logits)
     found = measure_edges(*known, target, edges)
     alone = [float(measure_edges(*known, target, [edge])[0]) for edge in edges]
@@ -346,14 +337,14 @@ def test_what_does_not_fit() -> None:
     with pytest.raises(FeatureError, match="at least 1"):
         lens.verify(circuit, x, n=0)
     with pytest.raises(OptionError, match="error_nodes must be one of"):
-        lens.verify(circuit, x, errors="leaf")
+        lens.verify(circuit, x, error_nodes="leaf")
     with pytest.raises(OptionError, match="active must be one of"):
         lens.verify(circuit, x, active="free")
     with pytest.raises(FeatureError, match="no path"):
         lens.verify(circuit, x, paths=[])
     with pytest.raises(FeatureError, match="no edges"):
         lens.verify(lens.circuit(x, edge_share=1e9), x)
-    trace, target = lens.trace(x), vitlens.lens.resolve_target(0, lens.trace(x).logits)
+    trace, target = lens.trace(x), resolve_target(0, lens.trace(x).logits)
     for wrong in (
         ((0, 1), (2, 1)),
         ((0, 1), (1, ERROR)),
@@ -367,7 +358,7 @@ def test_what_does_not_fit() -> None:
         ((2, 1), (3, TARGET), (4, TARGET)),
     ):
         with pytest.raises(FeatureError, match="is no edge"):
-            measure_edges(lens.vision, lens.saes, trace, lens.baselines, target, [wrong])
+            measure_edges(lens.replacement, trace, target, [wrong])
 
 
 def test_progress_can_end_it() -> None:

@@ -29,8 +29,9 @@ from vitlens.lens import About, Lens, Sample
 from vitlens.method.importance import Engine, ErrorGradients
 from vitlens.method.libragrad import Gradient
 from vitlens.method.replacement import ErrorNodes
-from vitlens.saes import chain_losses, load_saes, save_saes
+from vitlens.saes import load_saes, save_saes
 from vitlens.saes.data import sae_residuals
+from vitlens.training.losses import chain_losses
 
 CLASSES = ("bird", "insect", "mammal", "flower", "fruit", "vehicle", "coin")
 
@@ -349,17 +350,17 @@ def test_train_saes_continues_after_ctrl_c(tiny_timm, photos, tmp_path, monkeypa
 
     def interrupted(*arguments, **settings):
         calls.append(1)
-        if len(calls) == 2:
+        if len(calls) == 4:  # two belong to the estimate
             raise KeyboardInterrupt
         return sae_residuals(*arguments, **settings)
 
-    monkeypatch.setattr("vitlens.saes.train.sae_residuals", interrupted)
+    monkeypatch.setattr("vitlens.training.run.sae_residuals", interrupted)
     assert main(command) == 130
     text = capsys.readouterr().err
-    assert "checkpoint.safetensors is kept; the same command continues" in text
+    assert "saes.partial is kept; the same command continues" in text
     assert main(command) == 0
     assert len(load_saes(tmp_path / "saes")) == 3
-    assert not (tmp_path / "saes" / "checkpoint.safetensors").exists()
+    assert not (tmp_path / "saes.partial").exists()
 
 
 def test_tune_saes_compares_before_and_after(tiny, tiny_timm, photos, tmp_path, capsys):
@@ -373,11 +374,11 @@ def test_tune_saes_compares_before_and_after(tiny, tiny_timm, photos, tmp_path, 
     command = [str(word) for word in (*command, "--batch-size", 4, "--chain-weight", 1)]
     assert main(command) == 0
     printed = capsys.readouterr().out
-    assert "3 SAEs on 18 images: about" in printed and "GiB of memory" in printed
+    assert "3 SAEs on 18 images: 306 tokens, about" in printed and "GiB of memory" in printed
     assert "in chain" in printed and printed.count("all layers replaced") == 2
     assert "2 images kept out of tuning, before" in printed and f"--saes {out}" in printed
     manifest = json.loads((out / "manifest.json").read_text())
-    assert manifest["metadata"]["config"]["chain_weight"] == 1
+    assert manifest["metadata"]["tuning"]["settings"]["chain_weight"] == 1
     assert len(load_saes(out)) == 3
 
 
@@ -388,13 +389,13 @@ def test_tune_saes_continues_after_ctrl_c(everyday, photos, tmp_path, monkeypatc
 
     def interrupted(*arguments, **settings):
         calls.append(1)
-        if len(calls) == 3:
+        if len(calls) == 5:  # two belong to the estimate
             raise KeyboardInterrupt
         return chain_losses(*arguments, **settings)
 
-    monkeypatch.setattr("vitlens.saes.tune.chain_losses", interrupted)
+    monkeypatch.setattr("vitlens.training.run.chain_losses", interrupted)
     assert main(command) == 130
-    assert "checkpoint.safetensors is kept; the same command" in capsys.readouterr().err
+    assert "tuned.partial is kept; the same command" in capsys.readouterr().err
     assert main(command) == 0
     assert len(load_saes(tmp_path / "tuned")) == 3
 

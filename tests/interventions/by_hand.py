@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
 import vitlens
-from tests.tiny import tiny_image
+from tests.builders import tiny_image
+from tests.method.test_reference import written_out
 from vitlens import Ablate, Clamp, Patch, Project, Scale, Steer
+from vitlens.interventions.kinds import Intervention
+from vitlens.saes.base import SAE
 
 DOUBLE = torch.float64
 
@@ -27,16 +30,21 @@ def streams_of(model: torch.nn.Module, x: torch.Tensor) -> list[torch.Tensor]:
     return seen
 
 
-def code(
-    sae: vitlens.TopKSAE, x: torch.Tensor, *, k: int | None = None
-) -> tuple[list[float], float, float, torch.Tensor]:
-    """Activations, mean, deviation and error of one token, by docs/method.md, "SAE"."""
-    mean, std = x.mean(), x.std()
-    raw = (((x - mean) / (std + 1e-5)) - sae.b_dec) @ sae.W_enc
-    z = [0.0] * sae.n_features
-    for feature in raw.argsort(descending=True)[: k or sae.k].tolist():
-        z[feature] = max(float(raw[feature]), 0.0)
-    return z, float(mean), float(std), x - build(sae, z, float(mean), float(std))
+class Coded(NamedTuple):
+    """A stream [T, D] as an SAE encodes it: z [T, F], mean, std and error node."""
+
+    z: torch.Tensor
+    mean: torch.Tensor
+    std: torch.Tensor
+    error: torch.Tensor
+
+
+def code(sae: SAE, stream: torch.Tensor, *, mask: torch.Tensor | None = None) -> Coded:
+    """Encode a stream by the slow program, with the features of a mask active if one is given."""
+    slow_sae = written_out(sae)
+    mean, std, _ = slow_sae.statistics(stream)
+    z = slow_sae.encode(stream, mask)
+    return Coded(z, mean, std, stream - slow_sae.decode(z, mean, std))
 
 
 def component(v: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
@@ -46,20 +54,16 @@ def component(v: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
     return rows.T @ torch.linalg.lstsq(rows.T, v[:, None], driver="gelsd").solution[:, 0]
 
 
-def build(sae: vitlens.TopKSAE, z: Sequence[float], mean: float, std: float) -> torch.Tensor:
-    return (torch.tensor(z, dtype=DOUBLE) @ sae.W_dec + sae.b_dec) * std + mean
-
-
 @torch.no_grad()
 def slow(
     lens: vitlens.Lens,
     x: torch.Tensor,
-    changes: Sequence[vitlens.interventions.kinds.Intervention],
-    errors: str | Sequence[str] = "clean",
+    changes: Sequence[Intervention],
+    error_nodes: str | Sequence[str] = "clean",
 ) -> torch.Tensor:
-    """Logits of one image, token by token and feature by feature."""
-    model = lens.vision.module
-    held = [errors] * len(lens.saes) if isinstance(errors, str) else errors
+    """Logits of one image, token by token and feature by feature, with plain forward hooks."""
+    model, layers = lens.vision.module, lens.layers
+    held = [error_nodes] * len(layers) if isinstance(error_nodes, str) else error_nodes
     clean = streams_of(model, x)
     columns = lens.vision.grid[1]
 
@@ -70,30 +74,28 @@ def slow(
             return (-1, token) in change.patches
         return divmod(token - lens.vision.n_prefix, columns) in change.patches
 
-    others = {
-        id(change): [streams_of(model, picture) for picture in pictures]
-        for change in changes
-        for pictures in [getattr(change, "over", ()) or [getattr(change, "image", x)]]
-    }
+    def other(change: Any, position: int) -> torch.Tensor:
+        images = getattr(change, "over", ()) or [getattr(change, "image", x)]
+        streams = [streams_of(model, image)[layers[position]] for image in images]
+        return sum(code(lens.saes[position], stream).z for stream in streams) / len(streams)
 
-    def other(change: Any, layer: int, token: int, feature: int) -> float:
-        streams = others[id(change)]
-        return sum(code(lens.saes[layer], s[layer][token])[0][feature] for s in streams) / len(
-            streams
-        )
-
-    def hook(layer: int) -> Any:
-        sae = lens.saes[layer]
+    def hook(position: int) -> Any:
+        layer, sae = layers[position], lens.saes[position]
+        usual, usual_error = lens.baselines.features[position], lens.baselines.errors[position]
+        others = {id(change): other(change, position) for change in changes}
 
         def changed(_module: Any, _args: Any, out: torch.Tensor) -> torch.Tensor:
+            running, before = code(sae, out[0]), code(sae, clean[layer])
+            errors = {
+                "clean": before.error,
+                "free": running.error,
+                "baseline": usual_error,
+                "zero": torch.zeros_like(running.error),
+            }[held[position]]
             rows = []
-            for token, running in enumerate(out[0]):
-                z, mean, std, error = code(sae, running)
-                z0, _, _, clean_error = code(sae, clean[layer][token])
-                if held[layer] == "clean":
-                    error = clean_error
-                elif held[layer] == "baseline":
-                    error = lens.baselines.errors[layer][token]
+            for token in range(len(out[0])):
+                z, error = running.z[token].clone(), errors[token]
+                centre = sae.b_dec * running.std[token]
                 for change in changes:
                     for at, f in change.features:
                         if at != layer or not meant(change, token):
@@ -103,31 +105,33 @@ def slow(
                         elif isinstance(change, Steer):
                             z[f] += change.strength
                         elif isinstance(change, Clamp):
-                            if change.patches is not None or z0[f] > 0:
+                            if change.patches is not None or before.z[token, f] > 0:
                                 z[f] = change.value
                         elif isinstance(change, Patch) or change.to == "mean":
-                            z[f] = other(change, layer, token, f)
+                            z[f] = others[id(change)][token, f]
                         elif change.to == "zero":
                             z[f] = 0.0
                         else:
-                            z[f] = float(lens.baselines.features[layer][token, f])
+                            z[f] = usual[token, f]
                     if isinstance(change, Project) and meant(change, token):
                         named = [f for at, f in change.features if at == layer]
-                        goal = torch.zeros_like(running)
+                        goal = torch.zeros_like(out[0, token])
                         if change.to == "baseline":
-                            usual = lens.baselines.features[layer][token].tolist()
-                            goal = build(sae, usual, mean, std) - build(
-                                sae, [0.0] * sae.n_features, mean, std
-                            )
-                            goal += lens.baselines.errors[layer][token]
-                        now = build(sae, z, mean, std) + error - mean - std * sae.b_dec
+                            goal = usual[token] @ sae.W_dec * running.std[token]
+                            goal = goal + usual_error[token]
+                        now = z @ sae.W_dec * running.std[token] + error
                         error = error - component(now - goal, sae.W_dec[named])
-                rows.append(build(sae, z, mean, std) + error)
+                stream = z @ sae.W_dec * running.std[token] + centre + running.mean[token] + error
+                rows.append(stream)
             return torch.stack(rows)[None]
 
         return changed
 
-    handles = [model.blocks[i].register_forward_hook(hook(i)) for i in range(len(lens.saes))]
+    hooks = [hook(position) for position in range(len(layers))]
+    handles = [
+        model.blocks[layer].register_forward_hook(changed)
+        for layer, changed in zip(layers, hooks, strict=True)
+    ]
     logits = model(x[None])[0]
     for handle in handles:
         handle.remove()
@@ -136,7 +140,8 @@ def slow(
 
 def active(lens: vitlens.Lens, layer: int, place: int = 0, seed: int = 7) -> tuple[int, int]:
     """A feature that is active on the test image, the strongest first."""
-    sums = lens.trace(tiny_image(seed, DOUBLE)).features[layer].sum(0)
+    position = lens.layers.index(layer)
+    sums = lens.trace(tiny_image(seed, DOUBLE)).features[position].sum(0)
     return layer, int(sums.argsort(descending=True)[place])
 
 

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 import vitlens
+from tests.builders import tiny_lens
 from tests.interventions.by_hand import DOUBLE
-from tests.tiny import tiny_lens
 
 
 @pytest.fixture

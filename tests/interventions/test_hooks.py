@@ -11,14 +11,8 @@ import pytest
 import torch
 
 import vitlens
-from tests.interventions.by_hand import (
-    DOUBLE,
-    active,
-    close,
-    slow,
-    streams_of,
-)
-from tests.tiny import tiny_image, tiny_lens
+from tests.builders import tiny_image, tiny_lens
+from tests.interventions.by_hand import DOUBLE, active, close, slow, streams_of
 from vitlens import Ablate, Clamp, Patch, Scale, Steer
 from vitlens.errors import FeatureError
 from vitlens.interventions.hooks import _active
@@ -33,7 +27,7 @@ def test_after_an_exception_the_model_is_as_before() -> None:
     hooks = [len(module._forward_hooks) for module in model.modules()]
     broken = model.blocks[2].mlp.register_forward_hook(lambda *_: 1 / 0)
     for errors in ("clean", "free"):
-        with pytest.raises(ZeroDivisionError), lens.intervene(Ablate((0, 1)), errors=errors):
+        with pytest.raises(ZeroDivisionError), lens.intervene(Ablate((0, 1)), error_nodes=errors):
             model(x[None])
     broken.remove()
     assert torch.equal(model(x[None]), before)
@@ -72,11 +66,11 @@ def test_nested(lens: vitlens.Lens) -> None:
     both = [outer, *inner]
     expected = {errors: slow(lens, x, both, errors) for errors in ("free", "clean")}
     untouched = model(x[None])
-    with lens.intervene(outer, errors="free"):
+    with lens.intervene(outer, error_nodes="free"):
         first = model(x[None])
         with lens.intervene(inner):
             close(model(x[None])[0], expected["free"])
-        with lens.intervene(inner, errors="clean"):
+        with lens.intervene(inner, error_nodes="clean"):
             close(model(x[None])[0], expected["clean"])
             outcome = lens.run_with(x, both)
             close(outcome.before, untouched[0])
@@ -128,7 +122,7 @@ def test_other_verbs_see_the_untouched_model(lens: vitlens.Lens, verb: str, erro
     x = tiny_image(7, DOUBLE)
     node, ask = active(lens, 0), VERBS[verb]
     expected = ask(lens, x)
-    with lens.intervene(Steer(node, 3.0), errors=errors):
+    with lens.intervene(Steer(node, 3.0), error_nodes=errors):
         changed = lens.trace(x).logits
         found = ask(lens, x)
         assert torch.equal(lens.trace(x).logits, changed)

@@ -9,11 +9,8 @@ import pytest
 import torch
 
 import vitlens
-from tests.interventions.by_hand import (
-    DOUBLE,
-    active,
-)
-from tests.tiny import tiny_image
+from tests.builders import tiny_image
+from tests.interventions.by_hand import DOUBLE, active
 from vitlens import Ablate, Clamp, Patch, Project, Scale, Steer
 from vitlens.errors import FeatureError, OptionError
 

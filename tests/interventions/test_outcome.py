@@ -6,11 +6,8 @@ import pytest
 import torch
 
 import vitlens
-from tests.interventions.by_hand import (
-    DOUBLE,
-    active,
-)
-from tests.tiny import CLASSES, tiny_image
+from tests.builders import CLASSES, tiny_image
+from tests.interventions.by_hand import DOUBLE, active
 from vitlens import Ablate, Steer
 
 
@@ -36,6 +33,7 @@ def test_outcome_prints(lens: vitlens.Lens) -> None:
         tuple(f"c{i}" for i in range(50)),
         joined,
         ("free",),
+        "median",
     )
     assert "and 40 more classes" in str(many)
     assert "c49 " in str(many)

@@ -10,17 +10,11 @@ import torch.nn.functional as F
 from timm.models import VisionTransformer
 
 import vitlens
-from tests.interventions.by_hand import (
-    DOUBLE,
-    active,
-    close,
-    kinds,
-    slow,
-)
+from tests.builders import tiny_image, tiny_lens
+from tests.interventions.by_hand import DOUBLE, active, close, kinds, slow
 from tests.models.test_vision import FAMILIES, image, lens_of, make
-from tests.tiny import tiny_image, tiny_lens
 from vitlens import Ablate, Clamp, Patch, Project, Scale, Steer
-from vitlens.errors import FeatureError, ImageError
+from vitlens.errors import FeatureError, ImageError, OptionError
 from vitlens.interventions.hooks import _active
 from vitlens.interventions.run import _BATCH, _tokens
 
@@ -33,10 +27,10 @@ def test_every_kind_at_every_layer(lens: vitlens.Lens, kind: str, errors: str, p
     for layer in range(3):
         features = [active(lens, layer), active(lens, layer, 3), active(lens, layer, 29)]
         change = kinds(features, patches=patches)[kind]
-        outcome = lens.run_with(x, change, errors=errors)
+        outcome = lens.run_with(x, change, error_nodes=errors)
         close(outcome.after, slow(lens, x, [change], errors))
         moved.append(float(outcome.change.abs().max()))
-        with lens.intervene(change, errors=errors):
+        with lens.intervene(change, error_nodes=errors):
             close(lens.vision.module(x[None])[0], outcome.after)
     assert max(moved) > 1e-4
 
@@ -54,8 +48,8 @@ def test_many_at_many_layers(lens: vitlens.Lens, errors: Any) -> None:
         + Ablate(active(lens, 1, 1), "zero", patches=[(0, 1), (-1, 0)])
     )
     expected = slow(lens, x, changes, errors)
-    close(lens.run_with(x, changes, errors=errors).after, expected)
-    close(lens.plan(changes, errors=errors).logits_of(lens.trace(x)), expected)
+    close(lens.run_with(x, changes, error_nodes=errors).after, expected)
+    close(lens.plan(changes, error_nodes=errors).logits_of(lens.trace(x)), expected)
 
 
 def test_projections_among_others(lens: vitlens.Lens) -> None:
@@ -69,7 +63,7 @@ def test_projections_among_others(lens: vitlens.Lens) -> None:
         + Steer(b, 1.5)
     )
     for errors in ("clean", "free", ("clean", "baseline", "free")):
-        close(lens.run_with(x, changes, errors=errors).after, slow(lens, x, changes, errors))
+        close(lens.run_with(x, changes, error_nodes=errors).after, slow(lens, x, changes, errors))
     with pytest.raises(FeatureError, match="nothing of the first is left"):
         Steer(b, 1.5) + Project(b)
 
@@ -80,7 +74,7 @@ def test_a_projection_leaves_only_what_it_says(lens: vitlens.Lens, to: str) -> N
     sae, base = lens.saes[1], lens.baselines
     features = [3, 11, 25, 0]
     change = Project([(1, f) for f in features], to)
-    with lens.intervene(change, errors="free"):
+    with lens.intervene(change, error_nodes="free"):
         stream = lens.vision.residuals(x[None])[1][0]
     mean, std = (v[0] for v in sae.encode_with_stats(lens.vision.residuals(x[None])[1])[1:])
     left = (stream - mean - sae.b_dec * std) @ sae.W_dec[features].T
@@ -88,9 +82,9 @@ def test_a_projection_leaves_only_what_it_says(lens: vitlens.Lens, to: str) -> N
     close(left, usual if to == "baseline" else torch.zeros_like(left))
     apart = Project((1, 3), to) + Project((1, 11), to)
     again = Project([(1, 11), (1, 3)], to)
-    once = lens.run_with(x, Project([(1, 3), (1, 11)], to), errors="free").after
-    close(lens.run_with(x, again, errors="free").after, once)
-    assert not torch.allclose(lens.run_with(x, apart, errors="free").after, once, atol=1e-9)
+    once = lens.run_with(x, Project([(1, 3), (1, 11)], to), error_nodes="free").after
+    close(lens.run_with(x, again, error_nodes="free").after, once)
+    assert not torch.allclose(lens.run_with(x, apart, error_nodes="free").after, once, atol=1e-9)
 
 
 def test_directions_that_are_parallel() -> None:
@@ -101,8 +95,8 @@ def test_directions_that_are_parallel() -> None:
     change = Project([(1, 2), (1, 5), (1, 9), (1, 7)])
     close(lens.run_with(x, change).after, slow(lens, x, [change]))
     close(
-        lens.run_with(x, Project([(1, 2), (1, 7)], "zero"), errors="free").after,
-        lens.run_with(x, Project([(1, 5), (1, 7)], "zero"), errors="free").after,
+        lens.run_with(x, Project([(1, 2), (1, 7)], "zero"), error_nodes="free").after,
+        lens.run_with(x, Project([(1, 5), (1, 7)], "zero"), error_nodes="free").after,
     )
 
 
@@ -136,12 +130,12 @@ def test_the_order_counts(lens: vitlens.Lens) -> None:
 def test_batches(lens: vitlens.Lens, errors: str) -> None:
     images = [tiny_image(seed, DOUBLE) for seed in range(5)]
     changes = [Clamp(active(lens, 0), 2.0), Scale(active(lens, 2), 0.0)]
-    outcome = lens.run_with(images, changes, errors=errors, batch_size=2)
+    outcome = lens.run_with(images, changes, error_nodes=errors, batch_size=2)
     assert len(outcome) == 5
     for x, one in zip(images, outcome, strict=True):
         close(one.after, slow(lens, x, changes, errors))
         close(one.before, lens.vision.logits(x[None])[0])
-    with lens.intervene(changes, errors=errors):
+    with lens.intervene(changes, error_nodes=errors):
         close(lens.vision.module(torch.stack(images)), outcome.after)
 
 
@@ -152,9 +146,9 @@ def test_families(family: str) -> None:
     features = [(layer, int(z.sum(0).argmax())) for layer, z in enumerate(trace.features)]
     changes = Scale(features[0], 2.0) + Clamp(features[1], 3.0)
     for errors in ("clean", "free"):
-        outcome = lens.run_with(image(), changes, errors=errors)
+        outcome = lens.run_with(image(), changes, error_nodes=errors)
         close(outcome.after, slow(lens, image(), changes, errors))
-        with lens.intervene(changes, errors=errors):
+        with lens.intervene(changes, error_nodes=errors):
             close(lens.vision.module(image()[None])[0], outcome.after)
         assert torch.equal(outcome.before, lens.vision.logits(image()[None])[0])
 
@@ -163,14 +157,14 @@ def test_no_intervention_is_the_model_bit_for_bit() -> None:
     lens, x = tiny_lens(1), tiny_image(1)
     model, expected = lens.vision.module, lens.vision.logits(x[None])
     for errors in ("free", "clean"):
-        outcome = lens.run_with(x, errors=errors)
+        outcome = lens.run_with(x, error_nodes=errors)
         assert torch.equal(outcome.before, expected[0])
         assert torch.equal(outcome.after, expected[0])
-        with lens.intervene([], errors=errors):
+        with lens.intervene([], error_nodes=errors):
             assert torch.equal(model(x[None]), expected)
     unchanged = Scale([(0, 1), (2, 3)], 1.0)
-    assert torch.equal(lens.run_with(x, unchanged, errors="free").after, expected[0])
-    baseline = lens.run_with(x, errors="baseline")
+    assert torch.equal(lens.run_with(x, unchanged, error_nodes="free").after, expected[0])
+    baseline = lens.run_with(x, error_nodes="baseline")
     assert not torch.allclose(baseline.before, baseline.after, atol=1e-4)
 
 
@@ -180,13 +174,13 @@ def test_nothing_is_encoded_where_nothing_changes(
     calls = []
     real = vitlens.TopKSAE.encode_with_stats
 
-    def counted(sae: vitlens.TopKSAE, x: torch.Tensor) -> Any:
+    def counted(sae: vitlens.TopKSAE, x: torch.Tensor, **options: Any) -> Any:
         calls.append(next(i for i, known in enumerate(lens.saes) if known is sae))
-        return real(sae, x)
+        return real(sae, x, **options)
 
     monkeypatch.setattr(vitlens.TopKSAE, "encode_with_stats", counted)
     images = torch.stack([tiny_image(1, DOUBLE)])
-    lens.plan(Scale((1, 3), 2.0), errors="free").logits(images)
+    lens.plan(Scale((1, 3), 2.0), error_nodes="free").logits(images)
     assert calls == [1]
     calls.clear()
     lens.plan(Scale((1, 3), 2.0)).logits(images)
@@ -196,8 +190,8 @@ def test_nothing_is_encoded_where_nothing_changes(
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        (Ablate((3, 0)), "0 to 2; there is no 3"),
-        (Steer((1, 30), 1.0), "features 0 to 29; there is no 30. Is it of another lens"),
+        (Ablate((3, 0)), "are 0, 1, 2; there is no SAE at 3"),
+        (Steer((1, 30), 1.0), "features 0 to 29 .*; there is no 30. Is it of another lens"),
         (Ablate((0, 1), patches=[(3, 0)]), "3 rows and 3 columns"),
         (Ablate((0, 1), patches=[(0, 3)]), "no patch \\(0, 3\\)"),
         (Ablate((0, 1), patches=[(-1, 1)]), "1 prefix tokens"),
@@ -212,18 +206,16 @@ def test_interventions_that_do_not_fit(lens: vitlens.Lens, changes: Any, words: 
     assert not _active.get(lens.vision.module)
 
 
-def test_keep_and_interventions_do_not_go_together(lens: vitlens.Lens) -> None:
+def test_what_does_not_go_together_is_refused(lens: vitlens.Lens) -> None:
     x = tiny_image(7, DOUBLE)
-    with pytest.raises(FeatureError, match="without interventions"):
+    with pytest.raises(FeatureError, match="not both"):
         lens.run_with(x, Ablate((0, 1)), keep=[[0]] * 3)
-    with pytest.raises(FeatureError, match="one image"):
-        lens.run_with([x], keep=[[0]] * 3)
-    with pytest.raises(FeatureError, match="no image"):
+    with pytest.raises(ImageError, match="no images"):
         lens.run_with([], Ablate((0, 1)))
-    with pytest.raises(FeatureError, match="all 3 layers"):
-        lens.run_with(x, Ablate((0, 1)), errors=["clean"])
-    with pytest.raises(FeatureError, match="errors must be one of"):
-        lens.run_with(x, Ablate((0, 1)), errors="leaf")
+    with pytest.raises(FeatureError, match="each of 3 layers"):
+        lens.run_with(x, Ablate((0, 1)), error_nodes=["clean"])
+    with pytest.raises(OptionError, match="error_nodes must be one of"):
+        lens.run_with(x, Ablate((0, 1)), error_nodes="leaf")
     with pytest.raises(ImageError):
         lens.run_with(x, Patch((0, 1), "no-such-file.png"))
 
@@ -236,7 +228,9 @@ def test_mixed_batches_with_float32() -> None:
     rows = F.normalize(torch.randn(30, 24), dim=1)
     sae = vitlens.TopKSAE.from_weights(W_enc=rows.T, W_dec=rows, b_dec=torch.zeros(24), k=4)
     lens = vitlens.Lens(model, [sae, sae], transform=lambda _: tiny_image(0))
-    outcome = lens.run_with([tiny_image(i) for i in range(3)], Steer((0, 2), 1.0), errors="free")
+    outcome = lens.run_with(
+        [tiny_image(i) for i in range(3)], Steer((0, 2), 1.0), error_nodes="free"
+    )
     assert outcome.after.dtype == torch.float32
     assert outcome[0].class_names[0] == "class 0"
 

@@ -289,6 +289,18 @@ def test_saes_of_a_model_in_every_form(tmp_path):
         layers, saes = resolve_saes(folder, vision)
         assert layers == (1, 3)
         assert_equal(saes[1], b)
+    assert resolve_saes({3: b, 1: a}, vision, [3]) == ((3,), (b,))
+    assert resolve_saes([a, c], vision, (1, 3)) == ((1, 3), (a, c))
+    for given, layers, message in [
+        ({3: b, 1: a}, [2], r"no SAE for layer 2; there are SAEs for \[1, 3\]"),
+        ([a, b, c], (1, 3), r"3 SAEs for the 2 layers \[1, 3\]"),
+        ({3: b}, (3, 3), "must be ascending, each given once"),
+        ([a, c], (3, 1), "must be ascending"),
+        ({3: b}, (), "At least one layer"),
+        ({3: b}, (4,), "no layer 4"),
+    ]:
+        with pytest.raises(CheckpointError, match=message):
+            resolve_saes(given, vision, layers)
 
 
 @pytest.mark.parametrize(
@@ -296,7 +308,7 @@ def test_saes_of_a_model_in_every_form(tmp_path):
     [
         (lambda sae, wide: [sae, sae], "4 blocks, so a list must hold 3 SAEs.*it holds 2"),
         (lambda sae, wide: sae, "must hold 3 SAEs.*it holds 1"),
-        (lambda sae, wide: {0: sae, 4: sae}, r"layers \[0, 4\], but the model has no layer 4"),
+        (lambda sae, wide: {0: sae, 4: sae}, "no layer 4: its 4 blocks are 0 to 3"),
         (lambda sae, wide: {}, "At least one SAE is needed"),
         (lambda sae, wide: [sae, "sae", sae], "got str in the place of an SAE"),
         (lambda sae, wide: {1: None}, "got NoneType"),

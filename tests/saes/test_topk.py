@@ -1,6 +1,7 @@
+"""Top-k and image budgets: which features are active, and the reference numbers."""
+
 import json
 
-import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -8,12 +9,13 @@ from timm.models.vision_transformer import VisionTransformer
 
 from vitlens.errors import CheckpointError
 from vitlens.models.vision import VisionModel
-from vitlens.saes import TopKSAE, check_widths
+from vitlens.saes import TopKSAE
+from vitlens.saes.topk import budget_mask
 
 D, F, K = 6, 10, 3
 
 
-def random_sae(width=D, size=F, k=K, seed=0, dtype=torch.float64):
+def random_sae(width=D, size=F, k=K, budget=None, seed=0, dtype=torch.float64):
     generator = torch.Generator().manual_seed(seed)
     W_dec = torch.randn(size, width, generator=generator, dtype=dtype)
     return TopKSAE.from_weights(
@@ -21,36 +23,13 @@ def random_sae(width=D, size=F, k=K, seed=0, dtype=torch.float64):
         W_dec=torch.nn.functional.normalize(W_dec, dim=-1),
         b_dec=torch.randn(width, generator=generator, dtype=dtype),
         k=k,
+        budget=budget,
     )
 
 
 def tokens(*shape, seed=1):
     generator = torch.Generator().manual_seed(seed)
     return 3 * torch.randn(*shape, generator=generator, dtype=torch.float64) + 1
-
-
-def numpy_sae(sae, x):
-    """The definition in METHOD.md, token by token."""
-    W_enc, W_dec, b_dec = (w.numpy() for w in (sae.W_enc, sae.W_dec, sae.b_dec))
-    mean = sum(x) / len(x)
-    sd = (sum((x - mean) ** 2) / (len(x) - 1)) ** 0.5
-    pre = ((x - mean) / (sd + 1e-5) - b_dec) @ W_enc
-    z = np.zeros(len(pre))
-    for f in np.argsort(-pre)[: sae.k]:
-        z[f] = max(pre[f], 0)
-    return z, (z @ W_dec + b_dec) * sd + mean, sd
-
-
-def test_matches_the_definition_in_numpy():
-    sae, x = random_sae(), tokens(7, D)
-    out = sae(x)
-    for i, token in enumerate(x.numpy()):
-        z, x_hat, sd = numpy_sae(sae, token)
-        np.testing.assert_allclose(out.features[i], z, rtol=1e-12, atol=1e-14)
-        np.testing.assert_allclose(out.reconstruction[i], x_hat, rtol=1e-12)
-        np.testing.assert_allclose(out.std[i], sd, rtol=1e-12)
-    torch.testing.assert_close(out.reconstruction + out.error, x, rtol=1e-14, atol=0)
-    torch.testing.assert_close(sae.encode(x[None]), out.features[None])
 
 
 def test_one_token_by_hand():
@@ -87,48 +66,6 @@ def test_reference_medians_of_features_and_errors(reference_folder, name):
         torch.testing.assert_close(
             out.error.median(0).values, data[f"baseline.{layer}.errors"], rtol=1e-9, atol=1e-12
         )
-
-
-def test_jacobian_keeps_std_and_mask_constant_but_not_the_mean():
-    sae, x = random_sae(), tokens(D)
-    features = sae.encode(x)
-    centring = torch.eye(D, dtype=torch.float64) - 1 / D
-    expected = (sae.W_enc * (features > 0)).T @ centring / (x.std() + 1e-5)
-    for jacobian in (torch.func.jacrev, torch.func.jacfwd):
-        torch.testing.assert_close(jacobian(sae.encode)(x), expected, rtol=1e-12, atol=1e-14)
-
-
-def test_jacobian_of_the_reconstruction():
-    sae, x = random_sae(), tokens(D)
-    std = x.std()
-    active = (sae.encode(x) > 0).double()
-    through = (sae.W_enc * active) @ sae.W_dec * (std / (std + 1e-5))
-    centring = torch.eye(D, dtype=torch.float64) - 1 / D
-    expected = through.T @ centring + 1 / D
-    found = torch.func.jacrev(lambda x: sae(x).reconstruction)(x)
-    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-14)
-
-
-def test_works_under_vmap_jvp_and_vjp():
-    sae, x, directions = random_sae(), tokens(4, D), tokens(5, 4, D, seed=2)
-    torch.testing.assert_close(torch.func.vmap(sae.encode)(x), sae.encode(x))
-
-    def push(direction):
-        return torch.func.jvp(sae.encode, (x,), (direction,))[1]
-
-    pushed = torch.func.vmap(push)(directions)
-    jacobian = torch.func.jacrev(sae.encode)(x)
-    expected = torch.einsum("tfsd,nsd->ntf", jacobian, directions)
-    torch.testing.assert_close(pushed, expected, rtol=1e-12, atol=1e-13)
-
-    _, pull = torch.func.vjp(sae.encode, x)
-    (pulled,) = pull(torch.ones(4, F, dtype=torch.float64))
-    torch.testing.assert_close(pulled, jacobian.sum((0, 1)), rtol=1e-12, atol=1e-13)
-
-
-def test_constant_token_stays_finite():
-    out = random_sae()(torch.full((2, D), 5.0, dtype=torch.float64))
-    assert all(torch.isfinite(part).all() for part in out)
 
 
 def test_k_may_be_every_feature():
@@ -176,13 +113,35 @@ def test_refuses_integer_weights():
         )
 
 
-def test_refuses_tokens_of_another_width():
-    with pytest.raises(CheckpointError, match="width 6, the tokens have width 7"):
-        random_sae().encode(tokens(2, D + 1))
+def test_equal_activations_within_a_budget_go_to_the_lowest_index():
+    activations = torch.tensor([[1.0, 2.0, 0.0, 2.0, 1.0], [1.0, 0.0, 2.0, 0.0, 1.0]])
+    assert budget_mask(activations, 2).tolist() == [[False, True, True, False, False]]
+    assert budget_mask(activations, 4).tolist() == [[True, True, True, True, False]]
 
 
-def test_check_widths():
-    saes = [random_sae(), random_sae()]
-    check_widths(saes, (2, 5), d_model=D)
-    with pytest.raises(CheckpointError, match="layer 2 has width 6, the model 8"):
-        check_widths(saes, (2, 5), d_model=8)
+def test_each_image_has_its_own_budget():
+    sae = random_sae(budget=4)
+    images = tokens(20, 7, D)
+    features = sae.encode(images)
+    for image, found in zip(images, features, strict=True):
+        assert torch.equal(sae.encode(image), found)
+        assert (found > 0).any(0).sum() <= 4
+    assert ((features > 0).any(1) != (features > 0).any(1)[0]).any()
+    assert sae.needs_whole_images and not random_sae().needs_whole_images
+    assert (sae.max_active, random_sae(budget=2).max_active) == (K, 2)
+
+
+def test_a_budget_of_all_features_is_no_budget():
+    images = tokens(2, 7, D)
+    assert torch.equal(random_sae(budget=F).encode(images), random_sae().encode(images))
+
+
+def test_a_budget_needs_all_tokens_of_an_image():
+    with pytest.raises(CheckpointError, match="needs all tokens of an image"):
+        random_sae(budget=4).encode(tokens(D))
+
+
+@pytest.mark.parametrize("budget", [0, F + 1, 2.5, True])
+def test_refuses_budgets_that_do_not_fit(budget):
+    with pytest.raises(CheckpointError, match=r"(?i)the budget"):
+        random_sae(budget=budget)

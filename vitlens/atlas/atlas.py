@@ -30,7 +30,7 @@ from vitlens.saes.base import FeatureId
 
 if TYPE_CHECKING:
     from vitlens.lens import Lens
-    from vitlens.saes.health import HealthReport
+    from vitlens.training.health import HealthReport
 
 
 class Atlas:

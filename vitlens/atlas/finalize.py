@@ -42,7 +42,7 @@ from vitlens.saes.base import SAE
 
 if TYPE_CHECKING:
     from vitlens.lens import Lens
-    from vitlens.saes.health import HealthReport
+    from vitlens.training.health import HealthReport
 
 
 #: From images to [n, E]: another embedding to compare images in.

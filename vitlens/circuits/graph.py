@@ -38,7 +38,7 @@ from vitlens.circuits.prune import (
 )
 from vitlens.errors import CheckpointError, FeatureError
 from vitlens.io import read_result, write_tensors
-from vitlens.replacement import Baselines, Trace
+from vitlens.method.replacement import Baselines, Trace
 from vitlens.saes.base import FeatureId
 
 _FORMAT = "vitlens.attribution_graph"

@@ -19,7 +19,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
-from typing import Any, Literal, TypeAlias, get_args
+from typing import Any, TypeAlias, get_args
 
 import numpy as np
 import torch
@@ -27,19 +27,19 @@ from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor
 
-from vitlens.attribution.gradients import backward_rules
-from vitlens.attribution.importances import Importances, importances, layer_edges
-from vitlens.attribution.targets import Target
 from vitlens.circuits.circuit import ERROR, TARGET, Circuit, Edge, node_name
 from vitlens.circuits.curves import N_RESAMPLES, Array, Estimate, interval
 from vitlens.errors import FeatureError, check_choice
 from vitlens.method.derivatives import pushforward
-from vitlens.models.vision import Block, VisionModel
+from vitlens.method.engines import EdgeColumns
+from vitlens.method.importance import Importances, Target, node_importances
+from vitlens.method.libragrad import backward_rules
+from vitlens.method.logit_lens import contribution
+from vitlens.method.replacement import Active, ErrorNodes, FromSite, ReplacementModel, Trace
+from vitlens.models.vision import Stem
 from vitlens.progress import Progress, steps
-from vitlens.replacement import Baselines, ErrorNodes, Trace
 from vitlens.repr import ShapeRepr
-from vitlens.saes.base import Encoded, FeatureId
-from vitlens.saes.topk import TopKSAE
+from vitlens.saes.base import FeatureId
 from vitlens.tables import text_table
 
 #: The nodes of an edge, or of a path: (layer, feature); feature -1 is an error node, -2 the target.
@@ -119,7 +119,8 @@ class Verification(ShapeRepr):
     def __str__(self) -> str:
         lines = [
             f"{len(self)} of {self.n_given} edges, target: {self.target}, "
-            f"error nodes: {self.settings.get('error_nodes', '?')}, 95 % intervals over edges",
+            f"error nodes: {self.settings.get('error_nodes', '?')}, baselines: "
+            f"{self.settings.get('baselines', '?')}, 95 % intervals over edges",
             f"rank correlation of predicted and measured change: {self.rank_correlation}",
             f"same sign: {self.sign_agreement}",
         ]
@@ -156,17 +157,12 @@ def rank_correlation(a: Float[Array, "*rows n"], b: Float[Array, "*rows n"]) -> 
 
 # Error nodes that are leaves of the gradient are held in the run, and the other way round.
 _ERROR_NODES: dict[str, ErrorNodes] = {"leaf": "clean", "through": "free"}
-_HOW = ("gradient", "errors", "engine")
-
-#: Which features may be active once an edge is cut.
-Active = Literal["clean", "running"]
+_SETTINGS = ("gradient", "error_gradients", "engine")
 
 
 def verify_circuit(
-    vision: VisionModel,
-    saes: Sequence[TopKSAE],
+    replacement: ReplacementModel,
     trace: Trace,
-    baselines: Baselines,
     target: Target,
     circuit: Circuit,
     *,
@@ -189,7 +185,8 @@ def verify_circuit(
     OptionError
         If `error_nodes` or `active` is unknown.
     """
-    held: ErrorNodes = error_nodes or _ERROR_NODES[circuit.settings.get("errors", "leaf")]
+    by_default = _ERROR_NODES[circuit.settings.get("error_gradients", "leaf")]
+    held: ErrorNodes = by_default if error_nodes is None else error_nodes
     check_choice("error_nodes", held, get_args(ErrorNodes))
     check_choice("active", active, get_args(Active))
     value = float(target.function(trace.logits))
@@ -198,11 +195,18 @@ def verify_circuit(
             f"The circuit explains {circuit.target} = {circuit.target_value:.3f}, and on this "
             f"image it is {value:.3f}: the circuit is of another image, or of another target."
         )
-    known = (vision, saes, trace, baselines)
-    settings = {**circuit.settings, "error_nodes": held, "active": active, "n": n, "seed": seed}
+    settings = {
+        **circuit.settings,
+        "error_nodes": held,
+        "active": active,
+        "baselines": replacement.baselines.kind,
+        "n": n,
+        "seed": seed,
+    }
     measure = partial(
         measure_edges,
-        *known,
+        replacement,
+        trace,
         target,
         error_nodes=held,
         active=active,
@@ -212,14 +216,14 @@ def verify_circuit(
     every = [(edge.source, edge.target) for edge in circuit.edges]
     nodes = None
     if control or paths is not None:
-        made = {name: circuit.settings[name] for name in _HOW if name in circuit.settings}
-        nodes = importances(*known, target, **made, edges=False)
+        made = {name: circuit.settings[name] for name in _SETTINGS if name in circuit.settings}
+        nodes = node_importances(replacement, trace, target, **made)
     if paths is not None:
         assert nodes is not None
         links = tuple(_of_circuit(circuit, path) for path in paths)
         if not links:
             raise FeatureError("There is no path to check.")
-        predicted = predict_edges(*known, nodes, links)
+        predicted = predict_edges(replacement, trace, nodes, links)
         measured = measure(links)
         return Verification(links, predicted, measured, len(links), circuit.target, settings)
     chosen = _draw(circuit, n, seed)
@@ -227,7 +231,7 @@ def verify_circuit(
     comparison = None
     if nodes is not None:
         others = random_edges(trace, links, known=every, seed=seed)
-        predicted = predict_edges(*known, nodes, others)
+        predicted = predict_edges(replacement, trace, nodes, others)
         measured = measure(others)
         comparison = Verification(
             others, predicted, measured, len(others), circuit.target, settings
@@ -238,7 +242,7 @@ def verify_circuit(
 
 
 def _of_circuit(circuit: Circuit, path: Link) -> Link:
-    """A path, all of whose nodes are in the circuit."""
+    """Return a path, all of whose nodes are in the circuit."""
     for layer, feature in path:
         if (layer, feature) != circuit.target_key:
             circuit.node(layer, feature)
@@ -246,7 +250,7 @@ def _of_circuit(circuit: Circuit, path: Link) -> Link:
 
 
 def _draw(circuit: Circuit, n: int | None, seed: int) -> list[Edge]:
-    """Some edges by chance, in the circuit's order."""
+    """Return some edges at random, in the circuit's order."""
     if n is not None and n < 1:
         raise FeatureError(f"n, the number of edges to check, must be at least 1, not {n}.")
     if not circuit.edges:
@@ -258,10 +262,8 @@ def _draw(circuit: Circuit, n: int | None, seed: int) -> list[Edge]:
 
 
 def measure_edges(
-    vision: VisionModel,
-    saes: Sequence[TopKSAE],
+    replacement: ReplacementModel,
     trace: Trace,
-    baselines: Baselines,
     target: Target,
     edges: Sequence[Link],
     *,
@@ -270,23 +272,27 @@ def measure_edges(
     batch_size: int = 16,
     progress: Progress = False,
 ) -> Float[Tensor, " n"]:
-    """How much lower the target is when one edge alone is cut, for each edge.
+    """Measure how much lower the target is when one edge alone is cut, for each edge.
 
     Parameters
     ----------
+    replacement
+        The model, with its baselines.
     trace
         The image's trace.
     target
         What to measure.
     edges
-        From features or error nodes of a layer to features of the next, or from the last layer to
-        the target; the source of an edge to the target goes to its baseline itself. Or paths of
-        several edges: then at every layer on the way only the path's feature changes.
+        From features or error nodes of a layer to features of the next one that has an SAE, or
+        from the last layer to the target; the source of an edge to the target goes to its baseline
+        itself. Or paths of several edges: then at every layer on the way only the path's feature
+        changes.
     error_nodes
-        What error nodes hold after the edge: "clean" (the untouched model's), "free", "baseline".
+        What error nodes hold after the edge: "clean" (the untouched model's), "free", "baseline",
+        "zero".
     active
-        Which features may be active: "clean", those that are on the untouched model; "running", the
-        top k of the running stream.
+        Which features may be active: "clean", those that are in the untouched model; "running",
+        those of the running stream.
     batch_size
         How many edges run at once.
     progress
@@ -304,7 +310,7 @@ def measure_edges(
         If an edge does not go from a node to one of the next layer.
     """
     for edge in edges:
-        _check_path(saes, edge)
+        _check_path(replacement, edge)
 
     def layers(edge: Link) -> tuple[int, int]:
         return edge[0][0], len(edge)
@@ -320,28 +326,34 @@ def measure_edges(
             batches.append([i])
     value = float(target.function(trace.logits))
     measured = torch.empty(len(edges), dtype=torch.float64)
+    # With several reference images as baselines, the mean of the runs with each.
+    models = [
+        ReplacementModel(replacement.vision, replacement.saes, replacement.layers, baselines)
+        for baselines in replacement.baselines.runs
+    ]
     with torch.no_grad():
-        blocks = vision.embed(trace.image[None]).blocks
+        stem = replacement.vision.embed(trace.image[None])
         for batch in steps(batches, "edges", progress):
-            layer, streams = _cut(saes, trace, baselines, blocks, [edges[i] for i in batch], active)
-            streams = _run_on(saes, trace, baselines, blocks, streams, layer, error_nodes, active)
-            for i, logits in zip(batch, vision.readout(streams), strict=True):
+            links = [edges[i] for i in batch]
+            runs = []
+            for model in models:
+                position, streams = _cut(model, trace, stem, links, active)
+                start = FromSite(position, streams, changed=True, clean=trace)
+                runs.append(model.run(start, error_nodes=error_nodes, active=active))
+            for i, logits in zip(batch, torch.stack(runs).mean(0), strict=True):
                 measured[i] = value - float(target.function(logits))
     return measured
 
 
 def predict_edges(
-    vision: VisionModel,
-    saes: Sequence[TopKSAE],
-    trace: Trace,
-    baselines: Baselines,
-    nodes: Importances,
-    edges: Sequence[Link],
+    replacement: ReplacementModel, trace: Trace, nodes: Importances, edges: Sequence[Link]
 ) -> Float[Tensor, " n"]:
-    """Importances of some edges, float64.
+    """Return the importances of some edges, float64.
 
     Parameters
     ----------
+    replacement, trace
+        As for `measure_edges`.
     nodes
         Importances of the image; their edges are not looked at.
     edges
@@ -349,49 +361,49 @@ def predict_edges(
     """
     predicted = torch.empty(len(edges), dtype=torch.float64)
     for i, edge in enumerate(edges):
-        _check_path(saes, edge)
+        _check_path(replacement, edge)
         if len(edge) > 2:
-            predicted[i] = _predict_path(vision, saes, trace, baselines, nodes, edge)
+            predicted[i] = _predict_path(replacement, trace, nodes, edge)
+    columns = EdgeColumns(replacement, trace, nodes)
     for layer in sorted({edge[0][0] for edge in edges if len(edge) == 2}):
+        position = replacement.position(layer)
         mine = [i for i, edge in enumerate(edges) if edge[0][0] == layer and len(edge) == 2]
-        if layer == len(saes) - 1:
+        if layer == replacement.layers[-1]:
             for i in mine:  # an error node, -1, is the last entry
-                predicted[i] = float(nodes.nodes[layer][edges[i][0][1]])
+                predicted[i] = float(nodes.nodes[position][edges[i][0][1]])
             continue
         ends = sorted({edges[i][1][1] for i in mine})
-        targets = torch.tensor(ends, device=vision.device)
-        columns = layer_edges(vision, saes, trace, baselines, nodes, layer, targets=targets)
+        block = columns(position, torch.tensor(ends))
         for i in mine:
             (_, source), (_, end) = edges[i]
-            predicted[i] = float(columns[source, ends.index(end)])
+            predicted[i] = float(block[source, ends.index(end)])
     return predicted
 
 
 def _predict_path(
-    vision: VisionModel,
-    saes: Sequence[TopKSAE],
-    trace: Trace,
-    baselines: Baselines,
-    nodes: Importances,
-    path: Link,
+    replacement: ReplacementModel, trace: Trace, nodes: Importances, path: Link
 ) -> float:
-    """Importance of a node by way of one feature a layer, in forward mode."""
+    """Return a node's importance by way of one feature per layer, in forward mode."""
     (layer, source), *way = [node for node in path if node[1] != TARGET]
-    blocks = vision.embed(trace.image[None]).blocks
-    step = trace.residuals[layer] - _without(saes, trace, baselines, layer, source)
+    with torch.no_grad():
+        stem = replacement.vision.embed(trace.image[None])
+    position = replacement.position(layer)
+    step = trace.residuals[position] - _without(replacement, trace, position, source)
     for at, feature in way:
+        position = replacement.position(at)
 
-        def activation(stream: Tensor, at: int = at, feature: int = feature) -> Tensor:
-            with backward_rules(vision, nodes.gradient):
-                out = blocks[at](stream)
-            among = trace.features[at] > 0
-            return saes[at].encode_with_stats(out, active=among).features[0, :, feature]
+        def activation(stream: Tensor, position: int = position, feature: int = feature) -> Tensor:
+            with backward_rules(replacement.vision.module, nodes.gradient):
+                out = replacement.advance(stem, position)(stream)
+            mask = trace.features[position] > 0
+            return replacement.saes[position].encode(out, active=mask)[0, :, feature]
 
         with torch.no_grad():
-            moved: Tensor = pushforward(activation, trace.residuals[at - 1][None], step[None])
-        step = moved[:, None] * trace.stds[at] * saes[at].W_dec[feature]
+            moved: Tensor = pushforward(activation, trace.residuals[position - 1][None], step[None])
+        step = moved[:, None] * trace.stds[position] * replacement.saes[position].W_dec[feature]
     last, feature = way[-1]
-    return float((moved * nodes.gradients[last][:, feature]).sum())
+    gradients = nodes.gradients[replacement.position(last)]
+    return float((moved * gradients[:, feature]).sum())
 
 
 def random_edges(
@@ -401,108 +413,89 @@ def random_edges(
 
     Parameters
     ----------
+    trace
+        The image's trace.
     edges
         The edges that set how many are drawn per layer; none of them is drawn, nor any edge twice,
         nor an error node. Fewer come back where a layer has no more.
     known
         More edges that are not drawn.
+    seed
+        Of the random order.
     """
     taken = {*edges, *known}
     generator = torch.Generator().manual_seed(seed)
     active = [z.gt(0).any(0).nonzero().squeeze(1).tolist() for z in trace.features]
     drawn: list[Link] = []
     for layer in sorted({edge[0][0] for edge in edges}):
-        wanted = sum(edge[0][0] == layer for edge in edges)
-        last = layer == len(active) - 1
-        ends = [TARGET] if last else active[layer + 1]
-        order = torch.randperm(len(active[layer]) * len(ends), generator=generator)
-        for number in order[: wanted + len(taken)].tolist():
-            if not wanted:
+        missing = sum(edge[0][0] == layer for edge in edges)
+        position = trace.layers.index(layer)
+        if position == len(active) - 1:
+            ends = [(layer + 1, TARGET)]
+        else:
+            ends = [(trace.layers[position + 1], f) for f in active[position + 1]]
+        sources = active[position]
+        order = torch.randperm(len(sources) * len(ends), generator=generator)
+        for number in order[: missing + len(taken)].tolist():
+            if not missing:
                 break
-            source, end = active[layer][number // len(ends)], ends[number % len(ends)]
-            edge = ((layer, source), (layer + 1, end))
+            edge = ((layer, sources[number // len(ends)]), ends[number % len(ends)])
             if edge not in taken:
                 drawn.append(edge)
-                wanted -= 1
+                missing -= 1
     return tuple(drawn)
 
 
-def _check_path(saes: Sequence[TopKSAE], path: Link) -> None:
-    top = len(saes) - 1
-    layers = [layer for layer, _ in path]
-    exists = len(path) > 1 and layers == list(range(layers[0], layers[0] + len(path)))
+def _check_path(replacement: ReplacementModel, path: Link) -> None:
+    layers = replacement.layers
+    target = (layers[-1] + 1, TARGET)
+    following: dict[int, int] = dict(zip(layers, (*layers[1:], target[0]), strict=True))
+    exists = len(path) > 1
     for number, (layer, feature) in enumerate(path):
+        if number and layer != following.get(path[number - 1][0]):
+            exists = False
+        if number == len(path) - 1 and (layer, feature) == target:
+            continue
         least = ERROR if number == 0 else 0
-        is_target = number == len(path) - 1 and (layer, feature) == (top + 1, TARGET)
-        is_feature = 0 <= layer <= top and least <= feature < saes[layer].n_features
-        exists = exists and (is_target or is_feature)
+        exists = exists and layer in layers and least <= feature < replacement.sae(layer).n_features
     if not exists:
         raise FeatureError(
             f"{path} is no edge: one goes from a feature (or the error node, -1) of a layer to a "
-            f"feature of the next, and from layer {top} to the target, ({top + 1}, {TARGET}); a "
-            "path is several, end to end."
+            "feature of the next layer that has an SAE, and from the last one to the target, "
+            f"{target}; a path is several, end to end."
         )
 
 
 def _without(
-    saes: Sequence[TopKSAE], trace: Trace, baselines: Baselines, layer: int, source: int
+    replacement: ReplacementModel, trace: Trace, position: int, source: int
 ) -> Float[Tensor, "T D"]:
-    """The stream after a layer with one node at its baseline."""
-    if source == ERROR:
-        return trace.residuals[layer] - (trace.errors[layer] - baselines.errors[layer])
-    moved = trace.features[layer][:, source] - baselines.features[layer][:, source]
-    step = moved[:, None] * trace.stds[layer] * saes[layer].W_dec[source]
-    return trace.residuals[layer] - step
+    """Return the stream at a site with one node at its baseline."""
+    step = contribution(replacement, trace, replacement.layers[position], source)
+    return trace.residuals[position] - step
 
 
 def _cut(
-    saes: Sequence[TopKSAE],
+    replacement: ReplacementModel,
     trace: Trace,
-    baselines: Baselines,
-    blocks: Sequence[Block],
+    stem: Stem,
     edges: Sequence[Link],
     active: Active,
 ) -> tuple[int, Float[Tensor, "n T D"]]:
-    """The layer that the edges' cuts reach, and the stream after it for each."""
+    """Return the position that the edges' cuts reach, and the stream there for each edge."""
     ways = [[feature for _, feature in edge if feature != TARGET] for edge in edges]
-    layer = edges[0][0][0]
+    position = replacement.position(edges[0][0][0])
     sources = sorted({way[0] for way in ways})
-    streams = torch.stack([_without(saes, trace, baselines, layer, s) for s in sources])
+    streams = torch.stack([_without(replacement, trace, position, s) for s in sources])
     rows = torch.tensor([sources.index(way[0]) for way in ways], device=streams.device)
     for number in range(1, len(ways[0])):
-        layer += 1
-        sae, ends = saes[layer], torch.tensor([way[number] for way in ways], device=streams.device)
-        patched = _encode(sae, trace, layer, blocks[layer](streams), active).features
-        moved = patched[rows, :, ends] - trace.features[layer][:, ends].T
-        step = moved[:, :, None] * trace.stds[layer] * sae.W_dec[ends][:, None]
-        streams = trace.residuals[layer] + step
+        position += 1
+        sae = replacement.saes[position]
+        ends = torch.tensor([way[number] for way in ways], device=streams.device)
+        running = replacement.advance(stem, position)(streams)
+        mask = trace.features[position] > 0 if active == "clean" else None
+        patched = sae.encode(running, active=mask)
+        moved = patched[rows, :, ends] - trace.features[position][:, ends].T
+        step = moved[:, :, None] * trace.stds[position] * sae.W_dec[ends][:, None]
+        streams = trace.residuals[position] + step
         rows = torch.arange(len(ways), device=streams.device)
-    return layer, streams[rows]
-
-
-def _run_on(
-    saes: Sequence[TopKSAE],
-    trace: Trace,
-    baselines: Baselines,
-    blocks: Sequence[Block],
-    streams: Float[Tensor, "n T D"],
-    layer: int,
-    error_nodes: ErrorNodes,
-    active: Active,
-) -> Float[Tensor, "n T D"]:
-    """Streams after the last block, from streams after a layer."""
-    for following in range(layer + 1, len(saes)):
-        streams = blocks[following](streams)
-        if error_nodes == "free":
-            continue
-        sae = saes[following]
-        held = trace.errors if error_nodes == "clean" else baselines.errors
-        streams = sae.decode(*_encode(sae, trace, following, streams, active)) + held[following]
-    return blocks[-1](streams)
-
-
-def _encode(
-    sae: TopKSAE, trace: Trace, layer: int, streams: Float[Tensor, "n T D"], active: Active
-) -> Encoded:
-    among = trace.features[layer] > 0 if active == "clean" else None
-    return sae.encode_with_stats(streams, active=among)
+    return position, streams[rows]

@@ -115,9 +115,7 @@ def run(arguments: argparse.Namespace) -> None:
         "engine": arguments.engine,
         "batch_size": arguments.batch_size,
     }
-    cost = estimate(
-        lens.vision, lens.saes, lens.baselines, lens.tensor(paths[0]), len(paths), **settings
-    )
+    cost = estimate(lens.replacement, lens.tensor(paths[0]), len(paths), **settings)
     print(f"{count(len(paths), 'image')}: {cost}", flush=True)
     out = arguments.out / "curves.safetensors"
     try:

@@ -209,6 +209,14 @@ def images_in(paths: Iterable[Path], limit: int | None = None) -> list[Path]:
     return found[:limit]
 
 
+def layers_of(text: str) -> tuple[int, ...]:
+    """Return block numbers such as 2,5,9, for argparse."""
+    numbers = [part.strip() for part in text.split(",")]
+    if not all(number.isdigit() for number in numbers):
+        raise argparse.ArgumentTypeError(f"must be block numbers such as 2,5,9, not {text}")
+    return tuple(map(int, numbers))
+
+
 def positive(text: str) -> int:
     """Return a whole number above 0, for argparse."""
     try:

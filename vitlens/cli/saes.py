@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,6 +15,7 @@ from vitlens.cli.options import (
     add_machine_options,
     device_and_dtype,
     images_in,
+    layers_of,
     positive,
     positive_number,
 )
@@ -27,18 +28,21 @@ if TYPE_CHECKING:
     from vitlens.images import Transform
     from vitlens.lens import Lens
     from vitlens.models.vision import VisionModel
-    from vitlens.saes.topk import TopKSAE
+    from vitlens.saes.base import SAE
+    from vitlens.training import Estimate
 
 _TRAIN = """\
-Train a sparse autoencoder (SAE) for every block of a model except the last. One pass over the
-images trains all of them; activations are never written to disk. The command first prints the
-expected cost. At the end it measures the SAEs on images that were kept out of training.
+Train a sparse autoencoder (SAE) for every block of a model except the last, or for some blocks.
+One pass over the images trains all of them; activations are never written to disk. The command
+first prints the expected cost. At the end it measures the SAEs on images that were kept out of
+training.
 
-Ctrl-C keeps a checkpoint; the same command continues from there.
+Ctrl-C keeps the unfinished run; the same command continues it.
 """
 _TRAIN_EXAMPLES = """\
   vitlens train-saes photos/ --model vit_base_patch16_224 --out saes/
   vitlens train-saes photos/ --model everyday --out saes/ --k 48 --size-ratio 2
+  vitlens train-saes photos/ --model everyday --out saes/ --layers 2,5,9 --budget 128
 """
 _TUNE = """\
 Tune trained sparse autoencoders (SAEs) end to end. Each SAE was trained on the model's own
@@ -47,7 +51,7 @@ from layer to layer. Tuning reduces this growth. The number of active features s
 each SAE by itself explains slightly less. The command first prints the expected cost, and compares
 the SAEs before and after on images that were kept out of tuning.
 
-Ctrl-C keeps a checkpoint; the same command continues from there.
+Ctrl-C keeps the unfinished run; the same command continues it.
 """
 _TUNE_EXAMPLES = """\
   vitlens tune-saes photos/ --model vit_base_patch16_224 --saes saes/ --out tuned/
@@ -66,11 +70,23 @@ def _add_train(commands: Commands) -> None:
     _add_image_options(command)
     group = command.add_argument_group("SAEs")
     group.add_argument(
+        "--layers",
+        type=layers_of,
+        metavar="L,L,…",
+        help="blocks after which to train an SAE, counted from 0 (default: all except the last)",
+    )
+    group.add_argument(
         "--k",
         type=positive,
         default=32,
         metavar="N",
         help="active features per token (default: 32)",
+    )
+    group.add_argument(
+        "--budget",
+        type=positive,
+        metavar="N",
+        help="at most N active features per image as well (default: no limit)",
     )
     group.add_argument(
         "--size-ratio",
@@ -142,23 +158,25 @@ def train(arguments: argparse.Namespace) -> None:
     """Run ``train-saes``."""
     held_out, training = held_out_and_rest(arguments)
 
-    from vitlens.saes import TrainConfig, estimate, train_saes
+    from vitlens.training import TrainConfig, estimate, train_saes
 
     vision, transform = _model_to_train(arguments)
     config = TrainConfig(
         sizes=max(1, round(arguments.size_ratio * vision.d_model)),
         k=arguments.k,
+        budget=arguments.budget,
         epochs=arguments.epochs,
         batch_tokens=arguments.batch_size,
         learning_rate=arguments.learning_rate,
         precision=arguments.precision,
         seed=arguments.seed,
     )
-    cost = estimate(vision, config, len(training))
-    print(f"{vision.depth - 1} SAEs on {count(len(training), 'image')}: {cost}", flush=True)
+    layers = range(vision.depth - 1) if arguments.layers is None else arguments.layers
+    cost = estimate(vision, config, len(training), layers=layers)
+    print(_cost(len(layers), len(training), cost), flush=True)
     images = ImageFiles(training, transform)
     with _advice_on_interrupt(arguments.out):
-        result = train_saes(vision, images, config, out=arguments.out)
+        result = train_saes(vision, images, config, out=arguments.out, layers=layers)
     print(f"{images.report()}\nOn the training images:\n{result}")
     if batches := read_held_out(held_out, transform, "training"):
         _print_health("On {} kept out of training:", vision, result.saes, batches)
@@ -170,7 +188,7 @@ def tune(arguments: argparse.Namespace) -> None:
     held_out, rest = held_out_and_rest(arguments)
 
     from vitlens.bundle import load
-    from vitlens.saes import TuneConfig, estimate_tuning, tune_saes
+    from vitlens.training import TuneConfig, estimate_tuning, tune_saes
 
     config = TuneConfig(
         batch_images=arguments.batch_size,
@@ -180,9 +198,10 @@ def tune(arguments: argparse.Namespace) -> None:
         precision=arguments.precision,
     )
     lens = load(arguments.model, saes=arguments.saes, **device_and_dtype(arguments))
-    vision, saes, transform = lens.vision, lens.saes, _transform_of(lens)
+    vision, transform = lens.vision, _transform_of(lens)
+    saes = dict(zip(lens.layers, lens.saes, strict=True))
     cost = estimate_tuning(vision, saes, config, len(rest))
-    print(f"{len(saes)} SAEs on {count(len(rest), 'image')}: {cost}", flush=True)
+    print(_cost(len(saes), len(rest), cost), flush=True)
     images = ImageFiles(rest, transform)
     with _advice_on_interrupt(arguments.out):
         result = tune_saes(vision, saes, images, config, out=arguments.out)
@@ -208,7 +227,7 @@ def _add_image_options(command: argparse.ArgumentParser) -> None:
         required=True,
         type=Path,
         metavar="FOLDER",
-        help="folder for the SAEs and the checkpoint",
+        help="folder for the SAEs; an unfinished run is kept next to it",
     )
     command.add_argument(
         "--limit", type=positive, metavar="N", help="use only N images, chosen at random"
@@ -273,15 +292,14 @@ def _transform_of(lens: Lens) -> Transform:
 
 @contextmanager
 def _advice_on_interrupt(out: Path) -> Iterator[None]:
-    """Let Ctrl-C say how to continue, if a checkpoint was kept."""
-    from vitlens.saes.checkpoint import CHECKPOINT
+    """Let Ctrl-C say how to continue, if the unfinished run was kept."""
+    from vitlens.io import partial_path
 
     try:
         yield
     except KeyboardInterrupt:
-        checkpoint = out / CHECKPOINT
-        kept = checkpoint.is_file()
-        advice = f"{checkpoint} is kept; the same command continues from there." if kept else ""
+        path = partial_path(out)
+        advice = f"{path} is kept; the same command continues from there." if path.exists() else ""
         raise KeyboardInterrupt(advice) from None
 
 
@@ -304,10 +322,14 @@ def read_held_out(
     return [torch.stack(each[start : start + size]) for start in range(0, len(each), size)]
 
 
+def _cost(n_saes: int, n_images: int, cost: Estimate) -> str:
+    return f"{count(n_saes, 'SAE')} on {count(n_images, 'image')}: {cost}"
+
+
 def _print_health(
-    title: str, vision: VisionModel, saes: Sequence[TopKSAE], batches: Sequence[Tensor]
+    title: str, vision: VisionModel, saes: Mapping[int, SAE], batches: Sequence[Tensor]
 ) -> None:
-    from vitlens.saes import measure
+    from vitlens.training import measure
 
     title = title.format(count(sum(map(len, batches)), "image"))
     print(f"\n{title}\n{measure(vision, saes, batches)}")

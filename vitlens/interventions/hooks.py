@@ -14,9 +14,10 @@ import torch
 from torch import Tensor, nn
 
 from vitlens.errors import FeatureError
-from vitlens.interventions.run import Pass, Plan
+from vitlens.interventions.run import Plan
+from vitlens.method.replacement import ReplacedPass
 from vitlens.models.vision import VisionModel
-from vitlens.saes.topk import TopKSAE
+from vitlens.saes.base import SAE
 
 _Verb = TypeVar("_Verb", bound=Callable[..., Any])
 
@@ -27,8 +28,8 @@ class _Active:
 
     plans: list[Plan]
     paused: bool = False
-    passing: Pass | None = None
-    due: int = 0
+    passing: ReplacedPass | None = None
+    next_layer: int = 0
     handles: list[Any] = field(default_factory=list)
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -47,9 +48,9 @@ class _Active:
         if self.paused or threading.get_ident() != thread:
             return stream
         # A pass that starts again or was cut off: nothing of the one before may be used.
-        if self.passing is None or layer != self.due or layer == 0:
-            self.passing = Pass(self.plans[-1], self.plans[-1].last_clean)
-        self.due = layer + 1
+        if self.passing is None or layer != self.next_layer or layer == 0:
+            self.passing = self.plans[-1].passing()
+        self.next_layer = layer + 1
         # `forward` itself, so that hooks see only the changed stream.
         again = partial(_again, block, args[1:], kwargs)
         return self.passing.after_block(layer, stream, again)
@@ -58,7 +59,7 @@ class _Active:
 _active: WeakKeyDictionary[nn.Module, dict[int, _Active]] = WeakKeyDictionary()
 
 
-def outer_plan(model: nn.Module, saes: Sequence[TopKSAE]) -> Plan | None:
+def outer_plan(model: nn.Module, saes: Sequence[SAE]) -> Plan | None:
     """What is done to a model in this thread at present.
 
     Raises
@@ -69,7 +70,7 @@ def outer_plan(model: nn.Module, saes: Sequence[TopKSAE]) -> Plan | None:
     active = _in_this_thread(model)
     if active is None:
         return None
-    if active.plans[-1].saes is not saes:
+    if active.plans[-1].replacement.saes is not saes:
         raise FeatureError("Another lens is intervening on this model; its features are others.")
     return active.plans[-1]
 
@@ -96,8 +97,14 @@ def intervening(plan: Plan) -> Iterator[None]:
     ----------
     plan
         All that is to be done, what `outer_plan` does included.
+
+    Raises
+    ------
+    FeatureError
+        As for `Plan.passing`.
     """
-    model, thread = plan.vision.module, threading.get_ident()
+    plan.passing()  # what one forward pass cannot do is refused before the block begins
+    model, thread = plan.replacement.vision.module, threading.get_ident()
     by_thread = _active.setdefault(model, {})
     active = by_thread.get(thread)
     if active is None:
@@ -105,7 +112,7 @@ def intervening(plan: Plan) -> Iterator[None]:
         hook = active.after_block
         active.handles = [
             block.register_forward_hook(partial(hook, layer, thread), with_kwargs=True)
-            for layer, block in enumerate(plan.vision.blocks)
+            for layer, block in enumerate(plan.replacement.vision.blocks)
         ]
     active.plans.append(plan)
     active.passing = None

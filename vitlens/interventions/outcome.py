@@ -9,9 +9,9 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from vitlens.attribution.targets import TargetLike, resolve_target
 from vitlens.interventions.kinds import Interventions
-from vitlens.replacement import ErrorNodes
+from vitlens.method.importance import TargetLike, resolve_target
+from vitlens.method.replacement import BaselineKind, ErrorNodes
 from vitlens.repr import ShapeRepr
 from vitlens.tables import text_table
 
@@ -32,7 +32,9 @@ class Outcome(ShapeRepr):
     interventions
         What was changed.
     error_nodes
-        What each layer's error node held.
+        What the error node of each site held.
+    baselines
+        Kind of the baselines.
     """
 
     before: Float[Tensor, " C"]
@@ -40,6 +42,7 @@ class Outcome(ShapeRepr):
     class_names: tuple[str, ...]
     interventions: Interventions
     error_nodes: tuple[ErrorNodes, ...]
+    baselines: BaselineKind
 
     @property
     def probabilities(self) -> tuple[Float[Tensor, " C"], Float[Tensor, " C"]]:
@@ -99,7 +102,7 @@ class Outcome(ShapeRepr):
             for i in indices
         ]
         lines = [
-            f"{self.interventions} (error nodes: {_held(self.error_nodes)})",
+            f"{self.interventions} ({_settings(self.error_nodes, self.baselines)})",
             text_table(("class", "probability", "logit", "change"), rows),
         ]
         if len(indices) < len(self.before):
@@ -115,7 +118,7 @@ class BatchOutcome(ShapeRepr):
     ----------
     before, after
         Logits, [n, C].
-    class_names, interventions, error_nodes
+    class_names, interventions, error_nodes, baselines
         As in `Outcome`.
     """
 
@@ -124,6 +127,7 @@ class BatchOutcome(ShapeRepr):
     class_names: tuple[str, ...]
     interventions: Interventions
     error_nodes: tuple[ErrorNodes, ...]
+    baselines: BaselineKind
 
     @property
     def probabilities(self) -> tuple[Float[Tensor, "n C"], Float[Tensor, "n C"]]:
@@ -156,6 +160,7 @@ class BatchOutcome(ShapeRepr):
             self.class_names,
             self.interventions,
             self.error_nodes,
+            self.baselines,
         )
 
     def __iter__(self) -> Iterator[Outcome]:
@@ -164,7 +169,7 @@ class BatchOutcome(ShapeRepr):
     def __str__(self) -> str:
         n_flipped = int(self.flipped.sum())
         lines = [
-            f"{self.interventions} (error nodes: {_held(self.error_nodes)})",
+            f"{self.interventions} ({_settings(self.error_nodes, self.baselines)})",
             f"{len(self)} images; another class is predicted for {n_flipped}.",
         ]
         counts = torch.stack([p.bincount(minlength=len(self.class_names)) for p in self.predicted])
@@ -187,5 +192,6 @@ def _best(before: Tensor, after: Tensor) -> list[int]:
     return [i for i in order if i in best]
 
 
-def _held(error_nodes: tuple[ErrorNodes, ...]) -> str:
-    return error_nodes[0] if len(set(error_nodes)) == 1 else ", ".join(error_nodes)
+def _settings(error_nodes: tuple[ErrorNodes, ...], baselines: BaselineKind) -> str:
+    held = error_nodes[:1] if len(set(error_nodes)) == 1 else error_nodes
+    return f"error nodes: {', '.join(held)}; baselines: {baselines}"

@@ -10,7 +10,7 @@ from jaxtyping import Bool, Float
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import MaxNLocator, PercentFormatter
+from matplotlib.ticker import FixedLocator, MaxNLocator, PercentFormatter
 from numpy.typing import NDArray
 
 from vitlens.atlas.evolution import Course, Evolution
@@ -180,7 +180,10 @@ def _frame(axes: Axes, name: str, layers: np.ndarray) -> None:
     axes.set_title(name, fontsize=9)
     axes.set_xlim(layers[0] - 0.5, layers[-1] + 0.5)
     axes.set_ylim(bottom=min(0.0, axes.get_ylim()[0]))
-    axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+    few = len(layers) <= 6
+    axes.xaxis.set_major_locator(
+        FixedLocator(layers.tolist()) if few else MaxNLocator(6, integer=True)
+    )
     axes.yaxis.set_major_locator(MaxNLocator(4))
     axes.tick_params(labelsize=7)
     axes.grid(color=theme_of(axes).faint, lw=0.6)

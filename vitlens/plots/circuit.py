@@ -19,7 +19,7 @@ from vitlens.circuits.circuit import ERROR, Circuit, Edge, Node
 from vitlens.errors import FeatureError
 from vitlens.plots.heatmap import colours, heat_on_image
 from vitlens.plots.page import Page, flow, text_width
-from vitlens.plots.style import NEGATIVE, POSITIVE, root_of, styled
+from vitlens.plots.style import root_of, styled
 from vitlens.saes.base import FeatureId
 
 # All lengths in inches, at the natural size.
@@ -290,7 +290,7 @@ def _draw_edge(
     page.curve(
         start,
         (x, y + _THUMB / 2 + ports[1]),
-        colour=POSITIVE if edge.weight > 0 else NEGATIVE,
+        colour=page.theme.positive if edge.weight > 0 else page.theme.negative,
         width=plan.line_width(edge.share),
         dashed=edge.weight < 0,
     )
@@ -412,9 +412,9 @@ def _legend_items(
     drawn
         How many edges are drawn, and how many there are.
     """
-    items = [_Item(0.4, _line(POSITIVE), "edge that raises the target")]
+    items = [_Item(0.4, _line(), "edge that raises the target")]
     if has_negative:
-        items.append(_Item(0.4, _line(NEGATIVE, dashed=True), "edge that lowers it"))
+        items.append(_Item(0.4, _line(negative=True), "edge that lowers it"))
     if widths:
         text = "edge width: share of its layer's importance"
         items.append(_Item(_SAMPLE * len(widths) - 0.15, _widths(widths), text))
@@ -437,9 +437,10 @@ def _listed(names: Sequence[str]) -> str:
     return f"the {names[0]} token and, below it, {', '.join(names[1:])}"
 
 
-def _line(colour: str, *, dashed: bool = False) -> _Draw:
+def _line(*, negative: bool = False) -> _Draw:
     def paint(page: Page, x: float, y: float) -> None:
-        page.curve((x, y), (x + 0.4, y), colour=colour, width=2.2, dashed=dashed)
+        colour = page.theme.negative if negative else page.theme.positive
+        page.curve((x, y), (x + 0.4, y), colour=colour, width=2.2, dashed=negative)
 
     return paint
 

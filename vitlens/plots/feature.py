@@ -11,9 +11,10 @@ from jaxtyping import Float, UInt8
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.gridspec import SubplotSpec
+from matplotlib.gridspec import GridSpec, SubplotSpec
 from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
+from matplotlib.text import Text
 from matplotlib.ticker import MaxNLocator
 from matplotlib.transforms import Bbox
 from numpy.typing import NDArray
@@ -59,7 +60,8 @@ _LINES: tuple[tuple[str, str | None, str, str | tuple[int, tuple[int, ...]]], ..
     ("middle gratings", BLUE, "s", "--"),
     ("coarse gratings", GREEN, "^", "-."),
 )
-# The sheet; heights in inches.
+# The sheet; in inches.
+_SHEET_WIDTH = 15.0
 _TITLE = 0.3
 _HEAD = 0.66
 _ROW = 1.75  # of the panels
@@ -354,7 +356,7 @@ def feature_sheet(
     *,
     n_images: int = 6,
     title: str = "",
-    width: float = 15.0,
+    width: float = _SHEET_WIDTH,
     figure: AnyFigure | None = None,
 ) -> Figure:
     """Draw a contact sheet of features, one row each.
@@ -389,34 +391,36 @@ def feature_sheet(
     if not features:
         raise FeatureError("A sheet needs at least one feature.")
     head = _HEAD + (_TITLE if title else 0.0)
-    height = head + _ROW * len(features) + _BETWEEN * (len(features) - 1) + _FOOT
+    needed = head + _ROW * len(features) + _BETWEEN * (len(features) - 1) + _FOOT
+    scale = 1.0
     if figure is None:
-        figure = new_figure(width, height, constrained=False)
+        figure = new_figure(width, needed, constrained=False)
     else:
-        height = size_of(figure)[1]
-    before = set(figure.axes)
-    whole = cast(Figure, figure)  # as the stubs want it; a subfigure works too
+        given = size_of(figure)
+        scale = min(1.0, given[0] / _SHEET_WIDTH, given[1] / needed)
+    before = set(figure.findobj())
+    inch = scale / size_of(figure)[1]
     slots = max(n_images, 4)  # fewer would be narrower than their heading
     columns = _columns(slots)
-    grid = figure.add_gridspec(
-        len(features), len(columns), left=0.005, right=0.99, wspace=0,
-        top=1 - head / height, bottom=_FOOT / height, hspace=_BETWEEN / _ROW,
+    grid = GridSpec(
+        len(features), len(columns), left=0.005, right=0.99, wspace=0, hspace=_BETWEEN / _ROW,
+        top=1 - head * inch, bottom=1 - (needed - _FOOT) * inch,
         width_ratios=list(columns.values()),
     )  # fmt: skip
     at = {name: number for number, name in enumerate(columns)}
     for row, (layer, feature) in enumerate(features):
         profile = atlas.feature(layer, feature)
-        _describe(figure.add_subplot(grid[row, at["feature"]]), profile)
+        _describe(_axes_at(figure, grid[row, at["feature"]]), profile)
         cells = grid[row, at["images"]].subgridspec(1, slots, wspace=0.06)
         for column, one in enumerate(atlas.top(layer, feature, n_images)):
             _draw_top_image(figure, cells[0, column], one, atlas.grid)
-        _draw_mean_map(figure.add_subplot(grid[row, at["position"]]), profile.mean_map, atlas.grid)
+        _draw_mean_map(_axes_at(figure, grid[row, at["position"]]), profile.mean_map, atlas.grid)
         if profile.tuning is not None:
             shapes, colours = grid[row, at["shapes"]], grid[row, at["colours"]]
             _draw_tuning(figure, shapes, colours, profile.tuning)
-        _draw_scores(figure.add_subplot(grid[row, at["scores"]]), profile)
+        _draw_scores(_axes_at(figure, grid[row, at["scores"]]), profile)
         if row:
-            y = grid[row, 0].get_position(whole).y1 + _ABOVE / height
+            y = _box(figure, grid[row, 0]).y1 + _ABOVE * inch
             figure.add_artist(Line2D((0.005, 0.99), (y, y), color=theme_of(figure).faint, lw=0.6))
     lines = {
         label: line
@@ -424,13 +428,22 @@ def feature_sheet(
         if axes not in before
         for line, label in zip(*axes.get_legend_handles_labels(), strict=True)
     }
-    boxes = {name: grid[0, number].get_position(whole) for name, number in at.items()}
-    _draw_head(figure, boxes, lines)
-    if title:
-        figure.suptitle(
-            literal(title), fontsize=11, x=0.005, ha="left", va="top", y=1 - 0.06 / height
-        )
+    for text in set(figure.findobj(Text)) - before:
+        text.set_fontsize(scale * float(text.get_fontsize()))
+    boxes = {name: _box(figure, grid[0, number]) for name, number in at.items()}
+    _draw_head(figure, boxes, lines, inch, scale)
+    figure.text(0.005, 1 - 0.06 * inch, literal(title), fontsize=11 * scale, va="top")
     return root_of(figure)
+
+
+def _box(figure: AnyFigure, cell: SubplotSpec) -> Bbox:
+    """Where a cell lies, as parts of the figure."""
+    return cell.get_position(cast(Figure, figure))  # the stubs know no subfigures
+
+
+def _axes_at(figure: AnyFigure, cell: SubplotSpec) -> Axes:
+    """Axes that layout engines leave where they are."""
+    return figure.add_axes(_box(figure, cell).bounds)
 
 
 def _columns(slots: int) -> dict[str, float]:
@@ -453,21 +466,26 @@ def _columns(slots: int) -> dict[str, float]:
     return columns
 
 
-def _draw_head(figure: AnyFigure, columns: dict[str, Bbox], lines: dict[str, Artist]) -> None:
+def _draw_head(
+    figure: AnyFigure,
+    columns: dict[str, Bbox],
+    lines: dict[str, Artist],
+    inch: float,
+    scale: float,
+) -> None:
     """Write a heading above each column, and the legend of the tuning curves."""
-    inch = 1 / size_of(figure)[1]
     top = columns["feature"].y1 + _ABOVE * inch
     for name, (heading, note) in _HEADINGS.items():
         if name in ("shapes", "colours") and not lines:
             continue
         x = columns[name].x0
-        figure.text(x, top + 0.26 * inch, heading, fontsize=9, weight="bold")
-        figure.text(x, top + 0.1 * inch, note, fontsize=7)
+        figure.text(x, top + 0.26 * inch, heading, fontsize=9 * scale, weight="bold")
+        figure.text(x, top + 0.1 * inch, note, fontsize=7 * scale)
     if lines:
         x = columns["shapes"].x0
         figure.legend(
             [*lines.values()], [*lines], loc="lower left", bbox_to_anchor=(x, top + 0.07 * inch),
-            ncols=len(lines), fontsize=7, frameon=False, borderpad=0, borderaxespad=0,
+            ncols=len(lines), fontsize=7 * scale, frameon=False, borderpad=0, borderaxespad=0,
             handlelength=2.4, handletextpad=0.4, columnspacing=1.2,
         )  # fmt: skip
 
@@ -504,7 +522,8 @@ def _is_of_class(profile: FeatureProfile) -> bool:
 def _draw_top_image(
     figure: AnyFigure, cell: SubplotSpec, shown: FeatureImage, grid: tuple[int, int]
 ) -> None:
-    above, below = cell.subgridspec(2, 1, hspace=0.03).subplots(squeeze=False)[:, 0]
+    halves = cell.subgridspec(2, 1, hspace=0.03)
+    above, below = (_axes_at(figure, halves[row, 0]) for row in range(2))
     image, heat = shown.image, shown.heatmap
     for axes in (above, below):
         axes.set_axis_off()
@@ -541,7 +560,7 @@ def _draw_tuning(
     ):
         panels = cell.subgridspec(2, 1, hspace=0.52, height_ratios=heights)
         for row, draw in enumerate(draws):
-            draw(figure.add_subplot(panels[row, 0]), tuning, size=6.5)
+            draw(_axes_at(figure, panels[row, 0]), tuning, size=6.5)
 
 
 def _draw_scores(axes: Axes, profile: FeatureProfile) -> None:

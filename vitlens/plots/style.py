@@ -11,9 +11,9 @@ import functools
 import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, ParamSpec, TypeAlias
+from typing import Any, ParamSpec, TypeAlias, TypeVar
 
 import matplotlib
 import numpy as np
@@ -28,9 +28,10 @@ from vitlens.errors import VitlensError
 from vitlens.io import atomic_path
 
 P = ParamSpec("P")
+R = TypeVar("R")
 AnyFigure: TypeAlias = Figure | SubFigure
 
-#: Okabe and Ito's palette, told apart with any colour vision.
+#: Okabe and Ito's palette, which any colour vision can distinguish.
 BLUE, VERMILION, GREEN = "#0072B2", "#D55E00", "#009E73"
 PINK, SKY, ORANGE = "#CC79A7", "#56B4E9", "#E69F00"
 GREY = "#7F7F7F"
@@ -56,10 +57,12 @@ class Theme:
     ink: str
     quiet: str  # frames and text of less weight
     faint: str  # grid lines
+    positive: str  # thin lines that raise the target
+    negative: str  # and that lower it
 
 
-LIGHT = Theme(page="#FFFFFF", ink="#222222", quiet="#666666", faint="#E3E3E3")
-_DARK = Theme(page="#000000", ink="#EEEEEE", quiet="#AAAAAA", faint="#444444")
+LIGHT = Theme("#FFFFFF", "#222222", "#666666", "#E3E3E3", BLUE, VERMILION)
+_DARK = Theme("#000000", "#EEEEEE", "#AAAAAA", "#444444", SKY, "#F0883E")
 _MIDDLE = 0.179  # the luminance on which black and white have the same contrast (WCAG 2)
 
 
@@ -75,7 +78,7 @@ def theme_of(parent: Axes | AnyFigure) -> Theme:
         return LIGHT
     linear = np.array(to_rgb(ground)) ** 2.2
     theme = LIGHT if linear @ (0.2126, 0.7152, 0.0722) > _MIDDLE else _DARK
-    return Theme(to_hex(ground), theme.ink, theme.quiet, theme.faint)
+    return replace(theme, page=to_hex(ground))
 
 
 def root_of(parent: Axes | AnyFigure) -> Figure:
@@ -97,7 +100,7 @@ def own_style(theme: Theme = LIGHT) -> Iterator[None]:
     """Run under matplotlib's defaults with the colours of a theme; restore the user's after it."""
     names = ("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color")
     colours = dict.fromkeys(names, theme.ink)
-    ground = {"axes.facecolor": "none", "figure.facecolor": theme.page, "hatch.color": theme.ink}
+    ground = {"axes.facecolor": "none", "figure.facecolor": theme.page, "hatch.color": theme.quiet}
     settings: Any = {**_defaults(), **colours, **ground}
     with matplotlib.rc_context(settings):
         yield
@@ -109,18 +112,20 @@ def _defaults() -> Mapping[str, Any]:
     return {name: defaults[name] for name in defaults if not _USERS.match(name)}
 
 
+def _always_styled(function: Callable[P, R]) -> Callable[P, R]:
+    @functools.wraps(function)
+    def run(*args: P.args, **kwargs: P.kwargs) -> R:
+        with own_style():
+            return function(*args, **kwargs)
+
+    return run
+
+
 class StyledFigure(Figure):
     """A figure that is drawn and saved in its own style: matplotlib makes ticks only then."""
 
-    def draw(self, renderer: Any) -> None:
-        """Draw the figure; called by matplotlib's canvases."""
-        with own_style():
-            super().draw(renderer)
-
-    def savefig(self, *args: Any, **kwargs: Any) -> None:
-        """Save the figure as `matplotlib.figure.Figure.savefig` does."""
-        with own_style():
-            super().savefig(*args, **kwargs)
+    draw = _always_styled(Figure.draw)
+    savefig = _always_styled(Figure.savefig)
 
 
 def styled(function: Callable[P, Figure]) -> Callable[P, Figure]:

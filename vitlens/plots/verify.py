@@ -68,13 +68,21 @@ def verification_figure(
     row = figure.subplots(1, len(panels), squeeze=False, sharex=True, sharey=True)[0]
     values = np.concatenate([_values(side) for v in panels.values() for side in _sides(v)])
     scale, limit = _scale(values)
-    top = max(edge[0][0] for v in panels.values() for edge in v.edges)
+    sources = sorted({edge[0][0] for v in panels.values() for edge in v.edges})
     points = None
     for axes, (name, one) in zip(row, panels.items(), strict=True):
         predicted, measured = _sides(one)
         layers = [edge[0][0] for edge in one.edges]
         points = axes.scatter(
-            predicted, measured, c=layers, cmap=_COLOURS, vmin=0, vmax=top, s=12, alpha=0.65, lw=0
+            predicted,
+            measured,
+            c=layers,
+            cmap=_COLOURS,
+            vmin=0,
+            vmax=sources[-1],
+            s=12,
+            alpha=0.65,
+            lw=0,
         )
         _frame(axes, scale, limit)
         note = (notes or {}).get(name) or f"rank correlation {one.rank_correlation}"
@@ -84,7 +92,7 @@ def verification_figure(
     assert points is not None
     bar = figure.colorbar(points, ax=list(row), shrink=0.8, pad=0.015)
     bar.set_label("layer of the edge's source", fontsize=9)
-    bar.set_ticks([layer for layer in range(top + 1) if top < 8 or layer % 2 == 0])
+    bar.set_ticks(sources if len(sources) < 9 else sources[::2])
     error_nodes = first.settings.get("error_nodes", "?")
     set_heading(figure, title, f"target: {first.target}, error nodes: {error_nodes}")
     return root_of(figure)

@@ -1,4 +1,4 @@
-"""From images to shuffled batches of residual-stream tokens, a bounded number at a time."""
+"""From images to batches of the residual stream, a bounded number at a time."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from vitlens.saes.base import normalize_tokens
 
 
 def count_images(images: Any) -> int | None:
-    """How many images one pass over `images` gives, or None when that cannot be told cheaply."""
+    """How many images one pass over `images` gives, or None when counting them is not cheap."""
     if isinstance(images, DataLoader):
         return _loaded(images)
     if not hasattr(images, "__len__"):
@@ -53,7 +53,7 @@ def _loaded(loader: DataLoader) -> int | None:
 
 
 def planned_images(images: Any, n_images: int | None, *, needed: bool) -> int | None:
-    """How many images one pass will give: `n_images` where it is said, else what can be counted.
+    """How many images one pass will give: `n_images` where it is given, else what can be counted.
 
     Raises
     ------
@@ -74,12 +74,12 @@ def first_image(images: Any) -> str | None:
     """Fingerprint of the first image, where `images` begins with the same one each time.
 
     A tensor, a `TensorDataset` and a sequence (`collections.abc.Sequence`) do. None for others: a
-    data loader may shuffle, a data set draw crops by chance, and an iterator be used up.
+    data loader may shuffle, a data set draw random crops, and an iterator be used up.
 
     Raises
     ------
     ImageError
-        If it is no image.
+        If it is not an image.
     """
     same_each_time = isinstance(images, Tensor | TensorDataset | Sequence)
     if not same_each_time or len(images) == 0:
@@ -96,7 +96,7 @@ def iterate_images(images: Any, start: int = 0) -> Iterator[Float[Tensor, "3 H W
         A sequence, map-style or iterable data set, or data loader. Its items are images
         [3, H, W], batches [n, 3, H, W], or tuples that begin with one of them.
     start
-        Images to leave out at the beginning; not even read where items are single images of a
+        Images to skip at the beginning; not even read where items are single images of a
         sequence.
 
     Raises
@@ -134,77 +134,75 @@ def batched(
         yield torch.stack(batch)
 
 
-@torch.no_grad()
 def sae_residuals(
-    vision: VisionModel, images: Float[Tensor, "n 3 H W"], *, bfloat16: bool = False
+    vision: VisionModel,
+    images: Float[Tensor, "n 3 H W"],
+    layers: Sequence[int],
+    *,
+    bfloat16: bool = False,
 ) -> tuple[Float[Tensor, "n T D"], ...]:
-    """Residual stream after every block but the last, from one forward pass.
+    """Residual stream after some blocks, from one forward pass.
 
     Parameters
     ----------
-    vit
-        The model; the pass stops before its last block.
+    vision
+        The model; the pass stops after the last of the layers.
     images
         Model inputs on any device.
+    layers
+        Numbers of the blocks, ascending.
     bfloat16
         Run the blocks' matrix products in bfloat16 (autocast).
     """
     context = torch.autocast(vision.device.type, torch.bfloat16) if bfloat16 else nullcontext()
     with context:
-        stem = vision.embed(images.to(device=vision.device, dtype=vision.dtype))
-        stream, residuals = stem.tokens, []
-        for block in stem.blocks[:-1]:
-            stream = block(stream)
-            residuals.append(stream)
-    return tuple(residuals)
+        return vision.residuals(images.to(device=vision.device, dtype=vision.dtype), layers)
 
 
 class TokenBuffer:
-    """Normalised tokens of a group of images, at every SAE layer.
+    """Normalised tokens of a group of images, at every trained layer.
 
     Parameters
     ----------
-    n_layers, width
-        SAE layers and D.
+    n_layers
+        How many layers.
     dtype
         In which the tokens are kept; bfloat16 halves the memory.
+    whole_images
+        Shuffle images and not tokens; batches are then [n, T, D] and not [N, D].
     """
 
-    def __init__(self, n_layers: int, width: int, *, dtype: torch.dtype) -> None:
+    def __init__(self, n_layers: int, *, dtype: torch.dtype, whole_images: bool = False) -> None:
         self._layers: list[list[Tensor]] = [[] for _ in range(n_layers)]
-        self._width = width
         self._dtype = dtype
-        self.n_images = 0
+        self._whole_images = whole_images
+        self.n_images = self.n_tokens = 0
 
     def add(self, residuals: tuple[Float[Tensor, "n T D"], ...]) -> None:
-        """Take in the residual stream of some images, normalised token by token.
+        """Add the residual stream of some images, normalised token by token.
 
         Raises
         ------
         ImageError
             If it is not finite.
         """
-        # What is not finite stays so in later blocks, so that the last layer tells for all.
+        # What is not finite stays so in later blocks, so that the last layer speaks for all.
         if not torch.isfinite(residuals[-1]).all():
             raise ImageError(
                 "The residual stream holds NaN or infinity: an image does, or the model overflows"
                 " in this precision."
             )
         for layer, stream in zip(self._layers, residuals, strict=True):
-            tokens = stream.reshape(-1, self._width)
+            tokens = stream if self._whole_images else stream.flatten(0, 1)
             if tokens.dtype in (torch.float16, torch.bfloat16):
                 tokens = tokens.float()
             layer.append(normalize_tokens(tokens).values.to(self._dtype))
         self.n_images += len(residuals[0])
-
-    @property
-    def n_tokens(self) -> int:
-        """Tokens held a layer."""
-        return sum(len(tokens) for tokens in self._layers[0])
+        self.n_tokens += residuals[0].shape[:2].numel()
 
     def batches(
         self, batch_tokens: int, generator: torch.Generator, *, start: int = 0
-    ) -> Iterator[tuple[Float[Tensor, "N D"], ...]]:
+    ) -> Iterator[tuple[Float[Tensor, "*n N D"], ...]]:
         """Yield shuffled batches of about `batch_tokens`, the same tokens at every layer.
 
         Parameters
@@ -214,20 +212,20 @@ class TokenBuffer:
         generator
             Of the permutation, on the CPU.
         start
-            Batches to leave out at the beginning.
+            Batches to skip at the beginning.
         """
-        order = torch.randperm(self.n_tokens, generator=generator)
         for layer, parts in enumerate(self._layers):  # one by one: no second copy of all layers
             self._layers[layer] = [torch.cat(parts)]
         layers = [tokens for (tokens,) in self._layers]
-        for part in order.tensor_split(n_batches(self.n_tokens, batch_tokens))[start:]:
+        order = torch.randperm(len(layers[0]), generator=generator)
+        for part in order.tensor_split(n_batches(self.n_tokens, batch_tokens, len(order)))[start:]:
             index = part.to(layers[0].device)
             yield tuple(tokens[index] for tokens in layers)
 
 
-def n_batches(n_tokens: int, batch_tokens: int) -> int:
-    """Batches into which a buffer of `n_tokens` is split."""
-    return max(1, round(n_tokens / batch_tokens))
+def n_batches(n_tokens: int, batch_tokens: int, n_items: int) -> int:
+    """Batches into which a buffer of `n_tokens` is split, of which none can be without an item."""
+    return min(n_items, max(1, round(n_tokens / batch_tokens)))
 
 
 def batch_of(item: Any) -> Float[Tensor, "n 3 H W"]:
@@ -236,8 +234,8 @@ def batch_of(item: Any) -> Float[Tensor, "n 3 H W"]:
     Raises
     ------
     ImageError
-        If it is none of these, or not of floats: whole numbers are a picture's, not yet
-        transformed for the model.
+        If it is none of these, or not of floats: whole numbers are pixels, not yet transformed for
+        the model.
     """
     tensor = _image_of(item)
     return tensor if tensor.ndim == 4 else tensor[None]
@@ -254,5 +252,5 @@ def _image_of(item: Any) -> Tensor:
     raise ImageError(
         "Images must be model inputs here, resized and normalised: float tensors [3, H, W] or"
         f" batches [n, 3, H, W]; got {what}. `Lens.tensor` and `vitlens.images.to_tensor` make"
-        " one of any picture."
+        " one from any image."
     )

@@ -190,7 +190,9 @@ def load_saes(
 
 
 def resolve_saes(
-    saes: Mapping[int, SAE] | Iterable[SAE] | SAE | str | Path, vision: VisionModel
+    saes: Mapping[int, SAE] | Iterable[SAE] | SAE | str | Path,
+    vision: VisionModel,
+    layers: Sequence[int] | None = None,
 ) -> tuple[tuple[int, ...], tuple[SAE, ...]]:
     """Return the layers and SAEs of a model, given or loaded, and checked.
 
@@ -201,6 +203,9 @@ def resolve_saes(
         block but the last; or a folder or hub name, as for `load_saes`.
     vision
         The model.
+    layers
+        Which of them to return, ascending; by default all. The layers of a sequence, if it is not
+        one for every block but the last.
 
     Returns
     -------
@@ -216,26 +221,53 @@ def resolve_saes(
     """
     if isinstance(saes, str | Path):
         saes = load_saes(saes)
+    wanted = None if layers is None else check_layers(layers, vision)
     if isinstance(saes, Mapping):
-        found = _by_layer(saes)
-        if outside := [layer for layer in found if layer >= vision.depth]:
-            raise CheckpointError(
-                f"There are SAEs for layers {list(found)}, but the model has no layer {outside[0]}:"
-                f" its {vision.depth} blocks are 0 to {vision.depth - 1}."
-            )
+        by_layer = _by_layer(saes)
     else:
-        found = _by_layer(tuple(saes) if isinstance(saes, Iterable) else (saes,))
-        if len(found) != vision.depth - 1:
+        by_layer = _by_layer(tuple(saes) if isinstance(saes, Iterable) else (saes,))
+        names = range(vision.depth - 1) if wanted is None else wanted
+        if len(by_layer) != len(names):
             raise CheckpointError(
-                f"The model has {vision.depth} blocks, so a list must hold {vision.depth - 1} SAEs,"
-                f" one after every block but the last; it holds {len(found)}. For SAEs at some"
+                f"The model has {vision.depth} blocks, so a list must hold {len(names)} SAEs, one"
+                f" after every block but the last; it holds {len(by_layer)}. For SAEs at some"
                 " layers only, give them by layer: {2: sae, 5: sae}."
+                if wanted is None
+                else f"There are {len(by_layer)} SAEs for the {len(names)} layers {list(names)}."
             )
-    if not found:
+        by_layer = dict(zip(names, by_layer.values(), strict=True))
+    if not by_layer:
         raise CheckpointError("At least one SAE is needed.")
-    layers, in_order = tuple(found), tuple(found.values())
-    check_widths(in_order, layers, d_model=vision.d_model)
-    return layers, in_order
+    if wanted is not None:
+        if missing := [layer for layer in wanted if layer not in by_layer]:
+            raise CheckpointError(
+                f"There is no SAE for layer {missing[0]}; there are SAEs for {list(by_layer)}."
+            )
+        by_layer = {layer: by_layer[layer] for layer in wanted}
+    check_layers(tuple(by_layer), vision)
+    check_widths(tuple(by_layer.values()), tuple(by_layer), d_model=vision.d_model)
+    return tuple(by_layer), tuple(by_layer.values())
+
+
+def check_layers(layers: Sequence[int], vision: VisionModel) -> tuple[int, ...]:
+    """Return layers of a model as whole numbers.
+
+    Raises
+    ------
+    CheckpointError
+        If there is none, they are not ascending, or the model has no such block.
+    """
+    found = [_layer_number(layer) for layer in layers]
+    if not found:
+        raise CheckpointError("At least one layer is needed.")
+    if found != sorted(set(found)):
+        raise CheckpointError(f"Layers must be ascending, each given once, not {found}.")
+    if found[-1] >= vision.depth:
+        raise CheckpointError(
+            f"The model has no layer {found[-1]}: its {vision.depth} blocks are 0 to"
+            f" {vision.depth - 1}."
+        )
+    return tuple(found)
 
 
 def read_manifest(folder: str | Path) -> dict[str, Any]:
@@ -295,14 +327,18 @@ def _by_layer(saes: Mapping[int, SAE] | Sequence[SAE]) -> dict[int, SAE]:
                 " but the last, or as a folder or hub name to load them from; got"
                 f" {type(sae).__name__} in the place of an SAE."
             )
-        try:
-            number = operator.index(layer)
-        except TypeError:
-            number = -1
-        if number < 0 or isinstance(layer, bool):
-            raise CheckpointError(f"A layer is the number of a block, from 0, not {layer!r}.")
-        found[number] = sae
+        found[_layer_number(layer)] = sae
     return dict(sorted(found.items()))
+
+
+def _layer_number(layer: Any) -> int:
+    try:
+        number = operator.index(layer)
+    except TypeError:
+        number = -1
+    if number < 0 or isinstance(layer, bool):
+        raise CheckpointError(f"A layer is the number of a block, from 0, not {layer!r}.")
+    return number
 
 
 def _is_complete(entry: Any) -> bool:
