@@ -16,6 +16,7 @@ from timm.models import VisionTransformer
 from vitlens.debias import GroupedImages
 from vitlens.images import Transform
 from vitlens.lens import Lens
+from vitlens.saes.threshold import BatchTopKSAE, JumpReLUSAE, MatryoshkaSAE, ReLUSAE
 from vitlens.saes.topk import TopKSAE
 
 BIRD, MAMMAL, WATER, LAND, GREEN, DARK_GREEN = range(6)
@@ -30,7 +31,13 @@ def directions() -> torch.Tensor:
     return torch.linalg.qr(random - random.mean(0)).Q.T.contiguous()
 
 
-def planted_lens(*, shortcut: float = 0.3, dtype: torch.dtype = torch.float32) -> Lens:
+def planted_lens(
+    *,
+    shortcut: float = 0.3,
+    dtype: torch.dtype = torch.float32,
+    kind: str = "topk",
+    layers: tuple[int, ...] = (0, 1),
+) -> Lens:
     """The model, with SAEs that have its six directions and 14 random ones."""
     red, green, blue, constant = directions()
     model = VisionTransformer(
@@ -54,12 +61,22 @@ def planted_lens(*, shortcut: float = 0.3, dtype: torch.dtype = torch.float32) -
         others -= (others @ direction)[:, None] * direction
     others = F.normalize(others, dim=1)
     W_dec = torch.cat([torch.stack([red, -red, blue, -blue, green, -green]), others])
-    sae = TopKSAE.from_weights(
-        W_enc=W_dec.T.contiguous(), W_dec=W_dec, b_dec=D_MODEL**0.5 * 0.5 * constant, k=3
-    )
+    weights = {
+        "W_enc": W_dec.T.contiguous(),
+        "W_dec": W_dec,
+        "b_dec": D_MODEL**0.5 * 0.5 * constant,
+    }
+    sae = {
+        "topk": lambda: TopKSAE.from_weights(**weights, k=3),
+        "budget": lambda: TopKSAE.from_weights(**weights, k=3, budget=8),
+        "relu": lambda: ReLUSAE.from_weights(**weights),
+        "jumprelu": lambda: JumpReLUSAE.from_weights(**weights, threshold=torch.full((20,), 0.1)),
+        "batchtopk": lambda: BatchTopKSAE.from_weights(**weights, threshold=0.1),
+        "matryoshka": lambda: MatryoshkaSAE.from_weights(**weights, threshold=0.1, groups=(6, 14)),
+    }[kind]()
     return Lens(
         model.to(dtype).eval(),
-        [sae.to(dtype)] * 2,
+        {layer: sae.to(dtype) for layer in layers},
         class_names=CLASSES,
         transform=Transform(size=(24, 24), mean=(0.5,) * 3, std=(0.5,) * 3),
     )

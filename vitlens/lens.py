@@ -177,7 +177,7 @@ class Lens:
         self._hashed: tuple[Any, str] = (None, "")
         self.check()
         if baselines is not None:
-            self.baselines = baselines  # type: ignore[assignment]  # the setter opens files
+            self.baselines = baselines
 
     # What a lens is made of
 
@@ -385,6 +385,14 @@ class Lens:
         return find_class(label, self.vision.n_classes, self.class_names)
 
     # What the model does
+
+    @overload
+    def predict(
+        self, images: list[Any] | tuple[Any, ...], *, batch_size: int = 16
+    ) -> list[list[tuple[str, float]]]: ...
+
+    @overload
+    def predict(self, images: ImageLike, *, batch_size: int = 16) -> list[tuple[str, float]]: ...
 
     def predict(
         self, images: Images, *, batch_size: int = 16
@@ -706,6 +714,7 @@ class Lens:
         relative = {}
         for gradient in get_args(Gradient):
             _, nodes = self._nodes(image, target, gradient, error_gradients, "closed_form")
+            assert isinstance(nodes.target_value, float)
             relative[gradient] = nodes.residual / nodes.target_value
         return relative
 
@@ -1217,11 +1226,9 @@ def _is_single(images: Any) -> bool:
 
 def _each(images: Images) -> Iterable[ImageLike]:
     """Images one by one; a batch of a DataLoader, (images, labels), gives its images."""
-    if isinstance(images, list | tuple) and len(images) == 2:
-        first, labels = images
-        both = isinstance(first, Tensor) and isinstance(labels, Tensor)
-        if both and first.ndim == 4 and labels.ndim == 1 and len(first) == len(labels):
-            return first
+    match images:
+        case [Tensor(ndim=4) as batch, Tensor(ndim=1) as labels] if len(batch) == len(labels):
+            return batch
     return as_images(images)
 
 

@@ -138,11 +138,11 @@ def summary(results: list[dict[str, Any]]) -> str:
         "| | worst group | average | " + " | ".join(groups) + " |",
         "|---" + "|---:" * (2 + len(groups)) + "|",
     ]
-    for name, shown in NAMES.items():
+    for name, label in NAMES.items():
         rows = [_row(result, name) for result in results]
         cells = [_mean([r["worst"] for r in rows]), _mean([r["average"] for r in rows])]
         cells += [f"{100 * statistics.mean(r['groups'][g] for r in rows):.0f}" for g in groups]
-        lines.append(f"| {shown} | " + " | ".join(cells) + " |")
+        lines.append(f"| {label} | " + " | ".join(cells) + " |")
     lines += ["", f"Test images, in %, means with 95 % intervals over {len(results)} seeds.", ""]
     for way in WAYS:
         lines += [_words(results, way), ""]
@@ -184,8 +184,8 @@ def _curve(results: list[dict[str, Any]]) -> str:
     rows, numbers = [], set(NUMBERS)
     for way in WAYS:
         curves = [{p["n_features"]: p for p in result["ways"][way]["test"]} for result in results]
-        for what, shown in (("worst", "worst group"), ("average", "average")):
-            rows.append((f"{way}, {shown}", curves, what))
+        for what, label in (("worst", "worst group"), ("average", "average")):
+            rows.append((f"{way}, {label}", curves, what))
         numbers &= set.intersection(*(set(curve) for curve in curves))
     shared = [0, *sorted(numbers)]
     lines = [

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from functools import cache, partial
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, NamedTuple, TypeAlias, get_args
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -47,15 +47,12 @@ from vitlens.method.importance import (
     resolve_target,
 )
 from vitlens.method.libragrad import Gradient
-from vitlens.method.replacement import Active, ErrorNodes, ReplacementModel, Trace
+from vitlens.method.replacement import Active, ErrorNodes
 from vitlens.plots import save_figure, verification_figure
 
 OUT = Path("build/everyday/verify")
 FIGURE = Path("docs/verify.png")
 _TRIED = 1.3  # composites per image, as some are misclassified
-
-
-Known: TypeAlias = tuple[ReplacementModel, Trace]
 
 
 class Row(NamedTuple):
@@ -150,27 +147,35 @@ def _one(lens: vitlens.Lens, x: Tensor, run: Run, *, seed: int) -> list[dict[str
     """Measure one image: edges, predicted and measured changes for each row."""
     trace = lens.trace(x)
     target = resolve_target(None, trace.logits, lens.class_names)
-    known: Known = (lens.replacement, trace)
+    model = lens.replacement
 
     @cache
     def nodes(gradient: Gradient, error_gradients: ErrorGradients) -> Importances:
-        return node_importances(*known, target, gradient=gradient, error_gradients=error_gradients)
+        return node_importances(
+            model, trace, target, gradient=gradient, error_gradients=error_gradients
+        )
 
-    chosen = {g: _edges(known, nodes(g, "leaf"), run, seed) for g in get_args(Gradient)}
-    every, some = chosen["libragrad"]
-    links = {"libragrad": some, "plain": chosen["plain"][1]}
+    @cache
+    def chosen(gradient: Gradient) -> tuple[list[Link], tuple[Link, ...]]:
+        importances = nodes(gradient, "leaf")
+        return _edges(importances, EdgeColumns(model, trace, importances), run, seed)
+
+    every, some = chosen("libragrad")
+    links = {"libragrad": some, "plain": chosen("plain")[1]}
     links["random"] = random_edges(trace, some, known=every, seed=seed)
 
     @cache
     def measured(edges: str, error_nodes: ErrorNodes, active: Active) -> list[float]:
-        found = measure_edges(*known, target, links[edges], error_nodes=error_nodes, active=active)
+        found = measure_edges(
+            model, trace, target, links[edges], error_nodes=error_nodes, active=active
+        )
         return found.tolist()
 
     return [
         {
             "edges": links[row.edges],
             "predicted": predict_edges(
-                *known, nodes(row.gradient, row.error_gradients), links[row.edges]
+                model, trace, nodes(row.gradient, row.error_gradients), links[row.edges]
             ).tolist(),
             "measured": measured(row.edges, row.error_nodes, row.active),
         }
@@ -179,19 +184,18 @@ def _one(lens: vitlens.Lens, x: Tensor, run: Run, *, seed: int) -> list[dict[str
 
 
 def _edges(
-    known: Known, nodes: Importances, run: Run, seed: int
+    nodes: Importances, columns: EdgeColumns, run: Run, seed: int
 ) -> tuple[list[Link], tuple[Link, ...]]:
     """All edges of the pruned circuit, and a random sample of them."""
-    columns = EdgeColumns(*known, nodes)
     sizes = [len(scores) - 1 for scores in nodes.nodes]
     kept = [
         [ERROR if i == size else i for i in indices.tolist()]
         for size, indices in zip(sizes, walk(nodes.nodes, columns, count=run.nodes), strict=True)
     ]
-    top = nodes.layers[-1]
-    every: list[Link] = [((top, f), (top + 1, TARGET)) for f in kept[-1]]
-    for (layer, here), (after, following) in pairwise(zip(nodes.layers, kept, strict=True)):
-        every += [((layer, f), (after, g)) for f in here for g in following if g != ERROR]
+    layers = nodes.layers
+    every: list[Link] = [((layers[-1], f), (layers[-1] + 1, TARGET)) for f in kept[-1]]
+    for (layer, here), (next_layer, following) in pairwise(zip(layers, kept, strict=True)):
+        every += [((layer, f), (next_layer, g)) for f in here for g in following if g != ERROR]
     order = torch.randperm(len(every), generator=torch.Generator().manual_seed(seed))
     return every, tuple(every[i] for i in sorted(order[: run.edges].tolist()))
 

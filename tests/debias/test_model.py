@@ -95,7 +95,7 @@ def test_state_dicts_restore_trained_models() -> None:
     assert not torch.allclose(model(batch), other(batch))
     assert torch.equal(lens.vision.logits(batch), untouched)
     changed = model.state_dict()
-    changed["baseline_features_0"] = changed["baseline_features_0"] + 1
+    changed["baselines.features_0"] = changed["baselines.features_0"] + 1
     other.load_state_dict(changed)
     model.load_state_dict(changed)
     torch.testing.assert_close(other(batch), model(batch), atol=0, rtol=0)
@@ -110,7 +110,7 @@ def test_parameters_are_those_of_the_classifier_alone(lens: vitlens.Lens) -> Non
     assert found.keys() == own.keys()
     assert all(torch.equal(found[name], own[name]) for name in own)
     assert not {id(value) for value in own.values()} & {id(value) for value in found.values()}
-    assert {"saes.0.W_dec", "baseline_errors_1"} <= model.state_dict().keys()
+    assert {"saes.0.W_dec", "baselines.errors_1"} <= model.state_dict().keys()
 
 
 @pytest.mark.parametrize("project", [False, True], ids=["ablated", "projected"])
@@ -121,7 +121,7 @@ def test_gradients_reach_images_and_weights_as_inside_intervene(project: bool) -
     debiased = DebiasedModel(lens, FEATURES, project=project)
     (grad,) = torch.autograd.grad(debiased(batch)[:, 0].sum(), batch)
     removal = debiased.removal.of(FEATURES)
-    with lens.intervene(removal, errors="free"):
+    with lens.intervene(removal, error_nodes="free"):
         (expected,) = torch.autograd.grad(lens.vision.module(batch)[:, 0].sum(), batch)
     torch.testing.assert_close(grad, expected)
     assert float(grad.abs().max()) > 0

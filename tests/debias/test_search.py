@@ -5,9 +5,10 @@ from __future__ import annotations
 import pytest
 
 import vitlens
+from tests.builders import KINDS, tiny_lens
 from tests.planted import BIRD, LAND, MAMMAL, WATER, planted_images, planted_lens
 from vitlens.debias import Debiasing, GroupedImages, Removal, debias
-from vitlens.debias.search import _check_classes
+from vitlens.debias.search import _check_classes, default_layers
 from vitlens.errors import FeatureError, GroupError
 
 SHORTCUTS = {WATER, LAND}
@@ -86,8 +87,24 @@ def test_bad_input(lens: vitlens.Lens) -> None:
     for options in ({"picks": [(1, 20)]}, {"picks": [(5, 0)]}, {"features": [(1, 20)]}):
         with pytest.raises(FeatureError, match="another lens"):
             lens.debias(whole, progress=False, **options)
-    with pytest.raises(FeatureError, match="Layers are 0 to 1"):
+    with pytest.raises(FeatureError, match="Layers with SAEs are 0, 1"):
         lens.debias(whole, layers=[2], progress=False)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_search_works_for_saes_of_every_kind_at_one_layer(kind: str) -> None:
+    lens = planted_lens(kind=kind, layers=(1,))
+    result = debias(lens, planted_images(), test=planted_images(seed=1), n_random=0, progress=False)
+    assert {layer for layer, _ in result.features} == {1}
+    assert {feature for _, feature in result.features} <= SHORTCUTS
+    assert result.reports["nothing"].worst < 0.1
+    assert result.reports["removed"].worst == 1
+    assert result.model().layers == (1,)
+
+
+def test_default_layers_are_those_with_saes_next_to_the_middle() -> None:
+    assert default_layers(tiny_lens(depth=8)) == (3, 4, 5)
+    assert default_layers(planted_lens(layers=(1,))) == (1,)
 
 
 def test_classes_must_be_the_models(lens: vitlens.Lens) -> None:

@@ -1,4 +1,4 @@
-"""The benchmark that ships: its pictures, its splits, its lens."""
+"""The bundled benchmark: its images, its splits, its lens."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ FACTS = read_json(FOLDER / "spurious.json")
 def test_groups() -> None:
     train = spurious_images("train")
     assert len(train) == SIZES["train"]
-    # 95 % of each class before its own background
+    # 95 % of each class in front of its own background
     assert train.counts.tolist() == [190, 10, 10, 190]
     for split in ("validation", "test"):
         groups = spurious_images(split)
@@ -25,20 +25,20 @@ def test_groups() -> None:
     assert train.group_names[0] == "bird, water or sky"
 
 
-def test_pictures_depend_on_seed_and_number_alone() -> None:
+def test_images_depend_on_seed_and_number_alone() -> None:
     first, again, other = (spurious_images("test", seed) for seed in (3, 3, 4))
-    picture = np.asarray(first.images[5])
-    assert picture.shape == (224, 224, 3)
-    assert np.array_equal(picture, np.asarray(again.images[5]))
-    assert np.array_equal(picture, np.asarray(again.subset([5]).images[0]))
-    assert not np.array_equal(picture, np.asarray(other.images[5]))
-    assert not np.array_equal(picture, np.asarray(spurious_images("validation", 3).images[5]))
+    image = np.asarray(first.images[5])
+    assert image.shape == (224, 224, 3)
+    assert np.array_equal(image, np.asarray(again.images[5]))
+    assert np.array_equal(image, np.asarray(again.subset([5]).images[0]))
+    assert not np.array_equal(image, np.asarray(other.images[5]))
+    assert not np.array_equal(image, np.asarray(spurious_images("validation", 3).images[5]))
     assert len(first.images[:2]) == 2
     with pytest.raises(IndexError):
         _ = first.images[200]
 
 
-def test_no_picture_is_in_two_splits() -> None:
+def test_no_source_image_is_in_two_splits() -> None:
     blobs, _ = read_tensors(FOLDER / "pictures.safetensors")
     for kind in ("cutout", "background"):
         entries = FACTS[f"{kind}s"]
@@ -52,7 +52,7 @@ def test_no_picture_is_in_two_splits() -> None:
             assert present == {"train", "validation", "test"}
 
 
-def test_it_is_small_and_every_picture_is_credited() -> None:
+def test_it_is_small_and_every_source_image_is_credited() -> None:
     assert sum(path.stat().st_size for path in FOLDER.iterdir()) < 1_500_000
     for entry in (*FACTS["cutouts"], *FACTS["backgrounds"]):
         assert "copyright" in entry["credit"]
@@ -72,7 +72,7 @@ def test_the_lens_is_everyday_with_a_probe() -> None:
         if "head" not in name:
             assert torch.equal(weight, own[name])
     assert everyday.vision.module.head.out_features == 6
-    # on training pictures the probe is nearly always right, the rare groups included or not
+    # on training images the probe is nearly always right
     few = made.train.subset(range(6))
     right = [
         made.lens.predict(image)[0][0] == few.class_names[label]

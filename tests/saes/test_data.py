@@ -11,7 +11,7 @@ from torch.utils.data import (
     TensorDataset,
 )
 
-from tests.training.small import D_MODEL, N_IMAGES, T, make_images, make_vision
+from tests.training.small import D_MODEL, N_IMAGES, T, make_images
 from vitlens.errors import ImageError
 from vitlens.saes.base import normalize_tokens
 from vitlens.saes.data import (
@@ -20,8 +20,6 @@ from vitlens.saes.data import (
     first_image,
     iterate_images,
     n_batches,
-    promoted,
-    sae_residuals,
 )
 
 
@@ -80,19 +78,6 @@ def test_whole_images_are_shuffled_for_an_image_budget():
         orders.append([[torch.equal(x, y) for y in expected].index(True) for x in seen])
     assert orders[0] == orders[1] != list(range(6))
     assert sorted(orders[0]) == list(range(6))
-
-
-def test_a_model_in_half_precision_can_have_a_stream_in_single_precision():
-    vision, images = make_vision(torch.bfloat16), make_images(2, torch.float32)
-    assert promoted(vision, torch.bfloat16) is vision
-    single = promoted(vision, torch.float32)
-    assert vision.dtype == torch.bfloat16 and single.dtype == torch.float32
-    streams = sae_residuals(single, images, (0, 2))
-    expected = sae_residuals(vision, images, (0, 2))
-    for stream, half in zip(streams, expected, strict=True):
-        assert stream.dtype == torch.float32
-        assert torch.equal(stream.bfloat16(), half)
-    assert torch.equal(single.readout(streams[1]).bfloat16(), vision.readout(expected[1]))
 
 
 def test_images_of_a_loader_are_counted_as_it_gives_them():

@@ -294,7 +294,8 @@ def test_saes_of_a_model_in_every_form(tmp_path):
     for given, layers, message in [
         ({3: b, 1: a}, [2], r"no SAE for layer 2; there are SAEs for \[1, 3\]"),
         ([a, b, c], (1, 3), r"3 SAEs for the 2 layers \[1, 3\]"),
-        ({3: b}, (3, 3), "given twice"),
+        ({3: b}, (3, 3), "must be ascending, each given once"),
+        ([a, c], (3, 1), "must be ascending"),
         ({3: b}, (), "At least one layer"),
         ({3: b}, (4,), "no layer 4"),
     ]:

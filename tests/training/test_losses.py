@@ -7,8 +7,9 @@ from tests.builders import KINDS, sae_of_kind
 from tests.training.small import D_MODEL, copy_of, decided_vision, make_images, make_vision
 from vitlens.method.replacement import ReplacementModel
 from vitlens.saes import TopKSAE
+from vitlens.saes.data import sae_residuals
 from vitlens.training.health import measure
-from vitlens.training.losses import chain_losses
+from vitlens.training.losses import chain_losses, promoted
 
 
 def rebuild(sae, token):
@@ -159,3 +160,16 @@ def test_bfloat16_is_close_to_full_precision(trained):
     full, low = (chain_losses(replacement, images, bfloat16=low) for low in (False, True))
     torch.testing.assert_close(low.alone, full.alone, rtol=0.05, atol=0.01)
     torch.testing.assert_close(low.chain, full.chain, rtol=0.1, atol=0.02)
+
+
+def test_a_model_in_half_precision_can_have_a_stream_in_single_precision():
+    vision, images = make_vision(torch.bfloat16), make_images(2, torch.float32)
+    assert promoted(vision, torch.bfloat16) is vision
+    single = promoted(vision, torch.float32)
+    assert vision.dtype == torch.bfloat16 and single.dtype == torch.float32
+    streams = sae_residuals(single, images, (0, 2))
+    expected = sae_residuals(vision, images, (0, 2))
+    for stream, half in zip(streams, expected, strict=True):
+        assert stream.dtype == torch.float32
+        assert torch.equal(stream.bfloat16(), half)
+    assert torch.equal(single.readout(streams[1]).bfloat16(), vision.readout(expected[1]))

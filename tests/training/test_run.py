@@ -257,7 +257,7 @@ def test_training_with_an_image_budget(train, tmp_path, monkeypatch):
 
 def test_training_and_tuning_at_some_layers_only(tmp_path, trained):
     images, config = make_images(), train_config(sizes=12, k=2)
-    result = train_saes(make_vision(), images, config, out=tmp_path / "a", layers=[2, 0])
+    result = train_saes(make_vision(), images, config, out=tmp_path / "a", layers=[0, 2])
     assert list(result.saes) == list(load_saes(tmp_path / "a")) == [0, 2]
     assert len(result.explained_variance) == 2
     # What is trained at layer 0 does not depend on the others.
@@ -741,6 +741,13 @@ def test_images_that_do_not_fit(job, tmp_path, images, message):
     with pytest.raises(ImageError, match=message):
         job(tmp_path / "saes", images, decay_share=0.0)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_that_cannot_be_made_is_noticed_before_the_work(job, tmp_path):
+    (tmp_path / "file").touch()
+    for out in (tmp_path / "file", tmp_path / "file" / "saes"):
+        with pytest.raises(VitlensError, match="is a file"):
+            job(out, Interrupted(make_images(), 1))
 
 
 def test_iterators_give_one_pass(job, tmp_path):

@@ -22,7 +22,7 @@ from vitlens.attribution.pair import LayerPair
 from vitlens.attribution.targets import Target
 from vitlens.errors import ModelError
 from vitlens.models.vision import VisionModel
-from vitlens.progress import Progress, Watch, steps
+from vitlens.progress import Progress, StepReporter, steps
 from vitlens.replacement import Baselines, Trace
 from vitlens.repr import ShapeRepr
 from vitlens.saes.topk import TopKSAE
@@ -182,8 +182,8 @@ def edges_on_demand(
         From a layer l and features of layer l + 1 to these columns of the layer's edges; those
         asked for first are kept.
     """
-    watch = Watch(progress, total=len(saes) - 1)
-    bar = tqdm(total=watch.total, desc="edges", disable=progress is not True, leave=False)
+    reporter = StepReporter(progress, total=len(saes) - 1)
+    bar = tqdm(total=reporter.total, desc="edges", disable=progress is not True, leave=False)
     known: dict[int, tuple[Tensor, Tensor]] = {}
 
     def columns(layer: int, features: Tensor) -> Tensor:
@@ -193,14 +193,14 @@ def edges_on_demand(
             same = have == features[:, None]
             if same.any(1).all():
                 return found[:, same.int().argmax(1)]
-        watch.tell("edges")
+        reporter.report("edges")
         found = layer_edges(vision, saes, trace, baselines, nodes, layer, targets=features)
         if layer not in known:
             known[layer] = features, found
-            watch.done += 1
+            reporter.done += 1
             bar.update()
-            if watch.done == watch.total:
-                watch.tell("edges")
+            if reporter.done == reporter.total:
+                reporter.report("edges")
                 bar.close()
         return found
 

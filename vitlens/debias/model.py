@@ -17,12 +17,12 @@ from vitlens.images import ImageLike, to_tensor
 from vitlens.interventions.kinds import Ablate, FeatureId, Project, ProjectTo
 from vitlens.interventions.run import Plan, make_plan
 from vitlens.io import read_json, write_json
-from vitlens.replacement import Baselines
+from vitlens.method.replacement import Baselines, ReplacementModel
 
 if TYPE_CHECKING:
     from vitlens.lens import Lens
 
-_FORMAT, _VERSION = "vitlens debiased model", 2
+_FORMAT, _VERSION = "vitlens debiased model", 3
 
 
 @dataclass(frozen=True)
@@ -114,25 +114,16 @@ class DebiasedModel(nn.Module):
         self.module: nn.Module = self._vision.module
         if isinstance(self._vision.head, nn.Module):
             self.head = self._vision.head
+        self.layers = lens.layers
         self.saes = nn.ModuleList(_constant(copy.deepcopy(sae)) for sae in lens.saes)
-        for position, (z, e) in enumerate(
-            zip(lens.baselines.features, lens.baselines.errors, strict=True)
-        ):
-            self.register_buffer(f"baseline_features_{position}", z.detach().clone())
-            self.register_buffer(f"baseline_errors_{position}", e.detach().clone())
+        self.baselines = _StoredBaselines(lens.baselines)
         self.eval()
-        self._plan()
+        self._planned()
 
     def forward(self, images: Float[Tensor, "n 3 H W"]) -> Float[Tensor, "n C"]:
         """Logits of a batch of model inputs."""
-        plan = self._plan()
-        stem = plan.vision.embed(images)
-        stream = stem.tokens
-        for layer, block in enumerate(stem.blocks):
-            stream = block(stream)
-            if layer < len(self.saes):
-                stream = plan.change(layer, stream, None)
-        return plan.vision.readout(stream)
+        replacement, plan = self._planned()
+        return replacement.run(images, plan, error_nodes="free", grad=torch.is_grad_enabled())
 
     def predict(self, image: ImageLike) -> list[tuple[str, float]]:
         """Return class names and probabilities of any image, best first.
@@ -183,7 +174,7 @@ class DebiasedModel(nn.Module):
                 "features": self.features,
                 "to": self.removal.to,
                 "project": self.removal.project,
-                "errors": "free",
+                "error_nodes": "free",
             },
         )
 
@@ -223,25 +214,43 @@ class DebiasedModel(nn.Module):
             raise CheckpointError(f"{path} is not complete: {error!r}.") from error
         return cls(lens, features, to=removal.to, project=removal.project)
 
-    def _plan(self) -> Plan:
-        """The removal as a plan for the weights as they are now; `to` may have changed them."""
-        numbers = range(len(self.saes))
-        baselines = Baselines(
-            [self.get_buffer(f"baseline_features_{i}") for i in numbers],
-            [self.get_buffer(f"baseline_errors_{i}") for i in numbers],
-        )
-        return make_plan(
+    def _planned(self) -> tuple[ReplacementModel, Plan]:
+        """The removal for the weights as they are now; `to` or loading may have changed them."""
+        replacement = ReplacementModel(
             self._vision,
             tuple(self.saes),  # type: ignore[arg-type]
-            baselines,
-            [self.removal.of(self.features)] if self.features else [],
-            error_nodes="free",
-            tensor=self._tensor,
+            self.layers,
+            self.baselines.baselines(),
         )
+        removed = [self.removal.of(self.features)] if self.features else []
+        return replacement, make_plan(replacement, removed, error_nodes="free", tensor=self._tensor)
 
     def _tensor(self, image: ImageLike) -> Float[Tensor, "3 H W"]:
         vision = self._vision
         return to_tensor(image, self._transform, dtype=vision.dtype, device=vision.device)
+
+
+class _StoredBaselines(nn.Module):
+    """Baselines as buffers, so that they move and are stored with the module."""
+
+    def __init__(self, baselines: Baselines):
+        super().__init__()
+        self.kind = baselines.kind
+        self.n_sites = len(baselines.features)
+        for position in range(self.n_sites):
+            for name, values in (("features", baselines.features), ("errors", baselines.errors)):
+                self.register_buffer(f"{name}_{position}", values[position].detach().clone())
+        self.references = nn.ModuleList(map(_StoredBaselines, baselines.references))
+
+    def baselines(self) -> Baselines:
+        """The baselines as they are now."""
+        positions = range(self.n_sites)
+        return Baselines(
+            [self.get_buffer(f"features_{position}") for position in positions],
+            [self.get_buffer(f"errors_{position}") for position in positions],
+            self.kind,
+            tuple(part.baselines() for part in self.references),  # type: ignore[operator]
+        )
 
 
 def _constant(sae: nn.Module) -> nn.Module:

@@ -7,20 +7,21 @@ features; `LiveReports` reports on one choice of features after another, for an 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import get_args
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from vitlens.attribution.gradients import Gradient, backward_rules
 from vitlens.debias.groups import GroupedImages
 from vitlens.debias.model import Removal
 from vitlens.debias.report import GroupReport, TradeOff, group_report
-from vitlens.errors import FeatureError, ModelError
+from vitlens.errors import FeatureError, ModelError, check_choice
 from vitlens.images import ImageLike
 from vitlens.interventions.run import Plan, make_plan
 from vitlens.lens import Lens
-from vitlens.models.vision import Block
+from vitlens.method.libragrad import Gradient, backward_rules
+from vitlens.method.replacement import FromSite, SiteState
 from vitlens.progress import Progress, steps
 from vitlens.saes.base import FeatureId
 from vitlens.saes.data import batched
@@ -70,8 +71,8 @@ def readout_inputs(
 class GroupRuns:
     """Streams of a set of images at some layers, and runs of the model without some features.
 
-    Error nodes are free: nothing but the features is removed from the stream. So a run starts at
-    the first layer that changes, from the stream kept there.
+    Error nodes are free: nothing but the features is removed from the stream. So a replaced run
+    (`ReplacementModel.run`) starts at the first layer that changes, from the stream kept there.
 
     Parameters
     ----------
@@ -110,10 +111,11 @@ class GroupRuns:
         batch_size: int = 16,
         progress: Progress = False,
     ):
-        unknown = [layer for layer in layers if not 0 <= layer < len(lens.saes)]
+        unknown = [layer for layer in layers if layer not in lens.layers]
         if unknown or not layers:
             raise FeatureError(
-                f"Layers are 0 to {len(lens.saes) - 1}, at least one, not {list(layers)}."
+                f"Layers with SAEs are {', '.join(map(str, lens.layers))}; choose at least one of "
+                f"them, not {list(layers)}."
             )
         self.lens, self.groups, self.layers = lens, groups, tuple(sorted(set(layers)))
         self._batch_size = batch_size
@@ -121,18 +123,22 @@ class GroupRuns:
         streams: dict[int, list[Tensor]] = {layer: [] for layer in self.layers}
         means: dict[int, list[Tensor]] = {layer: [] for layer in self.layers}
         logits, inputs = [], []
+        last = lens.vision.depth - 1
+        needed = sorted({*self.layers, last})
         starts = range(0, len(groups), batch_size)
         tensors = (lens.tensor(image) for image in groups.images)
         batches = batched(tensors, batch_size, lens.vision.image_size)
         with torch.no_grad():
             for _ in steps(starts, "images", progress):
-                residuals = lens.vision.residuals(next(batches))
+                found = lens.vision.residuals(next(batches), needed)
+                residuals = dict(zip(needed, found, strict=True))
                 for layer in self.layers:
+                    sae = lens.replacement.sae(layer)
                     streams[layer].append(residuals[layer])
-                    means[layer].append(lens.saes[layer].encode(residuals[layer]).mean(1).cpu())
-                logits.append(lens.vision.readout(residuals[-1]))
+                    means[layer].append(sae.encode(residuals[layer]).mean(1).cpu())
+                logits.append(lens.vision.readout(residuals[last]))
                 if linear:
-                    inputs.append(pooled(lens, residuals[-1]))
+                    inputs.append(pooled(lens, residuals[last]))
         self._streams = {layer: torch.cat(parts) for layer, parts in streams.items()}
         self.activations = {layer: torch.cat(parts) for layer, parts in means.items()}
         self.logits: Float[Tensor, "n C"] = torch.cat(logits)
@@ -176,20 +182,18 @@ class GroupRuns:
             Size of the first batch, for an early result; the next sizes double up to the usual
             one. By default all batches have the usual size.
         """
-        plan, blocks = self._plan(features, removal), self._blocks()
+        plan = self._plan(features, removal)
+        layer = min(layer for layer, _ in features)
         for index in order.split(_growing(len(order), first or self._batch_size, self._batch_size)):
-            with torch.no_grad():
-                stream = plan.change(plan.first, self._streams[plan.first][index], None)
-                for layer in range(plan.first + 1, self.lens.vision.depth):
-                    stream = _changed(plan, layer, blocks[layer](stream))
-                logits = self.lens.vision.readout(stream)
-            yield index, logits
+            start = self._from(layer, self._streams[layer][index])
+            yield index, self.lens.replacement.run(start, plan, error_nodes="free")
 
     def activations_of(self, feature: FeatureId, index: Sequence[int]) -> Float[Tensor, "m T"]:
         """Activation of one feature at every token of some images, on the CPU."""
         layer, column = feature
         with torch.no_grad():
-            return self.lens.saes[layer].encode(self._streams[layer][index])[..., column].cpu()
+            sae = self.lens.replacement.sae(layer)
+            return sae.encode(self._streams[layer][index])[..., column].cpu()
 
     def report(
         self, features: Sequence[FeatureId], *, name: str = "", removal: Removal = ABLATED
@@ -228,40 +232,53 @@ class GroupRuns:
         progress
             Show a progress bar.
         """
-        out = torch.zeros(len(self.groups), len(features), dtype=self.logits.dtype)
+        check_choice("gradient", gradient, get_args(Gradient))
+        effects = torch.zeros(len(self.groups), len(features), dtype=self.logits.dtype)
         if not features:
-            return out
-        plan, blocks = self._plan(given, removal), self._blocks()
-        columns = {
-            layer: [i for i, (at, _) in enumerate(features) if at == layer]
-            for layer in sorted({layer for layer, _ in features})
-        }
-        first = min(plan.first, *columns)
+            return effects
+        replacement = self.lens.replacement
+        plan = self._plan(given, removal)
+        columns: dict[int, list[int]] = {}
+        for column, (layer, _) in enumerate(features):
+            columns.setdefault(layer, []).append(column)
+        first = min([*columns, *(layer for layer, _ in given)])
         starts = range(0, len(self.groups), self._batch_size)
         for start in steps(starts, "effects", progress):
             part = slice(start, start + self._batch_size)
             stream = self._streams[first][part].detach().requires_grad_(True)
-            before, after = {}, {}
-            with torch.enable_grad(), backward_rules(self.lens.vision, gradient):
-                for layer in range(first, self.lens.vision.depth):
-                    stream = stream if layer == first else blocks[layer](stream)
-                    before[layer] = stream
-                    after[layer] = stream = _changed(plan, layer, stream)
-                margin = margins(self.lens.vision.readout(stream), self.groups.labels[part])
-                grads = torch.autograd.grad(margin.sum(), [after[layer] for layer in columns])
-            for (layer, places), grad in zip(columns.items(), grads, strict=True):
-                ids = [features[i][1] for i in places]
-                streams = before[layer].detach(), after[layer].detach()
-                change = self._first_order(layer, ids, *streams, grad, removal)
-                out[part, places] = change.cpu()
-        return out
+            seen: list[tuple[int, SiteState, Tensor]] = []
+
+            def observe(
+                state: SiteState, after: Tensor, seen: list[tuple[int, SiteState, Tensor]] = seen
+            ) -> None:
+                layer = replacement.layers[state.position]
+                if layer in columns:
+                    seen.append((layer, state, after))
+
+            with backward_rules(self.lens.vision.module, gradient):
+                logits = replacement.run(
+                    self._from(first, stream), plan, error_nodes="free", observe=observe, grad=True
+                )
+                margin = margins(logits, self.groups.labels[part]).sum()
+            grads = torch.autograd.grad(margin, [after for *_, after in seen])
+            # With several reference images as baselines there is one run for each. They share the
+            # stream of the first site, whose gradient is the sum over them.
+            sharing = sum(after is stream for *_, after in seen)
+            with torch.no_grad():
+                for (layer, state, after), grad in zip(seen, grads, strict=True):
+                    grad = grad / sharing if after is stream else grad
+                    ids = [features[column][1] for column in columns[layer]]
+                    change = _first_order(ids, state, after, grad, removal)
+                    effects[part, columns[layer]] += change.cpu()
+        return effects
+
+    def _from(self, layer: int, stream: Float[Tensor, "n T D"]) -> FromSite:
+        return FromSite(self.lens.replacement.position(layer), stream)
 
     def _plan(self, features: Sequence[FeatureId], removal: Removal) -> Plan:
-        lens = self.lens
-        wanted = [removal.of(features)] if features else []
-        plan = make_plan(
-            lens.vision, lens.saes, lens.baselines, wanted, error_nodes="free", tensor=lens.tensor
-        )
+        requested = [removal.of(features)] if features else []
+        replacement = self.lens.replacement
+        plan = make_plan(replacement, requested, error_nodes="free", tensor=self.lens.tensor)
         unknown = sorted({layer for layer, _ in features} - set(self.layers))
         if unknown:
             raise FeatureError(
@@ -269,38 +286,40 @@ class GroupRuns:
             )
         return plan
 
-    def _first_order(
-        self,
-        layer: int,
-        ids: list[int],
-        before: Float[Tensor, "n T D"],
-        after: Float[Tensor, "n T D"],
-        grad: Float[Tensor, "n T D"],
-        removal: Removal,
-    ) -> Float[Tensor, "n k"]:
-        """As `effects`, from a layer's stream before and after the given features were removed."""
-        sae, base = self.lens.saes[layer], self.lens.baselines
-        rows = sae.W_dec[ids]
-        features, mean, std = sae.encode_with_stats(before)
-        along = grad @ rows.T
-        if removal.project:
-            # Directions overlap, so the component is that of the stream without the given features.
-            now = (after - mean - sae.b_dec * std) @ rows.T
-            usual = base.features[layer] @ (sae.W_dec @ rows.T) * std + base.errors[layer] @ rows.T
-            difference = (usual if removal.to == "baseline" else 0.0) - now
-        else:
-            new = base.features[layer][:, ids] if removal.to == "baseline" else 0.0
-            difference = (new - features[..., ids]) * std
-        return (along * difference).sum(1)
 
-    def _blocks(self) -> tuple[Block, ...]:
-        """The model's blocks, ready to run on images of its size."""
-        height, width = self.lens.vision.image_size
-        blank = torch.zeros(
-            1, 3, height, width, dtype=self.lens.vision.dtype, device=self.lens.vision.device
-        )
-        with torch.no_grad():
-            return self.lens.vision.embed(blank).blocks
+def _first_order(
+    ids: list[int],
+    state: SiteState,
+    after: Float[Tensor, "n T D"],
+    grad: Float[Tensor, "n T D"],
+    removal: Removal,
+) -> Float[Tensor, "n k"]:
+    """As `GroupRuns.effects`, for features of one site.
+
+    Parameters
+    ----------
+    ids
+        Numbers of the features.
+    state, after
+        The site before the given features were removed, and the stream after that.
+    grad
+        Gradient of the margin at `after`.
+    removal
+        How the features are removed.
+    """
+    sae, usual = state.sae, state.baseline
+    rows = sae.W_dec[ids]
+    along = grad @ rows.T
+    if removal.project:
+        # Directions overlap, so the component is that of the stream without the given features.
+        units = rows / rows.norm(dim=1, keepdim=True).square()
+        component = (after - state.mean - sae.b_dec * state.std) @ units.T
+        new = usual.features @ (sae.W_dec @ units.T) * state.std + usual.error @ units.T
+        difference = (new if removal.to == "baseline" else 0.0) - component
+    else:
+        new = usual.features[:, ids] if removal.to == "baseline" else torch.zeros_like(along)
+        difference = (new - state.features[..., ids]) * state.std
+    return (along * difference).sum(1)
 
 
 class LiveReports:
@@ -352,9 +371,9 @@ class LiveReports:
                 f"Features can be chosen in layers {', '.join(map(str, self.runs.layers))}, not in "
                 f"layer {layer}."
             )
-        size = self.runs.lens.saes[layer].n_features
-        if not 0 <= column < size:
-            raise FeatureError(f"Layer {layer} has features 0 to {size - 1}; there is no {column}.")
+        n = self.runs.lens.replacement.sae(layer).n_features
+        if not 0 <= column < n:
+            raise FeatureError(f"Layer {layer} has features 0 to {n - 1}; there is no {column}.")
 
     def known(self, chosen: Iterable[FeatureId]) -> GroupReport | None:
         """Return the report on a choice that was evaluated before, or None."""
@@ -414,10 +433,6 @@ class LiveReports:
         self, logits: Float[Tensor, "m C"], groups: GroupedImages, features: Sequence[FeatureId]
     ) -> GroupReport:
         return group_report("removed", logits, groups, n_features=len(features))
-
-
-def _changed(plan: Plan, layer: int, stream: Tensor) -> Tensor:
-    return plan.change(layer, stream, None) if layer < len(plan.saes) else stream
 
 
 def _growing(n: int, first: int, most: int) -> list[int]:

@@ -15,7 +15,6 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from vitlens.attribution.gradients import Gradient
 from vitlens.debias import baselines
 from vitlens.debias.candidates import Candidate, conflicting, find_candidates
 from vitlens.debias.groups import GroupedImages
@@ -25,6 +24,7 @@ from vitlens.debias.runs import GroupRuns, last_layer, margins
 from vitlens.errors import FeatureError, GroupError
 from vitlens.interventions.kinds import ProjectTo
 from vitlens.lens import Lens
+from vitlens.method.libragrad import Gradient
 from vitlens.progress import Progress, steps
 from vitlens.saes.base import FeatureId
 
@@ -149,7 +149,7 @@ def debias(
     test
         Images to report on.
     layers
-        Layers to search; by default the three in the middle of the model that have SAEs. Their
+        Layers to search; by default the three with SAEs closest to the middle of the model. Their
         streams are kept in memory, n x T x D numbers per layer.
     picks
         Features that are candidates in any case.
@@ -245,12 +245,12 @@ def debias(
 
 
 def default_layers(lens: Lens) -> tuple[int, ...]:
-    """Layers to search by default: the three in the middle of the model.
+    """Layers to search by default: the three with SAEs that are closest to the middle block.
 
     There a shortcut is in few features, and half of the model still reads them.
     """
     middle = lens.vision.depth // 2
-    return tuple(range(max(0, middle - 1), min(len(lens.saes), middle + 2)))
+    return tuple(sorted(sorted(lens.layers, key=lambda layer: abs(layer - middle))[:3]))
 
 
 def _check_classes(lens: Lens, groups: GroupedImages) -> None:

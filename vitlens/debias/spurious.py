@@ -23,13 +23,12 @@ from jaxtyping import Int
 from PIL import Image
 from torch import Tensor, nn
 
-from vitlens.lens import About
 from vitlens.bundle import load
 from vitlens.debias.groups import GroupedImages
 from vitlens.debias.runs import readout_inputs
 from vitlens.images import ImageLike
 from vitlens.io import read_json, read_tensors
-from vitlens.lens import Lens
+from vitlens.lens import About, Lens
 
 Split = Literal["train", "validation", "test"]
 
@@ -163,7 +162,7 @@ def _with_head(lens: Lens, head: nn.Linear, class_names: Sequence[str]) -> Lens:
     model.num_classes = head.out_features
     return Lens(
         model.eval(),
-        lens.saes,
+        dict(zip(lens.layers, lens.saes, strict=True)),
         baselines=lens.baselines,
         class_names=class_names,
         transform=lens.transform,

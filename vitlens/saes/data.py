@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import nullcontext
-from functools import partial
 from typing import Any
 
 import torch
@@ -15,7 +14,7 @@ from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 from vitlens.errors import CheckpointError, ImageError
 from vitlens.io import fingerprint
-from vitlens.models.vision import Block, Stem, VisionModel
+from vitlens.models.vision import VisionModel
 from vitlens.saes.base import normalize_tokens
 
 
@@ -158,48 +157,6 @@ def sae_residuals(
     context = torch.autocast(vision.device.type, torch.bfloat16) if bfloat16 else nullcontext()
     with context:
         return vision.residuals(images.to(device=vision.device, dtype=vision.dtype), layers)
-
-
-class PromotedModel(VisionModel):
-    """A model in half precision as SAEs in single precision see it.
-
-    Blocks and read-out compute in the model's own precision; the stream between them is in single
-    precision.
-
-    Parameters
-    ----------
-    vision
-        The model, which is not changed.
-    dtype
-        Of the stream.
-    """
-
-    def __init__(self, vision: VisionModel, dtype: torch.dtype) -> None:
-        self.__dict__.update(vision.__dict__)
-        self._own, self._dtype = vision.dtype, dtype
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """Floating-point type of images, stream and logits."""
-        return self._dtype
-
-    def embed(self, images: Float[Tensor, "n 3 H W"]) -> Stem:
-        """As `VisionModel.embed`, with promoted tokens and blocks."""
-        stem = super().embed(images.to(self._own))
-        blocks = tuple(partial(self._run, block) for block in stem.blocks)
-        return Stem(stem.tokens.to(self._dtype), blocks)
-
-    def readout(self, tokens: Float[Tensor, "n T D"]) -> Float[Tensor, "n C"]:
-        """As `VisionModel.readout`, with promoted logits."""
-        return super().readout(tokens.to(self._own)).to(self._dtype)
-
-    def _run(self, block: Block, stream: Float[Tensor, "n T D"]) -> Float[Tensor, "n T D"]:
-        return block(stream.to(self._own)).to(self._dtype)
-
-
-def promoted(vision: VisionModel, dtype: torch.dtype) -> VisionModel:
-    """The model with its stream in a precision; the model itself where it has it already."""
-    return vision if vision.dtype == dtype else PromotedModel(vision, dtype)
 
 
 class TokenBuffer:

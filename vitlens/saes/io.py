@@ -204,8 +204,8 @@ def resolve_saes(
     vision
         The model.
     layers
-        Which of them to return; by default all. The layers of a sequence, if it is not one for
-        every block but the last.
+        Which of them to return, ascending; by default all. The layers of a sequence, if it is not
+        one for every block but the last.
 
     Returns
     -------
@@ -250,18 +250,18 @@ def resolve_saes(
 
 
 def check_layers(layers: Sequence[int], vision: VisionModel) -> tuple[int, ...]:
-    """Return layers of a model, ascending.
+    """Return layers of a model as whole numbers.
 
     Raises
     ------
     CheckpointError
-        If there is none, one is given twice, or the model has no such block.
+        If there is none, they are not ascending, or the model has no such block.
     """
-    found = sorted(_layer_number(layer) for layer in layers)
+    found = [_layer_number(layer) for layer in layers]
     if not found:
         raise CheckpointError("At least one layer is needed.")
-    if len(set(found)) < len(found):
-        raise CheckpointError(f"A layer is given twice: {found}.")
+    if found != sorted(set(found)):
+        raise CheckpointError(f"Layers must be ascending, each given once, not {found}.")
     if found[-1] >= vision.depth:
         raise CheckpointError(
             f"The model has no layer {found[-1]}: its {vision.depth} blocks are 0 to"

@@ -27,8 +27,8 @@ class TrainConfig:
     Attributes
     ----------
     sizes, k
-        Features F_l and active features per token K_l, one number for each trained layer or one
-        for all.
+        Features F_l and active features per token K_l, one number for each trained layer
+        (ascending) or one for all.
     budget
         Most features that may be active on one image, for each trained layer or one for all; None
         for no limit. With a budget, batches hold whole images.
@@ -101,7 +101,8 @@ class TrainConfig:
         for name in ("sizes", "k", "budget"):
             value = getattr(self, name)
             if value is not None and not isinstance(value, int):
-                object.__setattr__(self, name, tuple(value))
+                numbers = tuple(None if number is None else int(number) for number in value)
+                object.__setattr__(self, name, numbers)
         _check_numbers(
             self,
             at_least_one=(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -12,6 +13,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from vitlens.method.replacement import FromSite, ReplacementModel, SiteState
+from vitlens.models.vision import Block, Stem, VisionModel
 from vitlens.saes.base import SAE
 
 
@@ -124,3 +126,45 @@ def _left_by_dead(
     top, index = pre.relu().topk(min(aux_features, len(dead)), dim=-1)
     features = torch.zeros_like(pre).scatter(-1, index, top)
     return (features @ sae.W_dec[dead] * normal.std - error).square().sum()
+
+
+class PromotedModel(VisionModel):
+    """A model in half precision as SAEs in single precision see it.
+
+    Blocks and read-out compute in the model's own precision; the stream between them is in single
+    precision.
+
+    Parameters
+    ----------
+    vision
+        The model, which is not changed.
+    dtype
+        Of the stream.
+    """
+
+    def __init__(self, vision: VisionModel, dtype: torch.dtype) -> None:
+        self.__dict__.update(vision.__dict__)
+        self._own, self._dtype = vision.dtype, dtype
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Floating-point type of images, stream and logits."""
+        return self._dtype
+
+    def embed(self, images: Float[Tensor, "n 3 H W"]) -> Stem:
+        """As `VisionModel.embed`, with promoted tokens and blocks."""
+        stem = super().embed(images.to(self._own))
+        blocks = tuple(partial(self._run, block) for block in stem.blocks)
+        return Stem(stem.tokens.to(self._dtype), blocks)
+
+    def readout(self, tokens: Float[Tensor, "n T D"]) -> Float[Tensor, "n C"]:
+        """As `VisionModel.readout`, with promoted logits."""
+        return super().readout(tokens.to(self._own)).to(self._dtype)
+
+    def _run(self, block: Block, stream: Float[Tensor, "n T D"]) -> Float[Tensor, "n T D"]:
+        return block(stream.to(self._own)).to(self._dtype)
+
+
+def promoted(vision: VisionModel, dtype: torch.dtype) -> VisionModel:
+    """The model with its stream in a precision; the model itself where it has it already."""
+    return vision if vision.dtype == dtype else PromotedModel(vision, dtype)

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from vitlens.errors import CheckpointError, ImageError, ModelError
-from vitlens.io import ResumableRun, fingerprint
+from vitlens.io import ResumableRun, check_folder, fingerprint
 from vitlens.method.replacement import ReplacementModel
 from vitlens.models.vision import VisionModel, as_vision_model
 from vitlens.progress import interrupts_held
@@ -35,7 +35,6 @@ from vitlens.saes.data import (
     iterate_images,
     n_batches,
     planned_images,
-    promoted,
     sae_residuals,
 )
 from vitlens.saes.io import (
@@ -50,7 +49,7 @@ from vitlens.saes.io import (
 from vitlens.saes.topk import TopKSAE
 from vitlens.tables import text_table
 from vitlens.training.config import TrainConfig, TuneConfig, scheduled_rate
-from vitlens.training.losses import chain_losses
+from vitlens.training.losses import chain_losses, promoted
 from vitlens.training.optimizer import Learner, gradients, learning_dtype, new_sae
 
 _SMOOTHING = 0.9
@@ -188,7 +187,8 @@ def train_saes(
     out
         Folder for the SAEs; the unfinished run is kept in ``<out>.partial``.
     layers
-        Numbers of the blocks after which SAEs are trained; by default every block but the last.
+        Numbers of the blocks after which SAEs are trained, ascending; by default every block but
+        the last.
     resume
         Continue an unfinished run, or return SAEs finished in `out`. If False, start again.
     n_images
@@ -262,8 +262,8 @@ def tune_saes(
     out
         Folder for the tuned SAEs; the unfinished run is kept in ``<out>.partial``.
     layers
-        Which of the SAEs to tune, the others being left out; by default all. The layers of the
-        SAEs, where these are given without.
+        Which of the SAEs to tune, ascending, the others being left out; by default all. The layers
+        of the SAEs, where these are given without.
     resume
         Continue an unfinished run, or return SAEs finished in `out`. If False, start again.
     n_images
@@ -640,6 +640,7 @@ class _Run:
             "first image": first_image(images),
             "settings": settings,
         }
+        check_folder(out)
         self.files = ResumableRun(out, task.kind, identity, seconds=seconds)
         self.place = _Place()
         self.epoch_rng = torch.get_rng_state()
