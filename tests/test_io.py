@@ -145,7 +145,7 @@ def test_full_disk(tmp_path):
         assert names(tmp_path) == []
 
 
-def test_full_disk_told_only_when_flushing(tmp_path, monkeypatch):
+def test_full_disk_noticed_only_when_flushing(tmp_path, monkeypatch):
     def full(descriptor):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 

@@ -177,7 +177,7 @@ class Lens:
         self._hashed: tuple[Any, str] = (None, "")
         self.check()
         if baselines is not None:
-            self.baselines = baselines  # type: ignore[assignment]  # the setter opens files
+            self.baselines = baselines
 
     # What a lens is made of
 
@@ -386,6 +386,14 @@ class Lens:
 
     # What the model does
 
+    @overload
+    def predict(
+        self, images: list[Any] | tuple[Any, ...], *, batch_size: int = 16
+    ) -> list[list[tuple[str, float]]]: ...
+
+    @overload
+    def predict(self, images: ImageLike, *, batch_size: int = 16) -> list[tuple[str, float]]: ...
+
     def predict(
         self, images: Images, *, batch_size: int = 16
     ) -> list[tuple[str, float]] | list[list[tuple[str, float]]]:
@@ -457,7 +465,7 @@ class Lens:
 
     @isolated
     def reference_baselines(self, images: Images) -> Baselines:
-        """Baselines from reference images; set ``lens.baselines`` to use them.
+        """Use the activations of reference images as baselines from now on, and return them.
 
         Parameters
         ----------
@@ -465,7 +473,9 @@ class Lens:
             One image, whose activations become the baselines; or several: replaced runs are then
             the mean of the runs with each.
         """
-        return reference_baselines(self.replacement.trace(self.tensors(images)))
+        traces = self.replacement.trace(self.tensors(images))
+        self.baselines = reference_baselines(traces)
+        return self.baselines
 
     # Attribution
 
@@ -706,6 +716,7 @@ class Lens:
         relative = {}
         for gradient in get_args(Gradient):
             _, nodes = self._nodes(image, target, gradient, error_gradients, "closed_form")
+            assert isinstance(nodes.target_value, float)
             relative[gradient] = nodes.residual / nodes.target_value
         return relative
 
@@ -1217,11 +1228,9 @@ def _is_single(images: Any) -> bool:
 
 def _each(images: Images) -> Iterable[ImageLike]:
     """Images one by one; a batch of a DataLoader, (images, labels), gives its images."""
-    if isinstance(images, list | tuple) and len(images) == 2:
-        first, labels = images
-        both = isinstance(first, Tensor) and isinstance(labels, Tensor)
-        if both and first.ndim == 4 and labels.ndim == 1 and len(first) == len(labels):
-            return first
+    match images:
+        case [Tensor(ndim=4) as batch, Tensor(ndim=1) as labels] if len(batch) == len(labels):
+            return batch
     return as_images(images)
 
 

@@ -76,7 +76,7 @@ def waiting(what: str, progress: Progress) -> Iterator[None]:
 
 
 @dataclass
-class Watch:
+class StepReporter:
     """Reports the progress of a computation whose steps are not alike; see `Progress`.
 
     Attributes
@@ -93,7 +93,7 @@ class Watch:
     total: int
     done: int = 0
 
-    def tell(self, what: str) -> None:
+    def report(self, what: str) -> None:
         """Report what is done now."""
         if callable(self.progress):
             self.progress(self.done / self.total, what)

@@ -25,7 +25,9 @@ from tests.builders import (
     tiny_model,
 )
 from tests.reference import program
+from vitlens.circuits.verify import measure_edges
 from vitlens.method.importance import centred_logit, resolve_target
+from vitlens.method.logit_lens import logit_lens
 from vitlens.method.rankings import Case, cla_edges
 from vitlens.method.replacement import Change, KeepFeatures, SiteState, keep_masks
 from vitlens.saes.base import SAE
@@ -318,6 +320,20 @@ def test_replaced_runs_of_every_kind(
         assert_relative(found, lens.trace(image).logits)
 
 
+@pytest.mark.parametrize("gradient", ["libragrad", "plain"])
+@pytest.mark.parametrize("feature", [0, 3, -1])
+def test_logit_lens(feature: int, gradient: str) -> None:
+    lens, image = lens_of("mixed", "mixed", (0, 2)), tiny_image(1, torch.float64)
+    slow = SlowProgram(lens)
+    found = slow.trace(image)
+    for position, layer in enumerate(lens.layers):
+        added = program.contribution(slow.saes, found, slow.baselines, position, feature)
+        assert_relative(
+            logit_lens(lens.replacement, lens.trace(image), layer, feature, gradient=gradient),
+            program.logit_lens(program.Transformer(slow.vit, gradient), found, added),
+        )
+
+
 @pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("kind", KINDS)
 def test_edges_of_cross_layer_attribution(kind: str, engine: str) -> None:
@@ -378,6 +394,41 @@ def test_several_reference_images_give_the_mean_of_their_runs() -> None:
     lens.baselines = lens.reference_baselines(images[1:])
     assert lens.baselines.kind == lens.importances(images[0]).baselines == "reference"
     assert_relative(lens.run_with(images[0], keep=keep), torch.stack(alone).mean(0))
+
+
+@pytest.mark.parametrize("error_nodes", ["clean", "free"])
+@pytest.mark.parametrize("layers", [(0, 1, 2), (0, 2), (1, 2)], ids=lambda x: "+".join(map(str, x)))
+@pytest.mark.parametrize("kind", (*KINDS, "mixed"))
+def test_cut_edges(kind: str, layers: tuple[int, ...], error_nodes: str) -> None:
+    lens = lens_of(kind, "mixed" if kind == "mixed" else "layer", layers)
+    slow, image = SlowProgram(lens), tiny_image(1, torch.float64)
+    found, trace = slow.trace(image), lens.trace(image)
+    ends = found.features[1].sum(0).topk(2).indices.tolist()
+    sources = [-1, *found.features[0].sum(0).topk(2).indices.tolist()]
+    measured = measure_edges(
+        lens.replacement,
+        trace,
+        resolve_target(TARGET, trace.logits),
+        [((layers[0], f), (layers[1], g)) for f in sources for g in ends],
+        error_nodes=error_nodes,
+    )
+    expected = [
+        program.cut_edge(
+            program.Transformer(slow.vit),
+            slow.saes,
+            slow.layers,
+            found,
+            slow.baselines,
+            0,
+            source,
+            end,
+            TARGET,
+            error_nodes,
+        )
+        for source in sources
+        for end in ends
+    ]
+    assert_relative(measured, torch.stack(expected))
 
 
 # --- Batches ---------------------------------------------------------------------------------

@@ -11,8 +11,8 @@ import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.text import Text
 
+from tests.builders import tiny_image, tiny_lens
 from tests.plots.figures import feature_parts, texts, tiny_atlas
-from tests.tiny import tiny_image, tiny_lens
 from vitlens.atlas import stimuli, tuning
 from vitlens.atlas.atlas import Atlas
 from vitlens.errors import FeatureError

@@ -171,6 +171,7 @@ class ImageTrace:
     means: list[Tensor]
     stds: list[Tensor]
     errors: list[Tensor]
+    output: Tensor
     logits: Tensor
 
 
@@ -185,7 +186,8 @@ def trace(model: Transformer, saes: Saes, layers: Layers, image: Tensor) -> Imag
         for layer in layers:
             x, at = model.blocks(at, layer, x), layer
             kept.append(x)
-        logits = model.readout(model.blocks(at, model.depth - 1, x))
+        output = model.blocks(at, model.depth - 1, x)
+        logits = model.readout(output)
         features = [sae.encode(x) for sae, x in zip(saes, kept, strict=True)]
         statistics = [sae.statistics(x)[:2] for sae, x in zip(saes, kept, strict=True)]
         errors = [
@@ -193,7 +195,8 @@ def trace(model: Transformer, saes: Saes, layers: Layers, image: Tensor) -> Imag
             for sae, x, z, stats in zip(saes, kept, features, statistics, strict=True)
         ]
     means, stds = ([s[i] for s in statistics] for i in range(2))
-    return ImageTrace(image, kept, features, [z > 0 for z in features], means, stds, errors, logits)
+    masks = [z > 0 for z in features]
+    return ImageTrace(image, kept, features, masks, means, stds, errors, output, logits)
 
 
 @dataclass
@@ -339,6 +342,25 @@ def cla_edges(model: Transformer, saes: Saes, layers: Layers, found: ImageTrace,
     return torch.einsum("ntd,fd,tf->fn", jacobian, saes[i].W_dec, reach).abs()
 
 
+def contribution(
+    saes: Saes, found: ImageTrace, baseline: Reference, i: int, feature: int
+) -> Tensor:
+    """What a node adds to the stream of its site beyond its baseline, [T, D]; -1: error node."""
+    if feature == -1:
+        return found.errors[i] - baseline.errors[i]
+    moved = (found.features[i] - baseline.features[i])[:, feature]
+    return moved[:, None] * found.stds[i] * saes[i].W_dec[feature]
+
+
+def logit_lens(model: Transformer, found: ImageTrace, added: Tensor) -> Tensor:
+    """Change of the logits, less its mean, when a contribution reaches the read-out, (40)."""
+    output = found.output.clone().requires_grad_()
+    logits = model.readout(output)
+    rows = [torch.autograd.grad(y, output, retain_graph=True)[0] for y in logits]
+    effect = torch.stack([(row * added).sum() for row in rows])
+    return effect - effect.mean()
+
+
 # --- Replaced runs ---------------------------------------------------------------------------
 
 
@@ -399,3 +421,32 @@ def path_integrated(
         slopes = torch.autograd.grad(centred_logit(logits, target), gates)
         total = [p + slope / steps for p, slope in zip(total, slopes, strict=True)]
     return total
+
+
+def cut_edge(
+    model: Transformer,
+    saes: Saes,
+    layers: Layers,
+    found: ImageTrace,
+    baseline: Reference,
+    i: int,
+    source: int,
+    end: int,
+    target: int,
+    error_nodes: str,
+) -> Tensor:
+    """How much lower the target is with one edge of site i cut, (41); masks stay."""
+    with torch.no_grad():
+        j = i + 1
+        x = found.streams[i] - contribution(saes, found, baseline, i, source)
+        patched = saes[j].encode(model.blocks(layers[i], layers[j], x), found.masks[j])
+        moved = (patched - found.features[j])[:, end]
+        x = found.streams[j] + moved[:, None] * found.stds[j] * saes[j].W_dec[end]
+        for at in range(j + 1, len(saes)):
+            x = model.blocks(layers[at - 1], layers[at], x)
+            if error_nodes == "clean":
+                z = saes[at].encode(x, found.masks[at])
+                mean, std, _ = saes[at].statistics(x)
+                x = saes[at].decode(z, mean, std) + found.errors[at]
+        logits = model.readout(model.blocks(layers[-1], model.depth - 1, x))
+        return centred_logit(found.logits, target) - centred_logit(logits, target)

@@ -743,6 +743,13 @@ def test_images_that_do_not_fit(job, tmp_path, images, message):
     assert not list(tmp_path.iterdir())
 
 
+def test_a_folder_that_cannot_be_made_is_noticed_before_the_work(job, tmp_path):
+    (tmp_path / "file").touch()
+    for out in (tmp_path / "file", tmp_path / "file" / "saes"):
+        with pytest.raises(VitlensError, match="is a file"):
+            job(out, Interrupted(make_images(), 1))
+
+
 def test_iterators_give_one_pass(job, tmp_path):
     with pytest.raises(ImageError, match="no images"):
         job(tmp_path / "saes", iter([]), decay_share=0.0, **one_epoch(job))

@@ -10,11 +10,11 @@ import torch
 import traitlets as t
 from PIL import Image
 
-from tests.tiny import tiny_image, tiny_lens
+from tests.builders import tiny_image, tiny_lens
 from vitlens.errors import FeatureError, ImageError, TargetError
 from vitlens.lens import Lens
 from vitlens.widgets import PatchHeatmap
-from vitlens.widgets.buffers import decode_strip
+from vitlens.widgets.base import decode_strip
 from vitlens.widgets.scene import Scene
 
 
@@ -35,7 +35,7 @@ def test_values_of_ones_own() -> None:
     assert heatmap.grid == (2, 3)
     assert heatmap.array.tolist() == [[7, 8, 0, 1, 2, 3, 4, 5]]
     assert not heatmap.signed
-    assert decode_strip(heatmap.picture, 1)[0].shape == (20, 30, 3)
+    assert decode_strip(heatmap.image_strip, 1)[0].shape == (20, 30, 3)
     heatmap.patches = [(1, 2), (-1, 1)]
     with pytest.raises(t.TraitError, match="no patch"):
         heatmap.patches = [(2, 0)]
@@ -161,7 +161,7 @@ def test_features_at_a_token(lens: Lens) -> None:
     heatmap = PatchHeatmap.of(lens, [tiny_image(0), tiny_image(1)], 0, 2, labels={(1, 4): "x"})
     features = lens.trace(tiny_image(1)).features
     found = heatmap.features_at(5, image=1)
-    for layer, ranked in enumerate(found["layers"]):
+    for layer, ranked in enumerate(found["features"]):
         z = features[layer][5]
         assert found["counts"][layer] == len(ranked) == int((z > 0).sum())
         assert [a for _, a, _ in ranked] == sorted((a for _, a, _ in ranked), reverse=True)
@@ -189,7 +189,7 @@ def test_bad_input_to_of(lens: Lens) -> None:
         PatchHeatmap.of(lens, tiny_image(), 9, 0)
     with pytest.raises(TargetError):
         PatchHeatmap.of(lens, tiny_image(), 1, 3, target="moon")
-    with pytest.raises(ImageError, match="must be an image"):
+    with pytest.raises(ImageError, match="image is needed"):
         PatchHeatmap.of(lens, [], 1, 3)
 
 

@@ -4,7 +4,7 @@ The insertion curve keeps the top features of a ranking and replaces all others;
 replaces the top ones and keeps all others. Here are also the rankings by walking back from the
 target, and the table of all rankings that have a name.
 
-Source: docs/method.md, "Faithfulness and completeness"; Kim et al., NeurIPS 2025, arXiv 2509.17401.
+Source: docs/method.md, "Faithfulness"; Kim et al., NeurIPS 2025, arXiv 2509.17401.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ from vitlens.method.rankings import (
     random,
 )
 from vitlens.method.replacement import ErrorNodes, KeepFeatures, ReplacementModel, keep_masks
-from vitlens.progress import Progress, Watch
+from vitlens.progress import Progress, StepReporter
 
 #: Chooses the features to keep on an image.
 Method: TypeAlias = Callable[[Case], Keep]
@@ -201,7 +201,7 @@ def faithfulness(
     counts = _counts(q, replacement)
     _check(images, labels, error_nodes, batch_size)
     plan = _Plan(replacement, named, counts, error_nodes, batch_size)
-    watch = Watch(progress, total=len(images) * plan.n_steps)
+    reporter = StepReporter(progress, total=len(images) * plan.n_steps)
     settings: dict[str, Any] = {
         "engine": engine,
         "seed": seed,
@@ -242,13 +242,13 @@ def faithfulness(
             )
         )
         for index in range(done.seen, len(images)):
-            watch.done = index * plan.n_steps
-            watch.tell("image")
+            reporter.done = index * plan.n_steps
+            reporter.report("image")
             traced = replacement.trace(plan.input(images[index])[None])[0]
             explained = resolve_target(target, traced.logits, class_names)
             if labels is None or int(traced.logits.argmax()) == int(labels[index]):
-                case = Case(replacement, traced, explained, engine, seed, index, watch.tell)
-                done.add(index, plan.measure(case, watch))
+                case = Case(replacement, traced, explained, engine, seed, index, reporter.report)
+                done.add(index, plan.measure(case, reporter))
             done.seen = index + 1
             if save_if_due is not None:
                 save_if_due()
@@ -382,7 +382,7 @@ def estimate(
     start = time.perf_counter()
     traced = replacement.trace(plan.input(image)[None])[0]
     case = Case(replacement, traced, resolve_target(None, traced.logits), engine)
-    plan.measure(case, Watch(False, total=plan.n_steps))
+    plan.measure(case, StepReporter(False, total=plan.n_steps))
     seconds = time.perf_counter() - start
     vision, saes = replacement.vision, replacement.saes
     widest = max(sae.n_features for sae in saes)
@@ -426,17 +426,17 @@ class _Plan:
         """Return an image as the model takes it."""
         return image.to(self.replacement.vision.device, self.replacement.vision.dtype)
 
-    def measure(self, case: Case, watch: Watch) -> dict[str, Float[Tensor, "... metric"]]:
+    def measure(self, case: Case, reporter: StepReporter) -> dict[str, Float[Tensor, "... metric"]]:
         """Return insertion and deletion, [method, q, metric], and the untouched model's metrics."""
         kept = [keep_masks(self.replacement, None)]
-        for name, method in watch.each(self.methods.items()):
-            watch.tell(name)
+        for name, method in reporter.each(self.methods.items()):
+            reporter.report(name)
             keep = method(case)
             kept += [keep_masks(self.replacement, keep(n)) for n in self.inner_counts]
         masks = [
             torch.cat([torch.stack(site), ~torch.stack(site)]) for site in zip(*kept, strict=True)
         ]
-        values = _metrics(self._run(case, masks, watch), case)
+        values = _metrics(self._run(case, masks, reporter), case)
         inserted, deleted = values.chunk(2)
         full, empty = inserted[0], deleted[0]
         return {
@@ -446,11 +446,11 @@ class _Plan:
         }
 
     def _run(
-        self, case: Case, masks: Sequence[Bool[Tensor, "n F"]], watch: Watch
+        self, case: Case, masks: Sequence[Bool[Tensor, "n F"]], reporter: StepReporter
     ) -> Float[Tensor, "n C"]:
         logits = []
-        for start in watch.each(range(0, len(masks[0]), self.batch_size)):
-            watch.tell("replaced runs")
+        for start in reporter.each(range(0, len(masks[0]), self.batch_size)):
+            reporter.report("replaced runs")
             change = KeepFeatures([mask[start : start + self.batch_size] for mask in masks])
             logits.append(self.replacement.run(case.trace, change, error_nodes=self.error_nodes))
         return torch.cat(logits)

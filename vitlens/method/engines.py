@@ -22,7 +22,7 @@ from vitlens.method import closed_form
 from vitlens.method.edges import SitePair, jvp, vjp
 from vitlens.method.importance import Engine, Importances
 from vitlens.method.replacement import ReplacementModel, Trace
-from vitlens.progress import Progress, Watch
+from vitlens.progress import Progress, StepReporter
 
 ENGINES: dict[Engine, Callable[[SitePair], Float[Tensor, "F+1 n"]]] = {
     "closed_form": closed_form.edges,
@@ -116,7 +116,7 @@ class EdgeColumns:
         self._engine: Engine = engine or nodes.engine
         self._known: dict[int, tuple[Tensor, Tensor]] = {}
         self.engines: dict[int, Engine] = {}
-        self._watch = Watch(progress, total=max(1, len(replacement) - 1))
+        self._reporter = StepReporter(progress, total=max(1, len(replacement) - 1))
         self._bar = tqdm(
             total=len(replacement) - 1, desc="edges", disable=progress is not True, leave=False
         )
@@ -134,7 +134,7 @@ class EdgeColumns:
             have, found = self._known[position]
             missing = features[~torch.isin(features, have)].unique()
         else:
-            self._watch.tell("edges")
+            self._reporter.report("edges")
             missing = features
         if len(missing) or position not in self._known:
             new = self._compute(position, missing)
@@ -151,7 +151,7 @@ class EdgeColumns:
         """All edges of every pair of sites, not kept here."""
         found = []
         for position in range(len(self._replacement) - 1):
-            self._watch.tell("edges")
+            self._reporter.report("edges")
             n = self._replacement.saes[position + 1].n_features
             found.append(self._compute(position, torch.arange(n)))
             self._count()
@@ -163,10 +163,10 @@ class EdgeColumns:
         return compute_edges(pair, self._engine)
 
     def _count(self) -> None:
-        self._watch.done += 1
+        self._reporter.done += 1
         self._bar.update()
-        if self._watch.done == self._watch.total:
-            self._watch.tell("edges")
+        if self._reporter.done == self._reporter.total:
+            self._reporter.report("edges")
             self._bar.close()
 
 

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from vitlens.errors import CheckpointError, ImageError, ModelError
-from vitlens.io import ResumableRun, fingerprint
+from vitlens.io import ResumableRun, check_folder, fingerprint
 from vitlens.method.replacement import ReplacementModel
 from vitlens.models.vision import VisionModel, as_vision_model
 from vitlens.progress import interrupts_held
@@ -640,6 +640,7 @@ class _Run:
             "first image": first_image(images),
             "settings": settings,
         }
+        check_folder(out)
         self.files = ResumableRun(out, task.kind, identity, seconds=seconds)
         self.place = _Place()
         self.epoch_rng = torch.get_rng_state()

@@ -1,4 +1,4 @@
-"""One self-contained page of a widget's state; it opens from disk, with the network off."""
+"""One self-contained page of a widget's state; it opens from disk, without a network."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from typing import Any
 from vitlens.io import atomic_path, finite_values
 from vitlens.widgets.base import STATIC, Widget
 
-_OURS = ("_", "layout", "tabbable", "tooltip")  # how ipywidgets' own traits begin
+_INTERNAL = ("_", "layout", "tabbable", "tooltip")  # prefixes of the traits of ipywidgets
 
 
 def write_page(widget: Widget, path: str | Path, *, title: str) -> None:
-    """Write a page that shows the widget as it is now.
+    """Write a page that shows the current state of the widget.
 
     Parameters
     ----------
@@ -45,7 +45,7 @@ def page(widget: Widget, *, title: str) -> str:
         ),
         allow_nan=False,
     )
-    content = content.replace("<", "\\u003c")  # neither </script> nor <!-- can stand in it
+    content = content.replace("<", "\\u003c")  # it may contain neither </script> nor <!--
     program = (STATIC / "page.js").read_text("utf-8")
     return f"""<!doctype html>
 <html lang="en">
@@ -71,11 +71,11 @@ body {{ margin: 1rem; font-family: system-ui, sans-serif }}
 
 
 def state(widget: Widget) -> tuple[dict[str, Any], dict[str, str]]:
-    """Return the traits the browser sees: plain values, and bytes in base64."""
+    """Return the traits that the browser receives: plain values, and bytes in base64."""
     values: dict[str, Any] = {}
     buffers: dict[str, str] = {}
     for name in sorted(widget.keys):
-        if name.startswith(_OURS):
+        if name.startswith(_INTERNAL):
             continue
         value = widget.get_state(name)[name]
         if isinstance(value, bytes | bytearray | memoryview):
@@ -86,7 +86,7 @@ def state(widget: Widget) -> tuple[dict[str, Any], dict[str, str]]:
 
 
 def answers(widget: Widget) -> dict[str, dict[str, Any]]:
-    """Return the answers a page knows without Python: by question, then by payload as JSON."""
+    """Return the answers that a page gives without Python, by request and by payload as JSON."""
     return {
         what: {
             json.dumps(payload, sort_keys=True, separators=(",", ":"), ensure_ascii=False): value
@@ -97,5 +97,5 @@ def answers(widget: Widget) -> dict[str, dict[str, Any]]:
 
 
 def _inside_element(code: str) -> str:
-    """Keep code from ending the element it stands in, or from opening a comment there."""
+    """Return code that neither ends its element nor opens a comment there."""
     return code.replace("</", "<\\/").replace("<!--", "<\\!--")

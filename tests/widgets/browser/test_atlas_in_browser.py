@@ -16,9 +16,9 @@ from tests.widgets.browser.hosts import Host
 from tests.widgets.tiny import tiny_atlas, tiny_lens, tiny_picture
 from vitlens.atlas.atlas import Atlas
 from vitlens.widgets import FeatureBrowser, FeatureCard, FeatureMap
-from vitlens.widgets.atlas_table import ATLAS_COLUMNS
+from vitlens.widgets.base import from_bytes
 from vitlens.widgets.browser import COLUMNS
-from vitlens.widgets.buffers import from_bytes
+from vitlens.widgets.columns import ATLAS_COLUMNS
 
 MARGIN = 14  # pixels around the map, in vitlens/widgets/js/src/map/view.js
 

@@ -8,11 +8,11 @@ from pathlib import Path
 from playwright.sync_api import Locator, Page, expect
 
 from tests.widgets.browser.hosts import Host
-from tests.widgets.test_curve_plot import make_curves
+from tests.widgets.test_curves import make_curves
 from vitlens.widgets import CurvePlot
 
 CELL = """
-from tests.widgets.test_curve_plot import make_curves
+from tests.widgets.test_curves import make_curves
 from vitlens.widgets import CurvePlot
 plot = CurvePlot(make_curves(), nodes_per_layer=6)
 plot

@@ -10,15 +10,15 @@ from typing import Any
 import pytest
 from playwright.sync_api import Locator, Page, expect
 
-from tests.tiny import tiny_image, tiny_lens
+from tests.builders import tiny_image, tiny_lens
 from tests.widgets.browser.hosts import Host
-from vitlens.circuits.graph import AttributionGraph
 from vitlens.circuits.circuit import Circuit
+from vitlens.circuits.graph import AttributionGraph
 from vitlens.widgets import CircuitDiagram
 
 CELLS = (
     """
-from tests.tiny import tiny_image, tiny_lens
+from tests.builders import tiny_image, tiny_lens
 from vitlens.widgets import CircuitDiagram
 lens = tiny_lens(1)
 diagram = CircuitDiagram.of(lens, tiny_image(1), at_most=12, nodes_per_layer=4)
@@ -28,7 +28,7 @@ diagram
 STEPS, MOST = 200, {"node_share": 0.5, "edge_share": 0.25}
 
 
-def candidates() -> AttributionGraph:
+def attribution() -> AttributionGraph:
     return tiny_lens(1).attribute(tiny_image(1), at_most=12)
 
 
@@ -75,7 +75,7 @@ def strongest(circuit: Circuit, key: tuple[int, int], *, after: bool) -> tuple[i
 
 
 def test_it_works_in_a_notebook(host: Host) -> None:
-    known = candidates()
+    known = attribution()
     page = host.drive(CELLS)
     expect(page.locator(".vl-node")).to_have_count(13)
     circuit = known.prune(4)
@@ -107,13 +107,13 @@ def test_it_works_in_a_notebook(host: Host) -> None:
     expect_circuit(page, known, known.prune(5))
     expect(node(page, known, first).locator(".vl-node-name")).to_have_text("left ear")
     expect(node(page, known, second)).to_have_attribute("aria-pressed", "true")
-    assert host.ask("diagram.circuit == diagram.candidates.prune(5, labels=diagram.labels)")
+    assert host.ask("diagram.circuit == diagram.graph.prune(5, labels=diagram.labels)")
     host.dark()
     expect(page.locator(".vl-root")).to_have_class("vl-root vl-circuit-diagram vl-dark")
 
 
 def test_the_keyboard_walks_and_marks(host: Host) -> None:
-    known = candidates()
+    known = attribution()
     page = host.drive(CELLS)
     circuit = known.prune(4)
     start = next(n.key for n in circuit.nodes if n.feature >= 0)
@@ -149,7 +149,7 @@ def test_the_keyboard_walks_and_marks(host: Host) -> None:
 
 
 def test_groups(lab: Host) -> None:
-    known = candidates()
+    known = attribution()
     page = lab.drive(CELLS)
     circuit = known.prune(4)
     one, two = [n.key for n in circuit.nodes if n.layer == 1][:2]
@@ -186,7 +186,7 @@ def test_groups(lab: Host) -> None:
 
 
 def test_a_live_ablation(host: Host) -> None:
-    known = candidates()
+    known = attribution()
     page = host.drive(CELLS)
     panel = page.locator(".vl-ablation")
     keys = [n.key for n in known.prune(4).nodes if n.feature >= 0 and n.layer == 2]
@@ -222,10 +222,10 @@ def test_a_live_ablation(host: Host) -> None:
 
 
 def test_an_error_in_python_is_told_in_words(lab: Host) -> None:
-    known = candidates()
+    known = attribution()
     page = lab.drive(CELLS)
     lab.run(
-        "import vitlens.widgets.ablation as a\ndef fail(*_): raise RuntimeError('out of luck')\n"
+        "import vitlens.widgets.diagram as a\ndef fail(*_): raise RuntimeError('out of luck')\n"
         "a._outcome = fail"
     )
     node(page, known, known.prune(4).nodes[0].key).focus()
@@ -286,7 +286,7 @@ def test_a_page_prunes_as_python_does(static_page: Callable[[Path], Page], tmp_p
 
 
 def test_a_page_needs_no_python(static_page: Callable[[Path], Page], tmp_path: Path) -> None:
-    known = candidates()
+    known = attribution()
     diagram = CircuitDiagram.of(tiny_lens(1), tiny_image(1), at_most=12, nodes_per_layer=3)
     key = diagram.circuit.nodes[0].key
     diagram.labels, diagram.selected = {key: "<b>fur</b>"}, key
@@ -295,7 +295,7 @@ def test_a_page_needs_no_python(static_page: Callable[[Path], Page], tmp_path: P
     expect(node(page, known, key).locator(".vl-node-name")).to_have_text("<b>fur</b>")
     other = node(page, known, diagram.circuit.nodes[1].key)
     other.hover()
-    expect(page.locator(".vl-side-words")).to_contain_text("of its layer")
+    expect(page.locator(".vl-side-text")).to_contain_text("of its layer")
     other.click(modifiers=["ControlOrMeta"])
     expect(other).to_contain_class("vl-pinned")
     slide(page, "nodes_per_layer", 1)
@@ -308,7 +308,7 @@ def test_a_page_needs_no_python(static_page: Callable[[Path], Page], tmp_path: P
 def test_a_drag_ends_when_the_button_is_let_go_outside(
     static_page: Callable[[Path], Page], tmp_path: Path
 ) -> None:
-    CircuitDiagram(candidates(), nodes_per_layer=4).to_html(tmp_path / "circuit.html")
+    CircuitDiagram(attribution(), nodes_per_layer=4).to_html(tmp_path / "circuit.html")
     page = static_page(tmp_path / "circuit.html")
     page.locator(".vl-node-target").wait_for()
     stage = page.locator(".vl-stage").bounding_box()
@@ -327,18 +327,18 @@ def test_a_drag_ends_when_the_button_is_let_go_outside(
 def test_a_target_of_zero_has_no_shares(
     static_page: Callable[[Path], Page], tmp_path: Path
 ) -> None:
-    known = candidates()
+    known = attribution()
     edge = known.prune(4).edges[0]
     measured = {(edge.source, edge.target): (0.5, 0.25)}
     diagram = CircuitDiagram(known, nodes_per_layer=4, measured=measured, selected=edge.source)
-    diagram.graph = {**diagram.graph, "target": {**diagram.graph["target"], "value": 0.0}}
+    diagram.graph_info = {**diagram.graph, "target": {**diagram.graph_info["target"], "value": 0.0}}
     diagram.to_html(tmp_path / "circuit.html")
     page = static_page(tmp_path / "circuit.html")
     expect(page.locator(".vl-side-measured td[title]")).to_have_text(["–", "–"])
 
 
 def test_what_was_measured_is_shown(static_page: Callable[[Path], Page], tmp_path: Path) -> None:
-    lens, known = tiny_lens(1), candidates()
+    lens, known = tiny_lens(1), attribution()
     circuit = known.prune(4)
     checked = lens.verify(circuit, tiny_image(1), control=False).by_edge()
     diagram = CircuitDiagram(known, nodes_per_layer=4, measured=checked)

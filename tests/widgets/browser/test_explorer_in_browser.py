@@ -32,7 +32,7 @@ lens.attribute = slow
 """
 SLOW_ABLATION = """
 import threading
-import vitlens.widgets.ablation as ablation
+import vitlens.widgets.diagram as ablation
 real, go, before, asked = ablation._outcome, threading.Event(), explorer.ablations, []
 ablation._outcome = lambda *given: go.wait(20) and real(*given)
 explorer._answer_cancel = lambda *_: asked.append("cancel")
@@ -40,7 +40,7 @@ explorer._answer_cancel = lambda *_: asked.append("cancel")
 
 
 def node(page: Page, explorer: Explorer, key: tuple[int, int]) -> Locator:
-    return page.locator(f'.vl-node[data-key="{explorer.candidates.keys.index(key)}"]')
+    return page.locator(f'.vl-node[data-key="{explorer.graph.keys.index(key)}"]')
 
 
 def prediction(explorer: Explorer) -> str:
@@ -117,18 +117,20 @@ def test_images_and_targets(jupyter_host: Host, tmp_path: Path, twin: Explorer) 
     page = jupyter_host.drive(CELLS)
     expect(page.locator(".vl-node").first).to_be_visible()
     page.get_by_role("radio").nth(1).click()
-    jupyter_host.wait("explorer.image_choice == 1 and explorer.graph and not explorer.progress")
+    jupyter_host.wait(
+        "explorer.image_choice == 1 and explorer.graph_info and not explorer.progress"
+    )
     expect(page.get_by_role("radio").nth(1)).to_have_attribute("aria-checked", "true")
     apart(lambda: twin.set_trait("image_choice", 1))
     expect(page.locator(".vl-x-prediction")).to_contain_text(prediction(twin))
 
     page.get_by_label("Explain").select_option("2")
-    jupyter_host.wait("explorer.explained['name'] == 'fruit' and explorer.graph")
+    jupyter_host.wait("explorer.explained['name'] == 'fruit' and explorer.graph_info")
     expect(page.locator(".vl-node[data-key=target]")).to_contain_text("fruit")
 
     picture(5).save(tmp_path / "mine.png")
     page.locator("input[type=file]").set_input_files(tmp_path / "mine.png")
-    jupyter_host.wait("explorer.image_name == 'mine.png' and explorer.graph")
+    jupyter_host.wait("explorer.image_name == 'mine.png' and explorer.graph_info")
     expect(page.locator(".vl-x-name")).to_have_text("mine.png")
     (tmp_path / "no.png").write_text("no image")
     page.locator("input[type=file]").set_input_files(tmp_path / "no.png")
@@ -188,7 +190,7 @@ def test_cancel_while_it_computes(lab: Host) -> None:
     page.get_by_role("button", name="Cancel").first.click()
     expect(page.locator(".vl-progress")).to_be_hidden()
     expect(page.locator(".vl-x-waiting")).to_contain_text("no circuit yet")
-    lab.wait("explorer.progress == {} and explorer.graph == {}")
+    lab.wait("explorer.progress == {} and explorer.graph_info == {}")
     lab.run("lens.attribute = quick")
     page.get_by_role("button", name="Compute it").click()
     expect(page.locator(".vl-node").first).to_be_visible()

@@ -15,10 +15,10 @@ from playwright.sync_api import Page, expect
 from tests.widgets.browser.hosts import Host
 from tests.widgets.tiny import tiny_lens, tiny_picture
 from vitlens.widgets import FeatureBrowser, FeatureCard
+from vitlens.widgets.base import encode_strip, to_bytes
 from vitlens.widgets.browser import order
-from vitlens.widgets.buffers import encode_strip, to_bytes
+from vitlens.widgets.card import CardPart
 from vitlens.widgets.diagram import DiagramPart
-from vitlens.widgets.feature import CardPart
 from vitlens.widgets.scene import Scene
 
 CELLS = (
@@ -177,8 +177,8 @@ def test_without_a_kernel_a_card_says_what_the_diagram_knows(
 ) -> None:
     found = scene()
     both = _Both()
-    candidates = found.lens.attribute(tiny_picture(), at_most=64)
-    both.look_at(replace(found, candidates=candidates))
+    graph = found.lens.attribute(tiny_picture(), at_most=64)
+    both.show_scene(replace(found, graph=graph))
     both.selected = found.most_important(2)
     both.update_card()
     both.to_html(tmp_path / "card.html")
@@ -256,7 +256,7 @@ class _Top(FeatureCard, bundle="card"):
         pictures = [torch.randint(0, 255, (48, 48, 3), dtype=torch.uint8) for _ in range(n)]
         heats = torch.rand(n, *self.grid)
         items = [{"label": f"image {i}", "activation": float(heats[i].max())} for i in range(n)]
-        self.top_pictures = encode_strip(pictures)
+        self.top_strip = encode_strip(pictures)
         self.top_heats = to_bytes(heats, "float16")
         self.card = {**self.card, "top_images": {"available": True, "items": items}}
 
@@ -286,7 +286,7 @@ def test_a_hundred_thousand_features_stay_fluid(
     browser = FeatureBrowser(found.lens, found, layer=1, active_only=False)
     columns = rng.gamma(0.3, 1.0, (4, n)).astype(np.float32)
     browser.browser_table = to_bytes(columns)
-    browser.browser = {**browser.browser, "sizes": [60, n, 60]}
+    browser.browser = {**browser.browser, "n_features": n}
     browser.to_html(tmp_path / "browser.html")
     page = static_page(tmp_path / "browser.html")
     expect(page.locator(".vl-browser-grid")).to_have_attribute("aria-rowcount", str(n + 1))

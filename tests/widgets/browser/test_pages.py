@@ -9,9 +9,9 @@ from typing import Literal
 import pytest
 from playwright.sync_api import Page, expect
 
-from tests.tiny import tiny_image, tiny_lens
+from tests.builders import tiny_image, tiny_lens
 from tests.widgets import tiny
-from tests.widgets.test_curve_plot import make_curves
+from tests.widgets.test_curves import make_curves
 from vitlens.widgets import CircuitDiagram, CurvePlot, FeatureBrowser, FeatureCard, PatchHeatmap
 from vitlens.widgets.base import Widget
 
@@ -219,7 +219,7 @@ def test_many_tokens_before_the_patches_and_a_long_target(
     heatmap.to_html(tmp_path / "page.html")
     page = static_page(tmp_path / "page.html")
     page.set_viewport_size({"width": 270, "height": 900})
-    box = page.locator(".vl-heat-picture").bounding_box()
+    box = page.locator(".vl-heat-image").bounding_box()
     assert box is not None
     assert box["width"] == pytest.approx(box["height"], abs=1)
     assert not page.evaluate(OVERLAPPING, ".vl-legend-ends > span")

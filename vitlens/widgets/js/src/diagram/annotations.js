@@ -4,67 +4,67 @@
 import { same, save } from "../lib/model.js";
 
 /** @typedef {Map<string, unknown>} ByNode values by key, as JSON */
-/** @typedef {{ name: string, marks: { key: string, was: unknown, is: unknown }[], before: unknown, after: unknown }} Step of one trait */
-/** @typedef {{ read: (value: any) => [NodeKey, unknown][], write: (marks: [NodeKey, any][]) => unknown }} Form */
+/** @typedef {{ name: string, entries: { key: string, was: unknown, is: unknown }[], before: unknown, after: unknown }} Step of one trait */
+/** @typedef {{ read: (value: any) => [NodeKey, unknown][], write: (entries: [NodeKey, any][]) => unknown }} Form */
 
 const LONGEST = 100;
 
-/** Traits as one value a node, and back. @type {Record<string, Form>} */
+/** Traits as one value per node, and back. @type {Record<string, Form>} */
 const FORMS = {
   pinned: {
     read: (keys) => keys.map((/** @type {NodeKey} */ key) => [key, true]),
-    write: (marks) => marks.map(([key]) => key),
+    write: (entries) => entries.map(([key]) => key),
   },
   labels: {
     read: (labels) => labels.map((/** @type {[number, number, string]} */ [l, f, text]) => [[l, f], text]),
-    write: (marks) => marks.map(([key, text]) => [...key, text]),
+    write: (entries) => entries.map(([key, text]) => [...key, text]),
   },
   groups: {
     read: (groups) =>
       groups.flatMap((/** @type {[string, NodeKey[]]} */ [name, keys]) => keys.map((key) => [key, name])),
-    write: (marks) => {
-      const names = [...new Set(marks.map(([, name]) => name))];
-      return names.map((name) => [name, marks.filter(([, other]) => other === name).map(([key]) => key)]);
+    write: (entries) => {
+      const names = [...new Set(entries.map(([, name]) => name))];
+      return names.map((name) => [name, entries.filter(([, other]) => other === name).map(([key]) => key)]);
     },
   },
 };
 
 /** @param {string} name of the trait @param {any} value @returns {ByNode} */
 const byNode = (name, value) =>
-  new Map(FORMS[name].read(value ?? []).map(([key, mark]) => [JSON.stringify(key), mark]));
+  new Map(FORMS[name].read(value ?? []).map(([key, entry]) => [JSON.stringify(key), entry]));
 
 /** @param {Model} model */
-export function createMarks(model) {
+export function createAnnotations(model) {
   /** @type {Step[]} */
   let past = [];
 
   /** @param {string} name of the trait @param {unknown} value */
   function change(name, value) {
     const [before, after] = [byNode(name, model.get(name)), byNode(name, value)];
-    const marks = [...new Set([...before.keys(), ...after.keys()])]
+    const entries = [...new Set([...before.keys(), ...after.keys()])]
       .map((key) => ({ key, was: before.get(key), is: after.get(key) }))
       .filter(({ was, is }) => was !== is);
-    if (!marks.length) return;
-    past.push({ name, marks, before: model.get(name) ?? [], after: value });
+    if (!entries.length) return;
+    past.push({ name, entries, before: model.get(name) ?? [], after: value });
     if (past.length > LONGEST) past.shift();
     save(model, { [name]: value });
   }
 
-  /** Takes a step back, but for marks that somebody changed since; says whether any was left.
+  /** Reverts a step, except entries that were changed since; returns whether any entry was left.
    * @param {Step} step
    */
-  function takeBack({ name, marks, before, after }) {
+  function revert({ name, entries, before, after }) {
     if (same(model.get(name), after)) {
       save(model, { [name]: before });
       return true;
     }
     const now = byNode(name, model.get(name));
-    const own = marks.filter(({ key, is }) => now.get(key) === is);
+    const own = entries.filter(({ key, is }) => now.get(key) === is);
     for (const { key, was } of own) {
       if (was === undefined) now.delete(key);
       else now.set(key, was);
     }
-    if (own.length) save(model, { [name]: FORMS[name].write([...now].map(([key, mark]) => [JSON.parse(key), mark])) });
+    if (own.length) save(model, { [name]: FORMS[name].write([...now].map(([key, entry]) => [JSON.parse(key), entry])) });
     return own.length > 0;
   }
 
@@ -83,7 +83,7 @@ export function createMarks(model) {
     pinned,
     groups,
     labels,
-    /** Pins nodes, or lets go of them when all are pinned; says which.
+    /** Pins nodes, or unpins them when all are pinned; returns whether they are pinned now.
      * @param {NodeKey[]} keys
      */
     togglePins(keys) {
@@ -92,7 +92,7 @@ export function createMarks(model) {
       change("pinned", all ? rest : [...rest, ...keys]);
       return !all;
     },
-    /** Puts nodes into a supernode; a name that is taken gets them too.
+    /** Puts nodes into a supernode; an existing group of that name is extended.
      * @param {string} name @param {NodeKey[]} keys
      */
     group(name, keys) {
@@ -113,16 +113,16 @@ export function createMarks(model) {
       const renamed = /** @type {[string, NodeKey[]]} */ ([to, [...(known?.[1] ?? []), ...members]]);
       change("groups", [...rest.filter((group) => group !== known), renamed]);
     },
-    /** An empty name takes the label away. @param {NodeKey} key @param {string} name */
+    /** An empty name removes the label. @param {NodeKey} key @param {string} name */
     rename(key, name) {
       const rest = labels().filter(([layer, feature]) => !same([layer, feature], key));
       change("labels", name ? [...rest, [...key, name]] : rest);
     },
     canUndo: () => past.length > 0,
-    /** Takes back the last step of which something is left; says whether there was one. */
+    /** Reverts the last step that still has an effect; returns whether there was one. */
     undo() {
       for (let step = past.pop(); step; step = past.pop()) {
-        if (takeBack(step)) return true;
+        if (revert(step)) return true;
       }
       return false;
     },

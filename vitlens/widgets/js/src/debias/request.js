@@ -1,11 +1,11 @@
-// Wishes: which features are taken out, and going through the history.
+// Requests: the features that are removed, and moves in the history.
 
 /** @import { Model, NodeKey } from "../lib/types" */
 import { ask } from "../lib/ask.js";
 import { counted } from "../lib/dom.js";
 import { same } from "../lib/model.js";
-import { tell } from "../lib/notice.js";
-import { wishFor } from "../lib/wish.js";
+import { showError } from "../lib/notice.js";
+import { requestTrait } from "../lib/request.js";
 
 /** @param {Model} model @returns {NodeKey[]} */
 export const chosen = (model) => model.get("chosen") ?? [];
@@ -13,31 +13,31 @@ export const chosen = (model) => model.get("chosen") ?? [];
 /** @param {NodeKey[]} list @param {NodeKey | null} node */
 export const has = (list, node) => list.some((key) => same(key, node));
 
-/** Sets what is taken out; Python answers by way of `report`.
+/** Sets the features that are removed; Python answers with `report`.
  * @param {Model} model @param {NodeKey[]} wanted
  */
-export function wish(model, wanted) {
-  wishFor(model, "chosen", wanted, () => model.get("report")?.chosen ?? []);
+export function request(model, wanted) {
+  requestTrait(model, "chosen", wanted, () => model.get("report")?.chosen ?? []);
 }
 
 /** @param {Model} model @param {NodeKey} node */
 export function toggle(model, node) {
   const others = chosen(model).filter((key) => !same(key, node));
-  wish(model, others.length < chosen(model).length ? others : [...others, node]);
+  request(model, others.length < chosen(model).length ? others : [...others, node]);
 }
 
-/** Goes to a place of the history.
- * @param {Model} model @param {number} place
+/** Restores a choice of the history.
+ * @param {Model} model @param {number} index
  */
-export function goTo(model, place) {
-  ask(model, "go_to", { place }).catch((error) => tell(model, error));
+export function goTo(model, index) {
+  ask(model, "go_to", { index }).catch((error) => showError(model, error));
 }
 
-/** Undo or redo; Python counts from where it is by then, as keys may come fast.
+/** Undo or redo, relative to the current choice in Python, as keys may be pressed quickly.
  * @param {Model} model @param {"undo" | "redo"} what
  */
 export function step(model, what) {
-  ask(model, what).catch((error) => tell(model, error));
+  ask(model, what).catch((error) => showError(model, error));
 }
 
 /** @param {NodeKey} key @returns {string} layer and feature */
@@ -49,14 +49,14 @@ export const idOf = ([layer, feature]) => `${layer}/${feature}`;
 export const labelOf = (model, key) =>
   (model.get("labels") ?? []).find((/** @type {any[]} */ [l, f]) => same([l, f], key))?.[2] ?? "";
 
-/** What a tick does, and what is done.
+/** The verb of a tick, and its participle.
  * @param {Model} model
  */
 export const verb = (model) =>
   model.get("debias")?.project ? { now: "project out", done: "projected out" } : { now: "ablate", done: "ablated" };
 
-/** @param {string} words */
-export const capital = (words) => words[0].toUpperCase() + words.slice(1);
+/** @param {string} text */
+export const capital = (text) => text[0].toUpperCase() + text.slice(1);
 
 /** @param {number} n */
 export const features = (n) => counted(n, "feature");

@@ -1,8 +1,8 @@
-"""All features of all layers as points in a cell: coloured, filtered, chosen with a lasso."""
+"""All features of all layers as points in a cell, to colour, filter and choose with a lasso."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,21 +12,12 @@ from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor
 
-from vitlens.attribution.logit_lens import check_node
 from vitlens.errors import FeatureError
 from vitlens.lens import Lens
-from vitlens.widgets.atlas_table import (
-    MAP_COLUMNS,
-    chance_of,
-    columns_of,
-    kinds_of,
-    scores_of,
-)
-from vitlens.widgets.base import Widget
-from vitlens.widgets.buffers import to_bytes
-from vitlens.widgets.part import ScenePart
-from vitlens.widgets.scene import Scene
-from vitlens.widgets.traits import FeatureId, NodeList
+from vitlens.saes.base import FeatureId
+from vitlens.widgets.base import NodeList, Widget, to_bytes
+from vitlens.widgets.columns import MAP_COLUMNS, chance_of, columns_of, kinds_of, scores_of
+from vitlens.widgets.scene import Scene, ScenePart
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -35,7 +26,7 @@ if TYPE_CHECKING:
 
 
 class MapPart(ScenePart):
-    """The traits behind a map of all features; see `FeatureMap`."""
+    """The traits of a map of all features; see `FeatureMap`."""
 
     map = t.Dict().tag(sync=True)
     map_points = t.Bytes(b"").tag(sync=True)
@@ -47,13 +38,13 @@ class MapPart(ScenePart):
 
     _mapped: Atlas | None = None
 
-    def look_at(self, scene: Scene) -> None:
+    def show_scene(self, scene: Scene) -> None:
         """Show another scene; the map is the same for all scenes of a lens."""
-        super().look_at(scene)
+        super().show_scene(scene)
         if self.atlas is not None and self.atlas.layout is not None:
             self._show_map(self.atlas, self.atlas.layout)
 
-    def look_without_image(self, lens: Lens) -> None:
+    def show_atlas(self, lens: Lens) -> None:
         """Show the map of the lens's atlas.
 
         Raises
@@ -61,8 +52,8 @@ class MapPart(ScenePart):
         FeatureError
             When the lens has no atlas, or the atlas no layout.
         """
-        super().look_without_image(lens)
-        assert self.atlas is not None  # or it had raised
+        super().show_atlas(lens)
+        assert self.atlas is not None  # the call above raises without one
         if self.atlas.layout is None:
             raise FeatureError("This atlas has no map: build it with layout=True.")
         self._show_map(self.atlas, self.atlas.layout)
@@ -73,10 +64,11 @@ class MapPart(ScenePart):
 
         atlas = self._mapped
         if atlas is None or atlas.layout is None:
-            raise FeatureError("There is no map to draw.")
-        layers = self.map_layers or tuple(range(len(atlas.sizes)))
-        nodes = [(layer, feature) for layer in layers for feature in range(atlas.sizes[layer])]
-        parts = atlas.layout.split(list(atlas.sizes))
+            raise FeatureError("There is no map yet.")
+        layers = self.map_layers or self.layers
+        sizes = dict(zip(self.layers, atlas.sizes, strict=True))
+        nodes = [(layer, feature) for layer in layers for feature in range(sizes[layer])]
+        parts = dict(zip(self.layers, atlas.layout.split(list(atlas.sizes)), strict=True))
         chosen = set(self.chosen)
         return map_figure(
             torch.cat([parts[layer] for layer in layers]).numpy(),
@@ -93,24 +85,25 @@ class MapPart(ScenePart):
         from vitlens.atlas.scores import KINDS
 
         self._mapped = atlas
-        layers = range(len(atlas.sizes))
+        layers = self.layers
         scores, unreadable = zip(*(scores_of(atlas, layer) for layer in layers), strict=True)
         columns = [columns_of(one, MAP_COLUMNS) for one in scores]
         kinds = [kind for one in scores for kind in kinds_of(one)]
         names = sorted(set(kinds) - {"none"})
-        places = {name: place for place, name in enumerate(("none", *names))}
+        codes = {name: code for code, name in enumerate(("none", *names))}
         with self.hold_sync():
             self.map_points = to_bytes(layout)
             self.map_columns = to_bytes(
                 np.stack([np.concatenate([c[name] for c in columns]) for name in MAP_COLUMNS]),
                 "float16",
             )
-            self.map_kinds = to_bytes([places[kind] for kind in kinds], "uint8")
+            self.map_kinds = to_bytes([codes[kind] for kind in kinds], "uint8")
             self.map = {
+                "layers": list(layers),
                 "sizes": list(atlas.sizes),
                 "columns": list(MAP_COLUMNS),
                 "chance": [chance_of(one, MAP_COLUMNS) for one in scores],
-                "kinds": list(places),
+                "kinds": list(codes),
                 "behind": {kind: score for kind, (score, *_) in KINDS.items()},
                 "n_images": atlas.n_images,
                 "unreadable": [why for why in unreadable if why],
@@ -118,14 +111,14 @@ class MapPart(ScenePart):
 
     @t.validate("map_layers")
     def _layers_exist(self, proposal: Any) -> tuple[int, ...]:
-        n = None if self._owner is None else len(self._owner.saes)
+        known = None if self._lens is None else self._lens.layers
         for layer in proposal.value:
             whole = isinstance(layer, int) and not isinstance(layer, bool)
-            if not whole or layer < 0 or (n is not None and layer >= n):
+            if not whole or layer < 0 or (known is not None and layer not in known):
+                choices = "" if known is None else f" among {', '.join(map(str, known))}"
                 raise t.TraitError(
-                    f"{type(self).__name__}.map_layers are numbers of layers"
-                    + ("" if n is None else f", 0 to {n - 1}")
-                    + f"; there is no {layer!r}."
+                    f"{type(self).__name__}.map_layers is a list of layers{choices}; there is no "
+                    f"{layer!r}."
                 )
         return tuple(sorted(set(proposal.value)))
 
@@ -134,29 +127,33 @@ class MapPart(ScenePart):
         nodes: tuple[FeatureId, ...] = proposal.value
         for node in nodes:
             if node[1] < 0:
-                raise t.TraitError(f"{type(self).__name__}.chosen: {node} is no feature.")
-            if self._owner is not None:
+                raise t.TraitError(f"{type(self).__name__}.chosen: {node} is not a feature.")
+            if self._lens is not None:
                 try:
-                    check_node(self._owner.saes, *node)
+                    self._lens.replacement.check_node(*node)
                 except FeatureError as error:
                     raise t.TraitError(f"{type(self).__name__}.chosen: {error}") from error
         return nodes
 
 
 class FeatureMap(MapPart, Widget, bundle="map"):
-    """All features of all layers as points; those with similar decoder rows lie together.
+    """All features of all layers as points; features with similar decoder rows are close.
 
-    The map is the atlas's `layout` (t-SNE of the decoder rows): near points are similar, but
-    distances between groups mean little, and how dense a group is, nothing.
+    The map is the atlas's `layout` (t-SNE of the decoder rows): close points are similar, but
+    distances between clusters mean little, and the density of a cluster means nothing.
 
     Parameters
     ----------
     lens
         A lens with an atlas.
     selected
-        The feature to begin with, (layer, feature).
-    traits
-        First values of other traits.
+        The first selected feature, (layer, feature).
+    labels
+        Names of nodes; they take precedence over those of the atlas, and are not saved.
+    colour_by, map_layers, chosen
+        First values of the attributes.
+    author
+        Author of the names that are saved; by default the name of the user account.
 
     Attributes
     ----------
@@ -169,9 +166,9 @@ class FeatureMap(MapPart, Widget, bundle="map"):
         "trust", "position", "orientation", "curvature", "direction", "hue", "texture",
         "selectivity", "class_information", "monosemanticity".
     map_layers
-        The layers shown; () shows all.
+        The layers that are shown; () shows all.
     labels
-        Names people gave to features, {(layer, feature): text}; written to the atlas.
+        Names that people gave to features, {(layer, feature): text}; saved to the atlas.
 
     Raises
     ------
@@ -184,15 +181,27 @@ class FeatureMap(MapPart, Widget, bundle="map"):
     --------
     >>> features = FeatureMap(lens, colour_by="orientation")
     >>> link((features, "selected"), (card, "selected"))
-    >>> features.chosen  # what the lasso holds
+    >>> features.chosen  # the features inside the lasso
     """
 
-    def __init__(self, lens: Lens, *, selected: FeatureId | None = None, **traits: Any):
-        super().__init__(**traits)
-        self.look_without_image(lens)
+    def __init__(
+        self,
+        lens: Lens,
+        *,
+        selected: FeatureId | None = None,
+        labels: Mapping[FeatureId, str] | None = None,
+        colour_by: str = "layer",
+        map_layers: Iterable[int] = (),
+        chosen: Iterable[FeatureId] = (),
+        author: str | None = None,
+    ):
+        super().__init__(labels=dict(labels or {}), colour_by=colour_by)
+        if author is not None:
+            self.author = author
+        self.show_atlas(lens)
+        # These are checked against the lens.
         self.selected = selected
-        # Once more: now they are held against the lens.
-        self.map_layers, self.chosen = self.map_layers, self.chosen
+        self.map_layers, self.chosen = tuple(map_layers), tuple(chosen)
 
     def figure(self) -> Figure:
         """Return the map as a matplotlib figure."""
@@ -202,9 +211,10 @@ class FeatureMap(MapPart, Widget, bundle="map"):
 def _values(
     atlas: Atlas, name: str, layers: Sequence[int]
 ) -> list[str] | Float[NDArray[np.float32], " N"]:
-    """What the points of some layers are coloured by."""
+    """Return the values by which the points of these layers are coloured."""
     if name == "layer":
-        return np.repeat(np.array(layers, np.float32), [atlas.sizes[layer] for layer in layers])
+        counts = [len(scores_of(atlas, layer)[0]) for layer in layers]
+        return np.repeat(np.array(layers, np.float32), counts)
     scores = [scores_of(atlas, layer)[0] for layer in layers]
     if name == "kind":
         return [kind for one in scores for kind in kinds_of(one)]

@@ -1,7 +1,7 @@
-// What is said of a point.
+// The description of a point.
 
 /** @import { Data } from "./data.js" */
-import { headOf } from "../browser/columns.js";
+import { headerOf } from "../browser/columns.js";
 import { fixed, percent } from "../lib/dom.js";
 import { keyOf } from "./data.js";
 
@@ -13,18 +13,18 @@ export function describe(data, point, label, by) {
   const kind = data.kindNames[data.kinds[point]];
   const parts = [`${layer}/${feature}${label ? ` ${label}` : ""}`];
   const column = by === "kind" ? data.behind[kind] : by;
-  if (by === "kind" && headOf(column) !== kind) {
-    const known = Object.keys(data.chance[layer] ?? {}).length > 0;
+  if (by === "kind" && headerOf(column) !== kind) {
+    const known = Object.keys(data.chance[data.layers[point]] ?? {}).length > 0;
     parts.push(kind !== "none" ? kind : known ? "no score above chance" : "not measured");
   }
   const value = data.columns.get(column)?.[point];
-  if (value !== undefined) parts.push(figure(column, value, data.chance[layer]?.[column]));
+  if (value !== undefined) parts.push(figure(column, value, data.chance[data.layers[point]]?.[column]));
   return parts.join("\n");
 }
 
 /** @param {string} column @param {number} value @param {number | undefined} chance */
 function figure(column, value, chance) {
-  if (Number.isNaN(value)) return `${headOf(column)}: not measured`;
-  const said = column === "frequency" ? `${percent(value)} of tokens` : `${headOf(column)} ${fixed(value)}`;
-  return chance === undefined ? said : `${said}, chance ${fixed(chance)}`;
+  if (Number.isNaN(value)) return `${headerOf(column)}: not measured`;
+  const text = column === "frequency" ? `${percent(value)} of tokens` : `${headerOf(column)} ${fixed(value)}`;
+  return chance === undefined ? text : `${text}, chance ${fixed(chance)}`;
 }

@@ -12,8 +12,8 @@ import pytest
 
 import vitlens
 from vitlens.plots.heatmap import colours
+from vitlens.widgets.base import to_bytes
 from vitlens.widgets.browser import plain
-from vitlens.widgets.buffers import to_bytes
 
 SOURCES = Path(vitlens.__file__).parent / "widgets" / "js" / "src"
 
@@ -63,9 +63,10 @@ def test_colours_are_those_of_the_figures() -> None:
     heat = [-1.0, -0.5, -0.1, 0.0, 0.1, 0.5, 1.0]
     found = node(
         """
-        import { place, table } from "SRC/lib/scale.js";
+        import { offsetOf, table } from "SRC/lib/scale.js";
         const colours = table("heat");
-        console.log(JSON.stringify(heat.map((x) => [...colours.subarray(place(x), place(x) + 4)])));
+        const colour = (x) => [...colours.subarray(offsetOf(x), offsetOf(x) + 4)];
+        console.log(JSON.stringify(heat.map(colour)));
         """,
         heat=heat,
     )
@@ -122,11 +123,11 @@ def test_the_walk_over_patches_and_prefix_tokens() -> None:
 def test_undo_takes_back_only_its_own_step() -> None:
     found = node(
         """
-        import { createMarks } from "SRC/diagram/marks.js";
+        import { createAnnotations } from "SRC/diagram/annotations.js";
         const traits = { labels: [], pinned: [], groups: [] };
         const set = (name, value) => { traits[name] = value; };
         const model = { get: (name) => traits[name], set, save_changes() {} };
-        const [marks, other] = [createMarks(model), createMarks(model)];
+        const [marks, other] = [createAnnotations(model), createAnnotations(model)];
         const seen = [];
         const undo = () => seen.push([marks.undo(), structuredClone(traits)]);
 
@@ -175,10 +176,10 @@ def test_undo_takes_back_only_its_own_step() -> None:
 def test_undo_keeps_the_order_of_groups_and_members() -> None:
     found = node(
         """
-        import { createMarks } from "SRC/diagram/marks.js";
+        import { createAnnotations } from "SRC/diagram/annotations.js";
         const traits = { groups: [["ears", [[0, 1], [0, 2]]], ["eyes", [[1, 1]]]] };
         const set = (name, value) => { traits[name] = value; };
-        const marks = createMarks({ get: (name) => traits[name], set, save_changes() {} });
+        const marks = createAnnotations({ get: (name) => traits[name], set, save_changes() {} });
         const before = structuredClone(traits.groups);
         marks.renameGroup("ears", "left ear");
         marks.undo();
@@ -213,10 +214,10 @@ def test_numbers_of_tables_are_plain() -> None:
 def test_a_point_of_the_map_tells_the_score_behind_its_kind() -> None:
     found = node(
         """
-        import { describe } from "SRC/map/words.js";
+        import { describe } from "SRC/map/text.js";
         const columns = { curvature: [0.4], direction: [0.62] };
         const data = {
-          layers: [0], starts: [0], kinds: [1], kindNames: ["none", "curve"],
+          layerNumbers: [0], layers: [0], starts: [0], kinds: [1], kindNames: ["none", "curve"],
           behind: { curve: "direction" }, chance: [{ curvature: 0.9, direction: 0.21 }],
           columns: new Map(Object.entries(columns)),
         };
@@ -234,12 +235,12 @@ def test_numbers_that_round_to_nothing_have_no_sign() -> None:
     found = node(
         """
         import { counted, decimals } from "SRC/lib/dom.js";
-        import { points } from "SRC/debias/wish.js";
-        import { shareWords } from "SRC/diagram/data.js";
+        import { points } from "SRC/debias/request.js";
+        import { shareText } from "SRC/diagram/data.js";
         console.log(JSON.stringify([
           [-0.0004, -0.0006, 0.25, -0].map((x) => decimals(x, 3)), decimals(NaN, 3),
           [-0.0004, 0.0004, 0, -0.05].map(points),
-          [-0.0002, 0.0002, -0.05, 0].map(shareWords),
+          [-0.0002, 0.0002, -0.05, 0].map(shareText),
           [0, 1, 16950].map((n) => counted(n, "edge")),
         ]));
         """
@@ -256,8 +257,8 @@ def test_numbers_that_round_to_nothing_have_no_sign() -> None:
 def test_a_name_written_from_the_right_leaves_the_words_around_it_in_place() -> None:
     found = node(
         """
-        import { apart } from "SRC/lib/dom.js";
-        console.log(JSON.stringify(["bird", "\u0633\u064a\u0627\u0631\u0629"].map(apart)));
+        import { isolated } from "SRC/lib/dom.js";
+        console.log(JSON.stringify(["bird", "\u0633\u064a\u0627\u0631\u0629"].map(isolated)));
         """
     )
     assert found == ["bird", "\u2068\u0633\u064a\u0627\u0631\u0629\u2069"]
@@ -275,24 +276,24 @@ def test_silence_is_not_called_the_lack_of_a_kernel() -> None:
         """
     )
     assert found == [
-        "Python does not answer: it is busy, or no kernel runs.",
+        "Python does not answer: it is busy, or no kernel is running.",
         "This needs a running kernel.",
     ]
 
 
 @pytest.mark.parametrize(
-    ("module", "trait", "figures", "wishes"),
+    ("module", "trait", "figures", "requests"),
     [
         ("ablation", "ablations", "outcome", [[[1, 2, None]], [[1, 2, None], [1, 3, 0.5]]]),
         ("debias", "chosen", "report", [[[1, 2]], [[1, 2], [1, 3]]]),
     ],
 )
-def test_a_wish_is_taken_back_only_where_no_kernel_runs(
-    module: str, trait: str, figures: str, wishes: list[list[object]]
+def test_a_request_is_reverted_only_without_a_kernel(
+    module: str, trait: str, figures: str, requests: list[list[object]]
 ) -> None:
     found = node(
         """
-        const { wish } = await import(`SRC/${module}/wish.js`);
+        const { request } = await import(`SRC/${module}/request.js`);
         const silences = [];
         globalThis.setTimeout = (end) => silences.push(end);
         globalThis.clearTimeout = () => {};
@@ -306,8 +307,8 @@ def test_a_wish_is_taken_back_only_where_no_kernel_runs(
         const note = (when, { traits }) => { seen[when] = [traits[trait], traits.notice]; };
 
         const busy = make(() => {});
-        wish(busy, wishes[0]);
-        wish(busy, wishes[1]);
+        request(busy, requests[0]);
+        request(busy, requests[1]);
         silences[0]();
         await turn();
         note("first silence", busy);
@@ -316,14 +317,14 @@ def test_a_wish_is_taken_back_only_where_no_kernel_runs(
         note("second silence", busy);
 
         const saved = make(() => { throw new Error("no comm"); });
-        wish(saved, wishes[0]);
+        request(saved, requests[0]);
         await turn();
         note("saved page", saved);
 
         const ends = [];
         const dying = make(() => new Promise((_, reject) => ends.push(reject)));
-        wish(dying, wishes[0]);
-        wish(dying, wishes[1]);
+        request(dying, requests[0]);
+        request(dying, requests[1]);
         ends[0]();
         await turn();
         note("first lost", dying);
@@ -335,14 +336,14 @@ def test_a_wish_is_taken_back_only_where_no_kernel_runs(
         module=module,
         trait=trait,
         figures=figures,
-        wishes=wishes,
+        requests=requests,
     )
-    silence = "Python does not answer: it is busy, or no kernel runs."
+    silence = "Python does not answer: it is busy, or no kernel is running."
     no_kernel = "This needs a running kernel."
     assert found == {
-        "first silence": [wishes[1], silence],
-        "second silence": [wishes[1], silence],
+        "first silence": [requests[1], silence],
+        "second silence": [requests[1], silence],
         "saved page": [[], no_kernel],
-        "first lost": [wishes[1], no_kernel],
+        "first lost": [requests[1], no_kernel],
         "second lost": [[], no_kernel],
     }

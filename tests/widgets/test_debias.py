@@ -22,7 +22,7 @@ from vitlens.debias.runs import LiveReports
 from vitlens.errors import CheckpointError, FeatureError, GroupError
 from vitlens.lens import Lens
 from vitlens.widgets import DebiasPanel
-from vitlens.widgets.buffers import decode_strip, from_bytes
+from vitlens.widgets.base import decode_strip, from_bytes
 
 SHORTCUT = ((1, WATER), (1, LAND))
 COUNTS = (20, 8, 6, 18)
@@ -170,7 +170,7 @@ def test_the_browser_wishes(panel: DebiasPanel) -> None:
     panel.send = lambda content, buffers=None: sent.append(content)  # type: ignore[method-assign]
     panel.set_state({"chosen": [[1, WATER]]})
     assert panel.report["chosen"] == [[1, WATER]]
-    panel._receive(None, {"vl": "ask", "id": 1, "what": "go_to", "payload": {"place": 0}}, [])
+    panel._receive(None, {"vl": "ask", "id": 1, "what": "go_to", "payload": {"index": 0}}, [])
     assert panel.chosen == ()
     panel._receive(None, {"vl": "ask", "id": 2, "what": "add", "payload": {"node": [0, 7]}}, [])
     assert panel.debias_cards[0]["node"] == [0, 7]
@@ -251,7 +251,7 @@ def test_cards_say_where_a_feature_is_active(
         for at, image in enumerate((order[0], order[len(order) // 2])):
             np.testing.assert_allclose(heats[group, at], traces[image], atol=4e-3, rtol=2e-3)
     count = 1 + max(i for c in panel.debias_cards for row in c["images"] for i in row)
-    strip = decode_strip(panel.debias_pictures, count)
+    strip = decode_strip(panel.debias_strip, count)
     image = card["images"][0][0]
     original = lens.pixels(groups.images[_index(panel, place, 0, 0)])
     assert strip[image] is not None

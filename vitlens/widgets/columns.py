@@ -1,4 +1,4 @@
-"""What an atlas knows of all features of a layer, as columns to sort, filter and colour by."""
+"""Columns of an atlas: values of all features of a layer, to sort, filter and colour by."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from vitlens.atlas.atlas import Atlas
     from vitlens.atlas.scores import Scores
 
-#: Columns of an atlas, by the names of its scores.
+#: Columns of an atlas, named after its scores.
 ATLAS_COLUMNS = (
     "frequency",
     "trust",
@@ -28,12 +28,12 @@ ATLAS_COLUMNS = (
     "class_information",
     "monosemanticity",
 )
-#: And those of a map, whose points tell the score that their kind was decided by.
+#: Columns of a map, with the scores that define the kinds of features.
 MAP_COLUMNS = (*ATLAS_COLUMNS, "direction", "texture")
 
 
 def scores_of(atlas: Atlas, layer: int) -> tuple[Scores, str]:
-    """Return a layer's scores and ""; or NaN for all, and why, where its file cannot be read."""
+    """Return a layer's scores and "", or NaN and the reason why its file cannot be read."""
     try:
         return atlas.scores(layer), ""
     except CheckpointError as error:
@@ -41,7 +41,8 @@ def scores_of(atlas: Atlas, layer: int) -> tuple[Scores, str]:
 
         from vitlens.atlas.scores import NAMES, Scores
 
-        missing = torch.full((atlas.sizes[layer],), torch.nan)
+        sizes = dict(zip(atlas.layers, atlas.sizes, strict=True))
+        missing = torch.full((sizes[layer],), torch.nan)
         return (
             Scores(layer, dict.fromkeys(NAMES, missing)),
             f"The atlas cannot be read for layer {layer}. {error}",
@@ -51,7 +52,7 @@ def scores_of(atlas: Atlas, layer: int) -> tuple[Scores, str]:
 def columns_of(
     scores: Scores, names: Sequence[str] = ATLAS_COLUMNS
 ) -> dict[str, Float[NDArray[np.float32], " F"]]:
-    """Return columns of a layer; NaN for what was not measured."""
+    """Return columns of a layer; NaN for values that were not measured."""
     missing = np.full(len(scores), np.nan, np.float32)
     return {
         name: scores[name].numpy().astype(np.float32) if name in scores.values else missing
@@ -62,20 +63,21 @@ def columns_of(
 def chance_of(scores: Scores, names: Sequence[str] = ATLAS_COLUMNS) -> dict[str, float]:
     """Return the chance level of each of these columns that has one."""
     chance = scores.chance
-    # Where no feature is live the level is infinite, which JSON does not know.
+    # Where no feature is live the level is infinite, which JSON cannot hold.
     return {name: chance[name] for name in names if math.isfinite(chance.get(name, np.inf))}
 
 
 def texts_of(atlas: Atlas, layer: int) -> list[str]:
-    """Return what a program would call each feature of a layer, "" for nothing."""
+    """Return the proposed names of each feature of a layer, "" for none."""
+    sizes = dict(zip(atlas.layers, atlas.sizes, strict=True))
     return [
         ", ".join(proposal.text for proposal in atlas.proposals(layer, feature))
-        for feature in range(atlas.sizes[layer])
+        for feature in range(sizes[layer])
     ]
 
 
 def most_trusted(atlas: Atlas, layer: int) -> tuple[int, int]:
-    """Return the feature of a layer whose pictures can be trusted most."""
+    """Return the feature of a layer with the highest trust."""
     scores, _ = scores_of(atlas, layer)
     return layer, int(np.nan_to_num(columns_of(scores)["trust"], nan=-1.0).argmax())
 
@@ -92,7 +94,7 @@ def kinds_of(scores: Scores) -> list[str]:
     ]
 
 
-def kind_words(atlas: Atlas, nodes: Sequence[tuple[int, int]]) -> list[str]:
+def kind_texts(atlas: Atlas, nodes: Sequence[tuple[int, int]]) -> list[str]:
     """Return each node's kind with its figures, such as "curve, direction 0.62, chance 0.21"."""
     read = {layer: scores_of(atlas, layer) for layer in {layer for layer, f in nodes if f >= 0}}
     return ["" if feature < 0 else _kind(*read[layer], feature) for layer, feature in nodes]
@@ -106,6 +108,6 @@ def _kind(scores: Scores, unreadable: str, feature: int) -> str:
     kind = scores.kind(feature)
     if kind.name == "none":
         return "no score above chance"
-    score, *_ = KINDS[kind.name]  # what the kind is named after; others only have to be there
+    score, *_ = KINDS[kind.name]  # the first score defines the kind; the others are conditions
     figures = f"{float(scores[score][feature]):.2f}, chance {scores.chance[score]:.2f}"
     return f"{kind.name}, {'' if score == kind.name else score + ' '}{figures}"

@@ -1,11 +1,12 @@
-"""Insertion and deletion curves in a cell, tied to the number of nodes a layer."""
+"""Insertion and deletion curves in a cell, with a marker at a number of nodes per layer."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, cast, get_args
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any, Literal, cast, get_args
 
 import numpy as np
-import traitlets
+import traitlets as t
 from jaxtyping import Float
 
 from vitlens.circuits.curves import Array, Axis, Band, Curves, Direction, Metric
@@ -18,15 +19,15 @@ if TYPE_CHECKING:
 _DIRECTIONS: tuple[Direction, ...] = get_args(Direction)
 
 
-class CurvesPart(traitlets.HasTraits):
-    """The traits behind a plot of curves; see `CurvePlot`."""
+class CurvesPart(t.HasTraits):
+    """The traits of a plot of curves; see `CurvePlot`."""
 
-    curves = traitlets.Dict().tag(sync=True)
-    curve_data = traitlets.Bytes(b"").tag(sync=True)
-    axis = traitlets.Enum(("log", "linear"), "log").tag(sync=True)
-    direction = traitlets.Enum((*_DIRECTIONS, "both"), "both").tag(sync=True)
-    hidden_methods = traitlets.List(traitlets.Unicode()).tag(sync=True)
-    nodes_per_layer = traitlets.Int(8, min=1).tag(sync=True)
+    curves = t.Dict().tag(sync=True)
+    curve_data = t.Bytes(b"").tag(sync=True)
+    axis = t.Enum(("log", "linear"), "log").tag(sync=True)
+    direction = t.Enum((*_DIRECTIONS, "both"), "both").tag(sync=True)
+    hidden_methods = t.List(t.Unicode()).tag(sync=True)
+    nodes_per_layer = t.Int(8, min=1).tag(sync=True)
 
     _measured: Curves | None = None
     _metric: Metric = "target"
@@ -37,26 +38,26 @@ class CurvesPart(traitlets.HasTraits):
         Parameters
         ----------
         curves
-            What `Lens.faithfulness` measured.
+            The result of `Lens.faithfulness`.
         metric
             "target", "logit", "probability" or "top1".
 
         Raises
         ------
-        FeatureError
+        OptionError
             When there is no such metric.
         """
-        described, data = ({}, b"") if curves is None else _packed(curves, metric)
+        payload, data = ({}, b"") if curves is None else _payload(curves, metric)
         self._measured, self._metric = curves, metric
         with self.hold_trait_notifications():
-            self.curve_data, self.curves = data, described
+            self.curve_data, self.curves = data, payload
 
-    @traitlets.validate("hidden_methods")
+    @t.validate("hidden_methods")
     def _known_methods(self, proposal: dict[str, Any]) -> list[str]:
         known = self.curves.get("methods")
         for name in proposal["value"]:
             if known is not None and name not in known:
-                raise traitlets.TraitError(
+                raise t.TraitError(
                     f"These curves have no method {name!r}, only {', '.join(known)}."
                     f"{near_matches(name, known)}"
                 )
@@ -73,43 +74,57 @@ class CurvesPart(traitlets.HasTraits):
         from vitlens.plots import curves_figure
 
         if self._measured is None:
-            raise FeatureError("There are no curves to draw yet.")
+            raise FeatureError("There are no curves yet.")
         axis = cast(Axis, self.axis)  # as the trait allows
         return curves_figure(self._measured, metric=self._metric, axis=axis)
 
 
 class CurvePlot(CurvesPart, Widget, bundle="curves"):
-    """Insertion and deletion curves, with a point that says where a circuit stands on them.
+    """Insertion and deletion curves, with a marker at the size of a circuit.
 
     Parameters
     ----------
     curves
-        What `Lens.faithfulness` measured.
+        The result of `Lens.faithfulness`.
     metric
         "target", "logit", "probability" or "top1".
-    traits
-        First values of the traits.
+    axis, direction, hidden_methods, nodes_per_layer
+        First values of the attributes.
 
     Attributes
     ----------
     nodes_per_layer
-        The point on the curves, as a number of nodes a layer; link it with a
-        `CircuitDiagram`'s to tie both.
+        The marker on the curves, as a number of nodes per layer; link it with that of a
+        `CircuitDiagram`.
     axis
-        "log" (a short linear piece holds 0) or "linear" in the share of features.
+        "log" (linear near 0) or "linear" in the share of features.
     direction
         "insertion", "deletion" or "both".
     hidden_methods
-        Methods that the legend has switched off.
+        Methods that are hidden with the legend.
 
     Raises
     ------
-    FeatureError
+    OptionError
         When there is no such metric.
     """
 
-    def __init__(self, curves: Curves, *, metric: Metric = "target", **traits: Any):
-        super().__init__(**traits)
+    def __init__(
+        self,
+        curves: Curves,
+        *,
+        metric: Metric = "target",
+        axis: Axis = "log",
+        direction: Direction | Literal["both"] = "both",
+        hidden_methods: Iterable[str] = (),
+        nodes_per_layer: int = 8,
+    ):
+        super().__init__(
+            axis=axis,
+            direction=direction,
+            hidden_methods=list(hidden_methods),
+            nodes_per_layer=nodes_per_layer,
+        )
         self.show_curves(curves, metric=metric)
 
     def figure(self) -> Figure:
@@ -117,8 +132,8 @@ class CurvePlot(CurvesPart, Widget, bundle="curves"):
         return self.curves_figure()
 
 
-def _packed(curves: Curves, metric: Metric) -> tuple[dict[str, Any], bytes]:
-    """Return what the view is told of curves, and the numbers it draws.
+def _payload(curves: Curves, metric: Metric) -> tuple[dict[str, Any], bytes]:
+    """Return the description of the curves, and the numbers that the view draws.
 
     The numbers are float32 [direction, method, (mean, low, high), q]; low and high are NaN where
     there is no interval.
@@ -131,7 +146,7 @@ def _packed(curves: Curves, metric: Metric) -> tuple[dict[str, Any], bytes]:
         ],
         dtype=np.float32,
     )
-    described = {
+    payload = {
         "methods": list(curves.methods),
         "directions": list(_DIRECTIONS),
         "q": list(curves.q),
@@ -144,13 +159,13 @@ def _packed(curves: Curves, metric: Metric) -> tuple[dict[str, Any], bytes]:
         "errors": curves.error_nodes,
         "areas": {axis: _areas(curves, metric, axis) for axis in get_args(Axis)},
     }
-    return described, bands.tobytes()
+    return payload, bands.tobytes()
 
 
 def _band(
     curves: Curves, direction: Direction, method: str, metric: Metric, is_share: bool
 ) -> Float[Array, "3 q"]:
-    """Return a curve with its interval; as measured where shares would mean nothing."""
+    """Return a curve with its interval; without one where shares are undefined."""
     if is_share:
         return np.stack(curves.band(direction, method, metric))
     mean = curves.mean(direction, method, metric)
@@ -158,7 +173,7 @@ def _band(
 
 
 def _areas(curves: Curves, metric: Metric, axis: Axis) -> dict[str, dict[str, float | None]]:
-    """Return the area under each curve by direction and method, None where there is none."""
+    """Return the area under each curve by direction and method; None where it is undefined."""
     areas: dict[str, dict[str, float | None]] = {}
     for direction in _DIRECTIONS:
         values = {

@@ -1,4 +1,4 @@
-"""The plot of curves: what the view is told, what traits refuse, and its files."""
+"""The plot of curves: what is sent to the browser, what traits refuse, and its files."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 import traitlets
 
 from vitlens import Curves
-from vitlens.errors import FeatureError
+from vitlens.errors import FeatureError, OptionError
 from vitlens.widgets import CurvePlot
 
 METHODS = ("rrm", "random")
@@ -94,13 +94,13 @@ def test_traits_refuse_nonsense(name: str, value: object, words: str) -> None:
 
 def test_first_values_and_unknown_ones() -> None:
     assert CurvePlot(make_curves(), axis="linear", nodes_per_layer=3).axis == "linear"
-    with pytest.raises(traitlets.TraitError, match="no trait colour"):
-        CurvePlot(make_curves(), colour="red")
-    with pytest.raises(FeatureError, match="metric"):
+    with pytest.raises(TypeError, match="colour"):
+        CurvePlot(make_curves(), colour="red")  # type: ignore[call-arg]
+    with pytest.raises(OptionError, match="metric"):
         CurvePlot(make_curves(), metric="loss")
 
 
-def test_other_curves_take_the_place() -> None:
+def test_other_curves_replace_them() -> None:
     plot = CurvePlot(make_curves())
     plot.show_curves(make_curves(1))
     assert plot.curves["n_images"] == 1
