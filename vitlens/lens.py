@@ -465,7 +465,7 @@ class Lens:
 
     @isolated
     def reference_baselines(self, images: Images) -> Baselines:
-        """Baselines from reference images; set ``lens.baselines`` to use them.
+        """Use the activations of reference images as baselines from now on, and return them.
 
         Parameters
         ----------
@@ -473,7 +473,9 @@ class Lens:
             One image, whose activations become the baselines; or several: replaced runs are then
             the mean of the runs with each.
         """
-        return reference_baselines(self.replacement.trace(self.tensors(images)))
+        traces = self.replacement.trace(self.tensors(images))
+        self.baselines = reference_baselines(traces)
+        return self.baselines
 
     # Attribution
 
