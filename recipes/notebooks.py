@@ -24,7 +24,7 @@ FIGURE_WIDTH = 1100  # largest width of such a figure, in pixels
 VIEW = "application/vnd.jupyter.widget-view+json"
 _PICTURE = """
 import base64 as _b, ipywidgets.widgets.widget as _w
-print(_b.b64encode(_w._instances[{model_id!r}]._picture()).decode())
+print(_b.b64encode(_w._instances[{model_id!r}]._png()).decode())
 """
 
 
