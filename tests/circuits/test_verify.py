@@ -363,16 +363,16 @@ def test_what_does_not_fit() -> None:
 
 def test_progress_can_end_it() -> None:
     lens, x = tiny_lens(7), tiny_image(7)
-    told = []
+    reported = []
 
     def tell(done: float, what: str) -> None:
-        told.append(done)
+        reported.append(done)
         if done > 0.3:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         lens.verify(lens.circuit(x, nodes_per_layer=4), x, batch_size=4, progress=tell)
-    assert told[0] == 0
+    assert reported[0] == 0
 
 
 def test_figure(tmp_path: Path) -> None:

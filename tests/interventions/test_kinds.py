@@ -47,7 +47,7 @@ def test_numbers_of_other_libraries(lens: vitlens.Lens, two: Any) -> None:
     ("make_it", "words"),
     [
         (lambda: Ablate([]), "at least one feature"),
-        (lambda: Ablate((0, 1), patches=[]), "no patch"),
+        (lambda: Ablate((0, 1), patches=[]), "at least one patch"),
         (lambda: Ablate((0, 1), "zeros"), "not 'zeros'. Did you mean 'zero'"),
         (lambda: Project((0, 1), "mean"), "Project: `to` must be one of baseline, zero"),
         (lambda: Ablate((0, 1), "mean"), "belong together"),
