@@ -446,7 +446,7 @@ def rename_a_score(file: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("spoil", "told", "message"),
+    ("spoil", "damage", "message"),
     [
         (lambda file: file.unlink(), "is missing", "There is no file"),
         (lambda file: cut(file), r"has \d+ of \d+ bytes", "is a truncated"),
@@ -454,7 +454,7 @@ def rename_a_score(file: Path) -> None:
     ],
 )
 def test_a_damaged_layer_is_refused_and_the_others_are_read(
-    folder: Path, tmp_path: Path, spoil, told: str, message: str
+    folder: Path, tmp_path: Path, spoil, damage: str, message: str
 ) -> None:
     copy = tmp_path / "copy"
     shutil.copytree(folder, copy)
@@ -462,9 +462,9 @@ def test_a_damaged_layer_is_refused_and_the_others_are_read(
     with warnings.catch_warnings(record=True) as warned:
         warnings.simplefilter("always")
         atlas = Atlas.load(copy)
-    assert len(warned) == bool(told)
+    assert len(warned) == bool(damage)
     for warning in warned:
-        assert re.search(rf"incomplete: layer_01\.safetensors {told}", str(warning.message))
+        assert re.search(rf"incomplete: layer_01\.safetensors {damage}", str(warning.message))
     whole = Atlas.load(folder)
     assert torch.equal(atlas.scores(0)["frequency"], whole.scores(0)["frequency"])
     assert atlas.feature(2, 0).scores == pytest.approx(whole.feature(2, 0).scores, nan_ok=True)

@@ -308,11 +308,11 @@ def test_the_map_keeps_what_is_alike_together_and_is_the_same_again() -> None:
 
 def test_the_map_says_that_it_is_being_made(capsys: pytest.CaptureFixture[str]) -> None:
     saes = tiny_lens(features=8).saes
-    told: list[tuple[float, str]] = []
+    reported: list[tuple[float, str]] = []
     silent = place_features(saes, progress=False)
     assert capsys.readouterr().err == ""
-    assert torch.equal(place_features(saes, progress=lambda *now: told.append(now)), silent)
-    assert [done for done, _ in told] == [0.0, 1.0]
-    assert "map of 24 features" in told[0][1]
+    assert torch.equal(place_features(saes, progress=lambda *now: reported.append(now)), silent)
+    assert [done for done, _ in reported] == [0.0, 1.0]
+    assert "map of 24 features" in reported[0][1]
     assert torch.equal(place_features(saes, progress=True), silent)
     assert "map of 24 features" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""Images from folders, lists, data sets, iterables and shards; what cannot be read is told."""
+"""Images from folders, lists, data sets, iterables and shards; what cannot be read is reported."""
 
 import io
 import json
@@ -182,7 +182,7 @@ def test_a_folder_of_which_nothing_can_be_read(lens, tmp_path):
         build(lens, tmp_path)
 
 
-def test_tensors_of_another_size_are_told(lens):
+def test_tensors_of_another_size_are_refused(lens):
     with pytest.raises(ImageError, match=r"\[3, 24, 24\]"):
         build(lens, [torch.zeros(3, 32, 32)])
 
@@ -244,7 +244,7 @@ def test_pairs_of_path_and_label_have_the_path_as_key(lens, folder):
     }
 
 
-def test_labels_out_of_range_are_told(lens):
+def test_labels_out_of_range_are_refused(lens):
     with pytest.raises(TargetError, match="class 7, but there are 5"):
         build(lens, [(photograph(0), 7)])
     with pytest.raises(TargetError, match="Did you mean 'bird'"):
