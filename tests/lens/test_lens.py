@@ -159,10 +159,10 @@ def test_circuit_rules(lens: vitlens.Lens, picture: Image.Image, tmp_path: Path)
 def test_rules_are_checked_before_the_work(
     lens: vitlens.Lens, picture: Image.Image, rules: dict, message: str
 ) -> None:
-    told: list[float] = []
+    reported: list[float] = []
     with pytest.raises(FeatureError, match=message):
-        lens.circuit(picture, progress=lambda part, what: told.append(part), **rules)
-    assert not told
+        lens.circuit(picture, progress=lambda part, what: reported.append(part), **rules)
+    assert not reported
 
 
 def test_curves_use_class_names(lens: vitlens.Lens, picture: Image.Image) -> None:
@@ -620,7 +620,7 @@ def test_one_image_goes_with_one_method_and_one_label(
 
 
 @pytest.mark.parametrize("names", ["abcde", "abc", dict(enumerate(CLASSES)), set(CLASSES)])
-def test_class_names_that_are_no_list_are_told(names: object) -> None:
+def test_class_names_that_are_no_list_are_refused(names: object) -> None:
     with pytest.raises(ModelError, match="a list in the order of the logits"):
         vitlens.Lens(make_model(), [make_sae() for _ in range(3)], class_names=names)  # type: ignore[arg-type]
 

@@ -130,8 +130,6 @@ def test_a_value_that_a_trait_refuses_is_reported(widget: Asked) -> None:
 def test_unknown_traits_are_refused() -> None:
     with pytest.raises(TypeError, match="opcity"):
         PatchHeatmap(None, [[1.0]], opcity=0.5)  # type: ignore[call-arg]
-    with pytest.raises(t.TraitError, match="Asked has no trait opcity"):
-        Asked(None, [[1.0]])._check_names({"opcity": 0.5})
 
 
 def test_the_view_comes_with_a_png(widget: Asked) -> None:

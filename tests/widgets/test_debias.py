@@ -331,7 +331,7 @@ def test_groups_that_tell_nothing_are_refused(lens: Lens) -> None:
     for counts, words in (((5, 0, 5, 5), "bird, land"), ((5, 0, 0, 5), "equal to the class")):
         with pytest.raises(GroupError, match=words):
             DebiasPanel(lens, planted_images(counts))
-    with pytest.raises(FeatureError, match="Layers are 0 to 1"):
+    with pytest.raises(FeatureError, match="Layers with SAEs are 0, 1"):
         DebiasPanel(lens, planted_images(), layers=(5,))
 
 

@@ -1,8 +1,8 @@
 """The attribution graph: every node and edge of one image, before pruning.
 
 An `AttributionGraph` holds all that pruning needs, so that `AttributionGraph.prune` gives circuits
-without the model. `find_circuit` prunes straight from importances, and asks only for the edges that
-the walk needs.
+without the model. `prune_scores` prunes importances as well, and asks only for the edges that the
+walk needs.
 """
 
 from __future__ import annotations
@@ -163,7 +163,7 @@ class AttributionGraph(Explanation):
         -------
         Circuit
             Without pinned and removed nodes, the circuit that `Lens.circuit` gives for the same
-            image, target and rules.
+            image, target and rules, to rounding.
 
         Raises
         ------

@@ -28,12 +28,11 @@ from torch import Tensor
 from vitlens.circuits.circuit import TARGET
 from vitlens.errors import FeatureError, VitlensError
 from vitlens.saes.base import FeatureId
+from vitlens.widgets.export import STATIC, write_page
 from vitlens.widgets.tasks import LatestTask
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-STATIC = Path(__file__).parent / "static"
 
 Kind = Literal["float32", "float16", "int32", "uint8"]
 
@@ -67,10 +66,10 @@ class Widget(anywidget.AnyWidget):
             cls._css = (STATIC / f"{bundle}.css").read_text("utf-8")
         super().__init_subclass__(**kwargs)
 
-    def __init__(self, **traits: Any) -> None:
+    def __init__(self, values: Mapping[str, Any] | None = None) -> None:
+        """Set the first values of traits; None stands for the default."""
         self._background: dict[str, LatestTask] = {}
-        self._check_names(traits)
-        super().__init__(**traits)
+        super().__init__(**{n: value for n, value in (values or {}).items() if value is not None})
         self.on_msg(self._receive)
 
     def background(self, name: str) -> LatestTask:
@@ -145,8 +144,6 @@ class Widget(anywidget.AnyWidget):
         VitlensError
             When the file cannot be written.
         """
-        from vitlens.widgets.export import write_page
-
         write_page(self, path, title=title or type(self).__name__)
 
     def _repr_mimebundle_(self, **kwargs: Any) -> tuple[dict[str, Any], dict[str, Any]] | None:
@@ -175,12 +172,6 @@ class Widget(anywidget.AnyWidget):
         if Path(path).suffix.lower() != suffix:
             raise VitlensError(f"This method writes {suffix} files; {path} has another suffix.")
         save_figure(self.figure(), path, dpi=dpi)
-
-    def _check_names(self, traits: Mapping[str, Any]) -> None:
-        """Raise `traitlets.TraitError` for names that are no traits."""
-        unknown = sorted(name for name in traits if not self.has_trait(name))
-        if unknown:
-            raise t.TraitError(f"{type(self).__name__} has no trait {', '.join(unknown)}.")
 
     def _receive(self, _: Any, content: Any, buffers: Sequence[Any]) -> Any:
         if not isinstance(content, Mapping) or content.get("vl") != "ask":

@@ -256,16 +256,17 @@ class FeatureBrowser(BrowserPart, Widget, bundle="browser"):
         author: str | None = None,
     ):
         super().__init__(
-            labels=dict(labels or {}),
-            sort=sort,
-            descending=descending,
-            query=query,
-            active_only=active_only,
-            min_activation=min_activation,
-            at_least=dict(at_least or {}),
+            {
+                "labels": dict(labels or {}),
+                "sort": sort,
+                "descending": descending,
+                "query": query,
+                "active_only": active_only,
+                "min_activation": min_activation,
+                "at_least": dict(at_least or {}),
+                "author": author,
+            }
         )
-        if author is not None:
-            self.author = author
         scene = None if image is None else scene_of(lens, image, target)
         self._scene = scene  # from here on, traits are checked against it
         self.set_lens(lens)

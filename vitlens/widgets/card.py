@@ -209,9 +209,12 @@ class FeatureCard(CardPart, Widget, bundle="card"):
         labels: Mapping[FeatureId, str] | None = None,
         author: str | None = None,
     ):
-        super().__init__(labels=dict(labels or {}))
-        if author is not None:
-            self.author = author
+        super().__init__(
+            {
+                "labels": dict(labels or {}),
+                "author": author,
+            }
+        )
         last = lens.layers[-1]
         if image is None:
             self.show_atlas(lens)

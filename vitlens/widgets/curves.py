@@ -120,10 +120,12 @@ class CurvePlot(CurvesPart, Widget, bundle="curves"):
         nodes_per_layer: int = 8,
     ):
         super().__init__(
-            axis=axis,
-            direction=direction,
-            hidden_methods=list(hidden_methods),
-            nodes_per_layer=nodes_per_layer,
+            {
+                "axis": axis,
+                "direction": direction,
+                "hidden_methods": list(hidden_methods),
+                "nodes_per_layer": nodes_per_layer,
+            }
         )
         self.show_curves(curves, metric=metric)
 

@@ -148,9 +148,13 @@ class DebiasPanel(NamesPart, bundle="debias"):
         labels: Mapping[FeatureId, str] | None = None,
         author: str | None = None,
     ):
-        super().__init__(selected=selected, labels=dict(labels or {}))
-        if author is not None:
-            self.author = author
+        super().__init__(
+            {
+                "selected": selected,
+                "labels": dict(labels or {}),
+                "author": author,
+            }
+        )
         chosen = tuple(chosen)
         if layers is None:
             layers = sorted(

@@ -149,16 +149,17 @@ class Explorer(
         author: str | None = None,
     ):
         super().__init__(
-            nodes_per_layer=nodes_per_layer,
-            node_share=node_share,
-            edge_share=edge_share,
-            selected=selected,
-            labels=dict(labels or {}),
-            show=show,
-            height=height,
+            {
+                "nodes_per_layer": nodes_per_layer,
+                "node_share": node_share,
+                "edge_share": edge_share,
+                "selected": selected,
+                "labels": dict(labels or {}),
+                "show": show,
+                "height": height,
+                "author": author,
+            }
         )
-        if author is not None:
-            self.author = author
         self._settings: dict[str, Any] = {
             "gradient": gradient,
             "error_gradients": error_gradients,

@@ -6,15 +6,33 @@ import base64
 import html
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from vitlens.io import atomic_path, finite_values
-from vitlens.widgets.base import STATIC, Widget
+
+#: The built bundles.
+STATIC = Path(__file__).parent / "static"
 
 _INTERNAL = ("_", "layout", "tabbable", "tooltip")  # prefixes of the traits of ipywidgets
 
 
-def write_page(widget: Widget, path: str | Path, *, title: str) -> None:
+class Exportable(Protocol):
+    """What a page needs of a widget."""
+
+    _esm: Any
+    _css: Any
+    keys: Any
+
+    def get_state(self, key: str) -> dict[str, Any]:
+        """Return the state that the browser receives."""
+        ...
+
+    def offline_answers(self) -> dict[str, list[tuple[Any, Any]]]:
+        """Return the requests that a page can answer."""
+        ...
+
+
+def write_page(widget: Exportable, path: str | Path, *, title: str) -> None:
     """Write a page that shows the current state of the widget.
 
     Parameters
@@ -31,7 +49,7 @@ def write_page(widget: Widget, path: str | Path, *, title: str) -> None:
         temporary.write_text(page(widget, title=title), "utf-8")
 
 
-def page(widget: Widget, *, title: str) -> str:
+def page(widget: Exportable, *, title: str) -> str:
     """Return the page of `write_page` as text."""
     values, buffers = state(widget)
     content = json.dumps(
@@ -70,7 +88,7 @@ body {{ margin: 1rem; font-family: system-ui, sans-serif }}
 """
 
 
-def state(widget: Widget) -> tuple[dict[str, Any], dict[str, str]]:
+def state(widget: Exportable) -> tuple[dict[str, Any], dict[str, str]]:
     """Return the traits that the browser receives: plain values, and bytes in base64."""
     values: dict[str, Any] = {}
     buffers: dict[str, str] = {}
@@ -85,7 +103,7 @@ def state(widget: Widget) -> tuple[dict[str, Any], dict[str, str]]:
     return {**values, "notice": "", "progress": {}}, buffers
 
 
-def answers(widget: Widget) -> dict[str, dict[str, Any]]:
+def answers(widget: Exportable) -> dict[str, dict[str, Any]]:
     """Return the answers that a page gives without Python, by request and by payload as JSON."""
     return {
         what: {

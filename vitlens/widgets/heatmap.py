@@ -335,14 +335,16 @@ class PatchHeatmap(HeatmapPart, Widget, bundle="heatmap"):
         patches: Iterable[tuple[int, int]] = (),
     ) -> None:
         super().__init__(
-            title=title,
-            image_titles=tuple(image_titles),
-            limits=limits,
-            opacity=opacity,
-            colours=colours,
-            smooth=smooth,
-            show_grid=show_grid,
-            grey=grey,
+            {
+                "title": title,
+                "image_titles": tuple(image_titles),
+                "limits": limits,
+                "opacity": opacity,
+                "colours": colours,
+                "smooth": smooth,
+                "show_grid": show_grid,
+                "grey": grey,
+            }
         )
         if values is None:
             return

@@ -195,9 +195,13 @@ class FeatureMap(MapPart, Widget, bundle="map"):
         chosen: Iterable[FeatureId] = (),
         author: str | None = None,
     ):
-        super().__init__(labels=dict(labels or {}), colour_by=colour_by)
-        if author is not None:
-            self.author = author
+        super().__init__(
+            {
+                "labels": dict(labels or {}),
+                "colour_by": colour_by,
+                "author": author,
+            }
+        )
         self.show_atlas(lens)
         # These are checked against the lens.
         self.selected = selected

@@ -87,11 +87,11 @@ def test_browse_sort_filter_search_name_close_and_open_again(
 
     # Filter, by another.
     page.get_by_label("Column to filter by").select_option("frequency")
-    page.get_by_label("Least value").fill("0.05")
+    page.get_by_label("Minimum").fill("0.05")
     host.wait("browser.at_least == {'frequency': 0.05}")
     n = host.ask("len(browser.listed)")
     expect(page.locator(".vl-browser-tools [role=status]")).to_have_text(f"{n} of 60 features")
-    page.get_by_label("No longer only frequency").click()
+    page.get_by_label("Remove the filter: frequency").click()
     host.wait("browser.at_least == {} and len(browser.listed) == 60")
 
     # Browse: the card follows, with pictures and scores beside chance.

@@ -226,7 +226,7 @@ def test_an_error_in_python_is_told_in_words(lab: Host) -> None:
     page = lab.drive(CELLS)
     lab.run(
         "import vitlens.widgets.diagram as a\ndef fail(*_): raise RuntimeError('out of luck')\n"
-        "a._outcome = fail"
+        "a._outcome_payload = fail"
     )
     node(page, known, known.prune(4).nodes[0].key).focus()
     page.keyboard.press("x")

@@ -33,8 +33,8 @@ lens.attribute = slow
 SLOW_ABLATION = """
 import threading
 import vitlens.widgets.diagram as ablation
-real, go, before, asked = ablation._outcome, threading.Event(), explorer.ablations, []
-ablation._outcome = lambda *given: go.wait(20) and real(*given)
+real, go, before, asked = ablation._outcome_payload, threading.Event(), explorer.ablations, []
+ablation._outcome_payload = lambda *given: go.wait(20) and real(*given)
 explorer._answer_cancel = lambda *_: asked.append("cancel")
 """
 
@@ -134,7 +134,7 @@ def test_images_and_targets(jupyter_host: Host, tmp_path: Path, twin: Explorer) 
     expect(page.locator(".vl-x-name")).to_have_text("mine.png")
     (tmp_path / "no.png").write_text("no image")
     page.locator("input[type=file]").set_input_files(tmp_path / "no.png")
-    expect(page.locator(".vl-notice")).to_contain_text("no.png is not an image")
+    expect(page.locator(".vl-notice")).to_contain_text("no.png is damaged, or not an image")
     page.get_by_role("button", name="Dismiss").click()
     expect(page.locator(".vl-notice")).to_be_hidden()
 
@@ -186,13 +186,13 @@ def test_cancel_while_it_computes(lab: Host) -> None:
     page = lab.drive([START + SLOW, "explorer = lens.explore(at_most=12)\nexplorer"])
     expect(page.locator(".vl-progress-what")).to_contain_text("edges")
     expect(page.locator(".vl-x-prediction")).to_contain_text("Predicted")
-    expect(page.locator(".vl-x-waiting")).to_contain_text("being computed")
+    expect(page.locator(".vl-x-waiting")).to_contain_text("Computing the circuit")
     page.get_by_role("button", name="Cancel").first.click()
     expect(page.locator(".vl-progress")).to_be_hidden()
     expect(page.locator(".vl-x-waiting")).to_contain_text("no circuit yet")
     lab.wait("explorer.progress == {} and explorer.graph_info == {}")
     lab.run("lens.attribute = quick")
-    page.get_by_role("button", name="Compute it").click()
+    page.get_by_role("button", name="Compute the circuit").click()
     expect(page.locator(".vl-node").first).to_be_visible()
 
 
@@ -217,7 +217,7 @@ def test_a_stored_notebook_without_its_kernel(
     lab.open(notebook_with_state((*CELLS, "await explorer.ready(); None")))
     page = lab.page
     expect(page.locator(".vl-node")).to_have_count(len(twin.circuit.nodes) + 1)
-    expect(page.locator(".vl-no-kernel")).to_contain_text("no kernel runs", timeout=20_000)
+    expect(page.locator(".vl-no-kernel")).to_contain_text("no kernel is running", timeout=20_000)
     one = twin.circuit.nodes[0].key
     node(page, twin, one).hover()
     expect(heat_title(page)).to_contain_text(f"Layer {one[0]}")
@@ -245,7 +245,7 @@ def test_saved_page(static_page: Callable[[Path], Page], tmp_path: Path, twin: E
     page.locator("input[data-rule=nodes_per_layer]").fill("1")
     expect(node(page, twin, kept)).to_be_visible()
     open_tab(page, "Curves")
-    expect(page.locator(".vl-curves-place")).to_contain_text("1 node a layer")
+    expect(page.locator(".vl-curves-place")).to_contain_text("1 node per layer")
 
     open_tab(page, "Map")
     expect(page.locator(".vl-map")).to_contain_text("There is no map")

@@ -108,7 +108,7 @@ def test_a_saved_notebook_without_its_kernel(
     picture = page.locator(".vl-heat-image")
     picture.hover(position=at(picture, 1, 2))
     expect(page.locator(".vl-heat-readout")).to_contain_text("row 2, column 3: ")
-    expect(page.locator(".vl-no-kernel")).to_contain_text("no kernel runs", timeout=20_000)
+    expect(page.locator(".vl-no-kernel")).to_contain_text("no kernel is running", timeout=20_000)
 
 
 def test_heatmaps_are_linked_through_their_traits(lab: Host) -> None:
@@ -166,7 +166,7 @@ def test_a_page_needs_no_python_and_no_network(
     expect(page.locator(".vl-heat-feature").first).to_contain_text(str(top[0]))
     page.get_by_label("Smooth").check()
     expect(page.get_by_label("Show")).to_be_hidden()
-    expect(page.locator(".vl-no-kernel")).to_contain_text("A saved view")
+    expect(page.locator(".vl-no-kernel")).to_contain_text("a saved view")
 
 
 @pytest.mark.parametrize(

@@ -89,7 +89,7 @@ def test_text_is_readable_and_fits_a_narrow_screen(
     page.emulate_media(color_scheme=scheme)
     page.set_viewport_size({"width": 600, "height": 900})
     expect(page.locator(f".vl-root.vl-{scheme}")).to_be_visible()
-    expect(page.locator(".vl-no-kernel")).to_contain_text("A saved view")
+    expect(page.locator(".vl-no-kernel")).to_contain_text("a saved view")
     assert page.evaluate(CONTRAST) == []
     assert page.evaluate("document.documentElement.scrollWidth") <= 600
 
