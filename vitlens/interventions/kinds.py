@@ -161,9 +161,10 @@ class Project(Intervention):
 
     `Ablate` removes what the features themselves add to the stream; other features that are not
     orthogonal to them, and the error node, still have a component along their directions.
-    `Project` removes that component, too. With U an orthonormal basis of the span of the features' rows of W_dec at a
-    layer, and v = x - mu - sd · b_dec the stream without the SAE's centre, v becomes
-    v - U Uᵀ (v - v̄): one joint projection, so that the order of the features does not matter.
+    `Project` removes that component, too. With U an orthonormal basis of the span of the features'
+    rows of W_dec at a layer, and v = x - mu - sd · b_dec the stream without the SAE's centre, v
+    becomes v - U Uᵀ (v - v̄): one joint projection, so that the order of the features does not
+    matter.
 
     Parameters
     ----------
