@@ -573,15 +573,17 @@ class Lens:
         if at_most is not None:
             check_count("at_most", at_most)
         trace, nodes = self._nodes(image, target, gradient, error_gradients, engine)
-        return attribution_graph(
+        columns = EdgeColumns(self.replacement, trace, nodes, progress=progress)
+        graph = attribution_graph(
             self._explanation(image, trace, nodes),
             nodes.nodes,
             nodes.tokens,
-            EdgeColumns(self.replacement, trace, nodes, progress=progress),
+            columns,
             trace,
             self.baselines,
             at_most=at_most,
         )
+        return replace(graph, settings={**graph.settings, **_engines(columns)})
 
     @overload
     def circuit(
@@ -668,7 +670,8 @@ class Lens:
             trace, nodes = self._nodes(image, wanted, gradient, error_gradients, engine)
             columns = EdgeColumns(self.replacement, trace, nodes, progress=progress)
             scores = Scores.of_all(nodes.nodes, nodes.tokens, columns)
-            circuits.append(prune_scores(self._explanation(image, trace, nodes), scores, rules))
+            circuit = prune_scores(self._explanation(image, trace, nodes), scores, rules)
+            circuits.append(replace(circuit, settings={**circuit.settings, **_engines(columns)}))
         return circuits[0] if _is_single(images) else circuits
 
     @isolated
@@ -1217,6 +1220,12 @@ class Lens:
 
 def _verb(name: str) -> Callable[..., Any]:
     return getattr(import_module(_VERBS_ABOVE[name]), name)
+
+
+def _engines(columns: EdgeColumns) -> dict[str, Any]:
+    """The engines that computed the pairs of sites, where it was not one for all."""
+    engines = [columns.engines[position] for position in sorted(columns.engines)]
+    return {"engines": engines} if len(set(engines)) > 1 else {}
 
 
 def _is_single(images: Any) -> bool:
