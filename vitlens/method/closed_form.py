@@ -3,7 +3,7 @@
 For blocks that are token-wise but for one softmax attention. Cut such a block at its attention,
 with token-wise maps `pre` (norm, queries, keys, values) and `post` (output projection, MLP)::
 
-    q, k, v = pre(x)        a_h = softmax(q_h k_h^T) v_h        y = post(x, a)           (25)
+    q, k, v = pre(x)        A_h = softmax(q_h k_h^T) v_h        y = post(x, A)           (25)
 
 Let ``rows[u, g] = G[u, g] row_g / s[u]`` be the encoder row of each active target feature at its
 token u, weighted with what a unit of it counts; only K rows per token are not zero. Pulled back

@@ -4,7 +4,7 @@ With ``grad_i[t]`` the target's gradient at the stream of site i, under LibraGra
 
     G_i[t, f] = sd_i[t] <grad_i[t], W_dec_i[f]>                            (15)
     N_i[f]    = sum_t G_i[t, f] (z_i[t, f] - z_bar_i[t, f])                 (16)
-    N_i[e]    = sum_t <grad_i[t], e_i[t] - e_bar_i[t]>   (the error node)  (17)
+    N_i[error] = sum_t <grad_i[t], e_i[t] - e_bar_i[t]>   (the error node)  (17)
 
 Two conventions say how the gradient reaches site i below the last::
 
@@ -17,7 +17,7 @@ are the same. In (18) the mask of active features and the SAE's sd are constants
 
 What the nodes of a site leave unexplained is its conservation residual::
 
-    residual_i = target - sum_f N_i[f] - N_i[e]                            (19)
+    residual_i = target - sum_f N_i[f] - N_i[error]                           (19)
 
 Source: Kim et al., NeurIPS 2025, arXiv 2509.17401, section 3; docs/method.md, "Node importance".
 """

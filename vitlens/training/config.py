@@ -143,7 +143,7 @@ class TrainConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class TuneConfig:
-    """How SAEs are tuned together by `vitlens.saes.tune_saes`.
+    """How SAEs are tuned together by `vitlens.tune_saes`.
 
     Attributes
     ----------
