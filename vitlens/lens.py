@@ -212,8 +212,8 @@ class Lens:
             baselines = Baselines.load(baselines)
         if not isinstance(baselines, Baselines):
             raise ModelError(
-                "Baselines are a `vitlens.Baselines` or the file of one, not "
-                f"{type(baselines).__name__}. `lens.fit_baselines(images)` makes some."
+                "Baselines must be a `vitlens.Baselines` or the path of a baseline file, not "
+                f"{type(baselines).__name__}. Use `lens.fit_baselines(images)` to compute them."
             )
         self.replacement.baselines = baselines
 
@@ -936,11 +936,13 @@ class Lens:
             If the target is missing.
         """
         if circuit.model and circuit.model != self.fingerprint:
-            raise FeatureError("The circuit is of another model or other SAEs than this lens.")
+            raise FeatureError(
+                "The circuit was made with another model or other SAEs than those of this lens."
+            )
         if target is None and circuit.target_index is None:
             raise TargetError(
-                f"The circuit's target, {circuit.target!r}, is not a class: give the function "
-                "again, as `target`."
+                f"The circuit's target, {circuit.target!r}, is not a class. Pass the target "
+                "function again, as `target`."
             )
         trace = self.trace(image)
         wanted = circuit.target_index if target is None else target
@@ -1208,7 +1210,8 @@ class Lens:
             return None
         if isinstance(names, str | Mapping | Set):
             raise ModelError(
-                f"Class names are a list in the order of the logits, not {type(names).__name__}."
+                "Class names must be a list in the order of the logits, not "
+                f"{type(names).__name__}."
             )
         if len(names) != self.vision.n_classes:
             raise ModelError(

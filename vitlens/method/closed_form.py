@@ -239,7 +239,7 @@ class _Probe(TorchFunctionMode):
         self.attentions += 1
         if len(args) != 3 or any(kwargs.values()) or args[0].shape != args[1].shape:
             raise ModelError(
-                "The closed form knows plain softmax attention only, without masks, dropout or "
+                "The closed form supports plain softmax attention only, without masks, dropout or "
                 'grouped queries. Use engine="jvp" (or "vjp") for this model.'
             )
         return self.attend(*args)
@@ -355,7 +355,7 @@ class _SplitBlock:
             raise ModelError(
                 f"The {self.pair.gradient} gradient of this block's attention inputs differs from "
                 "token to token (rotary embeddings or key norms with plain gradients, or a norm "
-                'unknown to LibraGrad). Use engine="jvp" (or "vjp").'
+                'that LibraGrad does not support). Use engine="jvp" (or "vjp").'
             )
         rows = []
         for part in directions.split(n_tokens):

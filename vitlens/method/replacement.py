@@ -159,8 +159,8 @@ class Baselines(ShapeRepr):
         object.__setattr__(self, "references", tuple(self.references))
         if len(self.features) != len(self.errors):
             raise CheckpointError(
-                f"Baselines need as many feature as error tensors, got {len(self.features)} and "
-                f"{len(self.errors)}."
+                "Baselines need as many feature tensors as error tensors, got "
+                f"{len(self.features)} and {len(self.errors)}."
             )
         for place, (z, e) in enumerate(zip(self.features, self.errors, strict=True)):
             if z.ndim != 2 or e.ndim != 2 or len(z) != len(e):
@@ -239,7 +239,9 @@ class Baselines(ShapeRepr):
         """
         tensors, metadata = read_tensors(path)
         if metadata.get("kind") != "baselines":
-            raise CheckpointError(f"{path} holds no baselines; make some with `fit_baselines`.")
+            raise CheckpointError(
+                f"{path} contains no baselines. Compute them with `fit_baselines`."
+            )
 
         def read(prefix: str, kind: Any, references: tuple[Baselines, ...] = ()) -> Baselines:
             features, errors = [], []
@@ -857,11 +859,11 @@ def keep_masks(
             replacement.position(layer)
         missing = [layer for layer in layers if layer not in keep]
         if missing:
-            raise FeatureError(f"`keep` must name the features of layer {missing[0]}, too.")
+            raise FeatureError(f"`keep` must also list the features of layer {missing[0]}.")
         keep = [keep[layer] for layer in layers]
     if len(keep) != len(saes):
         raise FeatureError(
-            f"`keep` must name the features of all {len(saes)} layers, got {len(keep)} lists."
+            f"`keep` must list the features of all {len(saes)} layers, got {len(keep)} lists."
         )
     masks = []
     for layer, sae, kept in zip(layers, saes, keep, strict=True):
