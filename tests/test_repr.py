@@ -3,7 +3,7 @@
 import pytest
 
 import vitlens
-from tests.tiny import tiny_image, tiny_lens
+from tests.builders import tiny_image, tiny_lens
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +31,7 @@ def test_results_are_shown_in_a_line_and_not_by_all_their_numbers(results):
         assert len(shown) < 600 and "tensor(" not in shown, shown
 
 
-def test_shapes_and_what_is_short_are_told(results):
+def test_shapes_and_short_values_are_shown(results):
     by_name = {type(result).__name__: repr(result) for result in results}
     assert (
         by_name["VisionModel"]

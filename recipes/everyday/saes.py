@@ -14,8 +14,8 @@ from recipes.everyday import images, sources
 from recipes.everyday.fetch import WORK
 from recipes.everyday.store import BUNDLE, stored_model
 from vitlens.io import read_json
+from vitlens.method.replacement import ReplacementModel, fit_baselines
 from vitlens.models.vision import VisionModel
-from vitlens.replacement import fit_baselines
 from vitlens.saes import SAE, load_saes, save_saes
 from vitlens.training import TrainConfig, TuneConfig, train_saes, tune_saes
 
@@ -68,7 +68,9 @@ def baselines() -> None:
     photos = images.composites("train", 256, seed=7)
     mixed = images.composites("train", 256, seed=8, kinds=("photo", "clip art"))
     batches = [*photos.batches(32), *mixed.batches(32)]
-    fitted = fit_baselines(VisionModel(stored_model()), stored_saes(), batches)
+    saes = stored_saes()
+    replacement = ReplacementModel(VisionModel(stored_model()), saes, range(len(saes)))
+    fitted = fit_baselines(replacement, batches)
     fitted.save(BASELINES, dtype=torch.float16)
 
 

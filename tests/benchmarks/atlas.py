@@ -6,8 +6,8 @@ the same size. Reading an image is part of both.
 
 Memory: a process of its own over 1,000 and over 10,000 synthetic images, by default with a small
 random ViT (192 channels, 4 blocks, 196 patches; the bundled one takes hours on two cores), with
-thumbnails and heatmaps, saving as it goes. Peak resident memory, what the imports and the model take
-included.
+thumbnails and heatmaps, saving as it goes. Peak resident memory includes what the imports and the
+model take.
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import vitlens
-from tests.builders import tiny_image, tiny_lens
+from tests.builders import KINDS, lens_with, tiny_image, tiny_lens
 from tests.circuits.conftest import ReferenceModel
 from vitlens.circuits import faithfulness as faithfulness_module
 from vitlens.circuits.curves import METRICS, Curves
@@ -388,34 +388,34 @@ def test_an_image_left_out_first_is_not_counted_when_going_on(tmp_path, monkeypa
     assert torch.equal(resumed.insertion["target"], whole.insertion["target"])
 
 
-def test_progress_is_told_before_every_step(reference):
-    told = []
+def test_progress_is_reported_before_every_step(reference):
+    reported = []
     faithfulness(
         reference.replacement,
         reference.images[:2],
         methods=["rrm", "cla", "random"],
         q=Q,
         batch_size=8,
-        progress=lambda done, what: told.append((done, what)),
+        progress=lambda done, what: reported.append((done, what)),
     )
-    shares = [done for done, _ in told]
+    shares = [done for done, _ in reported]
     assert shares[0] == 0
     assert shares[-1] == 1
     assert shares == sorted(shares)
     # 26 replaced runs an image: the model and the empty model, 3 methods x 4 counts both ways.
     layers = [f"{name}, layer {layer}" for name in ("rrm", "cla") for layer in (0, 1)]
     one = ["image", "rrm", *layers[:2], "cla", *layers[2:], "random", *["replaced runs"] * 4]
-    assert [what for _, what in told] == [*one, *one, "curves"]
+    assert [what for _, what in reported] == [*one, *one, "curves"]
     assert shares[len(one)] == 0.5
 
 
 @pytest.mark.parametrize("step", ["image", "rrm, layer 1", "cla, layer 0", "replaced runs"])
 def test_progress_can_cancel_within_a_method(reference, tmp_path, step):
     out = tmp_path / "curves.safetensors"
-    told = []
+    reported = []
 
     def cancel(done, what):
-        told.append(what)
+        reported.append(what)
         if done >= 0.5 and what == step:
             raise InterruptedError
 
@@ -423,7 +423,7 @@ def test_progress_can_cancel_within_a_method(reference, tmp_path, step):
     arguments = (reference.replacement, reference.images[:2])
     with pytest.raises(InterruptedError):
         faithfulness(*arguments, **options, progress=cancel)
-    assert told[-1] == step  # nothing more was begun
+    assert reported[-1] == step  # nothing more was begun
     assert [p.name for p in tmp_path.iterdir()] == [partial_path(out).name]
     resumed = faithfulness(*arguments, **options, progress=False)
     out.unlink()
@@ -537,3 +537,50 @@ def test_curves_of_any_other_run_are_not_given_back(tmp_path):
     for other, change in [*((x, {}) for x in others), *((of(), x) for x in changes)]:
         with pytest.raises(CheckpointError, match="What differs: "):
             run(other, **change)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_sae_kind_at_some_layers(kind):
+    lens = lens_with(kind, layers=(1, 3, 4), depth=6, seed=2, dtype=torch.float64)
+    images = [tiny_image(seed, torch.float64) for seed in range(2)]
+    made = lens.faithfulness(
+        images, methods=("rrm", "cla", "activation"), target=1, q=(0, 0.1, 0.4, 1), progress=False
+    )
+    assert made.counts == (0, 3, 12, 30)
+    assert made.settings["baselines"] == "custom"
+    assert "baselines: custom" in str(made)
+    for number, image in enumerate(images):
+        found, sums = lens.importances(image, target=1, engine="vjp"), lens.trace(image).features
+        for step, count in ((1, 3), (2, 12)):
+            edges = [block[:-1] for block in found.edges]
+            kept = {
+                "rrm": naive_walk(found.nodes[-1][:-1], edges, count),
+                "activation": [naive_walk(z.sum(0), [], count)[0] for z in sums],
+            }
+            for method, keep in kept.items():
+                logits = lens.run_with(image, keep=keep)
+                value = made.values("insertion", method, "logit")[number, step]
+                assert value == pytest.approx(float(logits[1]), rel=1e-9)
+                rest = [[f for f in range(30) if f not in layer] for layer in keep]
+                logits = lens.run_with(image, keep=rest)
+                value = made.values("deletion", method, "logit")[number, step]
+                assert value == pytest.approx(float(logits[1]), rel=1e-9)
+
+
+def test_a_single_layer_has_curves_without_edges():
+    lens = lens_with(layers=(2,), dtype=torch.float64)
+    made = lens.faithfulness(
+        tiny_image(0, torch.float64), methods=("rrm", "cla", "node"), q=(0, 0.2, 1), progress=False
+    )
+    by_method = made.insertion["target"]
+    torch.testing.assert_close(by_method[0], by_method[2])
+
+
+def test_a_run_that_is_not_resumed_is_measured_again(tmp_path):
+    lens, out = tiny_lens(), tmp_path / "curves"
+    options = {"methods": ["node"], "q": (0, 0.1, 1), "out": out, "progress": False}
+    lens.faithfulness([tiny_image(0)], **options)
+    with pytest.raises(CheckpointError, match="What differs: images"):
+        lens.faithfulness([tiny_image(1)], **options)
+    again = lens.faithfulness([tiny_image(1)], resume=False, **options)
+    assert Curves.load(out) == again

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
-from tests.builders import tiny_image, tiny_lens
+from tests.builders import KINDS, lens_with, tiny_image, tiny_lens
 from tests.circuits.alike import assert_alike
 from tests.circuits.conftest import ReferenceCase
-from vitlens.circuits.circuit import ERROR, Circuit, Explanation
+from vitlens.circuits.circuit import ERROR, TARGET, Circuit, Explanation
 from vitlens.circuits.graph import AttributionGraph, Scores, build_circuit
 from vitlens.circuits.prune import walk
 from vitlens.errors import CheckpointError, FeatureError
 from vitlens.io import read_tensors, write_tensors
+from vitlens.method import engines
 from vitlens.method.replacement import Baselines
 
 
@@ -194,7 +196,7 @@ def test_annotations_must_fit_the_circuit() -> None:
     key = made.nodes[0].key
     with pytest.raises(FeatureError, match="cannot be labelled"):
         Circuit(**{**values, "labels": {(0, 999): "x"}})
-    with pytest.raises(FeatureError, match="in a group twice"):
+    with pytest.raises(FeatureError, match="appears twice in the groups"):
         Circuit(**{**values, "groups": {"a": (key,), "b": (key,)}})
     with pytest.raises(FeatureError, match="needs a name"):
         Circuit(**{**values, "groups": {"": (key,)}})
@@ -274,3 +276,66 @@ def test_round_trip_of_a_real_circuit(case: ReferenceCase, tmp_path: Path) -> No
     graph = circuit.to_networkx()
     assert graph.number_of_nodes() == len(circuit.nodes) + 1
     assert graph.number_of_edges() == len(circuit.edges)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_sae_kind_at_some_layers(kind: str, tmp_path: Path) -> None:
+    lens = lens_with(kind, layers=(1, 3, 4), depth=6, seed=3, dtype=torch.float64)
+    image = tiny_image(3, torch.float64)
+    whole, within = lens.attribute(image), lens.attribute(image, at_most=6, engine="vjp")
+    assert whole.layers == within.layers == (1, 3, 4)
+    assert whole.settings["baselines"] == "custom"
+    whole.save(tmp_path / "graph.safetensors")
+    whole = AttributionGraph.load(tmp_path / "graph.safetensors")
+    found = lens.importances(image, engine="vjp")
+    for position, numbers in enumerate(whole.features):
+        indices = [30 if f == ERROR else f for f in numbers]
+        torch.testing.assert_close(whole.nodes[position], found.nodes[position][indices])
+        if position < 2:
+            ends = [f for f in whole.features[position + 1] if f != ERROR]
+            expected = found.edges[position][indices][:, ends]
+            block = whole.edges[position][:, : len(ends)]
+            torch.testing.assert_close(block, expected, rtol=1e-9, atol=1e-12)
+    for rule in ({"nodes_per_layer": 2}, {"nodes_per_layer": 6, "edge_share": 0.01}):
+        made = lens.circuit(image, engine="jvp", **rule)
+        for graph in (whole, within):
+            pruned = replace(graph.prune(**rule), settings=made.settings)
+            assert_alike(pruned, made)
+        assert made.target_key == (5, TARGET)
+        assert {edge.target[0] for edge in made.edges} == {3, 4, 5}
+        assert {edge.source[0] for edge in made.edges} == {1, 3, 4}
+        assert all(made.features(layer) for layer in made.layers)
+    for share in (0.1, 1.0):
+        assert_alike(whole.prune(share=share), lens.circuit(image, share=share))
+    made.save(tmp_path / "circuit.safetensors")
+    assert Circuit.load(tmp_path / "circuit.safetensors") == made
+    again = AttributionGraph.from_circuit(made).prune(6)
+    assert {node.key for node in again.nodes} == {node.key for node in made.nodes}
+
+
+def test_a_circuit_of_one_layer_has_only_edges_to_the_target() -> None:
+    lens, image = lens_with(layers=(2,)), tiny_image(3)
+    made = lens.circuit(image, nodes_per_layer=4)
+    assert [edge.source for edge in made.edges] == [node.key for node in made.nodes]
+    assert {edge.target for edge in made.edges} == {(3, TARGET)}
+    assert_alike(lens.attribute(image).prune(4), made)
+
+
+def test_only_the_columns_that_the_walk_needs_are_computed(monkeypatch: pytest.MonkeyPatch) -> None:
+    lens, image = tiny_lens(1, features=60), tiny_image(1)
+    asked: list[int] = []
+    real = engines.compute_edges
+
+    def counted(pair: engines.SitePair, engine: engines.Engine) -> torch.Tensor:
+        asked.append(len(pair.targets))
+        return real(pair, engine)
+
+    monkeypatch.setattr(engines, "compute_edges", counted)
+    for engine in ("closed_form", "jvp", "vjp"):
+        asked.clear()
+        lens.circuit(image, nodes_per_layer=4, engine=engine)
+        assert len(asked) == 2 and max(asked) <= 4
+        asked.clear()
+        graph = lens.attribute(image, at_most=4, engine=engine)
+        assert len(asked) == 2
+        assert asked == [sum(f != ERROR for f in graph.features[p]) for p in (2, 1)]

@@ -12,7 +12,7 @@ from scipy.stats import spearmanr
 from torch import nn
 
 import vitlens
-from tests.builders import tiny_image, tiny_lens
+from tests.builders import KINDS, lens_with, tiny_image, tiny_lens
 from tests.interventions.by_hand import Coded, code, streams_of
 from vitlens.circuits.circuit import ERROR, TARGET
 from vitlens.circuits.verify import (
@@ -323,7 +323,7 @@ def test_a_function_as_target() -> None:
     with pytest.raises(TargetError, match="give the function again"):
         lens.verify(circuit, x)
     assert lens.verify(circuit, x, target=margin).target == "margin"
-    with pytest.raises(FeatureError, match="of another target"):
+    with pytest.raises(FeatureError, match="for another target"):
         lens.verify(circuit, x, target=0)
 
 
@@ -332,7 +332,7 @@ def test_what_does_not_fit() -> None:
     circuit = lens.circuit(x, nodes_per_layer=2)
     with pytest.raises(FeatureError, match="another model"):
         tiny_lens(8).verify(circuit, x)
-    with pytest.raises(FeatureError, match="of another image"):
+    with pytest.raises(FeatureError, match="for another image"):
         lens.verify(circuit, tiny_image(8))
     with pytest.raises(FeatureError, match="at least 1"):
         lens.verify(circuit, x, n=0)
@@ -357,22 +357,22 @@ def test_what_does_not_fit() -> None:
         ((0, 1), (1, 2), (1, 3)),
         ((2, 1), (3, TARGET), (4, TARGET)),
     ):
-        with pytest.raises(FeatureError, match="is no edge"):
+        with pytest.raises(FeatureError, match="is not an edge"):
             measure_edges(lens.replacement, trace, target, [wrong])
 
 
 def test_progress_can_end_it() -> None:
     lens, x = tiny_lens(7), tiny_image(7)
-    told = []
+    reported = []
 
     def tell(done: float, what: str) -> None:
-        told.append(done)
+        reported.append(done)
         if done > 0.3:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         lens.verify(lens.circuit(x, nodes_per_layer=4), x, batch_size=4, progress=tell)
-    assert told[0] == 0
+    assert reported[0] == 0
 
 
 def test_figure(tmp_path: Path) -> None:
@@ -387,3 +387,57 @@ def test_figure(tmp_path: Path) -> None:
         assert str(len(one)) in axes.get_title()
     save_figure(figure, tmp_path / "verify.png")
     assert len(verification_figure({"a": checked, "b": checked, "c": checked}).axes) == 4
+
+
+@pytest.mark.parametrize("active", ["clean", "running"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_sae_kind_at_some_layers(kind: str, active: Any) -> None:
+    lens = lens_with(kind, layers=(1, 3, 4), depth=6, seed=7, dtype=DOUBLE)
+    x = tiny_image(7, DOUBLE)
+    circuit = lens.circuit(x, target=2, nodes_per_layer=3)
+    assert {edge.target[0] for edge in circuit.edges} == {3, 4, 5}
+    checked = lens.verify(circuit, x, active=active, batch_size=5)
+    expected = [cut_by_hooks(lens, x, edge, "clean", active, 2) for edge in checked.edges]
+    torch.testing.assert_close(
+        checked.measured, torch.tensor(expected, dtype=DOUBLE), rtol=0, atol=1e-10
+    )
+    control = checked.control
+    assert control is not None
+    assert {edge[0][0] for edge in control.edges} == {1, 3, 4}
+    found = lens.importances(x, target=2, engine="vjp")
+    for ((layer, f), (_, g)), predicted in zip(control.edges, control.predicted, strict=True):
+        at = lens.layers.index(layer)
+        exact = found.nodes[at][f] if g == TARGET else found.edges[at][f, g]
+        assert float(predicted) == pytest.approx(float(exact), abs=1e-12)
+    path = ((1, ERROR), (3, 2), (4, 1), (5, TARGET))
+    measured = measure_edges(
+        lens.replacement,
+        lens.trace(x),
+        resolve_target(2, lens.trace(x).logits),
+        [path],
+        active=active,
+    )
+    assert float(measured[0]) == pytest.approx(
+        cut_by_hooks(lens, x, path, "clean", active, 2), abs=1e-10
+    )
+    assert checked.settings["baselines"] == "custom"
+    assert "baselines: custom" in str(checked)
+
+
+def test_with_several_reference_images_cuts_are_the_mean_of_their_runs() -> None:
+    lens, x = tiny_lens(7, dtype=DOUBLE), tiny_image(7, DOUBLE)
+    references = [tiny_image(seed, DOUBLE) for seed in (1, 2)]
+    lens.baselines = lens.reference_baselines(references)
+    edges = [((0, f), (1, g)) for f in (ERROR, 3, 5) for g in (1, 4)]
+    traced = lens.trace(x)
+
+    def logit(logits: torch.Tensor) -> torch.Tensor:
+        return logits[1]
+
+    target = resolve_target(logit, traced.logits)
+    found = measure_edges(lens.replacement, traced, target, edges)
+    alone = []
+    for reference in references:
+        lens.baselines = lens.reference_baselines(reference)
+        alone.append(measure_edges(lens.replacement, traced, target, edges))
+    torch.testing.assert_close(found, torch.stack(alone).mean(0))

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from timm.models import VisionTransformer
 
 import vitlens
-from tests.builders import tiny_image, tiny_lens
+from tests.builders import KINDS, lens_with, tiny_image, tiny_lens
 from tests.interventions.by_hand import DOUBLE, active, close, kinds, slow
 from tests.models.test_vision import FAMILIES, image, lens_of, make
 from vitlens import Ablate, Clamp, Patch, Project, Scale, Steer
@@ -64,7 +64,7 @@ def test_projections_among_others(lens: vitlens.Lens) -> None:
     )
     for errors in ("clean", "free", ("clean", "baseline", "free")):
         close(lens.run_with(x, changes, error_nodes=errors).after, slow(lens, x, changes, errors))
-    with pytest.raises(FeatureError, match="nothing of the first is left"):
+    with pytest.raises(FeatureError, match="cancels the first"):
         Steer(b, 1.5) + Project(b)
 
 
@@ -191,7 +191,10 @@ def test_nothing_is_encoded_where_nothing_changes(
     ("changes", "words"),
     [
         (Ablate((3, 0)), "are 0, 1, 2; there is no SAE at 3"),
-        (Steer((1, 30), 1.0), "features 0 to 29 .*; there is no 30. Is it of another lens"),
+        (
+            Steer((1, 30), 1.0),
+            "features 0 to 29 .*; there is no 30. Does it belong to another lens",
+        ),
         (Ablate((0, 1), patches=[(3, 0)]), "3 rows and 3 columns"),
         (Ablate((0, 1), patches=[(0, 3)]), "no patch \\(0, 3\\)"),
         (Ablate((0, 1), patches=[(-1, 1)]), "1 prefix tokens"),
@@ -242,3 +245,42 @@ def test_projecting_in_half_precision(dtype: torch.dtype) -> None:
     expected = full.run_with(tiny_image(), change).after
     found = half.run_with(tiny_image(dtype=dtype), change).after
     torch.testing.assert_close(found.float(), expected, rtol=0.1, atol=0.1)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_sae_kind_at_some_layers(kind: str) -> None:
+    lens = lens_with(kind, layers=(1, 3, 4), depth=7, seed=7, dtype=DOUBLE)
+    x = tiny_image(7, DOUBLE)
+    a, b, c = (active(lens, layer) for layer in lens.layers)
+    changes = (
+        Clamp([a, b], 2.0)
+        + Scale([a, c], 0.5)
+        + Ablate([active(lens, 1, 2), active(lens, 4, 1)])
+        + Patch(active(lens, 3, 1), tiny_image(5, DOUBLE), patches=(0, 0))
+        + Project([active(lens, 4, 2), active(lens, 4, 3)], patches=[(0, 1), (-1, 0)])
+        + Ablate(active(lens, 3, 2), "mean", over=[tiny_image(2, DOUBLE), tiny_image(3, DOUBLE)])
+    )
+    for error_nodes in ("clean", "free", "baseline", "zero", ("clean", "free", "zero")):
+        outcome = lens.run_with(x, changes, error_nodes=error_nodes)
+        close(outcome.after, slow(lens, x, changes, error_nodes))
+        close(lens.plan(changes, error_nodes=error_nodes).logits_of(lens.trace(x)), outcome.after)
+        with lens.intervene(changes, error_nodes=error_nodes):
+            close(lens.vision.module(x[None])[0], outcome.after)
+    with pytest.raises(FeatureError, match="Layers with SAEs are 1, 3, 4; there is no SAE at 2"):
+        lens.run_with(x, Ablate((2, 0)))
+
+
+def test_several_reference_images_are_the_mean_of_their_runs(lens: vitlens.Lens) -> None:
+    x, change = tiny_image(7, DOUBLE), Ablate([active(lens, 0), active(lens, 2)])
+    lens.baselines = lens.reference_baselines([tiny_image(seed, DOUBLE) for seed in (2, 3)])
+    found = lens.run_with(x, change)
+    assert found.baselines == "reference"
+    with pytest.raises(FeatureError, match="mean of several runs"), lens.intervene(change):
+        pass
+    with lens.intervene(Scale(active(lens, 0), 2.0), error_nodes="free"):
+        assert not torch.equal(lens.vision.module(x[None])[0], found.before)
+    both = []
+    for seed in (2, 3):
+        lens.baselines = lens.reference_baselines(tiny_image(seed, DOUBLE))
+        both.append(slow(lens, x, [change]))
+    close(found.after, torch.stack(both).mean(0))

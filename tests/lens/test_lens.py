@@ -153,16 +153,16 @@ def test_circuit_rules(lens: vitlens.Lens, picture: Image.Image, tmp_path: Path)
         ({"share": 1.5}, "share must be a number above 0 and at most 1, not 1.5"),
         ({"threshold": "all"}, "threshold must be a number"),
         ({"node_share": -1}, "node_share must be a number from 0 on"),
-        ({"edge_share": "0.1"}, "edge_share must be a number from 0 on, not '0.1'"),
+        ({"edge_share": "0.1"}, "edge_share must be a number of at least 0, not '0.1'"),
     ],
 )
 def test_rules_are_checked_before_the_work(
     lens: vitlens.Lens, picture: Image.Image, rules: dict, message: str
 ) -> None:
-    told: list[float] = []
+    reported: list[float] = []
     with pytest.raises(FeatureError, match=message):
-        lens.circuit(picture, progress=lambda part, what: told.append(part), **rules)
-    assert not told
+        lens.circuit(picture, progress=lambda part, what: reported.append(part), **rules)
+    assert not reported
 
 
 def test_curves_use_class_names(lens: vitlens.Lens, picture: Image.Image) -> None:
@@ -370,7 +370,7 @@ def test_saes_from_a_generator(lens: vitlens.Lens) -> None:
 def test_a_lens_is_no_model(lens: vitlens.Lens) -> None:
     with pytest.raises(ModelError, match=r"A Lens is not a model; pass its `vision`"):
         vitlens.Lens(lens, lens.saes)
-    with pytest.raises(ModelError, match="head belongs to the bare model"):
+    with pytest.raises(ModelError, match="together with the bare model"):
         vitlens.Lens(lens.vision, lens.saes, head=lambda y: y)
 
 
@@ -620,7 +620,7 @@ def test_one_image_goes_with_one_method_and_one_label(
 
 
 @pytest.mark.parametrize("names", ["abcde", "abc", dict(enumerate(CLASSES)), set(CLASSES)])
-def test_class_names_that_are_no_list_are_told(names: object) -> None:
+def test_class_names_that_are_no_list_are_refused(names: object) -> None:
     with pytest.raises(ModelError, match="a list in the order of the logits"):
         vitlens.Lens(make_model(), [make_sae() for _ in range(3)], class_names=names)  # type: ignore[arg-type]
 

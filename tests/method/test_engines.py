@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import vitlens
-from tests.tiny import tiny_image, tiny_lens
+from tests.builders import tiny_image, tiny_lens
 from vitlens.errors import ModelError
 from vitlens.method.closed_form import _ROWS
 from vitlens.method.engines import EdgeColumns, edges_into

@@ -14,7 +14,7 @@ from matplotlib.artist import Artist
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 
-from tests.tiny import CLASSES, tiny_image, tiny_lens
+from tests.builders import CLASSES, tiny_image, tiny_lens
 from vitlens import plots
 from vitlens.atlas.atlas import Atlas
 from vitlens.atlas.evolution import Course, Evolution

@@ -381,7 +381,7 @@ class Accumulator:
                 dtype=vision.dtype,
                 device=vision.device,
             )
-            with isolated_model(vision):
+            with isolated_model(vision), torch.no_grad():
                 run = _forward(self.lens, images)
             finite = run.stream.isfinite().flatten(1).all(dim=1).tolist()
             failed += [(e.item.key, _NOT_FINITE) for row, e in ready if not finite[row]]
@@ -493,8 +493,10 @@ def _forward(lens: Lens, images: Float[Tensor, "n 3 H W"]) -> _Run:
     active, stds = [], []
     for layer, sae in zip(lens.layers, lens.saes, strict=True):
         stream, before = stem.through(before, layer)(stream), layer
-        found, _, std = sae.encode_with_stats(stream)
-        active.append(ActiveFeatures.of(found))
+        # What `SAE.encode` does, without an array of all activations that are set to 0.
+        values, _, std = sae.normalize(stream)
+        activations = torch.relu(sae.pre_activations(values))
+        active.append(ActiveFeatures.of(activations, sae.active_mask(activations)))
         stds.append(std.squeeze(-1))
     stream = stem.through(before, vision.depth - 1)(stream)
     return _Run(active, stds, stream, vision.readout(stream), _embeddings(vision, stream))

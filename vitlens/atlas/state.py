@@ -101,11 +101,16 @@ class ActiveFeatures:
     n_features: int
 
     @classmethod
-    def of(cls, activations: Float[Tensor, "n T F"]) -> ActiveFeatures:
-        """The entries above 0 of the activations that an SAE of any kind gives."""
+    def of(
+        cls, activations: Float[Tensor, "n T F"], mask: Bool[Tensor, "n T F"] | None = None
+    ) -> ActiveFeatures:
+        """The activations above 0, of those in a mask if there is one."""
         flat = activations.float().reshape(-1)
-        index = flat.nonzero().squeeze(1)
-        return cls(index, flat[index], *activations.shape)
+        # Few entries are in a mask, and searching it is faster than setting all others to 0.
+        index = (flat if mask is None else mask.reshape(-1)).nonzero().squeeze(1)
+        value = flat[index]
+        above = value > 0
+        return cls(index[above], value[above], *activations.shape)
 
     def of_images(self, images: Int[Tensor, " n"]) -> ActiveFeatures:
         """The active features of some of the images, which are numbered again."""
@@ -119,17 +124,17 @@ class ActiveFeatures:
         index = image[kept] * size + self.index[kept] % size
         return replace(self, index=index, value=self.value[kept], n_images=len(images))
 
-    @property
+    @cached_property
     def image(self) -> Int[Tensor, " m"]:
         """Image of each, [m]."""
         return self.index // (self.n_tokens * self.n_features)
 
-    @property
+    @cached_property
     def token(self) -> Int[Tensor, " m"]:
         """Token of each, [m]."""
         return self.index // self.n_features % self.n_tokens
 
-    @property
+    @cached_property
     def feature(self) -> Int[Tensor, " m"]:
         """Feature number of each, [m]."""
         return self.index % self.n_features
@@ -722,15 +727,15 @@ def merge_states(states: Sequence[AtlasState]) -> AtlasState:
 def _check_alike(one: AtlasState, other: AtlasState) -> None:
     if one.model != other.model:
         raise CheckpointError(
-            f"These are of two models or sets of SAEs ({one.model} and {other.model}), and cannot "
-            "be merged."
+            f"These parts were made with different models or SAEs ({one.model} and {other.model}), "
+            "and cannot be merged."
         )
     for name in ("layers", "labels_from", "class_names", "settings"):
         mine, others = (json.dumps(getattr(state, name)) for state in (one, other))
         if mine != others:
             raise CheckpointError(
-                f"These were made with different {name.replace('_', ' ')} ({mine} and {others}), "
-                "and cannot be merged."
+                f"These parts were made with different {name.replace('_', ' ')} ({mine} and "
+                f"{others}), and cannot be merged."
             )
     both = one.images.keys() & other.images.keys()
     if both:

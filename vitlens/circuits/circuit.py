@@ -26,6 +26,8 @@ ERROR = -1
 #: The feature number of the target node, which stands one layer after the last.
 TARGET = -2
 
+_NAMED_SETTINGS = ("gradient", "error_gradients", "engine", "baselines")
+
 _FORMAT = "vitlens.circuit"
 _VERSION = 2
 
@@ -450,8 +452,14 @@ class Circuit(Explanation):
         for row in self.table():
             edge = f"{row.strongest} ({row.strongest_share:.1%})" if row.strongest else ""
             rows.append((str(row.layer), row.feature, f"{row.share:.1%}", row.location, edge))
+        made = ", ".join(
+            f"{name.replace('_', ' ')}: {self.settings[name]}"
+            for name in _NAMED_SETTINGS
+            if name in self.settings
+        )
         header = ("layer", "feature", "share", "location", "strongest edge")
-        return f"{head}\n\n{text_table(header, rows, align='rrrll')}"
+        table = text_table(header, rows, align="rrrll")
+        return f"{head}\n{made}\n{table}" if made else f"{head}\n\n{table}"
 
     def _index(self, layer: int, feature: int) -> int:
         for index, node in enumerate(self.nodes):
@@ -502,7 +510,7 @@ def check_annotations(
                 )
     if len(grouped) > len(set(grouped)):
         twice = next(key for key in grouped if grouped.count(key) > 1)
-        raise FeatureError(f"Node {twice} is in a group twice; it can be in one, and once.")
+        raise FeatureError(f"Node {twice} appears twice in the groups; it can be in one only.")
     if not all(annotations["groups"]):
         raise FeatureError("A group needs a name.")
     return annotations

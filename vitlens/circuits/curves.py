@@ -235,12 +235,12 @@ class Curves(ShapeRepr):
         head = f"{n} image{'s' * (n != 1)}"
         if skipped:
             head += f" ({skipped} misclassified and left out)"
-        head += (
-            f", target: {self.target}, error nodes: {self.error_nodes}, 95 % intervals over images"
-        )
+        baselines = self.settings.get("baselines", "?")
+        head += f", target: {self.target}, error nodes: {self.error_nodes}, baselines: {baselines}"
+        head += ", 95 % intervals over images"
         span = f"full model above empty model: {self.span()}"
         if np.isnan(self.area("insertion", self.methods[0]).value):
-            span += "; too little for areas to mean anything"
+            span += "; too small for meaningful areas"
         return "\n\n".join(
             [
                 f"{head}\n{span}",

@@ -100,17 +100,17 @@ def resolve_methods(methods: Sequence[str | Method]) -> dict[str, Method]:
         if isinstance(method, str):
             if method not in METHODS:
                 raise FeatureError(
-                    f"There is no method {method!r}.{near_matches(method, METHODS)} "
-                    f"Known are {', '.join(METHODS)}."
+                    f"There is no method {method!r}.{near_matches(method, METHODS)} The methods "
+                    f"are {', '.join(METHODS)}."
                 )
             name, function = method, METHODS[method]
         else:
             name, function = getattr(method, "__name__", type(method).__name__), method
         if name in resolved:
-            raise FeatureError(f"Two methods are called {name!r}; give each a name of its own.")
+            raise FeatureError(f"Two methods are called {name!r}; method names must be unique.")
         resolved[name] = function
     if not resolved:
-        raise FeatureError(f"Give at least one method, of {', '.join(METHODS)}.")
+        raise FeatureError(f"Give at least one method. The methods are {', '.join(METHODS)}.")
     return resolved
 
 

@@ -181,7 +181,9 @@ def _frame(axes: Axes, name: str, layers: np.ndarray) -> None:
     axes.set_xlim(layers[0] - 0.5, layers[-1] + 0.5)
     axes.set_ylim(bottom=min(0.0, axes.get_ylim()[0]))
     few = len(layers) <= 6
-    axes.xaxis.set_major_locator(FixedLocator(layers.tolist()) if few else MaxNLocator(6, integer=True))
+    axes.xaxis.set_major_locator(
+        FixedLocator(layers.tolist()) if few else MaxNLocator(6, integer=True)
+    )
     axes.yaxis.set_major_locator(MaxNLocator(4))
     axes.tick_params(labelsize=7)
     axes.grid(color=theme_of(axes).faint, lw=0.6)
