@@ -114,7 +114,10 @@ def test_browse_sort_filter_search_name_close_and_open_again(
     node = host.ask("card.selected")
 
     # Close, open again: another notebook with another kernel.
+    page.wait_for_timeout(400)  # views send what is hovered with a delay
+    host.discard_kernel = True
     host.close()
+    host.discard_kernel = False
     page = host.drive(cells(folder, names))
     host.run(f"card.selected = {node}")
     expect(page.locator(".vl-card").get_by_label("Name")).to_have_value("edges of discs")
