@@ -32,7 +32,7 @@ class Transform:
     size
         (height, width) of the model's input, in pixels.
     mean, std
-        Of the red, green and blue channels, on pixels in [0, 1].
+        Mean and standard deviation of the red, green and blue channels, on pixels in [0, 1].
     crop_pct
         The share of the resized image's shorter side which the crop keeps.
     interpolation
@@ -242,7 +242,7 @@ def to_tensor(
     transform
         A `Transform`, or any callable that makes a tensor [3, H, W] of an RGB PIL image.
     dtype, device
-        Of the result.
+        Dtype and device of the result.
 
     Returns
     -------

@@ -214,7 +214,7 @@ def read_json(path: str | Path) -> Any:
 
 
 def finite_values(value: Any) -> Any:
-    """Return plain values for JSON, with None in the place of NaN and infinity, which it lacks."""
+    """Return plain values for JSON, with None instead of NaN and infinity, which JSON lacks."""
     if isinstance(value, Mapping):
         return {key: finite_values(part) for key, part in value.items()}
     if isinstance(value, tuple | list):
@@ -349,7 +349,7 @@ class ResumableRun:
     def saving(
         self, state: Callable[[], tuple[Mapping[str, Tensor], Mapping[str, Any]] | None]
     ) -> Iterator[Callable[[], None]]:
-        """Save now and then, and when anything ends the block early, Ctrl-C included.
+        """Save regularly, and when anything ends the block early, including Ctrl-C.
 
         Parameters
         ----------

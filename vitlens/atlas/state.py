@@ -595,7 +595,7 @@ class AtlasState:
         Raises
         ------
         CheckpointError
-            If they are of other models or settings, or hold the same images.
+            If they have different models or settings, or hold the same images.
         """
         _check_alike(self, other)
         merged = replace(

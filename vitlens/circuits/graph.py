@@ -147,7 +147,7 @@ class AttributionGraph(Explanation):
         Parameters
         ----------
         nodes_per_layer, share, threshold
-            How many nodes to keep in every layer: a count, a share of the layer's nodes, or the
+            Number of nodes to keep in every layer: a count, a share of the layer's nodes, or the
             smallest set that reaches this part of the positive importance. At most one of them;
             8 nodes per layer by default. A graph with `at_most` takes only a count, up to it.
         node_share, edge_share
@@ -369,7 +369,7 @@ def attribution_graph(
     Parameters
     ----------
     explanation
-        What is explained.
+        The target that is explained.
     nodes, tokens
         Importances by position, the error node last, and before the sum over tokens.
     edges
@@ -435,13 +435,13 @@ def prune_scores(
     Parameters
     ----------
     explanation
-        What is explained; the rules are added to its settings.
+        The target that is explained; the rules are added to its settings.
     scores
         One image's importances and edges.
     rules
-        What to keep.
+        The pruning rules.
     pinned, removed, groups, labels
-        As for `AttributionGraph.prune`.
+        See `AttributionGraph.prune`.
 
     Raises
     ------
@@ -496,7 +496,7 @@ def build_circuit(
     Parameters
     ----------
     explanation
-        What is explained.
+        The target that is explained.
     scores
         One image's importances and edges.
     kept

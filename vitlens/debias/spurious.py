@@ -96,7 +96,7 @@ def spurious_images(split: Split, seed: int = 0, *, n: int | None = None) -> Gro
     split
         "train", "validation" or "test".
     seed
-        As for `spurious`.
+        See `spurious`.
     n
         Number of images; by default 400, 160 and 200. In training the classes have the same size,
         in the other splits all four groups do.

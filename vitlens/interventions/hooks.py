@@ -103,7 +103,7 @@ def intervening(plan: Plan) -> Iterator[None]:
     Raises
     ------
     FeatureError
-        As for `Plan.passing`.
+        See `Plan.passing`.
     """
     plan.passing()  # what one forward pass cannot do is refused before the block begins
     model, thread = plan.replacement.vision.module, threading.get_ident()

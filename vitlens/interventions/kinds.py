@@ -169,7 +169,7 @@ class Project(Intervention):
     Parameters
     ----------
     features, patches
-        As for `Ablate`.
+        See `Ablate`.
     to
         "baseline": v̄ is what baseline features and the baseline error node give, sd · z̄ W_dec + ē;
         "zero": v̄ = 0.
@@ -220,7 +220,7 @@ class Scale(_ByNumber):
     Parameters
     ----------
     features, patches
-        As for `Ablate`.
+        See `Ablate`.
     factor
         Any finite number.
     """
@@ -244,7 +244,7 @@ class Clamp(_ByNumber):
     Parameters
     ----------
     features
-        As for `Ablate`.
+        See `Ablate`.
     value
         Any finite number, in units of the SAE's activations.
     patches
@@ -277,7 +277,7 @@ class Steer(_ByNumber):
     Parameters
     ----------
     features, patches
-        As for `Ablate`.
+        See `Ablate`.
     strength
         Any finite number, in units of the SAE's activations.
     """
@@ -301,7 +301,7 @@ class Patch(Intervention):
     Parameters
     ----------
     features, patches
-        As for `Ablate`.
+        See `Ablate`.
     image
         The other image; the untouched model runs on it.
     """

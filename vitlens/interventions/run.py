@@ -161,9 +161,9 @@ class Plan(Change):
     replacement
         The model with its SAEs and baselines.
     interventions
-        What is changed.
+        The interventions.
     error_nodes
-        What each site's error node holds: "clean", what it holds in the untouched model; "free",
+        Value of each site's error node: "clean", what it holds in the untouched model; "free",
         what the running stream gives, so that only the changed features' difference is added to
         it; "baseline"; "zero", nothing.
     sites
@@ -185,7 +185,7 @@ class Plan(Change):
         return edits is not None and edits.need_clean
 
     def edit(self, state: SiteState, stream: Float[Tensor, "n T D"]) -> Float[Tensor, "n T D"]:
-        """Return the stream that goes on."""
+        """Return the stream that continues."""
         edits = self.sites[state.position]
         return stream if edits is None else stream + edits.difference(state, stream)
 

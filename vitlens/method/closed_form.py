@@ -273,7 +273,7 @@ class _SplitBlock:
     output
         The block's output, [T, D].
     n_linears
-        How many linear layers the block calls.
+        Number of linear layers that the block calls.
     """
 
     pair: SitePair
@@ -322,7 +322,7 @@ class _SplitBlock:
         return at_stream, at_attended
 
     def pull_queries(self, at_attended: Float[Tensor, "K H T E"]) -> Float[Tensor, "K T D"]:
-        """Pull rows at the attended values back to the stream by way of the queries (31)."""
+        """Pull rows at the attended values back to the stream through the queries (31)."""
         rows = at_attended.permute(1, 2, 0, 3)
         every = torch.arange(self.output.shape[0], device=self.output.device)
         at_queries = torch.cat(

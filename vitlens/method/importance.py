@@ -11,7 +11,7 @@ Two conventions say how the gradient reaches site i below the last::
     leaf      grad_i = d/dx_i  sum_{t, f} G_{i+1}[t, f] z_{i+1}[t, f](x_i)  (18)
     through   grad_i = d target / d x_i
 
-With "leaf" (the default) error nodes take in no gradient: it flows through the features of the
+With "leaf" (the default) error nodes receive no gradient: it flows through the features of the
 next site alone, so that ``N_i[f]`` is the sum of the edges that leave f. At the last site both
 are the same. In (18) the mask of active features and the SAE's sd are constants.
 
@@ -72,7 +72,7 @@ def centred_logit(index: int) -> Callable[[Float[Tensor, " C"]], Float[Tensor, "
 def resolve_target(
     target: TargetLike, logits: Float[Tensor, " C"], class_names: Sequence[str] | None = None
 ) -> Target:
-    """Make a `Target` of what the user gave.
+    """Make a `Target` from the user's argument.
 
     Parameters
     ----------
@@ -178,7 +178,7 @@ class Importances(ShapeRepr):
     gradients
         The target's gradient at every feature, G_i, [T, F_i] per site.
     target, target_index, target_value
-        What was explained, its class (None for a function), and its value on the image.
+        Name of the target, its class (None for a function), and its value on the image.
     residual
         Conservation residual per site: the target's value minus the sum of the nodes, [L].
     gradient, error_gradients, engine
@@ -250,13 +250,13 @@ def node_importances(
     replacement
         The model, with its baselines.
     trace
-        Of one image, or of a batch.
+        Trace of one image or of a batch.
     target
-        What to explain; for a batch one target per image.
+        The target to explain; one per image for a batch.
     gradient
         "libragrad" or "plain".
     error_gradients
-        "leaf": error nodes take in no gradient; "through": the model's ordinary gradient.
+        "leaf": error nodes receive no gradient; "through": the model's ordinary gradient.
     engine
         Which engine the edges will be computed with; it is stored.
 
@@ -265,7 +265,7 @@ def node_importances(
     OptionError
         If a setting is unknown.
     TargetError, ModelError
-        As for `stream_gradients`.
+        See `stream_gradients`.
     """
     check_choice("engine", engine, get_args(Engine))
     targets = [target] if isinstance(target, Target) else list(target)
@@ -320,7 +320,7 @@ def stream_gradients(
     replacement
         The model.
     trace
-        Of a batch of n images.
+        Trace of a batch of n images.
     targets
         One per image.
     gradient

@@ -34,7 +34,7 @@ def contribution(
     replacement
         The model, with its baselines.
     trace
-        Of one image.
+        Trace of one image.
     layer, feature
         The node; feature -1 is the layer's error node.
 
@@ -64,7 +64,7 @@ def logit_lens(
     Parameters
     ----------
     replacement, trace
-        As for `contribution`.
+        See `contribution`.
     layer, feature
         The feature; -1 is the layer's error node.
     gradient

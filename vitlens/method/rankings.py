@@ -5,7 +5,7 @@ Every ranking gives, for a number of features per site, the features to keep on 
     node        N_i[f] of equation (16), LibraGrad, leaf
     plain       N_i[f] with the model's ordinary gradient, through
     activation  sum_t z_i[t, f]
-    random      uniform, with an order of its own for every image
+    random      uniform, in a separate order for every image
 
 Cross-Layer Attribution (CLA; Rajaram et al., arXiv 2404.14349) walks back from the target. With a
 feature's activation ``A_f = sum_t z_i[t, f]``, moving in proportion on all tokens, its edges are
@@ -62,11 +62,11 @@ class Case:
     trace
         The untouched model on the image.
     target
-        What is explained.
+        The target that is explained.
     engine
         How edges are computed.
     seed, index
-        Of the experiment, and the image's number in it.
+        Seed of the experiment, and the image's index in it.
     report
         Called with what is being done, before every long step of a ranking; what it raises ends
         the experiment.
@@ -133,7 +133,7 @@ def activation(case: Case) -> Keep:
 
 
 def random(case: Case) -> Keep:
-    """Rank at random, with an order of its own for every image."""
+    """Rank at random, in a separate order for every image."""
     sizes = [sae.n_features for sae in case.replacement.saes]
     return ranked(random_scores(sizes, seed=case.seed, image=case.index))
 
@@ -155,7 +155,7 @@ def random_scores(
     seed
         One for the whole experiment.
     image
-        The image's number, so that each image has an order of its own.
+        The image's number, so that each image has a separate order.
 
     Returns
     -------

@@ -124,7 +124,7 @@ class Trace(ShapeRepr):
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Baselines(ShapeRepr):
-    """What features and error nodes are replaced with, at each position.
+    """Values that replace features and error nodes, at each position.
 
     Attributes
     ----------
@@ -319,7 +319,7 @@ class Change:
         return None
 
     def edit(self, state: SiteState, stream: Float[Tensor, "n T D"]) -> Float[Tensor, "n T D"]:
-        """The stream that goes on, after equation (9)."""
+        """The stream that continues, after equation (9)."""
         return stream
 
 
@@ -373,7 +373,7 @@ class FromSite:
     clean: Trace | None = None
 
 
-#: Called at every site of a run with its state and the stream that goes on.
+#: Called at every site of a run with its state and the stream that continues.
 Observer = Callable[[SiteState, Tensor], None]
 
 
@@ -389,7 +389,7 @@ class ReplacementModel:
     layers
         Block numbers of the sites, ascending, at least one.
     baselines
-        What features and error nodes are replaced with; zero if left out.
+        Values that replace features and error nodes; zero if left out.
 
     Raises
     ------
@@ -429,7 +429,7 @@ class ReplacementModel:
 
     @property
     def baselines(self) -> Baselines:
-        """What features and error nodes are replaced with."""
+        """Values that replace features and error nodes."""
         return self._baselines
 
     @baselines.setter
@@ -534,9 +534,9 @@ class ReplacementModel:
             Images; or a trace, which saves the untouched model's part of the work; or a stream
             to start from.
         change
-            What changes; nothing by default.
+            The change; nothing by default.
         error_nodes
-            What error nodes hold, for all sites or for each: "clean", their values in the
+            Values of the error nodes, for all sites or for each site: "clean", their values in the
             untouched model; "free", what the running stream gives; "baseline"; "zero".
         active
             Which features may be active: "running", those the SAEs choose on the running stream;
@@ -545,7 +545,7 @@ class ReplacementModel:
             For the trace of one image: how many runs there are; by default as many as the change
             describes, or one.
         observe
-            Called at every site with its state and the stream that goes on.
+            Called at every site with its state and the stream that continues.
         grad
             Record gradients. The SAEs' std and masks are constants.
 
@@ -677,11 +677,11 @@ class ReplacedPass:
     replacement
         The model.
     change
-        What changes.
+        The change.
     error_nodes
-        What each site's error node holds.
+        Value of each site's error node.
     active
-        As for `ReplacementModel.run`.
+        See `ReplacementModel.run`.
     baselines
         The baselines of this run; by default the model's.
     clean
@@ -690,7 +690,7 @@ class ReplacedPass:
         The last block to which the untouched stream is followed; by default as far as the
         change and the error nodes need it.
     observe
-        As for `ReplacementModel.run`.
+        See `ReplacementModel.run`.
 
     Attributes
     ----------
@@ -734,7 +734,7 @@ class ReplacedPass:
     def after_block(
         self, layer: int, stream: Float[Tensor, "n T D"], block: Block
     ) -> Float[Tensor, "n T D"]:
-        """What goes on after a block that gave `stream`; called for block after block.
+        """Continue after a block that returned `stream`; called block by block.
 
         Parameters
         ----------
@@ -753,7 +753,7 @@ class ReplacedPass:
         return self.at_site(self._replacement.position(layer), stream)
 
     def at_site(self, position: int, stream: Float[Tensor, "n T D"]) -> Float[Tensor, "n T D"]:
-        """What goes on after a site: equation (9)."""
+        """Return the stream that leaves a site: equation (9)."""
         sae, held = self._replacement.saes[position], self._held[position]
         touched = self._change.touches(position)
         parts = not self.parted and position >= self.first

@@ -31,7 +31,7 @@ class Site:
     n_tokens, d_model
         T and D of the stream there.
     n_prefix
-        How many tokens come before the patches.
+        Number of tokens before the patches.
     grid
         Rows and columns of the patches.
     """
@@ -97,7 +97,7 @@ class VisionModel:
     depth, d_model
         Number of blocks B and of channels D.
     n_prefix, prefix_names
-        How many tokens come before the patches (CLS, registers, distillation), and their names.
+        Number of tokens before the patches (CLS, registers, distillation), and their names.
     grid
         Rows and columns of the patch grid; patches follow the prefix tokens row by row.
     image_size
@@ -406,7 +406,7 @@ def as_vision_model(
     model
         The model, or a `VisionModel` of it.
     head
-        As for `VisionModel`; only for a model.
+        See `VisionModel`; only for a model.
 
     Raises
     ------

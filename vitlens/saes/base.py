@@ -270,7 +270,7 @@ class SAE(nn.Module, ABC):
         mean: Float[Tensor, "*batch 1"],
         std: Float[Tensor, "*batch 1"],
     ) -> Float[Tensor, "*batch D"]:
-        """Residual stream [..., D] that the features stand for, equation (4)."""
+        """Residual stream [..., D] that the features represent, equation (4)."""
         return (features @ self.W_dec + self.b_dec) * std + mean
 
     def forward(self, x: Float[Tensor, "*batch D"]) -> SAEOutput:

@@ -165,7 +165,7 @@ class TokenBuffer:
     Parameters
     ----------
     n_layers
-        How many layers.
+        Number of layers.
     dtype
         In which the tokens are kept; bfloat16 halves the memory.
     whole_images
@@ -210,7 +210,7 @@ class TokenBuffer:
         batch_tokens
             The tokens held are split into equal parts of about this many.
         generator
-            Of the permutation, on the CPU.
+            Generator of the permutation, on the CPU.
         start
             Batches to skip at the beginning.
         """

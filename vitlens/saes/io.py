@@ -158,7 +158,7 @@ def load_saes(
         A folder that `save_saes` or `train_saes` wrote, a folder in the layout of the RRM release
         (see `vitlens.saes.importers.rrm`), or the name of a repository on the Hugging Face hub.
     dtype, device
-        Of the SAEs.
+        Dtype and device of the SAEs.
 
     Returns
     -------

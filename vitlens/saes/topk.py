@@ -34,7 +34,7 @@ class TopKSAE(SAE):
     Parameters
     ----------
     tensors, normalization, subtract_b_dec
-        As for `vitlens.saes.base.SAE`; `from_weights` names each tensor.
+        See `vitlens.saes.base.SAE`; `from_weights` names each tensor.
     k
         Most features that may be active on one token, 1 to F.
     budget

@@ -52,7 +52,7 @@ class TrainConfig:
         "bfloat16": the model's forward pass and the large matrix products in bfloat16, weights,
         losses and Adam in float32; several times as fast on hardware that has it.
     seed
-        Of the initial weights and of the shuffling.
+        Seed of the initial weights and of the shuffling.
     checkpoint_seconds
         Least time between two saves of the unfinished run.
     kind
@@ -216,7 +216,7 @@ def scheduled_rate(config: TrainConfig | TuneConfig, step: int, n_steps: int | N
     step
         Counted from 0.
     n_steps
-        Of the whole run; only needed for a decay.
+        Number of steps of the whole run; only needed for a decay.
     """
     factor = min(1.0, (step + 1) / (config.warmup_steps + 1))
     if config.decay_share:

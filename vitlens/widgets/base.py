@@ -137,7 +137,7 @@ class Widget(anywidget.AnyWidget):
         path
             The page; it opens from disk, without a network, and needs no Python.
         title
-            Of the page; by default the widget's name.
+            Title of the page; by default the widget's name.
 
         Raises
         ------

@@ -170,7 +170,7 @@ class FeatureCard(CardPart, Widget, bundle="card"):
         Any image; or a `Scene`, to share computed values with another widget. None shows the
         lens's atlas.
     target
-        As for `Lens.importances`.
+        See `Lens.importances`.
     selected
         The first node, (layer, feature), with feature -1 for a layer's error node; by default the
         most important feature of the last layer.
@@ -194,7 +194,7 @@ class FeatureCard(CardPart, Widget, bundle="card"):
     Raises
     ------
     ImageError, TargetError, ModelError
-        As `Lens.importances` does.
+        See `Lens.importances`.
     traitlets.TraitError
         When there is no such node.
     """

@@ -250,7 +250,7 @@ class CircuitDiagram(DiagramPart, bundle="diagram"):
     lens, image
         The lens and the image of the graph; with both, nodes can be ablated.
     target
-        As for `Lens.attribute`.
+        See `Lens.attribute`.
     nodes_per_layer, node_share, edge_share, selected, pinned, groups, labels, ablations, measured
         First values of the attributes; by default those of `source`, where it is a circuit.
 
@@ -370,14 +370,14 @@ class CircuitDiagram(DiagramPart, bundle="diagram"):
         Parameters
         ----------
         target, gradient, error_gradients, engine, at_most, progress
-            As for `Lens.attribute`.
+            See `Lens.attribute`.
         nodes_per_layer, node_share, edge_share, selected, pinned, groups, labels, ablations
             First values of the attributes.
 
         Raises
         ------
         ImageError, TargetError, ModelError, FeatureError
-            As `Lens.attribute` does.
+            See `Lens.attribute`.
         """
         graph = lens.attribute(
             image,

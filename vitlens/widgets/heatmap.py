@@ -406,7 +406,7 @@ class PatchHeatmap(HeatmapPart, Widget, bundle="heatmap"):
         show
             "activation", or "importance" for the target.
         target
-            As for `Lens.importances`; by default each image's predicted class.
+            See `Lens.importances`; by default each image's predicted class.
         labels
             Names of nodes, {(layer, feature): text}; they are not saved.
         image_titles

@@ -138,7 +138,7 @@ def test_the_lasso_reaches_python(lab: Host, folder: Path, tmp_path: Path) -> No
     corners = [(3, 3), (box["width"] - 3, 3), (box["width"] - 3, box["height"] - 3)]
     draw(page, stage, [*corners, (3, box["height"] - 3)])
     lab.wait("len(features.chosen) == 180")
-    page.get_by_label("Choose none").click()
+    page.get_by_label("Clear the choice").click()
     lab.wait("features.chosen == ()")
 
     # Layers that are not shown are not chosen.

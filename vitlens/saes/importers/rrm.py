@@ -79,7 +79,7 @@ def load_rrm(
         A key of `RELEASES`: which (K, R) to take at each layer. Needed only where a folder has
         several for one layer; the release's own hub names imply it.
     dtype, device
-        Of the SAEs.
+        Dtype and device of the SAEs.
 
     Returns
     -------
