@@ -190,7 +190,7 @@ def test_to_tensor_takes_float_tensors_as_model_inputs():
 
 def test_to_tensor_takes_any_callable(noise):
     assert to_tensor(noise, lambda picture: torch.zeros(1, 3, 4, 4)).shape == (3, 4, 4)
-    with pytest.raises(ImageError, match="gave Image"):
+    with pytest.raises(ImageError, match="returned Image"):
         to_tensor(noise, lambda picture: picture)
     with pytest.raises(ImageError, match=r"must be \[3, H, W\], not \[1, 4, 4\]"):
         to_tensor(noise, lambda picture: torch.zeros(1, 4, 4))

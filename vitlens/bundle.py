@@ -68,7 +68,7 @@ def load(
     pretrained
         Load the published weights of a timm model.
     device, dtype
-        Where the model goes, and its precision.
+        Device and dtype of the model.
     timm_options
         For a timm model: further arguments of `timm.create_model`.
 

@@ -5,7 +5,7 @@ from difflib import get_close_matches
 
 
 class VitlensError(Exception):
-    """Anything vitlens can explain; its message says what was wrong and what to do."""
+    """Base class of vitlens errors; the message says what was wrong and what to do."""
 
 
 class ImageError(VitlensError, ValueError):
@@ -42,9 +42,9 @@ def near_matches(name: str, names: Iterable[str]) -> str:
     Parameters
     ----------
     name
-        What was asked for.
+        The requested name.
     names
-        What there is. Case is ignored in the comparison.
+        The available names. Case is ignored in the comparison.
 
     Returns
     -------
@@ -72,7 +72,7 @@ def check_choice(name: str, value: object, choices: Iterable[str]) -> None:
     name
         The option's name, for the message.
     value
-        What the caller gave.
+        The value that the caller passed.
     choices
         The values that are allowed.
     """

@@ -214,7 +214,7 @@ def read_json(path: str | Path) -> Any:
 
 
 def finite_values(value: Any) -> Any:
-    """Return plain values for JSON, with None in the place of NaN and infinity, which it lacks."""
+    """Return plain values for JSON, with None instead of NaN and infinity, which JSON lacks."""
     if isinstance(value, Mapping):
         return {key: finite_values(part) for key, part in value.items()}
     if isinstance(value, tuple | list):
@@ -258,7 +258,7 @@ def check_replaceable(path: str | Path, replaces: Collection[str]) -> None:
     if not folder.exists():
         return
     if not folder.is_dir():
-        raise VitlensError(f"{path} is a file, and a folder is to be written there.")
+        raise VitlensError(f"{path} is a file, but a folder must be written there.")
     for old in folder.rglob("*"):
         name = str(old.relative_to(folder))
         if name not in replaces:
@@ -349,7 +349,7 @@ class ResumableRun:
     def saving(
         self, state: Callable[[], tuple[Mapping[str, Tensor], Mapping[str, Any]] | None]
     ) -> Iterator[Callable[[], None]]:
-        """Save now and then, and when anything ends the block early, Ctrl-C included.
+        """Save regularly, and when anything ends the block early, including Ctrl-C.
 
         Parameters
         ----------
@@ -577,5 +577,5 @@ def _why_unreadable(path: Path) -> str:
         except (ValueError, KeyError, TypeError, IndexError, AttributeError):
             return "is a safetensors file with a damaged header."
     if size < expected:
-        return f"is a truncated safetensors file: {size} of {expected} bytes are there."
+        return f"is a truncated safetensors file: {size} of {expected} bytes are present."
     return "is a damaged safetensors file."

@@ -63,7 +63,7 @@ from vitlens.saes.io import resolve_saes
 Images: TypeAlias = ImageLike | Iterable[ImageLike]
 #: By site, or by layer in a mapping: indices of the features to keep, or a mask.
 Keep: TypeAlias = Sequence[Iterable[int] | Tensor] | Mapping[int, Iterable[int] | Tensor]
-#: What error nodes hold: for all sites, or for each.
+#: Values of the error nodes: for all sites, or for each.
 HeldErrors: TypeAlias = ErrorNodes | Sequence[ErrorNodes]
 #: One target for all images, or one per image.
 Targets: TypeAlias = TargetLike | list[TargetLike]
@@ -86,7 +86,7 @@ class Sample:
     label
         Its class, "" when it has none.
     credit
-        Where it comes from, and its licence.
+        Its source and licence.
     """
 
     path: Path
@@ -99,7 +99,7 @@ class Sample:
 
 @dataclass(frozen=True)
 class About:
-    """What is known of a lens besides its numbers: name, samples, model card, figures."""
+    """Facts about a lens: name, samples, model card and measured figures."""
 
     name: str = ""
     samples: tuple[Sample, ...] = ()
@@ -124,7 +124,7 @@ class Lens:
         a sequence: one SAE after each block but the last. Or a folder or hub name to load them
         from. They are copied if their dtype or device is not the model's.
     baselines
-        What replaced features are set to, or a file of `Baselines`; zero if there are none (see
+        Values that replace features, or a file of `Baselines`; zero if there are none (see
         `fit_baselines`).
     class_names
         One name per class; without names, classes are numbered.
@@ -140,7 +140,7 @@ class Lens:
     Attributes
     ----------
     replacement
-        The model with its SAEs and baselines, which everything is computed with.
+        The model with its SAEs and baselines, used for all computations.
 
     Raises
     ------
@@ -212,14 +212,14 @@ class Lens:
             baselines = Baselines.load(baselines)
         if not isinstance(baselines, Baselines):
             raise ModelError(
-                "Baselines are a `vitlens.Baselines` or the file of one, not "
-                f"{type(baselines).__name__}. `lens.fit_baselines(images)` makes some."
+                "Baselines must be a `vitlens.Baselines` or the path of a baseline file, not "
+                f"{type(baselines).__name__}. Use `lens.fit_baselines(images)` to compute them."
             )
         self.replacement.baselines = baselines
 
     @property
     def atlas(self) -> Any:
-        """The `vitlens.Atlas` that says what every feature stands for, or None.
+        """The `vitlens.Atlas` that says what every feature represents, or None.
 
         Setting it checks that it is an atlas of this model and these SAEs.
         """
@@ -302,7 +302,7 @@ class Lens:
         Parameters
         ----------
         device, dtype
-            Where to, and in which precision; unchanged if left out.
+            Target device and dtype; unchanged if omitted.
 
         Returns
         -------
@@ -404,7 +404,7 @@ class Lens:
         images
             One image or several.
         batch_size
-            How many images run at once.
+            Number of images per batch.
         """
         parts = batched(map(self.tensor, _listed(images)), batch_size, self.vision.image_size)
         ranked = [self._ranking(row) for part in parts for row in self.vision.logits(part)]
@@ -441,7 +441,7 @@ class Lens:
         kind
             "median" (the paper's), "mean", or "zero", which looks at no image.
         batch_size
-            How many images run at once.
+            Number of images per batch.
         progress
             Show a progress bar.
 
@@ -497,9 +497,9 @@ class Lens:
         images
             One image; or several, whose importances have a batch axis.
         target
-            Class index, class name or function of the logits [C]; by default the predicted
-            class. A class stands for its logit minus the mean of all logits. A list gives one
-            target per image.
+            Class index, class name, or function of the logits [C]; by default the predicted class.
+            The target of a class is its logit minus the mean of all logits. A list gives one target
+            per image.
         gradient
             "libragrad" or "plain".
         error_gradients
@@ -516,7 +516,7 @@ class Lens:
             If there is no such class, several classes have the name, or the function gives no
             scalar, or one without a derivative.
         ModelError
-            If the engine does not know the model's blocks.
+            If the engine does not support the model's blocks.
         OptionError
             If a setting is unknown.
         """
@@ -563,7 +563,7 @@ class Lens:
             Keep only the nodes that a walk of up to this many nodes per layer can reach, and
             compute only their edges; all active nodes if left out.
         target, gradient, error_gradients, engine, progress
-            As for `importances`.
+            See `importances`.
 
         Raises
         ------
@@ -644,9 +644,9 @@ class Lens:
         images
             One image or several.
         target, gradient, error_gradients, engine, progress
-            As for `importances`.
+            See `importances`.
         nodes_per_layer, share, threshold
-            How many nodes to keep in every layer: a count, a share of the layer's nodes, or the
+            Number of nodes to keep in every layer: a count, a share of the layer's nodes, or the
             smallest set that reaches this part of the positive importance. At most one of them;
             by default 8 nodes per layer.
         node_share
@@ -780,13 +780,13 @@ class Lens:
             Instead of interventions, the features to keep: indices or a boolean mask [F_i] for
             each site, or a mapping from layers to them. All others are at their baselines.
         error_nodes
-            What error nodes hold, for all sites or for each: "clean", their values in the
+            Values of the error nodes, for all sites or for each site: "clean", their values in the
             untouched model (the paper's default); "free", what the running stream gives, so that
             only the changed features' difference is added to it; "baseline"; "zero". Held error
             nodes do not make up for a feature that drops out of a later layer's top k: small
             changes then have larger and rougher effects than with "free".
         batch_size
-            How many images run at once.
+            Number of images per batch.
 
         Returns
         -------
@@ -857,9 +857,9 @@ class Lens:
         Parameters
         ----------
         requested
-            As for `run_with`.
+            See `run_with`.
         error_nodes
-            As for `run_with`; by default "clean", or that of a block around this one. "free" is
+            See `run_with`; by default "clean", or that of a block around this one. "free" is
             the fastest: the untouched model need not run along.
 
         Raises
@@ -905,7 +905,8 @@ class Lens:
         circuit, image
             A circuit, and the image it is of.
         n
-            How many edges, drawn at random; None for all. Each takes a run of the layers after it.
+            Number of edges, drawn at random; None for all. Each edge takes a run of the layers
+            after it.
         paths
             Instead of the circuit's edges, these: each two nodes (layer, feature) or more, of one
             site after another. At every site on the way only the path's feature changes. They
@@ -913,19 +914,19 @@ class Lens:
         target
             Only for a circuit whose target was a function: this function.
         error_nodes
-            What error nodes hold at the sites after the edge; by default "clean" for importances
-            with error nodes as leaves, "free" for those with gradients through them.
+            Values of the error nodes at the sites after the edge; by default "clean" for
+            importances with error nodes as leaves, "free" for those with gradients through them.
         active
             Which features may be active once an edge is cut: "clean", those that are in the
             untouched model, as importances assume; "running", those of the running stream.
         control
             Also measure as many random edges between active features of the same layers.
         seed
-            Of what is drawn.
+            Seed of the random choices.
         batch_size
-            How many edges run at once.
+            Number of edges per batch.
         progress
-            As for `importances`.
+            See `importances`.
 
         Raises
         ------
@@ -936,11 +937,13 @@ class Lens:
             If the target is missing.
         """
         if circuit.model and circuit.model != self.fingerprint:
-            raise FeatureError("The circuit is of another model or other SAEs than this lens.")
+            raise FeatureError(
+                "The circuit was made with another model or other SAEs than those of this lens."
+            )
         if target is None and circuit.target_index is None:
             raise TargetError(
-                f"The circuit's target, {circuit.target!r}, is not a class: give the function "
-                "again, as `target`."
+                f"The circuit's target, {circuit.target!r}, is not a class. Pass the target "
+                "function again, as `target`."
             )
         trace = self.trace(image)
         wanted = circuit.target_index if target is None else target
@@ -988,17 +991,17 @@ class Lens:
             Class indices or names, or one for one image; images that the model classifies
             otherwise are left out.
         target
-            As for `importances`, one for all images.
+            See `importances`; one target for all images.
         error_nodes
-            What error nodes hold: "clean", "free", "baseline" or "zero".
+            Values of the error nodes: "clean", "free", "baseline" or "zero".
         engine
             How edges are computed.
         q
             Ascending shares, from 0 to 1, of the largest SAE's features.
         batch_size
-            How many replaced runs go through the model at once.
+            Number of replaced runs per batch.
         seed
-            Of the random order.
+            Seed of the random order.
         out
             A file to write; a run that was interrupted continues from it.
         resume
@@ -1113,7 +1116,7 @@ class Lens:
         image
             By default the first sample image.
         target, gradient, error_gradients, engine
-            As for `importances`.
+            See `importances`.
         at_most, nodes_per_layer, node_share, edge_share
             The largest circuit, and the one to begin with.
         selected, labels, show, height, author
@@ -1208,7 +1211,8 @@ class Lens:
             return None
         if isinstance(names, str | Mapping | Set):
             raise ModelError(
-                f"Class names are a list in the order of the logits, not {type(names).__name__}."
+                "Class names must be a list in the order of the logits, not "
+                f"{type(names).__name__}."
             )
         if len(names) != self.vision.n_classes:
             raise ModelError(

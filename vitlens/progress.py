@@ -23,9 +23,9 @@ def steps(items: Sequence[T], what: str, progress: Progress) -> Iterator[T]:
     Parameters
     ----------
     items
-        What to go through.
+        The items to iterate over.
     what
-        What is done with them, in a word or two.
+        Description of the work, in a word or two.
     progress
         How to report.
     """
@@ -47,7 +47,7 @@ def waiting(what: str, progress: Progress) -> Iterator[None]:
     Parameters
     ----------
     what
-        What is done, in a few words.
+        Description of the step, in a few words.
     progress
         How to report; a function is called before and after the block.
     """
@@ -84,9 +84,9 @@ class StepReporter:
     progress
         The function; nothing is reported to a bool.
     total
-        How many steps there are.
+        Total number of steps.
     done
-        How many of them are done.
+        Number of completed steps.
     """
 
     progress: Progress

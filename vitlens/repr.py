@@ -8,7 +8,7 @@ _LONGEST = 60
 
 
 class ShapeRepr:
-    """Shows the fields of a dataclass, with shapes in the place of values.
+    """Shows the fields of a dataclass, with shapes instead of values.
 
     The dataclass is one with ``repr=False``, which else would write a repr of its own.
     """

@@ -311,7 +311,7 @@ def test_damaged_shards(lens, tmp_path):
     with pytest.raises(ImageError, match="cannot be mixed"):
         photograph(0).save(tmp_path / "b.png")
         build(lens, [tmp_path / "a.tar", tmp_path / "b.png"])
-    with pytest.raises(ImageError, match="hold no image"):
+    with pytest.raises(ImageError, match="contain no image"):
         build(lens, write_shard(tmp_path / "empty.tar", [("a.txt", b"")]))
 
 

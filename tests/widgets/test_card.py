@@ -175,7 +175,7 @@ def test_files(scene: Scene, card: FeatureCard, browser: FeatureBrowser, tmp_pat
 
 
 def test_a_figure_states_the_limits_of_its_logit_lens(card: FeatureCard) -> None:
-    assert "past the blocks above" in tiny.texts_of(card.figure())
+    assert "bypassing the blocks above" in tiny.texts_of(card.figure())
 
 
 def test_an_empty_card_shows_no_error(scene: Scene) -> None:

@@ -1,4 +1,4 @@
-"""The atlas: what every feature of every layer stands for."""
+"""The atlas: what every feature of every layer represents."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 
 class Atlas:
-    """What every feature of every layer of a model stands for: images, scores, names.
+    """What every feature of every layer of a model represents: images, scores, names.
 
     Made by `build`, `load` or `merge`. A layer is given by the number of its block; its data are
     read on first use.
@@ -81,16 +81,16 @@ class Atlas:
         health: HealthReport | None = None,
         progress: Progress = True,
     ) -> Atlas:
-        """Look at every feature on many images, in one pass.
+        """Build an atlas of all features from many images, in one pass.
 
         Parameters
         ----------
         lens
             The model with its SAEs.
         images, labels, groups, credits
-            The images and what is known of them; see `vitlens.atlas.build.build_state`.
+            The images, with labels, groups and credits; see `vitlens.atlas.build.build_state`.
         n_top, n_sampled, thumbnails, quality, heatmaps, batch_size, resume, part
-            See there, too.
+            See there.
         out
             Folder to save to, and where an interrupted pass is resumed.
         stimuli, layout, embed, health
@@ -221,7 +221,7 @@ class Atlas:
         atlases
             Atlases, or their folders, of one model, with the same settings, of different images.
         lens
-            By default that of the first atlas which has one.
+            The lens; by default that of the first atlas that has one.
         stimuli, layout, embed, health, progress
             See `vitlens.atlas.finalize.finalize`.
 
@@ -372,7 +372,7 @@ class Atlas:
         return self._contents.layout()
 
     def feature(self, layer: int, feature: int) -> FeatureProfile:
-        """All that is known of one feature; raises `FeatureError` if it does not exist."""
+        """Everything known about one feature; raises `FeatureError` if it does not exist."""
         table = self._checked_table(layer, feature)
         return describe(
             self._header,

@@ -84,7 +84,7 @@ def build_state(
         one video: given in the same ways as `labels`. By default images with the same perceptual
         hash: most copies that were resized or compressed again, but no crops.
     credits
-        Who made an image: given in the same ways.
+        Author and licence of each image, given in the same ways.
     n_top, n_sampled
         Images to keep for each feature: those it is most active in, and a sample of those it is
         active in.
@@ -93,8 +93,9 @@ def build_state(
     heatmaps
         Keep the activation per token of each image kept.
     batch_size
-        Images run at once. All batches have the same shape, so an image gives the same numbers
-        whichever images it runs with (on one machine, with one batch size and number of threads).
+        Number of images per batch. All batches have the same shape, so an image gives the same
+        numbers whichever images it runs with (on one machine, with one batch size and number of
+        threads).
     out
         Folder of the atlas: the unfinished state is saved in ``<out>.partial`` every minute and
         on Ctrl-C.
@@ -194,7 +195,7 @@ def _accumulate(
     run: ResumableRun | None,
     progress: Progress,
 ) -> None:
-    """Add the remaining batches; save now and then, at the end, and when something stops it."""
+    """Add the remaining batches; save regularly, at the end, and when something stops it."""
     batch_size = accumulator.state.settings["batch_size"]
     total = count_images(source, batch_size, part)
     seen = accumulator.n_batches * batch_size
@@ -450,7 +451,7 @@ class Accumulator:
         ready: Sequence[tuple[int, Ready]],
         kept: Tensor,
     ) -> None:
-        """Record the images that a pool has taken; now and then drop those no pool holds."""
+        """Record the images that a pool has taken; regularly drop those that no pool holds."""
         numbers = zip(
             info.id.tolist(),
             info.label.tolist(),

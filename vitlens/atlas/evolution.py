@@ -54,7 +54,7 @@ class Evolution:
     layers
         Numbers of the layers.
     course
-        Of the atlas.
+        Course of the atlas.
     chance
         By name of the score and layer, the chance level.
     controls

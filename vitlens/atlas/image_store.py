@@ -43,14 +43,14 @@ class ImageRecord:
     group
         Number of its group; images of one group count as one.
     width, height
-        Of the original, in pixels.
+        Size of the original, in pixels.
     embedding
         The model's pooled output; where this has another width than the model, the mean of the
         patch tokens of the last stream after the final norm; float16 [D].
     thumbnail
         The image as the model sees it, encoded as WebP; None when thumbnails are not kept.
     credit
-        Who made it, if that must be said.
+        Author and licence, if attribution is required.
     """
 
     key: str
@@ -214,7 +214,7 @@ class ThumbnailFile:
     def get(self, row: int) -> bytes | None:
         """The thumbnail's bytes, None if none is stored."""
         if not 0 <= row < self._n:
-            raise IndexError(f"There are {self._n} thumbnails; there is no number {row}.")
+            raise IndexError(f"There are {self._n} thumbnails; there is no thumbnail {row}.")
         if not self._path.is_file():
             raise CheckpointError(f"There is no file {self._path}.")
         try:

@@ -79,7 +79,7 @@ def class_information(
     total, squares
         Sum of the mean activation and of its square over all images, also those of no class, [F].
     n_images
-        How many images there were in all.
+        Total number of images.
 
     Returns
     -------
@@ -115,7 +115,7 @@ def position_share(
     squares
         Sum of the squared activation over the images' patch tokens, [F].
     n_images, n_prefix
-        How many images there were, and how many tokens come before the patches.
+        Number of images, and number of tokens before the patches.
 
     Returns
     -------
@@ -205,7 +205,7 @@ FEWEST_IMAGES = 2
 
 @dataclass(frozen=True)
 class Trust:
-    """How far a feature's images can be trusted to show what it stands for.
+    """How far a feature's images can be trusted to show what it represents.
 
     The value is the product of the parts that are known, each from 0 to 1.
 
@@ -259,11 +259,11 @@ def trust(
     random_similarity
         See `random_similarity`.
     n_images
-        In how many images each is active.
+        Number of images in which each feature is active.
     frequency
         Share of tokens in which each is active.
     n_top
-        How many images an atlas keeps of a feature.
+        Number of images that an atlas keeps per feature.
     health
         Explained variance of the layer's SAE, None if it was not measured.
     """
@@ -289,7 +289,7 @@ def monosemanticity(
     Parameters
     ----------
     embeddings
-        Of images, of any length.
+        Embeddings of images, of any length.
     rows
         The images of each feature; -1 for none.
     random_similarity

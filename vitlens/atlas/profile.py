@@ -47,7 +47,7 @@ class ClassResponse(NamedTuple):
     Attributes
     ----------
     name
-        Of the class.
+        Name of the class.
     mean
         Mean activation over all tokens of all images of the class.
     share
@@ -61,7 +61,7 @@ class ClassResponse(NamedTuple):
 
 @dataclass(frozen=True)
 class FeatureProfile:
-    """All that an atlas knows of one feature.
+    """All that an atlas holds about one feature.
 
     Attributes
     ----------
@@ -77,7 +77,7 @@ class FeatureProfile:
         Share of its active tokens by kind: the names of the prefix tokens ("CLS", "register 1",
         ...) and "patch".
     histogram
-        Of its activation.
+        Histogram of its activation.
     mean_map
         Mean activation by position, [T], prefix tokens first. Stored with 8 bits below the
         feature's largest value; in an atlas without its sums, to one standard error or 4 bits.
@@ -98,7 +98,7 @@ class FeatureProfile:
         By "before", "same" and "after", the features of that SAE with the most similar decoder
         rows, as ((layer, feature), cosine), best first. Empty without a lens.
     trust
-        How far its images can be trusted to show what the feature stands for, and why.
+        How far its images can be trusted to show what the feature represents, and why.
     """
 
     layer: int
@@ -289,7 +289,7 @@ def lineage(
     Parameters
     ----------
     saes, layers, layer, feature
-        As for `neighbours`.
+        See `neighbours`.
 
     Returns
     -------

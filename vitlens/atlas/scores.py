@@ -43,7 +43,7 @@ MEANING = {
     "response": "largest response to any stimulus, over the 99th percentile of its activation",
     "monosemanticity": "how much more alike its top images are than random ones",
     "monosemanticity_given": "the same, in another embedding of the images",
-    "trust": "how far its images can be trusted to show what the feature stands for",
+    "trust": "how far its images can be trusted to show what the feature represents",
 }
 NAMES = tuple(MEANING)
 #: The scores behind each kind: the first must be above chance, a second one above 0.
@@ -239,7 +239,7 @@ def layer_scores(
     responses
         See `vitlens.atlas.tuning.respond`; without them the scores of stimuli are left out.
     seed
-        Of the permutations of the stimuli.
+        Seed of the permutations of the stimuli.
 
     Raises
     ------

@@ -156,7 +156,7 @@ class ImageRow:
     label
         Its class, -1 without one.
     credit
-        Who made it, if that must be said.
+        Author and licence, if attribution is required.
     """
 
     key: str

@@ -52,7 +52,7 @@ def respond(
     lens
         The model with its SAEs.
     batch_size
-        Number of stimuli run at once.
+        Number of stimuli per batch.
     progress
         Show a progress bar; or a function, see `vitlens.progress`.
 
@@ -191,7 +191,7 @@ def curves(responses: Float[Tensor, "F N"]) -> Float[Tensor, "F K"]:
     Parameters
     ----------
     responses
-        Of one layer, see `respond`.
+        Responses of one layer, see `respond`.
 
     Returns
     -------
@@ -210,7 +210,7 @@ def indices(responses: Float[Tensor, "F N"]) -> dict[str, Float[Tensor, " F"]]:
     Parameters
     ----------
     responses
-        Of one layer, see `respond`.
+        Responses of one layer, see `respond`.
 
     Returns
     -------
@@ -246,11 +246,11 @@ def shuffled_indices(
     Parameters
     ----------
     responses
-        Of one layer.
+        Responses of one layer.
     repeats
         Permutations per feature.
     seed
-        Of the permutations.
+        Seed of the permutations.
 
     Returns
     -------

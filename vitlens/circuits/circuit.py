@@ -79,7 +79,7 @@ class Node:
 
 @dataclass(frozen=True)
 class Edge:
-    """The importance of one node by way of another, in the next layer that has an SAE.
+    """The importance of one node through another node, in the next layer that has an SAE.
 
     Attributes
     ----------
@@ -122,7 +122,7 @@ class Explanation(ShapeRepr):
     prefix_names
         Names of the tokens before the patches.
     target, target_index, target_value
-        What was explained, its class (None when it is no class), its value in the full model.
+        Name of the target, its class (None for a function), and its value in the full model.
     prediction
         Name and probability of the predicted class.
     logits
@@ -154,7 +154,7 @@ class Explanation(ShapeRepr):
 
     @property
     def n_prefix(self) -> int:
-        """How many tokens come before the patches."""
+        """Number of tokens before the patches."""
         return len(self.prefix_names)
 
     @property
@@ -219,7 +219,7 @@ class Circuit(Explanation):
     groups
         Supernodes: for each name, the (layer, feature) of its nodes; a node is in one at most.
     labels
-        What nodes are called, by (layer, feature).
+        Names of nodes, by (layer, feature).
 
     Raises
     ------
@@ -510,7 +510,7 @@ def check_annotations(
                 )
     if len(grouped) > len(set(grouped)):
         twice = next(key for key in grouped if grouped.count(key) > 1)
-        raise FeatureError(f"Node {twice} is in a group twice; it can be in one, and once.")
+        raise FeatureError(f"Node {twice} appears twice in the groups; it can be in one only.")
     if not all(annotations["groups"]):
         raise FeatureError("A group needs a name.")
     return annotations

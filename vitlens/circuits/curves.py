@@ -67,7 +67,7 @@ class Curves(ShapeRepr):
     Attributes
     ----------
     methods
-        Who ranked the features.
+        Names of the rankings.
     q
         Shares of the largest layer's dictionary, ascending from 0 to 1.
     counts
@@ -83,11 +83,11 @@ class Curves(ShapeRepr):
     images
         Which of the given images were measured; misclassified ones are left out.
     n_given
-        How many images were given.
+        Number of images that were given.
     error_nodes
-        What error nodes held: "clean", "free", "baseline" or "zero".
+        Values of the error nodes: "clean", "free", "baseline" or "zero".
     target
-        What was explained.
+        The target that was explained.
     settings
         The rest of how the curves were made; anything that JSON can hold.
     """
@@ -161,7 +161,7 @@ class Curves(ShapeRepr):
         method
             One of `methods`.
         metric
-            What to follow.
+            Metric to measure.
         axis
             "linear" in the share of features, or "log": every step of q counts the same.
 
@@ -240,7 +240,7 @@ class Curves(ShapeRepr):
         head += ", 95 % intervals over images"
         span = f"full model above empty model: {self.span()}"
         if np.isnan(self.area("insertion", self.methods[0]).value):
-            span += "; too little for areas to mean anything"
+            span += "; too small for meaningful areas"
         return "\n\n".join(
             [
                 f"{head}\n{span}",

@@ -100,17 +100,17 @@ def resolve_methods(methods: Sequence[str | Method]) -> dict[str, Method]:
         if isinstance(method, str):
             if method not in METHODS:
                 raise FeatureError(
-                    f"There is no method {method!r}.{near_matches(method, METHODS)} "
-                    f"Known are {', '.join(METHODS)}."
+                    f"There is no method {method!r}.{near_matches(method, METHODS)} The methods "
+                    f"are {', '.join(METHODS)}."
                 )
             name, function = method, METHODS[method]
         else:
             name, function = getattr(method, "__name__", type(method).__name__), method
         if name in resolved:
-            raise FeatureError(f"Two methods are called {name!r}; give each a name of its own.")
+            raise FeatureError(f"Two methods are called {name!r}; method names must be unique.")
         resolved[name] = function
     if not resolved:
-        raise FeatureError(f"Give at least one method, of {', '.join(METHODS)}.")
+        raise FeatureError(f"Give at least one method. The methods are {', '.join(METHODS)}.")
     return resolved
 
 
@@ -155,22 +155,23 @@ def faithfulness(
     labels
         The right classes; when given, misclassified images are left out.
     target
-        What to explain, by default each image's predicted class: its logit minus the mean of
+        The target to explain; by default each image's predicted class: its logit minus the mean of
         all. The recorded logit, probability and top-1 are of the target's class, for a function
         of the predicted class.
     class_names
         To look up a target given by name.
     error_nodes
-        What error nodes hold: "clean" (the original image's values), "free", "baseline", "zero".
+        Values of the error nodes: "clean" (the original image's values), "free", "baseline",
+        "zero".
     engine
         How edges are computed.
     q
         Ascending shares from 0 to 1 of the largest layer's dictionary. Each becomes a count per
         layer, rounded, at least 1 above 0; a layer with fewer features is used up earlier.
     batch_size
-        How many replaced runs go through the model at once.
+        Number of replaced runs per batch.
     seed
-        Of the random order.
+        Seed of the random order.
     out
         A file to write. A run that was interrupted continues from its last whole image, kept in
         `out` with ".partial" appended; a finished one is loaded.
@@ -289,7 +290,7 @@ class Measured:
     Attributes
     ----------
     seen
-        How many images have been measured or left out.
+        Number of images that have been measured or left out.
     images
         Which of them were measured.
     parts
@@ -334,7 +335,7 @@ class Cost:
     Attributes
     ----------
     seconds
-        For all images.
+        Duration for all images.
     runs
         Replaced runs of the model for all images.
     memory
@@ -369,11 +370,11 @@ def estimate(
     Parameters
     ----------
     replacement, methods, error_nodes, engine, q, batch_size
-        As for `faithfulness`.
+        See `faithfulness`.
     image
         One of the images, [3, H, W].
     n_images
-        How many there will be.
+        Number of images.
     """
     named = resolve_methods(methods)
     counts = _counts(q, replacement)

@@ -34,7 +34,7 @@ class Rules:
     Attributes
     ----------
     nodes_per_layer, share, threshold
-        How many nodes the walk keeps in every layer, as ``count``, ``share`` and ``threshold`` of
+        Number of nodes the walk keeps in every layer, as ``count``, ``share`` and ``threshold`` of
         `select`: at most one of them; 8 nodes per layer by default.
     node_share, edge_share
         Least shares of nodes and edges (see `filter_shares` and `keeps_edge`).
@@ -104,7 +104,7 @@ def select(
     scores
         One score per node.
     count
-        How many to keep, at least 1.
+        Number of nodes to keep, at least 1.
     share
         Which fraction of the nodes to keep, above 0 and up to 1.
     threshold
@@ -173,7 +173,7 @@ def walk(
         position l and feature indices [n] of position l + 1 that returns those columns,
         [F_l + 1, n]; it is called once per position, from the last to the first.
     count, share, threshold
-        How many nodes to keep in every layer, as in `select`; exactly one of them. A share
+        Number of nodes to keep in every layer, as in `select`; exactly one of them. A share
         counts the candidates: features and, unless left out, the error node.
     error_nodes
         Whether error nodes are candidates.
@@ -210,7 +210,7 @@ def reachable(
     Parameters
     ----------
     nodes, edges
-        As for `walk`.
+        See `walk`.
     at_most
         The largest count of nodes per layer.
 
@@ -286,7 +286,7 @@ def keeps_edge(weight: float, share: float, *, edge_share: float, pinned: bool) 
 def check_share(name: str, value: float) -> None:
     """Raise `FeatureError` unless a least share is a number from 0 on."""
     if not (_is_number(value) and 0 <= value < math.inf):
-        raise FeatureError(f"{name} must be a number from 0 on, not {value!r}.")
+        raise FeatureError(f"{name} must be a number of at least 0, not {value!r}.")
 
 
 def check_count(name: str, value: object) -> None:
@@ -393,7 +393,7 @@ def _columns(
     columns = edge_columns(edges, position, features)
     if len(columns) != n_nodes:
         raise FeatureError(
-            f"Position {position} has {n_nodes} nodes (its error node included), but its edges "
+            f"Position {position} has {n_nodes} nodes (including its error node), but its edges "
             f"have {len(columns)} rows."
         )
     return columns.detach().cpu().double().T.contiguous().numpy()

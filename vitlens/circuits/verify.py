@@ -60,9 +60,9 @@ class Verification(ShapeRepr):
         How much lower the target is when the edge alone is cut, [n], in the same units (see
         `vitlens.circuits.verify.measure_edges`).
     n_given
-        How many edges there were to draw these from.
+        Number of edges from which these were drawn.
     target
-        What was explained.
+        The target that was explained.
     settings
         How both were made; anything that JSON can hold.
     control
@@ -193,7 +193,8 @@ def verify_circuit(
     if abs(value - circuit.target_value) > 1e-3 * max(1.0, abs(value)):
         raise FeatureError(
             f"The circuit explains {circuit.target} = {circuit.target_value:.3f}, and on this "
-            f"image it is {value:.3f}: the circuit is of another image, or of another target."
+            f"image it is {value:.3f}: the circuit was made for another image, or for another "
+            "target."
         )
     settings = {
         **circuit.settings,
@@ -281,20 +282,20 @@ def measure_edges(
     trace
         The image's trace.
     target
-        What to measure.
+        The target to measure.
     edges
         From features or error nodes of a layer to features of the next one that has an SAE, or
         from the last layer to the target; the source of an edge to the target goes to its baseline
         itself. Or paths of several edges: then at every layer on the way only the path's feature
         changes.
     error_nodes
-        What error nodes hold after the edge: "clean" (the untouched model's), "free", "baseline",
-        "zero".
+        Values of the error nodes after the edge: "clean" (the untouched model's), "free",
+        "baseline", "zero".
     active
         Which features may be active: "clean", those that are in the untouched model; "running",
         those of the running stream.
     batch_size
-        How many edges run at once.
+        Number of edges per batch.
     progress
         See `vitlens.progress`.
 
@@ -353,11 +354,11 @@ def predict_edges(
     Parameters
     ----------
     replacement, trace
-        As for `measure_edges`.
+        See `measure_edges`.
     nodes
         Importances of the image; their edges are not looked at.
     edges
-        As for `measure_edges`.
+        See `measure_edges`.
     """
     predicted = torch.empty(len(edges), dtype=torch.float64)
     for i, edge in enumerate(edges):
@@ -383,7 +384,7 @@ def predict_edges(
 def _predict_path(
     replacement: ReplacementModel, trace: Trace, nodes: Importances, path: Link
 ) -> float:
-    """Return a node's importance by way of one feature per layer, in forward mode."""
+    """Return a node's importance through one feature per layer, in forward mode."""
     (layer, source), *way = [node for node in path if node[1] != TARGET]
     with torch.no_grad():
         stem = replacement.vision.embed(trace.image[None])
@@ -421,7 +422,7 @@ def random_edges(
     known
         More edges that are not drawn.
     seed
-        Of the random order.
+        Seed of the random order.
     """
     taken = {*edges, *known}
     generator = torch.Generator().manual_seed(seed)
@@ -460,9 +461,9 @@ def _check_path(replacement: ReplacementModel, path: Link) -> None:
         exists = exists and layer in layers and least <= feature < replacement.sae(layer).n_features
     if not exists:
         raise FeatureError(
-            f"{path} is no edge: one goes from a feature (or the error node, -1) of a layer to a "
-            "feature of the next layer that has an SAE, and from the last one to the target, "
-            f"{target}; a path is several, end to end."
+            f"{path} is not an edge. An edge goes from a feature (or the error node, -1) of one "
+            "layer to a feature of the next layer that has an SAE, or from the last layer to the "
+            f"target, {target}. A path is several edges, end to end."
         )
 
 

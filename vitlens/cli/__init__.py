@@ -1,4 +1,4 @@
-"""The command line: parses, calls the library, prints. Slow imports wait until a command runs."""
+"""The command line: parses, calls the library, prints. Slow imports load when a command runs."""
 
 import argparse
 import io

@@ -83,7 +83,7 @@ class GroupRuns:
     layers
         Layers whose streams are kept, n x T x D numbers each; only their features can be removed.
     batch_size
-        Number of images run together.
+        Number of images per batch.
     progress
         Show a progress bar.
 
@@ -282,7 +282,7 @@ class GroupRuns:
         unknown = sorted({layer for layer, _ in features} - set(self.layers))
         if unknown:
             raise FeatureError(
-                f"The streams of layers {unknown} are not kept, only those of {list(self.layers)}."
+                f"The streams of layers {unknown} were not kept, only those of {list(self.layers)}."
             )
         return plan
 
@@ -336,7 +336,7 @@ class LiveReports:
     removal
         How features are removed.
     batch_size, progress
-        As for `GroupRuns`.
+        See `GroupRuns`.
 
     Raises
     ------

@@ -45,7 +45,7 @@ class Debiasing:
     path
         Features in the order in which they were added.
     n_features
-        How many features of `path` were chosen.
+        Number of features of `path` that were chosen.
     validation
         Accuracies along `path`, on the images of the search.
     test
@@ -174,9 +174,9 @@ def debias(
     seed
         Seed of the control and of DFR's subsets.
     batch_size
-        Number of images run together.
+        Number of images per batch.
     progress
-        As for `Lens.importances`.
+        See `Lens.importances`.
 
     Raises
     ------

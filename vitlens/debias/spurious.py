@@ -96,7 +96,7 @@ def spurious_images(split: Split, seed: int = 0, *, n: int | None = None) -> Gro
     split
         "train", "validation" or "test".
     seed
-        As for `spurious`.
+        See `spurious`.
     n
         Number of images; by default 400, 160 and 200. In training the classes have the same size,
         in the other splits all four groups do.
@@ -185,7 +185,7 @@ class _Composites(Sequence[ImageLike]):
         if isinstance(index, slice):
             return [self[i] for i in range(*index.indices(len(self)))]
         if not -len(self) <= index < len(self):
-            raise IndexError(f"There are {len(self)} images; there is no number {index}.")
+            raise IndexError(f"There are {len(self)} images; there is no image {index}.")
         index %= len(self)
         rng = np.random.default_rng([*self._seed, index])
         return _composite(

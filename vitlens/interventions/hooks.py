@@ -71,7 +71,9 @@ def outer_plan(model: nn.Module, saes: Sequence[SAE]) -> Plan | None:
     if active is None:
         return None
     if active.plans[-1].replacement.saes is not saes:
-        raise FeatureError("Another lens is intervening on this model; its features are others.")
+        raise FeatureError(
+            "Another lens is already intervening on this model, and its features differ."
+        )
     return active.plans[-1]
 
 
@@ -101,7 +103,7 @@ def intervening(plan: Plan) -> Iterator[None]:
     Raises
     ------
     FeatureError
-        As for `Plan.passing`.
+        See `Plan.passing`.
     """
     plan.passing()  # what one forward pass cannot do is refused before the block begins
     model, thread = plan.replacement.vision.module, threading.get_ident()

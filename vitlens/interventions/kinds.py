@@ -169,7 +169,7 @@ class Project(Intervention):
     Parameters
     ----------
     features, patches
-        As for `Ablate`.
+        See `Ablate`.
     to
         "baseline": v̄ is what baseline features and the baseline error node give, sd · z̄ W_dec + ē;
         "zero": v̄ = 0.
@@ -220,7 +220,7 @@ class Scale(_ByNumber):
     Parameters
     ----------
     features, patches
-        As for `Ablate`.
+        See `Ablate`.
     factor
         Any finite number.
     """
@@ -244,7 +244,7 @@ class Clamp(_ByNumber):
     Parameters
     ----------
     features
-        As for `Ablate`.
+        See `Ablate`.
     value
         Any finite number, in units of the SAE's activations.
     patches
@@ -277,7 +277,7 @@ class Steer(_ByNumber):
     Parameters
     ----------
     features, patches
-        As for `Ablate`.
+        See `Ablate`.
     strength
         Any finite number, in units of the SAE's activations.
     """
@@ -301,7 +301,7 @@ class Patch(Intervention):
     Parameters
     ----------
     features, patches
-        As for `Ablate`.
+        See `Ablate`.
     image
         The other image; the untouched model runs on it.
     """
@@ -360,7 +360,8 @@ def interventions(*parts: InterventionsLike) -> Interventions:
     for item in items:
         if not isinstance(item, Intervention):
             raise FeatureError(
-                f"An intervention is Ablate, Project, Scale, Clamp, Steer or Patch, not {item!r}."
+                "An intervention must be Ablate, Project, Scale, Clamp, Steer or Patch, not "
+                f"{item!r}."
             )
     _check_contradictions(items)
     return Interventions(tuple(items))
@@ -379,7 +380,7 @@ def _check_contradictions(items: list[Intervention]) -> None:
                         "same tokens."
                         if other.sets
                         else f"{other!r} and {item!r} contradict each other: the second sets "
-                        f"{name} on the same tokens, and nothing of the first is left."
+                        f"{name} on the same tokens and cancels the first."
                     )
             known.append(item)
 
@@ -423,10 +424,10 @@ def feature_ids(features: Any) -> tuple[FeatureId, ...]:
     for item in named:
         key = _pair(getattr(item, "key", item))
         if key is None or key[0] < 0 or key[1] < -1:
-            raise FeatureError(f"A feature is named (layer, feature), not {item!r}.")
+            raise FeatureError(f"A feature must be (layer, feature), not {item!r}.")
         if key[1] == -1:
             raise FeatureError(
-                f"({key[0]}, -1) is an error node. What error nodes hold is set by `error_nodes`."
+                f"({key[0]}, -1) is an error node. Use `error_nodes` to set error nodes."
             )
         keys.append(key)
     if not keys:
@@ -450,7 +451,7 @@ def positions(patches: Any) -> tuple[Position, ...] | None:
         pair = _pair(item)
         if pair is None or pair[0] < -1 or pair[1] < 0:
             raise FeatureError(
-                f"A patch is (row, column), and a prefix token (-1, number); not {item!r}."
+                f"A patch must be (row, column), and a prefix token (-1, number), not {item!r}."
             )
         pairs.append(pair)
     if not pairs:

@@ -30,9 +30,9 @@ class Outcome(ShapeRepr):
     class_names
         One name per class.
     interventions
-        What was changed.
+        The interventions.
     error_nodes
-        What the error node of each site held.
+        Value of each site's error node.
     baselines
         Kind of the baselines.
     """
@@ -78,7 +78,7 @@ class Outcome(ShapeRepr):
         Parameters
         ----------
         target
-            As for `Lens.importances`; by default the class predicted before: its logit minus the
+            See `Lens.importances`; by default the class predicted before: its logit minus the
             mean of all logits.
 
         Raises

@@ -1,4 +1,4 @@
-"""Edge importance: how much a node adds to the target by way of a feature of the next site.
+"""Edge importance: how much a node adds to the target through a feature of the next site.
 
 The definition, with ``m_i = (z_i - z_bar_i) sd_i`` how far each feature moves the stream::
 
@@ -50,7 +50,7 @@ class SitePair:
     blocks
         The map from the stream at site i to the stream at site i+1, [n, T, D] -> [n, T, D].
     n_blocks
-        How many blocks it consists of.
+        Number of blocks in the map.
     gradient
         "libragrad" or "plain".
     stream

@@ -32,7 +32,7 @@ ENGINES: dict[Engine, Callable[[SitePair], Float[Tensor, "F+1 n"]]] = {
 
 
 def choose_engine(pair: SitePair, engine: Engine) -> Engine:
-    """The engine that computes a pair of sites when `engine` is asked for.
+    """The engine that computes a pair of sites when `engine` is requested.
 
     Raises
     ------
@@ -60,7 +60,7 @@ def compute_edges(pair: SitePair, engine: Engine) -> Float[Tensor, "F+1 n"]:
     OptionError
         If the engine is unknown.
     ModelError
-        If "closed_form" does not know the block, or the numbers overflow.
+        If "closed_form" does not support the block, or the numbers overflow.
     """
     active = (pair.weights != 0)[:, pair.targets].any(0)
     result = pair.stream.new_zeros(pair.coefficients.shape[1] + 1, len(pair.targets))
@@ -74,8 +74,8 @@ def compute_edges(pair: SitePair, engine: Engine) -> Float[Tensor, "F+1 n"]:
             result[:, active] = found
     if not torch.isfinite(result).all():
         raise ModelError(
-            f"Edges hold NaN or infinity: they do not fit into {result.dtype}. Load the model in"
-            " float32."
+            f"Edges hold NaN or infinity: the values overflow in {result.dtype}. Load the model in "
+            "float32."
         )
     return result
 
@@ -88,7 +88,7 @@ class EdgeColumns:
     replacement
         The model.
     trace
-        Of one image.
+        Trace of one image.
     nodes
         Node importances of the image, whose settings count; their edges are not looked at.
     engine
@@ -183,7 +183,7 @@ def site_pair(
     Parameters
     ----------
     replacement, trace, nodes
-        As for `EdgeColumns`.
+        See `EdgeColumns`.
     position
         The source site.
     targets
@@ -219,7 +219,7 @@ def edges_into(
     Parameters
     ----------
     replacement, trace, nodes
-        As for `EdgeColumns`.
+        See `EdgeColumns`.
     layer, feature
         The feature; nothing leads into an error node or into the first site.
 
@@ -251,7 +251,7 @@ def edges_out_of(
     Parameters
     ----------
     replacement, trace, nodes
-        As for `EdgeColumns`.
+        See `EdgeColumns`.
     layer, feature
         The node; feature -1 is the error node.
 

@@ -5,16 +5,18 @@ Every ranking gives, for a number of features per site, the features to keep on 
     node        N_i[f] of equation (16), LibraGrad, leaf
     plain       N_i[f] with the model's ordinary gradient, through
     activation  sum_t z_i[t, f]
-    random      uniform, with an order of its own for every image
+    random      uniform, in a separate order for every image
 
 Cross-Layer Attribution (CLA; Rajaram et al., arXiv 2404.14349) walks back from the target. With a
-feature's activation ``a_f = sum_t z_i[t, f]``, moving in proportion on all tokens, a feature m
-scores by the features n that are kept at the next site::
+feature's activation ``A_f = sum_t z_i[t, f]``, moving in proportion on all tokens, its edges are
+(38), and its scores at the last site (39)::
 
-    CLA_L[n] = |a_n| |d target / d a_n|                                    (39)
-    CLA_i[m] = sum_{n kept} |a_m| |d a_n / d a_m|                          (38)
+    CLA_i[f, g] = |A_f| |d A_g / d A_f|                                    (38)
+    CLA[g]      = |A_g| |d target / d A_g|                                 (39)
 
-The paper's own ranking walks over edges; see `vitlens.circuits.prune`.
+A feature f scores by the sum of its edges into the features g that are kept at the next site.
+
+The walks over edges, the paper's `rrm` and `cla`, are in `vitlens.circuits.faithfulness`.
 docs/method.md, "Cross-Layer Attribution and other rankings".
 """
 
@@ -60,11 +62,11 @@ class Case:
     trace
         The untouched model on the image.
     target
-        What is explained.
+        The target that is explained.
     engine
         How edges are computed.
     seed, index
-        Of the experiment, and the image's number in it.
+        Seed of the experiment, and the image's index in it.
     report
         Called with what is being done, before every long step of a ranking; what it raises ends
         the experiment.
@@ -131,7 +133,7 @@ def activation(case: Case) -> Keep:
 
 
 def random(case: Case) -> Keep:
-    """Rank at random, with an order of its own for every image."""
+    """Rank at random, in a separate order for every image."""
     sizes = [sae.n_features for sae in case.replacement.saes]
     return ranked(random_scores(sizes, seed=case.seed, image=case.index))
 
@@ -153,7 +155,7 @@ def random_scores(
     seed
         One for the whole experiment.
     image
-        The image's number, so that each image has an order of its own.
+        The image's number, so that each image has a separate order.
 
     Returns
     -------
@@ -172,16 +174,16 @@ def cla_top_scores(case: Case) -> Float[Tensor, " F"]:
 def cla_edges(
     case: Case, position: int, *, targets: Int[Tensor, " n"] | None = None
 ) -> Float[Tensor, "F n"]:
-    """The terms of equation (38): |a_m| |d a_n / d a_m| with plain gradients.
+    """The terms of equation (38): |A_f| |d A_g / d A_f| with plain gradients.
 
     Parameters
     ----------
     case
         The image.
     position
-        The site of the features m.
+        The site of the features f.
     targets
-        Only these features n of the next site; all by default.
+        Only these features g of the next site; all by default.
     """
     trace = case.trace
     pair = site_pair(case.replacement, trace, case.plain, position, targets=targets)

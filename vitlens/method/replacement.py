@@ -7,17 +7,18 @@ At every site i the residual stream is what its SAE reconstructs, plus an error 
 A replaced run changes features and goes on; the running stream is encoded again at every site,
 so that a change is seen by all later layers::
 
-    z_i' = change_i(z_i(x_i'))
-    x_i' <- x_hat_i(z_i') + e_i'                        (9)
+    z'_i   = the SAE's encoding of the running stream x'_i that reaches the site
+    z~_i   = change_i(z'_i)
+    x''_i  = (z~_i W_dec + b_dec) sd'_i + mu'_i + e~_i  (9)
 
-with the error node ``e_i'`` held at its value in the untouched model ("clean"), recomputed from
-the running stream ("free"), at its baseline ("baseline"), or left out ("zero").
+with the error node ``e~_i`` held at its value in the untouched model ("clean"), recomputed from
+the running stream ("free"), at its baseline ("baseline"), or left out ("zero"). Keeping a set S of
+features is the change ``z~_i[f] = z'_i[f] if f in S else z_bar_i[f]``, with baselines ``z_bar_i``
+[T, F_i] and ``e_bar_i`` [T, D].
 
-Keeping a set S of features is the change ``z_i'[f] = z_i[f] if f in S else z_bar_i[f]``, with
-baselines ``z_bar_i`` [T, F_i] and ``e_bar_i`` [T, D].
-
-`ReplacementModel.run` is the only replaced forward pass: curves, interventions, verification,
-debiasing, end-to-end training and widgets all go through it.
+Equation (9) is in one place, `ReplacedPass.at_site`. `ReplacementModel.run` runs it over the whole
+model: curves, interventions, verification, debiasing, end-to-end training and widgets use it, and
+so do the hooks of `Lens.intervene`.
 
 Source: Kim et al., NeurIPS 2025, arXiv 2509.17401, section 3; docs/method.md, "Residual
 replacement". T tokens, D channels, F_i features at site i.
@@ -123,7 +124,7 @@ class Trace(ShapeRepr):
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Baselines(ShapeRepr):
-    """What features and error nodes are replaced with, at each position.
+    """Values that replace features and error nodes, at each position.
 
     Attributes
     ----------
@@ -158,8 +159,8 @@ class Baselines(ShapeRepr):
         object.__setattr__(self, "references", tuple(self.references))
         if len(self.features) != len(self.errors):
             raise CheckpointError(
-                f"Baselines need as many feature as error tensors, got {len(self.features)} and "
-                f"{len(self.errors)}."
+                "Baselines need as many feature tensors as error tensors, got "
+                f"{len(self.features)} and {len(self.errors)}."
             )
         for place, (z, e) in enumerate(zip(self.features, self.errors, strict=True)):
             if z.ndim != 2 or e.ndim != 2 or len(z) != len(e):
@@ -238,7 +239,9 @@ class Baselines(ShapeRepr):
         """
         tensors, metadata = read_tensors(path)
         if metadata.get("kind") != "baselines":
-            raise CheckpointError(f"{path} holds no baselines; make some with `fit_baselines`.")
+            raise CheckpointError(
+                f"{path} contains no baselines. Compute them with `fit_baselines`."
+            )
 
         def read(prefix: str, kind: Any, references: tuple[Baselines, ...] = ()) -> Baselines:
             features, errors = [], []
@@ -316,7 +319,7 @@ class Change:
         return None
 
     def edit(self, state: SiteState, stream: Float[Tensor, "n T D"]) -> Float[Tensor, "n T D"]:
-        """The stream that goes on, after equation (9)."""
+        """The stream that continues, after equation (9)."""
         return stream
 
 
@@ -370,7 +373,7 @@ class FromSite:
     clean: Trace | None = None
 
 
-#: Called at every site of a run with its state and the stream that goes on.
+#: Called at every site of a run with its state and the stream that continues.
 Observer = Callable[[SiteState, Tensor], None]
 
 
@@ -386,7 +389,7 @@ class ReplacementModel:
     layers
         Block numbers of the sites, ascending, at least one.
     baselines
-        What features and error nodes are replaced with; zero if left out.
+        Values that replace features and error nodes; zero if left out.
 
     Raises
     ------
@@ -426,7 +429,7 @@ class ReplacementModel:
 
     @property
     def baselines(self) -> Baselines:
-        """What features and error nodes are replaced with."""
+        """Values that replace features and error nodes."""
         return self._baselines
 
     @baselines.setter
@@ -531,9 +534,9 @@ class ReplacementModel:
             Images; or a trace, which saves the untouched model's part of the work; or a stream
             to start from.
         change
-            What changes; nothing by default.
+            The change; nothing by default.
         error_nodes
-            What error nodes hold, for all sites or for each: "clean", their values in the
+            Values of the error nodes, for all sites or for each site: "clean", their values in the
             untouched model; "free", what the running stream gives; "baseline"; "zero".
         active
             Which features may be active: "running", those the SAEs choose on the running stream;
@@ -542,7 +545,7 @@ class ReplacementModel:
             For the trace of one image: how many runs there are; by default as many as the change
             describes, or one.
         observe
-            Called at every site with its state and the stream that goes on.
+            Called at every site with its state and the stream that continues.
         grad
             Record gradients. The SAEs' std and masks are constants.
 
@@ -674,11 +677,11 @@ class ReplacedPass:
     replacement
         The model.
     change
-        What changes.
+        The change.
     error_nodes
-        What each site's error node holds.
+        Value of each site's error node.
     active
-        As for `ReplacementModel.run`.
+        See `ReplacementModel.run`.
     baselines
         The baselines of this run; by default the model's.
     clean
@@ -687,7 +690,7 @@ class ReplacedPass:
         The last block to which the untouched stream is followed; by default as far as the
         change and the error nodes need it.
     observe
-        As for `ReplacementModel.run`.
+        See `ReplacementModel.run`.
 
     Attributes
     ----------
@@ -731,7 +734,7 @@ class ReplacedPass:
     def after_block(
         self, layer: int, stream: Float[Tensor, "n T D"], block: Block
     ) -> Float[Tensor, "n T D"]:
-        """What goes on after a block that gave `stream`; called for block after block.
+        """Continue after a block that returned `stream`; called block by block.
 
         Parameters
         ----------
@@ -750,7 +753,7 @@ class ReplacedPass:
         return self.at_site(self._replacement.position(layer), stream)
 
     def at_site(self, position: int, stream: Float[Tensor, "n T D"]) -> Float[Tensor, "n T D"]:
-        """What goes on after a site: equation (9)."""
+        """Return the stream that leaves a site: equation (9)."""
         sae, held = self._replacement.saes[position], self._held[position]
         touched = self._change.touches(position)
         parts = not self.parted and position >= self.first
@@ -856,11 +859,11 @@ def keep_masks(
             replacement.position(layer)
         missing = [layer for layer in layers if layer not in keep]
         if missing:
-            raise FeatureError(f"`keep` must name the features of layer {missing[0]}, too.")
+            raise FeatureError(f"`keep` must also list the features of layer {missing[0]}.")
         keep = [keep[layer] for layer in layers]
     if len(keep) != len(saes):
         raise FeatureError(
-            f"`keep` must name the features of all {len(saes)} layers, got {len(keep)} lists."
+            f"`keep` must list the features of all {len(saes)} layers, got {len(keep)} lists."
         )
     masks = []
     for layer, sae, kept in zip(layers, saes, keep, strict=True):

@@ -28,7 +28,7 @@ def create(
     Raises
     ------
     ModelError
-        If timm knows no such model (near matches are named), or a folder does not hold one.
+        If timm has no such model (near matches are named), or a folder does not hold one.
     NetworkError
         If the weights are not cached and the hub cannot be reached.
     """
@@ -61,14 +61,14 @@ def check_name(name: str, *, also: Iterable[str] = ()) -> None:
     Parameters
     ----------
     name
-        As for `create`.
+        See `create`.
     also
         Names to suggest besides those of timm.
 
     Raises
     ------
     ModelError
-        If timm knows no such model; near matches are named.
+        If timm has no such model; near matches are named.
     """
     import timm
 

@@ -77,13 +77,13 @@ def evolution_figure(
     Parameters
     ----------
     evolution
-        Of an atlas, with its controls; from `Atlas.evolution`.
+        Evolution of an atlas, with its controls; from `Atlas.evolution`.
     title
-        Above the figure.
+        Title above the figure.
     width
-        Of a new figure, in inches.
+        Width of a new figure, in inches.
     figure
-        A figure or subfigure to draw in; by default a new one.
+        Figure or subfigure to draw in; by default a new figure.
 
     Returns
     -------
@@ -227,17 +227,17 @@ def map_figure(
     values
         One number per feature, [N], NaN for none; or the name of its kind.
     name
-        What the values are.
+        Name of the values.
     chosen
         Features to circle, [N].
     logarithmic
         Whether colours follow the logarithm; values of 0 are grey then.
     title
-        Above the map.
+        Title above the map.
     width
-        Of a new figure, in inches.
+        Width of a new figure, in inches.
     ax
-        Where to draw; by default a new figure.
+        Axes to draw in; by default a new figure.
 
     Returns
     -------

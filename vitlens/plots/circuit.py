@@ -67,13 +67,13 @@ def circuit_figure(
     circuit
         The circuit.
     width
-        Of a new figure, in inches; its height and text scale with it. By default what the number
-        of layers needs, with text of 8 points.
+        Width of a new figure, in inches; its height and text scale with it. By default what the
+        number of layers needs, with text of 8 points.
     top_edges
-        How many edges to draw between two layers, the strongest ones; by default three per node
+        Number of edges to draw between two layers, the strongest ones; by default three per node
         of the fuller layer. All edges to the target are drawn.
     ax
-        Where to draw; by default a new figure. The drawing is scaled to fit into these axes.
+        Axes to draw in; by default a new figure. The drawing is scaled to fit into these axes.
 
     Returns
     -------
@@ -126,7 +126,7 @@ def strongest_edges(circuit: Circuit, count: int | None = None) -> list[Edge]:
     circuit
         The circuit.
     count
-        How many between two layers; by default three per node of the fuller layer.
+        Number of edges between two layers; by default three per node of the fuller layer.
     """
     sizes = Counter(node.layer for node in circuit.nodes)
     above = dict(pairwise(circuit.layers))
@@ -410,7 +410,7 @@ def _legend_items(
     has_error, has_negative, has_pinned
         Whether there are error nodes, edges below zero, and pinned nodes.
     drawn
-        How many edges are drawn, and how many there are.
+        Number of edges drawn, and number of all edges.
     """
     items = [_Item(0.4, _line(), "edge that raises the target")]
     if has_negative:

@@ -77,11 +77,11 @@ def curves_figure(
         How the share of features is drawn and weighted in the areas of the legend: "linear", or
         "log", where all steps of q are equally wide (see `Curves.area`).
     width
-        Of a new figure, in inches.
+        Width of a new figure, in inches.
     title
-        Above both panels; by default the number of images, the target and the error nodes.
+        Title above both panels; by default the number of images, the target and the error nodes.
     figure
-        A figure or subfigure to draw in; by default a new one.
+        Figure or subfigure to draw in; by default a new figure.
 
     Returns
     -------

@@ -110,11 +110,11 @@ def feature_figure(
     class_names
         One per class.
     title, subtitle
-        Above the figure.
+        Title above the figure.
     width
-        Of a new figure, in inches.
+        Width of a new figure, in inches.
     figure
-        A figure or subfigure to draw in; by default a new one.
+        Figure or subfigure to draw in; by default a new figure.
 
     Returns
     -------
@@ -218,11 +218,11 @@ def tuning_figure(
     tuning
         The feature's responses and indices.
     title
-        Above the figure.
+        Title above the figure.
     width
-        Of a new figure, in inches.
+        Width of a new figure, in inches.
     figure
-        A figure or subfigure to draw in; by default a new one.
+        Figure or subfigure to draw in; by default a new figure.
 
     Returns
     -------
@@ -368,13 +368,13 @@ def feature_sheet(
     features
         (layer, feature) of each.
     n_images
-        How many top images per feature; below each, where the feature is active.
+        Number of top images per feature; below each, where the feature is active.
     title
-        Above the sheet.
+        Title above the sheet.
     width
-        Of a new figure, in inches.
+        Width of a new figure, in inches.
     figure
-        A figure or subfigure to draw in; by default a new one.
+        Figure or subfigure to draw in; by default a new figure.
 
     Returns
     -------

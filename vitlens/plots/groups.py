@@ -43,11 +43,11 @@ def groups_figure(
     curve
         Drawn next to the bars, with the point of `after`.
     width
-        Of a new figure, in inches.
+        Width of a new figure, in inches.
     title
-        Above the figure; by default how many features were removed.
+        Title above the figure; by default how many features were removed.
     figure
-        A figure or subfigure to draw in; by default a new one.
+        Figure or subfigure to draw in; by default a new figure.
 
     Returns
     -------

@@ -66,15 +66,15 @@ def heatmap_figure(
     prefix, prefix_names
         Values and names of tokens that are not patches: squares to the left of the image.
     label
-        What the values are, for the colour bar.
+        Name of the values, for the colour bar.
     title
-        Above the image.
+        Title above the image.
     limit
         The value with the strongest colour; by default the largest magnitude.
     width
-        Of a new figure, in inches.
+        Width of a new figure, in inches.
     ax
-        Where to draw; by default a new figure. The colour bar takes its room from these axes.
+        Axes to draw in; by default a new figure. The colour bar takes its room from these axes.
 
     Returns
     -------
@@ -119,9 +119,9 @@ def heatmaps_figure(
     images, heats, prefix
         As for `heatmap_figure`, one of each per image.
     title, titles
-        Above the figure, and above each image.
+        Titles above the figure and above each image.
     prefix_names, label, limit, width
-        As for `heatmap_figure`; the width is that of one image.
+        See `heatmap_figure`; the width is that of one image.
     low
         The value with the weakest colour, also given to all values below it; for values of one
         sign.
@@ -130,14 +130,14 @@ def heatmaps_figure(
     scale
         "heat", or "cividis", which shows magnitudes only.
     opacity
-        Of the strongest colour, 0 to 1.
+        Opacity of the strongest colour, 0 to 1.
     figure
-        A figure or subfigure to draw in; by default a new one.
+        Figure or subfigure to draw in; by default a new figure.
 
     Raises
     ------
     ImageError
-        As `heatmap_figure` does.
+        See `heatmap_figure`.
     """
     maps = _Maps.of(
         images, heats, prefix, prefix_names,
@@ -198,7 +198,7 @@ class _Maps:
             )
         if any(len(values) != len(prefix_names) for values in before):
             raise ImageError(
-                f"{len(before[0])} prefix values need as many names, not {prefix_names}."
+                f"{len(before[0])} prefix values need as many prefix names, not {prefix_names}."
             )
         values = np.concatenate([*(grid.ravel() for grid in grids), *before])
         if not np.isfinite(values).all():

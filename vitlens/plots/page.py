@@ -22,11 +22,11 @@ class Page:
     Parameters
     ----------
     width, height
-        In inches, before scaling.
+        Size in inches, before scaling.
     scale
         Everything, text and lines too, is drawn this many times as large.
     ax
-        Where to draw; by default axes that fill a new figure. The page is scaled to fit into
+        Axes to draw in; by default axes that fill a new figure. The page is scaled to fit into
         the given axes, whose size at this moment sets the size of the text.
     """
 

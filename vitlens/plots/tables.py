@@ -47,11 +47,11 @@ def table_figure(
     rows
         Text of each cell, by row and column.
     title
-        Above the table.
+        Title above the table.
     width
-        Of a new figure, in inches.
+        Width of a new figure, in inches.
     ax
-        Where to draw; by default a new figure.
+        Axes to draw in; by default a new figure.
 
     Returns
     -------
@@ -94,11 +94,11 @@ def features_figure(
     positive
         The layer's total positive importance, to which shares refer.
     title
-        Above the table.
+        Title above the table.
     width
-        Of a new figure, in inches.
+        Width of a new figure, in inches.
     ax
-        Where to draw; by default a new figure.
+        Axes to draw in; by default a new figure.
 
     Returns
     -------
@@ -145,11 +145,11 @@ def text_figure(text: str, *, width: float = 6.0, ax: Axes | None = None) -> Fig
     Parameters
     ----------
     text
-        What to write.
+        The text to write.
     width
-        Of a new figure, in inches.
+        Width of a new figure, in inches.
     ax
-        Where to write; by default a new figure.
+        Axes to write in; by default a new figure.
 
     Returns
     -------

@@ -43,11 +43,11 @@ def verification_figure(
     notes
         What to write below a panel's name instead of its rank correlation.
     width
-        Of a new figure, in inches.
+        Width of a new figure, in inches.
     title
-        Above the figure; by default the target and the error nodes.
+        Title above the figure; by default the target and the error nodes.
     figure
-        A figure or subfigure to draw in; by default a new one.
+        Figure or subfigure to draw in; by default a new figure.
 
     Returns
     -------

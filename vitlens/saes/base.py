@@ -217,8 +217,8 @@ class SAE(nn.Module, ABC):
         """
         if x.shape[-1] != self.d_model:
             raise CheckpointError(
-                f"This SAE reads a residual stream of width {self.d_model}, the tokens have width"
-                f" {x.shape[-1]}: it was trained for another model."
+                f"This SAE reads a residual stream of width {self.d_model}, but the tokens have "
+                f"width {x.shape[-1]}: it was trained for another model."
             )
         if self.normalization == "layer":
             return normalize_tokens(x)
@@ -270,7 +270,7 @@ class SAE(nn.Module, ABC):
         mean: Float[Tensor, "*batch 1"],
         std: Float[Tensor, "*batch 1"],
     ) -> Float[Tensor, "*batch D"]:
-        """Residual stream [..., D] that the features stand for, equation (4)."""
+        """Residual stream [..., D] that the features represent, equation (4)."""
         return (features @ self.W_dec + self.b_dec) * std + mean
 
     def forward(self, x: Float[Tensor, "*batch D"]) -> SAEOutput:

@@ -103,7 +103,7 @@ class JumpReLUSAE(_ThresholdSAE):
         threshold : Tensor [F] or float
             Features are active above it, in units of pre-activations.
         W_enc, W_dec, b_dec, b_enc, normalization, input_mean, input_scale, subtract_b_dec
-            As for `TopKSAE.from_weights`.
+            See `TopKSAE.from_weights`.
         """
         tensors = named_tensors(W_enc, W_dec, b_dec, b_enc, input_mean, input_scale)
         n_features = tensors["W_enc"].shape[-1]
@@ -143,7 +143,7 @@ class BatchTopKSAE(_ThresholdSAE):
         threshold : float
             Features are active above it, in units of pre-activations.
         W_enc, W_dec, b_dec, b_enc, normalization, input_mean, input_scale, subtract_b_dec
-            As for `TopKSAE.from_weights`.
+            See `TopKSAE.from_weights`.
         """
         tensors = named_tensors(W_enc, W_dec, b_dec, b_enc, input_mean, input_scale)
         tensors["threshold"] = torch.as_tensor(threshold).to(tensors["W_enc"])
@@ -159,7 +159,7 @@ class MatryoshkaSAE(_ThresholdSAE):
     Parameters
     ----------
     groups
-        How many features each level adds, from the coarsest on; they sum to F.
+        Number of features that each level adds, from the coarsest on; they sum to F.
 
     Raises
     ------
@@ -208,9 +208,9 @@ class MatryoshkaSAE(_ThresholdSAE):
         threshold : float
             Features are active above it, in units of pre-activations.
         groups : sequence of int
-            How many features each level adds.
+            Number of features that each level adds.
         W_enc, W_dec, b_dec, b_enc, normalization, input_mean, input_scale, subtract_b_dec
-            As for `TopKSAE.from_weights`.
+            See `TopKSAE.from_weights`.
         """
         tensors = named_tensors(W_enc, W_dec, b_dec, b_enc, input_mean, input_scale)
         tensors["threshold"] = torch.as_tensor(threshold).to(tensors["W_enc"])

@@ -1,4 +1,4 @@
-"""SAEs in the making: training, end-to-end tuning, what a run costs, and how good SAEs are."""
+"""Training and end-to-end tuning of SAEs, the cost of a run, and measures of SAE quality."""
 
 from vitlens.training.config import TrainConfig, TuneConfig
 from vitlens.training.health import HealthReport, SAEHealth, measure

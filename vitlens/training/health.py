@@ -66,7 +66,7 @@ class HealthReport:
     accuracy_all
         When all SAEs replace the stream together, without error nodes.
     n_images
-        How many images were measured.
+        Number of images that were measured.
     labelled
         Whether accuracies are against labels. If not, they are agreement with the model's own
         top-1 answer.

@@ -139,7 +139,7 @@ class PromotedModel(VisionModel):
     vision
         The model, which is not changed.
     dtype
-        Of the stream.
+        Dtype of the stream.
     """
 
     def __init__(self, vision: VisionModel, dtype: torch.dtype) -> None:

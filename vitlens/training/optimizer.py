@@ -128,7 +128,7 @@ class Learner:
     layers
         Their layers, which name the tensors of `state`.
     learning_rate
-        Of the first step; every `step` gives its own.
+        Learning rate of the first step; every `step` gives its own.
     dead_after
         A feature is dead when it was silent for so many batches.
 
@@ -184,7 +184,7 @@ class Learner:
         Parameters
         ----------
         learning_rate
-            Of this step.
+            Learning rate of this step.
         active
             Per SAE, True for features active on a token of the batch.
         """

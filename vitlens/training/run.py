@@ -131,7 +131,7 @@ class Estimate:
     Attributes
     ----------
     seconds
-        Of the whole run, if the machine stays as busy as it is.
+        Duration of the whole run, if the machine stays as busy as it is.
     memory_bytes
         Tokens that wait, weights with gradients and moments, and the largest intermediate
         results; besides the model and the images themselves.
@@ -168,7 +168,7 @@ def train_saes(
 
     Each image goes through the model once per epoch; its tokens, at all layers, wait in a bounded
     buffer, are shuffled and used once. Activations are never written to disk. The unfinished run
-    is saved now and then and at Ctrl-C, next to `out`; calling again with the same arguments
+    is saved regularly and on Ctrl-C, next to `out`; calling again with the same arguments
     continues it, and gives what an uninterrupted run gives if `images` comes in the same order.
     The state of torch's global random generator is kept for that, so that a shuffling `DataLoader`
     qualifies. Other images are recognised by their number, and in tensors and sequences by the
@@ -245,7 +245,7 @@ def tune_saes(
     decides which features are active (k, budget, threshold) and the lengths of the decoder's rows
     stay as they are.
 
-    The unfinished run is saved now and then and at Ctrl-C; calling again with the same arguments
+    The unfinished run is saved regularly and on Ctrl-C; calling again with the same arguments
     continues it, as `train_saes` does. The SAEs given are not changed.
 
     Parameters
@@ -267,7 +267,7 @@ def tune_saes(
     resume
         Continue an unfinished run, or return SAEs finished in `out`. If False, start again.
     n_images
-        How many images there are, where it does not follow from `images`.
+        Number of images, if it does not follow from `images`.
 
     Returns
     -------
@@ -315,7 +315,7 @@ def estimate(
     Parameters
     ----------
     vision, config, layers
-        As for `train_saes`.
+        See `train_saes`.
     n_images
         Images per epoch.
 
@@ -346,9 +346,9 @@ def estimate_tuning(
     Parameters
     ----------
     vision, saes, config, layers
-        As for `tune_saes`.
+        See `tune_saes`.
     n_images
-        How many images there are.
+        Number of images.
 
     Raises
     ------
@@ -577,8 +577,8 @@ class _Tuning(_Task):
         loss = loss + config.output_weight * losses.output + config.aux_weight * losses.aux.mean()
         if not torch.isfinite(loss):
             raise ImageError(
-                "The loss is NaN or infinite: an image is, or the model overflows in this"
-                " precision, or the learning rate is too large."
+                "The loss is NaN or infinite. Either an image holds such values, the model "
+                "overflows in this precision, or the learning rate is too large."
             )
         # Not loss.backward(), which would also leave gradients in the user's model.
         parameters = self.learner.parameters

@@ -134,7 +134,7 @@ class BrowserPart(ScenePart):
             number = isinstance(value, int | float) and math.isfinite(value)
             if name not in known or not number or isinstance(value, bool):
                 raise t.TraitError(
-                    f"{type(self).__name__}.at_least is a dictionary of numbers by column "
+                    f"{type(self).__name__}.at_least must be a dictionary of numbers by column "
                     f"({', '.join(known)}), not {name!r}: {value!r}."
                 )
             least[name] = float(value)
@@ -193,7 +193,7 @@ class FeatureBrowser(BrowserPart, Widget, bundle="browser"):
     layer
         The first layer; by default that of `selected`, or the last.
     target
-        As for `Lens.importances`.
+        See `Lens.importances`.
     labels
         Names of nodes; they take precedence over those of the atlas, and are not saved.
     sort, descending, query, active_only, min_activation, at_least
@@ -233,7 +233,7 @@ class FeatureBrowser(BrowserPart, Widget, bundle="browser"):
     FeatureError
         When there is neither an image nor an atlas.
     ImageError, TargetError, ModelError
-        As `Lens.importances` does.
+        See `Lens.importances`.
     traitlets.TraitError
         When there is no such layer or feature.
     """

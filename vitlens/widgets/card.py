@@ -45,10 +45,10 @@ _TOP = 8  # images of highest peak
 _LOWER = 4  # images of lower quantiles
 _SIDE = 224  # pixels of an image; its patches are shown enlarged
 
-_LOGIT_LENS = "Logit lens: the direct effect on the read-out, past the blocks above."
+_LOGIT_LENS = "Logit lens: the direct effect on the read-out, bypassing the blocks above."
 NO_ATLAS = (
-    "This lens has no atlas, so nothing is known of this feature on other images: no top images, "
-    "no frequency, no scores. Atlas.build(lens, images) makes one."
+    "This lens has no atlas, so there are no top images, frequencies or scores from other images. "
+    "Atlas.build(lens, images) creates one."
 )
 
 
@@ -170,7 +170,7 @@ class FeatureCard(CardPart, Widget, bundle="card"):
         Any image; or a `Scene`, to share computed values with another widget. None shows the
         lens's atlas.
     target
-        As for `Lens.importances`.
+        See `Lens.importances`.
     selected
         The first node, (layer, feature), with feature -1 for a layer's error node; by default the
         most important feature of the last layer.
@@ -194,7 +194,7 @@ class FeatureCard(CardPart, Widget, bundle="card"):
     Raises
     ------
     ImageError, TargetError, ModelError
-        As `Lens.importances` does.
+        See `Lens.importances`.
     traitlets.TraitError
         When there is no such node.
     """

@@ -76,9 +76,9 @@ class Explorer(
     image
         A path, PIL image, array or tensor; by default the lens's first sample image.
     target
-        As for `Lens.importances`.
+        See `Lens.importances`.
     gradient, error_gradients, engine
-        As for `Lens.importances`.
+        See `Lens.importances`.
     at_most
         The largest number of nodes per layer that the diagram can show.
     nodes_per_layer, node_share, edge_share, selected, labels, show, height
@@ -111,7 +111,7 @@ class Explorer(
     Raises
     ------
     ImageError, TargetError
-        As `Lens.importances` does.
+        See `Lens.importances`.
     """
 
     samples = t.Tuple().tag(sync=True)
@@ -188,7 +188,7 @@ class Explorer(
         image
             A path, PIL image, array or tensor.
         target
-            As for `Lens.importances`.
+            See `Lens.importances`.
 
         Raises
         ------
@@ -224,7 +224,7 @@ class Explorer(
         Parameters
         ----------
         methods
-            As for `Lens.faithfulness`.
+            See `Lens.faithfulness`.
 
         Raises
         ------
@@ -428,7 +428,7 @@ def health(lens: Lens, importances: Importances | None) -> dict[str, Any]:
     lens
         The lens; its figures are those of its bundle, where there are any.
     importances
-        Of the image that is shown; None while there is none.
+        Importances of the image that is shown; None while there is none.
 
     Returns
     -------

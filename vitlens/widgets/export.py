@@ -38,7 +38,7 @@ def write_page(widget: Exportable, path: str | Path, *, title: str) -> None:
     Parameters
     ----------
     title
-        Of the page.
+        Title of the page.
 
     Raises
     ------

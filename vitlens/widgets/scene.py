@@ -59,7 +59,7 @@ class Scene:
     trace
         Activations inside the model; the image itself is `trace.image`.
     importances
-        Of every node, without edges.
+        Importance of every node, without edges.
     graph
         The nodes that circuits can reach and the edges among them; None until they are computed.
     """
@@ -86,7 +86,7 @@ class Scene:
         Raises
         ------
         ImageError, TargetError, ModelError
-            As `Lens.importances` does.
+            See `Lens.importances`.
         """
         with isolated_model(lens.vision):
             trace = lens.trace(image)

@@ -55,8 +55,8 @@ def percent(report: dict[str, dict]) -> list[str]:  # type: ignore[type-arg]
 
 def with_model(model: DebiasedModel) -> list[str]:
     """The same from a model alone, image by image."""
-    groups = planted_images(COUNTS)
-    inputs = torch.stack([model.lens.tensor(image) for image in groups.images])
+    groups, lens = planted_images(COUNTS), planted_lens()
+    inputs = torch.stack([lens.tensor(image) for image in groups.images])
     right = (model(inputs).argmax(1) == groups.labels).double()
     parts = [right, *(right[groups.groups == g] for g in range(4))]
     return [f"{100 * float(part.mean()):.1f}%" for part in parts]

@@ -228,6 +228,7 @@ def test_an_error_in_python_is_told_in_words(lab: Host) -> None:
         "import vitlens.widgets.diagram as a\ndef fail(*_): raise RuntimeError('out of luck')\n"
         "a._outcome_payload = fail"
     )
+    lab.discard_kernel = True
     node(page, known, known.prune(4).nodes[0].key).focus()
     page.keyboard.press("x")
     expect(page.locator(".vl-notice")).to_contain_text("RuntimeError: out of luck")
@@ -331,7 +332,10 @@ def test_a_target_of_zero_has_no_shares(
     edge = known.prune(4).edges[0]
     measured = {(edge.source, edge.target): (0.5, 0.25)}
     diagram = CircuitDiagram(known, nodes_per_layer=4, measured=measured, selected=edge.source)
-    diagram.graph_info = {**diagram.graph, "target": {**diagram.graph_info["target"], "value": 0.0}}
+    diagram.graph_info = {
+        **diagram.graph_info,
+        "target": {**diagram.graph_info["target"], "value": 0.0},
+    }
     diagram.to_html(tmp_path / "circuit.html")
     page = static_page(tmp_path / "circuit.html")
     expect(page.locator(".vl-side-measured td[title]")).to_have_text(["–", "–"])

@@ -166,7 +166,7 @@ def test_ablation_and_curves(jupyter_host: Host) -> None:
     jupyter_host.wait("len(explorer.ablations) == 2")
     panel.get_by_role("button", name="Cancel").click()
     jupyter_host.wait("explorer.ablations == before")
-    jupyter_host.run("go.set()")
+    jupyter_host.run("go.set(); ablation._outcome_payload = real")
     expect(panel.get_by_role("button", name="Cancel")).to_be_hidden()
     assert jupyter_host.ask("asked") == []
 
@@ -214,7 +214,9 @@ def test_layout(lab: Host) -> None:
 def test_a_stored_notebook_without_its_kernel(
     lab: Jupyter, notebook_with_state: Callable[[Sequence[str]], str], twin: Explorer
 ) -> None:
-    lab.open(notebook_with_state((*CELLS, "await explorer.ready(); None")))
+    name = notebook_with_state((*CELLS, "await explorer.ready(); None"))
+    lab.share_kernel(name)  # a kernel that does not know the widgets
+    lab.open(name)
     page = lab.page
     expect(page.locator(".vl-node")).to_have_count(len(twin.circuit.nodes) + 1)
     expect(page.locator(".vl-no-kernel")).to_contain_text("no kernel is running", timeout=20_000)

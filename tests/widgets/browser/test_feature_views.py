@@ -130,7 +130,7 @@ def test_a_card_as_a_page(static_page: Callable[[Path], Page], tmp_path: Path) -
     expect(page.locator(".vl-card-id")).to_have_text("/".join(map(str, card.selected)))
     expect(page.locator(".vl-card-class").first).to_have_text(card.card["up"][0][0])
     lens = page.locator(".vl-card-section:visible", has_text="logit lens")
-    expect(lens).to_contain_text("past the blocks above")
+    expect(lens).to_contain_text("bypassing the blocks above")
     expect(page.locator(".vl-card")).to_contain_text("This lens has no atlas")
     name = page.get_by_label("Name")
     name.fill("kept <b>here</b>")

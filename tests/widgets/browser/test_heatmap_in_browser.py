@@ -103,7 +103,9 @@ def test_it_works_in_a_notebook(host: Host) -> None:
 def test_a_saved_notebook_without_its_kernel(
     lab: Jupyter, notebook_with_state: Callable[[Sequence[str]], str]
 ) -> None:
-    lab.open(notebook_with_state(CELLS))
+    name = notebook_with_state(CELLS)
+    lab.share_kernel(name)  # a kernel that does not know the widgets
+    lab.open(name)
     page = lab.page
     picture = page.locator(".vl-heat-image")
     picture.hover(position=at(picture, 1, 2))

@@ -79,7 +79,7 @@ def load_rrm(
         A key of `RELEASES`: which (K, R) to take at each layer. Needed only where a folder has
         several for one layer; the release's own hub names imply it.
     dtype, device
-        Of the SAEs.
+        Dtype and device of the SAEs.
 
     Returns
     -------
@@ -257,7 +257,7 @@ def _load_file(
         raise CheckpointError(f"{path}: {error}") from error
     if sae.n_features != round(file.ratio * sae.d_model):
         raise CheckpointError(
-            f"{path} has {sae.n_features} features at width {sae.d_model}; its folder says"
-            f" R{file.ratio}, which is {round(file.ratio * sae.d_model)}."
+            f"{path} has {sae.n_features} features at width {sae.d_model}, but its folder says "
+            f"R{file.ratio}, which is {round(file.ratio * sae.d_model)}."
         )
     return sae

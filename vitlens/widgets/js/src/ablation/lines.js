@@ -81,7 +81,7 @@ function line(model, key) {
     name,
     off,
     !isError && h("span", { class: "vl-ablation-value" }, slider, number),
-    !isError && most > 0 && h("span", { class: "vl-muted" }, `largest here: ${show(most)}`),
+    !isError && most > 0 && h("span", { class: "vl-muted" }, `largest on this image: ${show(most)}`),
     back,
   );
   return {

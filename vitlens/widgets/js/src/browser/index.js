@@ -35,8 +35,8 @@ export function mount(model, el, signal) {
   const unreadable = h("p", { class: "vl-unreadable", hidden: true });
   const empty = h("p", { class: "vl-browser-empty vl-muted", hidden: true });
   const keys =
-    "Up and down, page up and down, home and end move; Enter selects; left and right change " +
-    "the layer.";
+    "Arrow up and down, Page Up, Page Down, Home and End move. Enter selects. Arrow left and right " +
+    "change the layer.";
   const root = h(
     "div",
     { class: "vl-browser" },

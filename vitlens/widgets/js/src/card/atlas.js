@@ -15,7 +15,7 @@ import { topImages } from "./top.js";
 import { tuningPlots } from "./tuning.js";
 
 const LENS =
-  "Direct effect on the read-out, past the blocks above: change of each logit per unit of the " +
+  "Direct effect on the read-out, bypassing the blocks above: change of each logit per unit of the " +
   "feature, minus the mean.";
 const MAP = "Mean activation over all images.";
 const NEAR = "By the cosine of decoder rows.";
@@ -82,7 +82,7 @@ export function createAtlas(model, to) {
     if (!atlas) return;
     title.textContent = `On the ${counted(atlas.n_images, "image")} of the atlas`;
     fill(facts, factsOf(atlas));
-    const tokens = { active: atlas.active, tokens: atlas.n_tokens, none: "Active on no image." };
+    const tokens = { active: atlas.active, tokens: atlas.n_tokens, none: "Not active on any image." };
     fill(parts.hist, histogram(atlas.histogram, tokens));
     map.draw(floats(model, "mean_map"), {
       strip: null,
@@ -142,7 +142,7 @@ const links = (near = []) =>
 
 /** @param {Record<string, any>} atlas */
 function classList({ classes, labels_from }) {
-  if (!classes.length) return h("p", { class: "vl-muted" }, "Active on no class.");
+  if (!classes.length) return h("p", { class: "vl-muted" }, "Not active on any class.");
   const widest = Math.max(...classes.map((/** @type {[string, number, number]} */ [, mean]) => mean));
   const source = labels_from === "predictions" ? "Classes are the predictions of the model." : "";
   return h(

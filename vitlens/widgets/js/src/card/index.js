@@ -18,10 +18,10 @@ import { section } from "./section.js";
 import "./style.css";
 
 const ABSENT =
-  "Not active on this image. Its importance is that of its absence: in the baseline it is active.";
+  "Not active on this image, but active in the baseline. Its importance measures its absence.";
 const LENS =
-  "Direct effect on the read-out, past the blocks above, as a change of each logit. Effects " +
-  "through those blocks, which the importance includes, are left out.";
+  "Direct effect on each logit, bypassing the blocks above. The importance also includes effects " +
+  "through those blocks.";
 
 /**
  * @param {Model} model

@@ -48,7 +48,7 @@ export function topImages(top, gallery) {
     { "aria-busy": `${Boolean(needsHeat)}` },
     best.length
       ? h("ul", { class: "vl-card-top", "aria-label": "Top images" }, best)
-      : h("p", { class: "vl-muted" }, "Active on none of the atlas’s images."),
+      : h("p", { class: "vl-muted" }, "Not active on any image of the atlas."),
     lower.length > 0 && [
       h("h4", { class: "vl-card-lower" }, "less active: a sample of the other active images"),
       h("ul", { class: "vl-card-top", "aria-label": "Images of lower quantiles" }, lower),

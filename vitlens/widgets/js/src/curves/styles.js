@@ -46,7 +46,7 @@ export const MEANINGS = {
   rrm: "walk back along the edges (this package)",
   cla: "Cross-Layer Attribution",
   node: "node importance alone",
-  plain: "node importance with ordinary gradients",
+  plain: "node importance with plain gradients",
   activation: "size of the activation",
   random: "chance",
 };

@@ -11,7 +11,7 @@ const SIDE = 56; // CSS pixels of an example
 const SHARP = 2;
 const SOURCES = /** @type {Record<string, string>} */ ({
   "activation difference": "its activation differs between attribute values",
-  circuit: "it is in circuits of wrong predictions",
+  circuit: "it is part of circuits of wrong predictions",
   picked: "picked by hand",
 });
 
@@ -39,8 +39,8 @@ export function cardList(model, isLive) {
   const text = h(
     "span",
     { class: "vl-muted" },
-    "Images: for every group the image with the highest activation and the median image; below, the group’s mean. " +
-      "d is Cohen’s d, for the attribute within class and for the class within attribute.",
+    "Images per group: the one with the highest activation and the median one. Below: the group’s mean. " +
+      "d is Cohen’s d, for the attribute within each class and for the class within each attribute value.",
   );
   const element = h("div", {}, h("div", { class: "vl-debias-cards-key" }, bar.element, text), list);
   /** @type {ReturnType<typeof card>[]} */
@@ -106,7 +106,7 @@ function card(model, candidate, strongest) {
     "button",
     {
       class: "vl-button vl-debias-id",
-      title: "Show it in the linked views",
+      title: "Show this feature in the linked views",
       onclick: () => save(model, { selected: same(model.get("selected"), node) ? null : node }),
     },
     idOf(node),
@@ -119,7 +119,7 @@ function card(model, candidate, strongest) {
     h(
       "div",
       { class: "vl-debias-sources" },
-      candidate.step != null && badge(`search: ${ordinal(candidate.step)}`, "The position in which the search added it"),
+      candidate.step != null && badge(`search: ${ordinal(candidate.step)}`, "Order in which the search added this feature"),
       candidate.sources.map((source) => badge(source, SOURCES[source] ?? source)),
     ),
     effects(candidate, strongest),

@@ -83,7 +83,7 @@ export function curvePlot(model, signal) {
     measure.textContent = known ? "Measure every step" : "Measure the curve along the cards";
     measure.hidden = known && curve.n.length > curve.order.length;
     text.textContent = known
-      ? `${curve.source}; another choice is not on the lines.`
+      ? `${curve.source}; other choices are not on the lines.`
       : `Not measured yet: accuracies with the first, the first two, … candidates ${verb(model).done}.`;
     const n = report.chosen?.length ?? 0;
     const most = Math.max(n, 1, ...(curve.n ?? []));

@@ -27,7 +27,7 @@ export function summary(model) {
       if (!n) {
         fill(
           main,
-          h("strong", {}, `Nothing ${verb(model).done}. `),
+          h("strong", {}, `No features ${verb(model).done}. `),
           `Worst group: ${was.name}, ${accuracy(was.before.accuracy)}; average ${accuracy(average.accuracy)}.`,
         );
         fill(damage, pending && "Computing …");

@@ -38,7 +38,7 @@ export function createLegend() {
           "importance per patch, relative to the node’s largest",
         ),
         first && entry(h("span", { class: "vl-legend-token" }), `the same for ${prefixNames.join(", ")}`),
-        entry(h("span", { class: "vl-legend-box vl-legend-error" }), "error node: not explained by the SAE"),
+        entry(h("span", { class: "vl-legend-box vl-legend-error" }), "error node: the part that the SAE does not explain"),
         entry(h("span", { class: "vl-legend-box vl-legend-pinned" }), "pinned"),
         drawnLinks(scene) < scene.links.length &&
           h("span", { class: "vl-legend-entry" }, `drawn: the ${drawnLinks(scene)} strongest edges`),

@@ -123,7 +123,7 @@ function text({ accuracy, accuracy_all, n_images, labelled, missing }) {
   if (missing.length) {
     parts.push(
       h("p", { class: "vl-x-missing" }, `Missing for this lens: ${missing.join(", ")}. `
-        + "Measure it (vitlens.training.health) before you rely on a circuit."),
+        + "Measure these values (vitlens.training.health) before you rely on a circuit."),
     );
   }
   parts.push(

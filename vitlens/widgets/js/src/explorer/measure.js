@@ -8,8 +8,8 @@ import { listen } from "../lib/model.js";
 import { showError } from "../lib/notice.js";
 
 const HINT =
-  "How much of the output do the top features carry? Each method takes some seconds; " +
-  "one image has no intervals.";
+  "How much of the output do the top features carry? Each method takes a few seconds. " +
+  "A single image has no intervals.";
 
 /**
  * @param {Model} model

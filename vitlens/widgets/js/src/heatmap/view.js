@@ -6,7 +6,7 @@
 import { fill, h, s } from "../lib/dom.js";
 import { drawHeat, tokenColour } from "../lib/heat.js";
 
-const KEYS = "Arrow keys move over the patches, Enter selects, Ctrl and Enter adds, Escape clears the selection.";
+const KEYS = "Arrow keys move between patches. Enter selects. Ctrl-Enter adds. Escape clears the selection.";
 
 /**
  * @typedef {object} ViewState

@@ -27,7 +27,7 @@ export function watchKernel(model, root, signal) {
     .then(() => setText(""))
     .catch(() => {
       root.classList.add("vl-saved");
-      setText("This is a saved view: new results need a running kernel.");
+      setText("This is a saved view. New results need a running kernel.");
     })
     .finally(() => clearTimeout(timer));
 }

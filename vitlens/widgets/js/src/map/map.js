@@ -20,9 +20,9 @@ import { fitted, revealing, zoomed } from "./view.js";
 import { describe } from "./text.js";
 
 const KEYS =
-  "Arrows move from point to point, Enter selects, Space adds to or removes from the choice, O opens a circle " +
-  "around the point ([ and ] change it, Enter chooses what is inside, Shift and Enter adds), " +
-  "L is the lasso of the mouse, plus and minus zoom, 0 shows all, Escape clears the selection.";
+  "Arrow keys move between points. Enter selects. Space adds or removes a point. O opens a circle " +
+  "around the point: [ and ] resize it, Enter chooses the points inside, Shift-Enter adds them. " +
+  "L turns on the mouse lasso. Plus and minus zoom, 0 shows all. Escape clears the selection.";
 
 export class FeatureMap {
   /** @param {Model} model @param {HTMLElement} el @param {AbortSignal} signal */
@@ -62,7 +62,7 @@ export class FeatureMap {
       this.tools.layers,
       this.unreadable,
       this.stage,
-      h("p", { class: "vl-muted vl-map-note" }, "Close points have similar decoder rows; distances between clusters and their density mean little. Keys: arrows, Enter, Space, O, L."),
+      h("p", { class: "vl-muted vl-map-note" }, "Nearby points have similar decoder rows; distances between clusters and cluster density mean little. Keys: arrows, Enter, Space, O, L."),
       this.chosen.element,
       this.live,
     );

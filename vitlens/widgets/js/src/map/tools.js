@@ -175,7 +175,7 @@ export function createChosen(model) {
           { role: "status" },
           `${counted(chosen.length, "feature")} chosen`,
         ),
-        button("Clear", "Choose none", () => save(model, { chosen: [] })),
+        button("Clear", "Clear the choice", () => save(model, { chosen: [] })),
         chosen.slice(0, LISTED).map((node) =>
           h(
             "button",
