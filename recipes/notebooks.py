@@ -22,7 +22,7 @@ WIDTH = 1100  # largest width of an image of a widget, in pixels
 HEAVY = 400_000  # figures whose PNG has at least as many characters are stored as JPEG
 FIGURE_WIDTH = 1100  # largest width of such a figure, in pixels
 VIEW = "application/vnd.jupyter.widget-view+json"
-_PICTURE = """
+_PNG = """
 import base64 as _b, ipywidgets.widgets.widget as _w
 print(_b.b64encode(_w._instances[{model_id!r}]._png()).decode())
 """
@@ -45,26 +45,26 @@ def execute(path: Path, *, seconds: int = 600) -> nbformat.NotebookNode:
         for output in _outputs(notebook):
             if VIEW in output.get("data", {}):
                 model_id = output["data"].pop(VIEW)["model_id"]
-                output["data"]["image/png"] = _picture(client, model_id)
+                output["data"]["image/png"] = _png(client, model_id)
             else:
                 _lighten(output)
     _forget_the_run(notebook)
     return notebook
 
 
-def _picture(client: NotebookClient, model_id: str) -> str:
+def _png(client: NotebookClient, model_id: str) -> str:
     """Return an image of a widget as it is now, in base64, small enough for git."""
     cells = client.nb.cells
-    cells.append(nbformat.v4.new_code_cell(_PICTURE.format(model_id=model_id)))
+    cells.append(nbformat.v4.new_code_cell(_PNG.format(model_id=model_id)))
     try:
         cell = client.execute_cell(cells[-1], len(cells) - 1, store_history=False)
     finally:
         cells.pop()
     text = "".join(output["text"] for output in cell.outputs if output.get("name") == "stdout")
-    with Image.open(io.BytesIO(base64.b64decode(text))) as picture:
-        picture.thumbnail((WIDTH, picture.height), Image.Resampling.LANCZOS)
+    with Image.open(io.BytesIO(base64.b64decode(text))) as image:
+        image.thumbnail((WIDTH, image.height), Image.Resampling.LANCZOS)
         file = io.BytesIO()
-        picture.convert("RGB").save(file, "PNG", optimize=True)
+        image.convert("RGB").save(file, "PNG", optimize=True)
     return base64.b64encode(file.getvalue()).decode()
 
 
@@ -74,9 +74,9 @@ def _lighten(output: nbformat.NotebookNode) -> None:
     if len(encoded) < HEAVY:
         return
     file = io.BytesIO()
-    with Image.open(io.BytesIO(base64.b64decode(encoded))) as picture:
-        picture.thumbnail((FIGURE_WIDTH, picture.height), Image.Resampling.LANCZOS)
-        picture.convert("RGB").save(file, "JPEG", quality=54, optimize=True)
+    with Image.open(io.BytesIO(base64.b64decode(encoded))) as image:
+        image.thumbnail((FIGURE_WIDTH, image.height), Image.Resampling.LANCZOS)
+        image.convert("RGB").save(file, "JPEG", quality=54, optimize=True)
     del output["data"]["image/png"]
     output["data"]["image/jpeg"] = base64.b64encode(file.getvalue()).decode()
 

@@ -18,7 +18,7 @@ from vitlens.atlas.state import EMPTY, AtlasState, LayerState, LayerSums, Pool
 from vitlens.lens import Lens
 
 
-def picture(seed: int, side: int = 24) -> Image.Image:
+def coarse_noise(seed: int, side: int = 24) -> Image.Image:
     """Noise, coarser or finer with the seed."""
     generator = torch.Generator().manual_seed(seed)
     coarse = torch.rand(3, 2 + seed % 5, 2 + seed % 5, generator=generator)
@@ -41,10 +41,10 @@ def webp(image: Image.Image) -> bytes:
 def state_by_hand(
     lens: Lens, numbers: range, *, n_top: int = 3, n_sampled: int = 3, heatmaps: bool = True
 ) -> AtlasState:
-    """Of noise pictures, each its own group, labelled by turns."""
+    """Of noise images, each its own group, labelled by turns."""
     C, prefix = lens.vision.n_classes, lens.vision.n_prefix
     ids = {n: exact.hash_text(str(n)) for n in numbers}
-    traces = {n: lens.trace(picture(n)) for n in numbers}
+    traces = {n: lens.trace(coarse_noise(n)) for n in numbers}
     label = {n: n % C for n in numbers}
     layers = []
     for layer, sae in enumerate(lens.saes):
@@ -114,7 +114,7 @@ def state_by_hand(
                 width=24,
                 height=24,
                 embedding=traces[n].output[prefix:].mean(0).half(),
-                thumbnail=webp(picture(n)),
+                thumbnail=webp(coarse_noise(n)),
                 credit="noise",
             )
             for n in numbers

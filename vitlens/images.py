@@ -56,14 +56,14 @@ class Transform:
 
     def __post_init__(self) -> None:
         if len(self.size) != 2 or min(self.size) < 1:
-            raise ImageError(f"size is (height, width) in pixels, not {self.size}.")
+            raise ImageError(f"size must be (height, width) in pixels, not {self.size}.")
         if len(self.mean) != 3 or len(self.std) != 3 or min(self.std) <= 0:
             raise ImageError(
-                "mean and std are three numbers each, those of std above 0; "
-                f"not {self.mean} and {self.std}."
+                f"mean and std must have three numbers each, with std above 0, not {self.mean} and "
+                f"{self.std}."
             )
         if not 0 < self.crop_pct <= 1:
-            raise ImageError(f"crop_pct is above 0 and at most 1, not {self.crop_pct}.")
+            raise ImageError(f"crop_pct must be above 0 and at most 1, not {self.crop_pct}.")
         _require_one_of("interpolation", self.interpolation, _INTERPOLATIONS)
         _require_one_of("crop_mode", self.crop_mode, _CROP_MODES)
 
@@ -85,8 +85,8 @@ class Transform:
         height, width = self._resized(image.height, image.width)
         if height * width > (Image.MAX_IMAGE_PIXELS or math.inf):
             raise ImageError(
-                f"An image of {image.width} × {image.height} pixels is too narrow for a "
-                f"crop of {self.size[1]} × {self.size[0]}. Cut it to its part of interest first."
+                f"An image of {image.width} × {image.height} pixels is too narrow for a crop of "
+                f"{self.size[1]} × {self.size[0]}. Crop it to the part of interest first."
             )
         resample = Image.Resampling[self.interpolation.upper()]
         resized = image.resize((width, height), resample)
@@ -145,7 +145,7 @@ class Transform:
         try:
             return cls(**as_tuples)
         except TypeError as error:
-            raise CheckpointError(f"These are not the settings of a Transform: {error}.") from error
+            raise CheckpointError(f"Invalid Transform settings: {error}.") from error
 
     def _statistics(self, like: Tensor) -> tuple[Tensor, Tensor]:
         return like.new_tensor(self.mean)[:, None, None], like.new_tensor(self.std)[:, None, None]
@@ -194,7 +194,7 @@ def open_image(image: ImageLike) -> Image.Image:
     if isinstance(image, Tensor):
         return _from_tensor(image)
     raise ImageError(
-        f"An image is a path, a PIL image, an array or a tensor, not {type(image).__name__}."
+        f"An image must be a path, a PIL image, an array or a tensor, not {type(image).__name__}."
     )
 
 
@@ -219,8 +219,8 @@ def as_images(images: ImageLike | Iterable[ImageLike]) -> Iterable[ImageLike]:
         return [images] if images.ndim < 4 else images
     if not isinstance(images, Iterable):
         raise ImageError(
-            "Images are a list of paths, PIL images, arrays or tensors, or one of these; "
-            f"not {type(images).__name__}."
+            "Images must be one path, PIL image, array or tensor, or a list of these, not "
+            f"{type(images).__name__}."
         )
     return images
 
@@ -255,19 +255,19 @@ def to_tensor(
         When the image cannot be read, has the wrong shape, or holds NaN or infinite values.
     """
     if isinstance(image, Tensor) and image.is_floating_point():
-        tensor = _checked_input(image, "A float tensor is taken as a normalised model input: it")
+        tensor = _checked_input(image, "A float tensor is treated as a normalised model input: it")
         size = getattr(transform, "size", None)
         if isinstance(size, tuple) and tuple(tensor.shape[1:]) != size:
             raise ImageError(
                 f"The model's input is {_shape((3, *size))}, and this float tensor is "
-                f"{_shape(tensor.shape)}. Give an image (a path, a PIL image, an array or a "
-                "uint8 tensor) to have it resized."
+                f"{_shape(tensor.shape)}. To have an image resized, pass a path, a PIL image, an "
+                "array or a uint8 tensor."
             )
     else:
         output = transform(open_image(image))
         if not isinstance(output, Tensor):
-            raise ImageError(f"The transform gave {type(output).__name__}, not a tensor.")
-        tensor = _checked_input(output, "What the transform gives")
+            raise ImageError(f"The transform returned {type(output).__name__}, not a tensor.")
+        tensor = _checked_input(output, "The output of the transform")
     return tensor.to(device=device, dtype=dtype)
 
 
@@ -350,9 +350,7 @@ def _from_array(array: np.ndarray) -> Image.Image:
     elif np.issubdtype(array.dtype, np.floating):
         array = _eight_bits_of_unit_interval(array)
     elif array.dtype != np.uint8:
-        raise ImageError(
-            f"An array must be of uint8, uint16 or of floats in [0, 1], not of {array.dtype}."
-        )
+        raise ImageError(f"An array must be uint8, uint16 or float in [0, 1], not {array.dtype}.")
     if array.ndim == 3 and array.shape[2] == 1:
         array = array[:, :, 0]
     return _from_pil(Image.fromarray(np.ascontiguousarray(array)), "The array")
@@ -361,8 +359,8 @@ def _from_array(array: np.ndarray) -> Image.Image:
 def _from_tensor(tensor: Tensor) -> Image.Image:
     if tensor.dtype != torch.uint8:
         raise ImageError(
-            f"A tensor that holds an image must be of uint8, not {tensor.dtype}; "
-            "one of floats is a model input, normalised already."
+            f"An image tensor must be uint8, not {tensor.dtype}; a float tensor is treated as a "
+            "normalised model input."
         )
     if tensor.ndim == 4 and tensor.shape[0] == 1:
         tensor = tensor[0]
@@ -386,8 +384,8 @@ def _eight_bits_of_unit_interval(values: np.ndarray) -> np.ndarray:
         raise ImageError("The image holds NaN or infinite pixels.")
     if values.min() < 0 or values.max() > 1:
         raise ImageError(
-            f"The pixels go from {values.min():.4g} to {values.max():.4g}; floats must lie in "
-            "[0, 1]. Divide by the greatest possible value, or convert to uint8."
+            f"The pixels go from {values.min():.4g} to {values.max():.4g}; floats must lie in [0, "
+            "1]. Divide by the largest possible value, or convert to uint8."
         )
     return (values * 255).round().astype(np.uint8)
 

@@ -258,7 +258,7 @@ def check_replaceable(path: str | Path, replaces: Collection[str]) -> None:
     if not folder.exists():
         return
     if not folder.is_dir():
-        raise VitlensError(f"{path} is a file, and a folder is to be written there.")
+        raise VitlensError(f"{path} is a file, but a folder must be written there.")
     for old in folder.rglob("*"):
         name = str(old.relative_to(folder))
         if name not in replaces:
@@ -577,5 +577,5 @@ def _why_unreadable(path: Path) -> str:
         except (ValueError, KeyError, TypeError, IndexError, AttributeError):
             return "is a safetensors file with a damaged header."
     if size < expected:
-        return f"is a truncated safetensors file: {size} of {expected} bytes are there."
+        return f"is a truncated safetensors file: {size} of {expected} bytes are present."
     return "is a damaged safetensors file."

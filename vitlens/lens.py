@@ -211,8 +211,8 @@ class Lens:
             baselines = Baselines.load(baselines)
         if not isinstance(baselines, Baselines):
             raise ModelError(
-                "Baselines are a `vitlens.Baselines` or the file of one, not "
-                f"{type(baselines).__name__}. `lens.fit_baselines(images)` makes some."
+                "Baselines must be a `vitlens.Baselines` or the path of a baseline file, not "
+                f"{type(baselines).__name__}. Use `lens.fit_baselines(images)` to compute them."
             )
         self.replacement.baselines = baselines
 
@@ -578,15 +578,17 @@ class Lens:
         if at_most is not None:
             check_count("at_most", at_most)
         trace, nodes = self._nodes(image, target, gradient, error_gradients, engine)
-        return attribution_graph(
+        columns = EdgeColumns(self.replacement, trace, nodes, progress=progress)
+        graph = attribution_graph(
             self._explanation(image, trace, nodes),
             nodes.nodes,
             nodes.tokens,
-            EdgeColumns(self.replacement, trace, nodes, progress=progress),
+            columns,
             trace,
             self.baselines,
             at_most=at_most,
         )
+        return replace(graph, settings={**graph.settings, **_engines(columns)})
 
     @overload
     def circuit(
@@ -670,7 +672,8 @@ class Lens:
             trace, nodes = self._nodes(image, wanted, gradient, error_gradients, engine)
             columns = EdgeColumns(self.replacement, trace, nodes, progress=progress)
             scores = Scores.of_all(nodes.nodes, nodes.tokens, columns)
-            circuits.append(prune_scores(self._explanation(image, trace, nodes), scores, rules))
+            circuit = prune_scores(self._explanation(image, trace, nodes), scores, rules)
+            circuits.append(replace(circuit, settings={**circuit.settings, **_engines(columns)}))
         return circuits[0] if _is_single(images) else circuits
 
     @isolated
@@ -936,11 +939,13 @@ class Lens:
             If the target is missing.
         """
         if circuit.model and circuit.model != self.fingerprint:
-            raise FeatureError("The circuit is of another model or other SAEs than this lens.")
+            raise FeatureError(
+                "The circuit was made with another model or other SAEs than those of this lens."
+            )
         if target is None and circuit.target_index is None:
             raise TargetError(
-                f"The circuit's target, {circuit.target!r}, is not a class: give the function "
-                "again, as `target`."
+                f"The circuit's target, {circuit.target!r}, is not a class. Pass the target "
+                "function again, as `target`."
             )
         trace = self._trace_of_one(image)
         wanted = circuit.target_index if target is None else target
@@ -1203,7 +1208,8 @@ class Lens:
             return None
         if isinstance(names, str | Mapping | Set):
             raise ModelError(
-                f"Class names are a list in the order of the logits, not {type(names).__name__}."
+                "Class names must be a list in the order of the logits, not "
+                f"{type(names).__name__}."
             )
         if len(names) != self.vision.n_classes:
             raise ModelError(
@@ -1215,6 +1221,12 @@ class Lens:
 
 def _verb(name: str) -> Callable[..., Any]:
     return getattr(import_module(_VERBS_ABOVE[name]), name)
+
+
+def _engines(columns: EdgeColumns) -> dict[str, Any]:
+    """The engines that computed the pairs of sites, where it was not one for all."""
+    engines = [columns.engines[position] for position in sorted(columns.engines)]
+    return {"engines": engines} if len(set(engines)) > 1 else {}
 
 
 def _is_single(images: Any) -> bool:

@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 
 import vitlens
-from tests.atlas_by_hand import picture, state_by_hand
+from tests.atlas_by_hand import coarse_noise, state_by_hand
 from tests.builders import tiny_lens
 from vitlens.atlas import store
 from vitlens.atlas.atlas import Atlas
@@ -35,7 +35,7 @@ def lens() -> vitlens.Lens:
 @pytest.fixture(scope="module")
 def features(lens: vitlens.Lens) -> list[torch.Tensor]:
     """By layer the activations on all images, [N, T, F]."""
-    traces = [lens.trace(picture(n)) for n in range(N)]
+    traces = [lens.trace(coarse_noise(n)) for n in range(N)]
     return [
         torch.stack([trace.features[layer] for trace in traces]) for layer in range(len(lens.saes))
     ]
@@ -92,7 +92,7 @@ def test_labels_credits_and_thumbnails(atlas: Atlas) -> None:
     shown = next(s for f in range(30) for s in atlas.top(0, f) if s.key == "7.png")
     assert (shown.label, shown.credit, shown.path) == ("fruit", "noise", "/nowhere/7.png")
     assert shown.image is not None
-    assert shown.image.tobytes() == picture(7).tobytes()
+    assert shown.image.tobytes() == coarse_noise(7).tobytes()
     assert Image.open(io.BytesIO(shown.encoded or b"")).format == "WEBP"
     assert shown.original is None
 
@@ -148,7 +148,7 @@ def test_a_profile_says_what_was_counted(atlas: Atlas, features: list[torch.Tens
 
 
 def test_the_logit_lens_goes_through_the_read_out(atlas: Atlas, lens: vitlens.Lens) -> None:
-    traces = [lens.trace(picture(n)) for n in range(N)]
+    traces = [lens.trace(coarse_noise(n)) for n in range(N)]
     stream = torch.stack([t.output for t in traces]).mean(0)
     std = torch.stack([t.stds[1] for t in traces]).mean(0)
     norm, head = lens.vision.module.norm, lens.vision.module.head
@@ -281,12 +281,12 @@ def test_thumbnails_are_optional_and_originals_are_found(
     assert (shown.encoded, shown.image, shown.heatmap, shown.original) == (None, None, None, None)
     (tmp_path / "moved").mkdir()
     for n in range(N):
-        picture(n).save(tmp_path / "moved" / f"{n}.png")
+        coarse_noise(n).save(tmp_path / "moved" / f"{n}.png")
     shown = Atlas.load(tmp_path / "atlas", lens, images=tmp_path / "moved").top(1, 0)[0]
     n = int(shown.key.removesuffix(".png"))
     assert shown.original == tmp_path / "moved" / shown.key
     assert shown.image is not None
-    assert shown.image.tobytes() == picture(n).tobytes()
+    assert shown.image.tobytes() == coarse_noise(n).tobytes()
     torch.testing.assert_close(shown.heatmap, features[1][n, :, 0])
 
 

@@ -430,7 +430,7 @@ def test_a_run_that_was_killed_blocks_nobody(tmp_path):
 def test_states_that_do_not_belong_together(lens, images, state):
     few = images[:BATCH]
     one = build(lens, few)
-    with pytest.raises(CheckpointError, match="two models"):
+    with pytest.raises(CheckpointError, match="different models"):
         one.merge(build(tiny_lens(1), few))
     with pytest.raises(CheckpointError, match="different settings"):
         one.merge(build(lens, few, n_top=2))

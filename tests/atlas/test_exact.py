@@ -54,14 +54,14 @@ def test_without_classes_there_are_no_buckets():
 def test_resized_copies_have_one_perceptual_hash():
     lens = tiny_lens()
 
-    def hashed(pictures):
-        return perceptual_hash(torch.stack([lens.tensor(picture) for picture in pictures]))
+    def hashed(images):
+        return perceptual_hash(torch.stack([lens.tensor(image) for image in images]))
 
     originals = [photograph(seed, (400, 400)) for seed in range(40)]
     copies = []
-    for picture in originals:
+    for image in originals:
         buffer = io.BytesIO()
-        picture.resize((230, 230), Image.Resampling.LANCZOS).save(buffer, "JPEG", quality=75)
+        image.resize((230, 230), Image.Resampling.LANCZOS).save(buffer, "JPEG", quality=75)
         copies.append(Image.open(buffer))
     hashes = hashed(originals)
     assert len(hashes.unique()) == 40
@@ -72,30 +72,30 @@ def test_photographs_keep_their_hash_and_no_two_share_one():
     folder = Path(vitlens.__file__).parent / "bundles" / "everyday" / "atlas"
     stored = ThumbnailFile(folder / "thumbnails.safetensors", 391)
     originals = [decode(stored.get(number)) for number in range(391)]
-    hashes = hashed_pictures(originals)
+    hashes = hashed_images(originals)
     assert len(hashes.unique()) == 391
     for copy, least in ((recompressed, 0.9), (halved, 0.97)):
-        kept = hashed_pictures([copy(picture) for picture in originals[::3]]) == hashes[::3]
+        kept = hashed_images([copy(image) for image in originals[::3]]) == hashes[::3]
         assert kept.float().mean() >= least
 
 
-def recompressed(picture):
+def recompressed(image):
     buffer = io.BytesIO()
-    picture.save(buffer, "JPEG", quality=50)
+    image.save(buffer, "JPEG", quality=50)
     return Image.open(buffer)
 
 
-def halved(picture):
-    half = picture.resize((112, 112), Image.Resampling.LANCZOS)
+def halved(image):
+    half = image.resize((112, 112), Image.Resampling.LANCZOS)
     return half.resize((224, 224), Image.Resampling.BICUBIC)
 
 
-def hashed_pictures(pictures):
-    return torch.cat([perceptual_hash(pixels(picture)[None]) for picture in pictures])
+def hashed_images(images):
+    return torch.cat([perceptual_hash(pixels(image)[None]) for image in images])
 
 
-def pixels(picture):
-    return torch.from_numpy(np.array(picture)).permute(2, 0, 1) / 255
+def pixels(image):
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1) / 255
 
 
 def test_the_hash_is_that_of_an_independent_cosine_transform():

@@ -15,7 +15,7 @@ from timm.models import VisionTransformer
 from torch import Tensor, nn
 
 import vitlens
-from tests.atlas_by_hand import picture, state_by_hand
+from tests.atlas_by_hand import coarse_noise, state_by_hand
 from tests.builders import CLASSES, tiny_lens
 from tests.method.test_logit_lens import SIZES
 from vitlens.atlas.atlas import Atlas
@@ -57,7 +57,7 @@ def test_words_are_proposed_and_kept(lens: vitlens.Lens, tmp_path: Path) -> None
         for a in (atlas, Atlas.load(tmp_path / "atlas"))
     )
     assert first == loaded
-    embedded = F.normalize(brightness([picture(n) for n in range(N)]), dim=1)
+    embedded = F.normalize(brightness([coarse_noise(n) for n in range(N)]), dim=1)
     shown = {f: atlas.top(1, f, n=2) for f in range(30)}
     means = {
         f: embedded[[int(s.key.removesuffix(".png")) for s in some]].mean(0)
@@ -106,7 +106,7 @@ def test_another_embedding_and_the_health_of_the_saes(lens: vitlens.Lens, tmp_pa
     )
     atlas = Atlas.from_state(state, lens, embed=brightness, health=health, **QUICK)
     assert atlas.health == pytest.approx((0.2, 0.3, 0.4))
-    embedded = F.normalize(brightness([picture(n) for n in range(N)]), dim=1)
+    embedded = F.normalize(brightness([coarse_noise(n) for n in range(N)]), dim=1)
     own = F.normalize(torch.stack([r.embedding.float() for r in state.images.values()]), dim=1)
     keys = [r.key for r in state.images.values()]
     pairs = list(itertools.combinations(range(N), 2))
@@ -138,7 +138,7 @@ def test_ctrl_c_while_the_map_is_made_leaves_the_pass_to_resume(
 ) -> None:
     from sklearn.manifold import TSNE
 
-    photos = [picture(n) for n in range(6)]
+    photos = [coarse_noise(n) for n in range(6)]
     out = tmp_path / "atlas"
     options = {"n_top": 3, "n_sampled": 2, "stimuli": False, "progress": False}
 
@@ -162,7 +162,7 @@ def test_ctrl_c_while_the_map_is_made_leaves_the_pass_to_resume(
 def test_build_in_one_go(lens: vitlens.Lens, tmp_path: Path) -> None:
     (tmp_path / "photos").mkdir()
     for n in range(6):
-        picture(n).save(tmp_path / "photos" / f"{n}.png")
+        coarse_noise(n).save(tmp_path / "photos" / f"{n}.png")
     (tmp_path / "photos" / "broken.png").write_text("x")
     out = tmp_path / "atlas"
     atlas = Atlas.build(lens, tmp_path / "photos", n_top=3, n_sampled=2, out=out, progress=False)

@@ -21,8 +21,10 @@ from vitlens.errors import CheckpointError, ImageError
 
 
 def record_of(number, size):
-    picture = bytes([number % 256]) * size if size else None
-    return ImageRecord(f"k{number}", "", 1, 2, 3, 4, torch.full((6,), number).half(), picture, "c")
+    thumbnail = bytes([number % 256]) * size if size else None
+    return ImageRecord(
+        f"k{number}", "", 1, 2, 3, 4, torch.full((6,), number).half(), thumbnail, "c"
+    )
 
 
 def test_the_image_table_gives_back_what_it_was_given():
@@ -40,7 +42,7 @@ def test_the_image_table_gives_back_what_it_was_given():
 
 
 def test_blocks_of_dropped_images_are_given_back():
-    """One image of each block stays, so that no block is free of itself."""
+    """One image of each block stays, so that no block is free by itself."""
     table = ImageTable()
     for number in range(64):
         table[number] = record_of(number, 2**20)
@@ -50,7 +52,7 @@ def test_blocks_of_dropped_images_are_given_back():
     assert len({id(row.block) for row in table._rows.values()}) <= 6
 
 
-def test_pictures_come_back(tmp_path) -> None:
+def test_thumbnails_round_trip(tmp_path) -> None:
     stored = [encode(Image.new("RGB", (9, 5), (i, 0, 0))) if i != 1 else None for i in range(4)]
     file = tmp_path / "thumbnails.safetensors"
     for given in (stored, [None, None], []):

@@ -108,7 +108,7 @@ def filters() -> Tensor:
     return weight
 
 
-def pictures() -> list[tuple[np.ndarray, int]]:
+def images() -> list[tuple[np.ndarray, int]]:
     """Noise with a tint by class, which is only there in two of three.
 
     The contrast is always the same: features would share it, and with it what chance gives. It is
@@ -126,10 +126,10 @@ def pictures() -> list[tuple[np.ndarray, int]]:
 
 @pytest.fixture(scope="module")
 def atlas() -> Atlas:
-    shown = pictures()
+    shown = images()
     return Atlas.build(
         planted_lens(),
-        [picture for picture, _ in shown],
+        [image for image, _ in shown],
         labels=[label for _, label in shown],
         n_top=4,
         n_sampled=4,
@@ -151,7 +151,7 @@ def test_the_position_feature_is_found(atlas: Atlas) -> None:
     mean_map = atlas.feature(0, POSITION).mean_map[1:].reshape(GRID, GRID)
     assert mean_map[ROW].min() > 0 and mean_map.sum() == pytest.approx(float(mean_map[ROW].sum()))
     assert scores["class_information"][POSITION] < 0.05
-    # It answers all pictures alike, whatever they show.
+    # It answers all images alike, whatever they show.
     for name in ("orientation", "direction", "hue", "texture", "curvature"):
         assert abs(float(scores[name][POSITION])) < 0.05, name
     assert above(atlas, POSITION) == {"position"}

@@ -88,36 +88,36 @@ def encode_images(images: list[Image.Image]) -> Tensor:
     return torch.tensor([image.resize((1, 1)).getpixel((0, 0)) for image in images]).float() - 90
 
 
-def test_words_near_the_pictures_are_proposed() -> None:
-    pictures = [Image.new("RGB", (8, 8), COLOURS[c]) for c in ("red", "red", "blue", "green")]
+def test_words_near_the_images_are_proposed() -> None:
+    images = [Image.new("RGB", (8, 8), COLOURS[c]) for c in ("red", "red", "blue", "green")]
     rows = torch.tensor([[0, 1, -1], [2, -1, -1], [-1, -1, -1], [2, 3, -1]])
-    found = from_words(list(COLOURS), pictures, rows, (encode_text, encode_images), n=2)
+    found = from_words(list(COLOURS), images, rows, (encode_text, encode_images), n=2)
     assert [one[0].text for one in found if one] == ["red", "blue", "green"]
     assert found[2] == ()
     words, seen = (
-        F.normalize(x, dim=1) for x in (encode_text(list(COLOURS)), encode_images(pictures))
+        F.normalize(x, dim=1) for x in (encode_text(list(COLOURS)), encode_images(images))
     )
     similar = torch.stack([seen[[0, 1]].mean(0), seen[2], seen[[2, 3]].mean(0)]) @ words.T
     red = similar - similar.mean(0)
     assert found[0][0].score == pytest.approx(float(red[0, 0]), abs=1e-6)
     assert all(p.source == "text" for one in found for p in one)
     with pytest.raises(ModelError, match="no words"):
-        from_words([" "], pictures, rows, (encode_text, encode_images))
+        from_words([" "], images, rows, (encode_text, encode_images))
     with pytest.raises(ModelError, match="both must be"):
-        from_words(["red"], pictures, rows, (lambda w: torch.ones(1, 7), encode_images))
+        from_words(["red"], images, rows, (lambda w: torch.ones(1, 7), encode_images))
 
 
 def test_what_is_crop_patch_holds_the_patch() -> None:
-    picture = Image.new("RGB", (80, 60))
+    image = Image.new("RGB", (80, 60))
     for token, grid in itertools.product(range(1, 49), [(6, 8)]):
         row, col = divmod(token - 1, 8)
-        marked = picture.copy()
+        marked = image.copy()
         marked.paste((255, 255, 255), (col * 10, row * 10, col * 10 + 10, row * 10 + 10))
         part = crop_patch(marked, token, grid=grid, n_prefix=1, patches=3)
         assert part.size == (30, 30)
         assert int((np.asarray(part) == 255).all(-1).sum()) == 100
-    assert crop_patch(picture, 0, grid=(6, 8), n_prefix=1) is picture
-    assert crop_patch(picture, 9, grid=(6, 8), n_prefix=1, patches=99).size == (60, 60)
+    assert crop_patch(image, 0, grid=(6, 8), n_prefix=1) is image
+    assert crop_patch(image, 9, grid=(6, 8), n_prefix=1, patches=99).size == (60, 60)
 
 
 def test_open_clip_is_only_needed_when_it_is_asked_for() -> None:

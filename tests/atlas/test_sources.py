@@ -96,7 +96,7 @@ def test_a_list_of_files_and_folders(lens, folder):
 
 
 def test_images_of_every_kind(lens, tmp_path):
-    """The features are those of `lens.trace`, which is tested on these kinds of itself."""
+    """The features are those of `lens.trace`, which is tested on these kinds itself."""
     wide = Image.fromarray(np.arange(1200, dtype=np.uint16).reshape(30, 40) * 50)
     exif = Image.Exif()
     exif[0x0112] = 6
@@ -133,7 +133,7 @@ def test_images_of_every_kind(lens, tmp_path):
 
 def test_unreadable_images_are_skipped_and_listed(lens, folder):
     (folder / "bird/empty.jpg").touch()
-    (folder / "bird/text.png").write_text("no picture")
+    (folder / "bird/text.png").write_text("no image")
     whole = (folder / "bird/b.jpg").read_bytes()
     (folder / "fruit/cut.jpg").write_bytes(whole[: len(whole) // 2])
     (folder / "fruit/notes.txt").write_text("not listed: no image by name")
@@ -188,7 +188,7 @@ def test_tensors_of_another_size_are_refused(lens):
 
 
 class Shapes(Dataset):
-    """A map-style data set of pictures with labels, one of which cannot be read."""
+    """A map-style data set of images with labels, one of which cannot be read."""
 
     classes = ("fruit", "bird")
     scenes = ("x", "x", "y", "y", "z")
@@ -311,7 +311,7 @@ def test_damaged_shards(lens, tmp_path):
     with pytest.raises(ImageError, match="cannot be mixed"):
         photograph(0).save(tmp_path / "b.png")
         build(lens, [tmp_path / "a.tar", tmp_path / "b.png"])
-    with pytest.raises(ImageError, match="hold no image"):
+    with pytest.raises(ImageError, match="contain no image"):
         build(lens, write_shard(tmp_path / "empty.tar", [("a.txt", b"")]))
 
 

@@ -20,9 +20,9 @@ def grey(number: int) -> np.ndarray:
     return DRAWN.pixels(number)[..., 0].astype(float) / 255
 
 
-def main_orientation(picture: np.ndarray) -> float:
-    """Orientation along which a picture changes least, in degrees, by its structure tensor."""
-    down, right = np.gradient(gaussian_filter(picture, 1.5))
+def main_orientation(image: np.ndarray) -> float:
+    """Orientation along which an image changes least, in degrees, by its structure tensor."""
+    down, right = np.gradient(gaussian_filter(image, 1.5))
     angle = 0.5 * math.atan2(2 * (right * -down).mean(), (right**2 - down**2).mean())
     return math.degrees(angle) % 180 + 90
 
@@ -116,6 +116,6 @@ def test_no_such_stimulus() -> None:
         Stimuli((8, 8), (1, 1))
 
 
-def test_a_picture_that_is_not_square() -> None:
+def test_an_image_that_is_not_square() -> None:
     wide = Stimuli((48, 96), (12, 8))
     assert all(wide.pixels(i).shape == (48, 96, 3) for i in range(0, N_STIMULI, 20))

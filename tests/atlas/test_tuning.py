@@ -25,18 +25,18 @@ def test_responses_are_the_largest_activation_over_patches() -> None:
     assert said[-1] == 1.0
     drawn = stimuli_of(lens)
     for number in (0, 133, N_STIMULI - 1):
-        picture = Image.fromarray(drawn.pixels(number))
-        features = lens.trace(picture).features  # the transform neither resizes nor crops here
+        image = Image.fromarray(drawn.pixels(number))
+        features = lens.trace(image).features  # the transform neither resizes nor crops here
         for layer, z in enumerate(features):
             expected = z[1:].amax(0)
             torch.testing.assert_close(found[layer][:, number], expected, atol=1e-5, rtol=1e-5)
 
 
-def test_another_transform_gets_pictures() -> None:
+def test_another_transform_gets_images() -> None:
     lens = tiny_lens()
     usual = respond(lens, progress=False)
     transform = lens.transform
-    lens.transform = lambda picture: transform(picture)
+    lens.transform = lambda image: transform(image)
     for one, other in zip(usual, respond(lens, progress=False), strict=True):
         torch.testing.assert_close(one, other)
 

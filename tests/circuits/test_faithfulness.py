@@ -389,34 +389,34 @@ def test_an_image_left_out_first_is_not_counted_when_going_on(tmp_path, monkeypa
     assert torch.equal(resumed.insertion["target"], whole.insertion["target"])
 
 
-def test_progress_is_told_before_every_step(reference):
-    told = []
+def test_progress_is_reported_before_every_step(reference):
+    reported = []
     faithfulness(
         reference.replacement,
         reference.images[:2],
         methods=["rrm", "cla", "random"],
         q=Q,
         batch_size=8,
-        progress=lambda done, what: told.append((done, what)),
+        progress=lambda done, what: reported.append((done, what)),
     )
-    shares = [done for done, _ in told]
+    shares = [done for done, _ in reported]
     assert shares[0] == 0
     assert shares[-1] == 1
     assert shares == sorted(shares)
     # 26 replaced runs an image: the model and the empty model, 3 methods x 4 counts both ways.
     layers = [f"{name}, layer {layer}" for name in ("rrm", "cla") for layer in (0, 1)]
     one = ["image", "rrm", *layers[:2], "cla", *layers[2:], "random", *["replaced runs"] * 4]
-    assert [what for _, what in told] == [*one, *one, "curves"]
+    assert [what for _, what in reported] == [*one, *one, "curves"]
     assert shares[len(one)] == 0.5
 
 
 @pytest.mark.parametrize("step", ["image", "rrm, layer 1", "cla, layer 0", "replaced runs"])
 def test_progress_can_cancel_within_a_method(reference, tmp_path, step):
     out = tmp_path / "curves.safetensors"
-    told = []
+    reported = []
 
     def cancel(done, what):
-        told.append(what)
+        reported.append(what)
         if done >= 0.5 and what == step:
             raise InterruptedError
 
@@ -424,7 +424,7 @@ def test_progress_can_cancel_within_a_method(reference, tmp_path, step):
     arguments = (reference.replacement, reference.images[:2])
     with pytest.raises(InterruptedError):
         faithfulness(*arguments, **options, progress=cancel)
-    assert told[-1] == step  # nothing more was begun
+    assert reported[-1] == step  # nothing more was begun
     assert [p.name for p in tmp_path.iterdir()] == [partial_path(out).name]
     resumed = faithfulness(*arguments, **options, progress=False)
     out.unlink()

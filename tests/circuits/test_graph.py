@@ -196,7 +196,7 @@ def test_annotations_must_fit_the_circuit() -> None:
     key = made.nodes[0].key
     with pytest.raises(FeatureError, match="cannot be labelled"):
         Circuit(**{**values, "labels": {(0, 999): "x"}})
-    with pytest.raises(FeatureError, match="in a group twice"):
+    with pytest.raises(FeatureError, match="appears twice in the groups"):
         Circuit(**{**values, "groups": {"a": (key,), "b": (key,)}})
     with pytest.raises(FeatureError, match="needs a name"):
         Circuit(**{**values, "groups": {"": (key,)}})

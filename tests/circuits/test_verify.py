@@ -323,7 +323,7 @@ def test_a_function_as_target() -> None:
     with pytest.raises(TargetError, match="give the function again"):
         lens.verify(circuit, x)
     assert lens.verify(circuit, x, target=margin).target == "margin"
-    with pytest.raises(FeatureError, match="of another target"):
+    with pytest.raises(FeatureError, match="for another target"):
         lens.verify(circuit, x, target=0)
 
 
@@ -332,7 +332,7 @@ def test_what_does_not_fit() -> None:
     circuit = lens.circuit(x, nodes_per_layer=2)
     with pytest.raises(FeatureError, match="another model"):
         tiny_lens(8).verify(circuit, x)
-    with pytest.raises(FeatureError, match="of another image"):
+    with pytest.raises(FeatureError, match="for another image"):
         lens.verify(circuit, tiny_image(8))
     with pytest.raises(FeatureError, match="at least 1"):
         lens.verify(circuit, x, n=0)
@@ -357,22 +357,22 @@ def test_what_does_not_fit() -> None:
         ((0, 1), (1, 2), (1, 3)),
         ((2, 1), (3, TARGET), (4, TARGET)),
     ):
-        with pytest.raises(FeatureError, match="is no edge"):
+        with pytest.raises(FeatureError, match="is not an edge"):
             measure_edges(lens.replacement, trace, target, [wrong])
 
 
 def test_progress_can_end_it() -> None:
     lens, x = tiny_lens(7), tiny_image(7)
-    told = []
+    reported = []
 
     def tell(done: float, what: str) -> None:
-        told.append(done)
+        reported.append(done)
         if done > 0.3:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         lens.verify(lens.circuit(x, nodes_per_layer=4), x, batch_size=4, progress=tell)
-    assert told[0] == 0
+    assert reported[0] == 0
 
 
 def test_figure(tmp_path: Path) -> None:

@@ -152,9 +152,9 @@ def kinds(features: Any, *, patches: Any = None) -> dict[str, Any]:
         "zero": Ablate(features, "zero", patches=patches),
         "mean": Ablate(features, "mean", over=over, patches=patches),
         "scale": Scale(features, 2.5, patches=patches),
-        "set": Clamp(features, -1.5, patches=patches),
+        "clamp": Clamp(features, -1.5, patches=patches),
         "steer": Steer(features, 3.0, patches=patches),
-        "swap": Patch(features, tiny_image(4, DOUBLE), patches=patches),
+        "patch": Patch(features, tiny_image(4, DOUBLE), patches=patches),
         "project": Project(features, patches=patches),
         "project to zero": Project(features, "zero", patches=patches),
     }

@@ -47,14 +47,14 @@ def test_numbers_of_other_libraries(lens: vitlens.Lens, two: Any) -> None:
     ("make_it", "words"),
     [
         (lambda: Ablate([]), "at least one feature"),
-        (lambda: Ablate((0, 1), patches=[]), "no patch"),
+        (lambda: Ablate((0, 1), patches=[]), "at least one patch"),
         (lambda: Ablate((0, 1), "zeros"), "not 'zeros'. Did you mean 'zero'"),
         (lambda: Project((0, 1), "mean"), "Project: `to` must be one of baseline, zero"),
         (lambda: Ablate((0, 1), "mean"), "belong together"),
         (lambda: Ablate((0, 1), over=[tiny_image()]), "belong together"),
-        (lambda: Ablate("5/3"), "named \\(layer, feature\\)"),
-        (lambda: Ablate((0, 1.5)), "named \\(layer, feature\\)"),
-        (lambda: Ablate((-1, 2)), "named \\(layer, feature\\)"),
+        (lambda: Ablate("5/3"), "must be \\(layer, feature\\)"),
+        (lambda: Ablate((0, 1.5)), "must be \\(layer, feature\\)"),
+        (lambda: Ablate((-1, 2)), "must be \\(layer, feature\\)"),
         (lambda: Ablate((2, -1)), "error node"),
         (lambda: Ablate((0, 1), patches=[(0, -1)]), "A patch is"),
         (lambda: Steer((0, 1), float("nan")), "Steer.0/1, strength=nan.*finite"),
@@ -80,7 +80,7 @@ def test_contradictions_name_both(lens: vitlens.Lens) -> None:
     assert repr(a) in str(caught.value)
     assert repr(b) in str(caught.value)
     assert "feature 1/3" in str(caught.value)
-    with pytest.raises(FeatureError, match="nothing of the first is left"):
+    with pytest.raises(FeatureError, match="cancels the first"):
         Steer((0, 1), 1.0) + Patch((0, 1), x)
     with pytest.raises(FeatureError, match="contradict"):
         Ablate((0, 1), patches=[(0, 0), (1, 1)]) + Clamp((0, 1), 1.0, patches=(1, 1))

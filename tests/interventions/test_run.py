@@ -64,7 +64,7 @@ def test_projections_among_others(lens: vitlens.Lens) -> None:
     )
     for errors in ("clean", "free", ("clean", "baseline", "free")):
         close(lens.run_with(x, changes, error_nodes=errors).after, slow(lens, x, changes, errors))
-    with pytest.raises(FeatureError, match="nothing of the first is left"):
+    with pytest.raises(FeatureError, match="cancels the first"):
         Steer(b, 1.5) + Project(b)
 
 
@@ -191,7 +191,10 @@ def test_nothing_is_encoded_where_nothing_changes(
     ("changes", "words"),
     [
         (Ablate((3, 0)), "are 0, 1, 2; there is no SAE at 3"),
-        (Steer((1, 30), 1.0), "features 0 to 29 .*; there is no 30. Is it of another lens"),
+        (
+            Steer((1, 30), 1.0),
+            "features 0 to 29 .*; there is no 30. Does it belong to another lens",
+        ),
         (Ablate((0, 1), patches=[(3, 0)]), "3 rows and 3 columns"),
         (Ablate((0, 1), patches=[(0, 3)]), "no patch \\(0, 3\\)"),
         (Ablate((0, 1), patches=[(-1, 1)]), "1 prefix tokens"),

@@ -153,7 +153,7 @@ def test_circuit_rules(lens: vitlens.Lens, picture: Image.Image, tmp_path: Path)
         ({"share": 1.5}, "share must be a number above 0 and at most 1, not 1.5"),
         ({"threshold": "all"}, "threshold must be a number"),
         ({"node_share": -1}, "node_share must be a number from 0 on"),
-        ({"edge_share": "0.1"}, "edge_share must be a number from 0 on, not '0.1'"),
+        ({"edge_share": "0.1"}, "edge_share must be a number of at least 0, not '0.1'"),
     ],
 )
 def test_rules_are_checked_before_the_work(
@@ -371,7 +371,7 @@ def test_saes_from_a_generator(lens: vitlens.Lens) -> None:
 def test_a_lens_is_no_model(lens: vitlens.Lens) -> None:
     with pytest.raises(ModelError, match=r"A Lens is not a model; pass its `vision`"):
         vitlens.Lens(lens, lens.saes)
-    with pytest.raises(ModelError, match="head belongs to the bare model"):
+    with pytest.raises(ModelError, match="together with the bare model"):
         vitlens.Lens(lens.vision, lens.saes, head=lambda y: y)
 
 

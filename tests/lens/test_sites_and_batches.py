@@ -61,6 +61,8 @@ def test_every_verb_works_for_every_kind_at_some_layers(kind) -> None:
         assert_same(edges.sum(1), nodes)
     circuit = lens.circuit(image, nodes_per_layer=3)
     assert circuit.layers == LAYERS
+    assert circuit.settings["engines"][0] == "closed_form"  # one block from layer 1 to layer 2
+    assert circuit.settings["engines"][1] in ("jvp", "vjp")
     assert {node.layer for node in circuit.nodes} == set(LAYERS)
     assert circuit.target_key == (5, -2)
     pruned = lens.attribute(image).prune(3)

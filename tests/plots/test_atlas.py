@@ -7,16 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.plots.figures import texts, tiny_atlas
+from tests.plots.figures import texts
 from vitlens.atlas.atlas import Atlas
 from vitlens.atlas.evolution import Course, Evolution, evolution
 from vitlens.errors import FeatureError
 from vitlens.plots import evolution_figure, map_figure, save_figure
-
-
-@pytest.fixture(scope="module")
-def atlas() -> Atlas:
-    return tiny_atlas()
 
 
 def test_an_evolution_has_a_panel_per_score(atlas: Atlas, tmp_path: Path) -> None:

@@ -12,16 +12,11 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.text import Text
 
 from tests.builders import tiny_image, tiny_lens
-from tests.plots.figures import feature_parts, texts, tiny_atlas
+from tests.plots.figures import feature_parts, texts
 from vitlens.atlas import stimuli, tuning
 from vitlens.atlas.atlas import Atlas
 from vitlens.errors import FeatureError
 from vitlens.plots import feature_figure, feature_sheet, save_figure, tuning_figure
-
-
-@pytest.fixture(scope="module")
-def atlas() -> Atlas:
-    return tiny_atlas()
 
 
 def test_a_feature_shows_its_effects_on_the_logits(tmp_path: Path) -> None:

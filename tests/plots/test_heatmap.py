@@ -51,7 +51,7 @@ def test_the_bar_is_signed_when_the_heat_is() -> None:
     [
         (torch.zeros(4), (), r"\[rows, columns\], not \[4\]"),
         (torch.tensor([[float("nan")]]), (), "NaN"),
-        (torch.zeros(1, 1), (1.0,), "as many names"),
+        (torch.zeros(1, 1), (1.0,), "as many prefix names"),
     ],
 )
 def test_bad_heat_is_refused(heat: torch.Tensor, prefix: tuple[float, ...], message: str) -> None:

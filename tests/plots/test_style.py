@@ -26,7 +26,6 @@ from tests.plots.figures import (
     every_figure,
     feature_parts,
     report,
-    tiny_atlas,
     verification,
 )
 from vitlens import plots
@@ -55,11 +54,6 @@ ODD = {
 }
 STYLES: dict[str, Any] = {"dark": "dark_background", "ggplot": "ggplot", "odd": ODD}
 READABLE = 3.0  # contrast of large text and graphics (WCAG 2)
-
-
-@pytest.fixture(scope="module")
-def atlas() -> Atlas:
-    return tiny_atlas()
 
 
 @pytest.fixture(scope="module")
@@ -121,9 +115,9 @@ def test_given_axes_are_drawn_in_readably_and_all_else_stays(
     name: str, figures: dict[str, tuple[Callable[..., Figure], str]]
 ) -> None:
     draw, place = figures[name]
-    for style in ("default", *STYLES.values()):
+    for style in ("default", STYLES["dark"], STYLES["odd"]):
         with matplotlib.style.context(style):
-            mine = Figure(figsize=(16, 8))
+            mine = Figure(figsize=(16, 8), layout="none")
             parts = mine.subfigures(1, 2, width_ratios=(1, 3))
             other = parts[0].subplots()
             (line,) = other.plot([0, 1], [1, 0])

@@ -766,7 +766,7 @@ def one_epoch(job):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"sizes": (12, 24, 24)}, "sizes has 3 entries, and there are 2 layers to train: 0, 1"),
+        ({"sizes": (12, 24, 24)}, "sizes has 3 entries, but there are 2 layers to train: 0, 1"),
         ({"k": (2,)}, "k has 1 entries"),
         ({"budget": (2,)}, "budget has 1 entries"),
         ({"k": 13}, "Layer 0: k must be between 1 and its 12 features"),
@@ -824,7 +824,7 @@ def test_estimate_of_training():
     assert str(cost).startswith("10,000 tokens, about") and "GiB of memory" in str(cost)
     one = estimate(make_vision(), train_config(sizes=12, k=2, budget=4), 1000, layers=[2])
     assert one.memory_bytes < cost.memory_bytes
-    with pytest.raises(CheckpointError, match="2 entries, and there are 1 layers"):
+    with pytest.raises(CheckpointError, match="2 entries, but there are 1 layers"):
         estimate(make_vision(), config, 10, layers=[0])
 
 

@@ -70,8 +70,8 @@ def test_signed_when_a_value_is_below_zero() -> None:
         (None, [[float("nan")]], {}, "finite"),
         (None, [["a"]], {}, "must be numbers"),
         (None, np.zeros((0, 3)), {}, "rows, columns"),
-        (None, [[1.0]], {"prefix": [1.0]}, "as many names"),
-        (None, [[1.0]], {"prefix_names": ("CLS",)}, "as many names"),
+        (None, [[1.0]], {"prefix": [1.0]}, "as many prefix_names"),
+        (None, [[1.0]], {"prefix_names": ("CLS",)}, "as many prefix_names"),
         ("missing.png", [[1.0]], {}, "no image"),
     ],
 )

@@ -214,7 +214,7 @@ class ThumbnailFile:
     def get(self, row: int) -> bytes | None:
         """The thumbnail's bytes, None if none is stored."""
         if not 0 <= row < self._n:
-            raise IndexError(f"There are {self._n} thumbnails; there is no number {row}.")
+            raise IndexError(f"There are {self._n} thumbnails; there is no thumbnail {row}.")
         if not self._path.is_file():
             raise CheckpointError(f"There is no file {self._path}.")
         try:

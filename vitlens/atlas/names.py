@@ -308,7 +308,7 @@ def _account() -> str:
 def _checked(row: Any, what: str) -> Name:
     """One entry from plain values; whole numbers may be written as text, as CSV does."""
     if not isinstance(row, Mapping):
-        raise CheckpointError(f"{what} is not a name of a feature: {row!r}.")
+        raise CheckpointError(f"{what} is not a feature name: {row!r}.")
     try:
         layer, feature = (_whole(row[column]) for column in ("layer", "feature"))
         texts = {f.name: row.get(f.name) or "" for f in fields(Name)[2:]}
@@ -318,7 +318,7 @@ def _checked(row: Any, what: str) -> Name:
         _ = entry.age
     except (KeyError, TypeError, ValueError) as error:
         missing = f"{error} is missing" if isinstance(error, KeyError) else error
-        raise CheckpointError(f"{what} is not a name of a feature: {missing}.") from error
+        raise CheckpointError(f"{what} is not a feature name: {missing}.") from error
     return entry
 
 

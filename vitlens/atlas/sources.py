@@ -126,8 +126,7 @@ def open_source(images: Any) -> Source:
     if isinstance(images, Iterable):
         return _from_iterable(images)
     raise ImageError(
-        "Images come from a folder, a list, a data set or an iterable, not from "
-        f"{type(images).__name__}."
+        f"Images must be a folder, a list, a data set or an iterable, not {type(images).__name__}."
     )
 
 
@@ -168,7 +167,9 @@ def _inside(folder: Path, given: str | os.PathLike[str]) -> list[Path]:
         if found:
             return found
     kinds = " ".join(sorted(SUFFIXES))
-    raise ImageError(f"The folder {os.fspath(given)} holds no image ({kinds}) and no shard (.tar).")
+    raise ImageError(
+        f"The folder {os.fspath(given)} contains no images ({kinds}) and no shards (.tar)."
+    )
 
 
 def _class_folders(files: Sequence[Path], base: Path) -> tuple[str, ...] | None:
@@ -329,7 +330,7 @@ def _from_shards(
 
     first = next(items(), None)
     if first is None:
-        raise ImageError(f"The shard {shards[0]} and those after it hold no image.")
+        raise ImageError(f"The shard {shards[0]} and the shards after it contain no images.")
     try:
         labelled = first.read().label is not None
     except ImageError:
@@ -514,7 +515,7 @@ def look_up(given: Any, source: Source, what: str, error: type[VitlensError]) ->
     if isinstance(given, str):
         attribute = getattr(source.data, given, None)
         if attribute is None:
-            raise error(f"{what} is {given!r}, but the data set has no attribute of that name.")
+            raise error(f"{what} is {given!r}, but the data set has no attribute with that name.")
         given = attribute
     if callable(given):
         return lambda position, item: given(item.key)

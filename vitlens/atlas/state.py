@@ -727,15 +727,15 @@ def merge_states(states: Sequence[AtlasState]) -> AtlasState:
 def _check_alike(one: AtlasState, other: AtlasState) -> None:
     if one.model != other.model:
         raise CheckpointError(
-            f"These are of two models or sets of SAEs ({one.model} and {other.model}), and cannot "
-            "be merged."
+            f"These parts were made with different models or SAEs ({one.model} and {other.model}), "
+            "and cannot be merged."
         )
     for name in ("layers", "labels_from", "class_names", "settings"):
         mine, others = (json.dumps(getattr(state, name)) for state in (one, other))
         if mine != others:
             raise CheckpointError(
-                f"These were made with different {name.replace('_', ' ')} ({mine} and {others}), "
-                "and cannot be merged."
+                f"These parts were made with different {name.replace('_', ' ')} ({mine} and "
+                f"{others}), and cannot be merged."
             )
     both = one.images.keys() & other.images.keys()
     if both:

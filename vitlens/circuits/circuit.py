@@ -510,7 +510,7 @@ def check_annotations(
                 )
     if len(grouped) > len(set(grouped)):
         twice = next(key for key in grouped if grouped.count(key) > 1)
-        raise FeatureError(f"Node {twice} is in a group twice; it can be in one, and once.")
+        raise FeatureError(f"Node {twice} appears twice in the groups; it can be in one only.")
     if not all(annotations["groups"]):
         raise FeatureError("A group needs a name.")
     return annotations

@@ -240,7 +240,7 @@ class Curves(ShapeRepr):
         head += ", 95 % intervals over images"
         span = f"full model above empty model: {self.span()}"
         if np.isnan(self.area("insertion", self.methods[0]).value):
-            span += "; too little for areas to mean anything"
+            span += "; too small for meaningful areas"
         return "\n\n".join(
             [
                 f"{head}\n{span}",

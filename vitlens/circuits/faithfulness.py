@@ -131,10 +131,10 @@ def resolve_methods(methods: Sequence[str | Method]) -> dict[str, Method]:
         else:
             name, function = getattr(method, "__name__", type(method).__name__), method
         if name in resolved:
-            raise FeatureError(f"Two methods are called {name!r}; give each a name of its own.")
+            raise FeatureError(f"Two methods are called {name!r}; method names must be unique.")
         resolved[name] = function
     if not resolved:
-        raise FeatureError(f"Give at least one method, of {', '.join(METHODS)}.")
+        raise FeatureError(f"Give at least one method. The methods are {', '.join(METHODS)}.")
     return resolved
 
 

@@ -182,7 +182,7 @@ class AttributionGraph(Explanation):
             )
         elif rules.nodes_per_layer > self.at_most:
             raise FeatureError(
-                f"This graph is for 1 to {self.at_most} nodes per layer, not "
+                f"This graph supports 1 to {self.at_most} nodes per layer, not "
                 f"{rules.nodes_per_layer}."
             )
         else:
@@ -314,7 +314,7 @@ class AttributionGraph(Explanation):
         for name, shapes in expected.items():
             found = getattr(self, name)
             if found is not None and [tuple(value.shape) for value in found] != shapes:
-                raise ValueError(f"{name} of other shapes than the features need")
+                raise ValueError(f"{name} with shapes that do not match the features")
         if len(self.positive) != len(counts) or not all(counts):
             raise ValueError("a layer without nodes")
 
@@ -563,8 +563,8 @@ def _by_importance(indices: Collection[int] | Tensor, scores: Tensor, layer: int
     kept = sorted({int(index) for index in indices})
     if kept and not 0 <= kept[0] <= kept[-1] < len(scores):
         raise FeatureError(
-            f"Layer {layer} has nodes 0 to {len(scores) - 1} (the last is its error node); "
-            f"kept are {kept[0]} to {kept[-1]}."
+            f"Layer {layer} has nodes 0 to {len(scores) - 1} (the last is its error node), but the "
+            f"kept nodes are {kept[0]} to {kept[-1]}."
         )
     values = scores.tolist()
     return sorted(kept, key=lambda index: (-values[index], index))

@@ -286,7 +286,7 @@ def keeps_edge(weight: float, share: float, *, edge_share: float, pinned: bool) 
 def check_share(name: str, value: float) -> None:
     """Raise `FeatureError` unless a least share is a number from 0 on."""
     if not (_is_number(value) and 0 <= value < math.inf):
-        raise FeatureError(f"{name} must be a number from 0 on, not {value!r}.")
+        raise FeatureError(f"{name} must be a number of at least 0, not {value!r}.")
 
 
 def check_count(name: str, value: object) -> None:
@@ -394,7 +394,7 @@ def _columns(
     columns = edge_columns(edges, position, features)
     if len(columns) != n_nodes:
         raise FeatureError(
-            f"Position {position} has {n_nodes} nodes (its error node included), but its edges "
+            f"Position {position} has {n_nodes} nodes (including its error node), but its edges "
             f"have {len(columns)} rows."
         )
     # Most features of a large walk are not active; nothing leads into them.

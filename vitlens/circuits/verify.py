@@ -193,7 +193,8 @@ def verify_circuit(
     if abs(value - circuit.target_value) > 1e-3 * max(1.0, abs(value)):
         raise FeatureError(
             f"The circuit explains {circuit.target} = {circuit.target_value:.3f}, and on this "
-            f"image it is {value:.3f}: the circuit is of another image, or of another target."
+            f"image it is {value:.3f}: the circuit was made for another image, or for another "
+            "target."
         )
     settings = {
         **circuit.settings,
@@ -460,9 +461,9 @@ def _check_path(replacement: ReplacementModel, path: Link) -> None:
         exists = exists and layer in layers and least <= feature < replacement.sae(layer).n_features
     if not exists:
         raise FeatureError(
-            f"{path} is no edge: one goes from a feature (or the error node, -1) of a layer to a "
-            "feature of the next layer that has an SAE, and from the last one to the target, "
-            f"{target}; a path is several, end to end."
+            f"{path} is not an edge. An edge goes from a feature (or the error node, -1) of one "
+            "layer to a feature of the next layer that has an SAE, or from the last layer to the "
+            f"target, {target}. A path is several edges, end to end."
         )
 
 

@@ -117,8 +117,9 @@ class GroupedImages:
         counts = self.counts.reshape(len(self.class_names), -1)
         if int((counts > 0).sum(0).max()) == 1 and int((counts > 0).sum(1).max()) == 1:
             raise GroupError(
-                "The attribute is equal to the class: every class has one attribute value of its "
-                "own, so no image separates the two. Add images of the other combinations."
+                "The attribute is identical to the class: every class has its own single "
+                "attribute value, so no image separates the two. Add images of the other "
+                "combinations."
             )
         empty = [name for name, n in zip(self.group_names, self.counts, strict=True) if n == 0]
         if empty:
@@ -317,7 +318,7 @@ def _paths(path: Path, rows: list[dict[str, str]], column: str, folder: Path) ->
     missing = [image for image in images if not image.is_file()]
     if missing:
         raise GroupError(
-            f"{path} names {len(missing)} images that do not exist; the first is {missing[0]}."
+            f"{path} lists {len(missing)} images that do not exist; the first is {missing[0]}."
         )
     return images
 

@@ -282,7 +282,7 @@ class GroupRuns:
         unknown = sorted({layer for layer, _ in features} - set(self.layers))
         if unknown:
             raise FeatureError(
-                f"The streams of layers {unknown} are not kept, only those of {list(self.layers)}."
+                f"The streams of layers {unknown} were not kept, only those of {list(self.layers)}."
             )
         return plan
 

@@ -185,7 +185,7 @@ class _Composites(Sequence[ImageLike]):
         if isinstance(index, slice):
             return [self[i] for i in range(*index.indices(len(self)))]
         if not -len(self) <= index < len(self):
-            raise IndexError(f"There are {len(self)} images; there is no number {index}.")
+            raise IndexError(f"There are {len(self)} images; there is no image {index}.")
         index %= len(self)
         rng = np.random.default_rng([*self._seed, index])
         return _composite(

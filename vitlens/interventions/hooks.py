@@ -71,7 +71,9 @@ def outer_plan(model: nn.Module, saes: Sequence[SAE]) -> Plan | None:
     if active is None:
         return None
     if active.plans[-1].replacement.saes is not saes:
-        raise FeatureError("Another lens is intervening on this model; its features are others.")
+        raise FeatureError(
+            "Another lens is already intervening on this model, and its features differ."
+        )
     return active.plans[-1]
 
 

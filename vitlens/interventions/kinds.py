@@ -1,10 +1,10 @@
-"""What a change is: values that name features, tokens, and what becomes of the activations.
+"""Interventions as values: which features, on which tokens, and their new activations.
 
 A feature is (layer, feature), a token (row, column) from 0, or (-1, i) for prefix token i (CLS and
 registers). Let z be a feature's activation on a token of the *running* stream, which interventions
 on earlier layers have changed already and which is encoded again at every layer. Interventions on
-one layer are done one after the other, in the order given; each sees the z that those before it
-left. Whatever z becomes, it is decoded as it is: top-k is not applied again.
+one layer run one after the other, in the order given; each sees the z that the ones before it
+left. The new z is decoded as it is: the SAE does not choose active features again.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ class Intervention:
     def changed(
         self, now: Float[Tensor, "n T k"], reference: Float[Tensor, "T k"] | None
     ) -> Float[Tensor, "n T k"]:
-        """Activations of the features, as if every token were meant.
+        """Return new activations of the features on every token.
 
         Parameters
         ----------
@@ -105,15 +105,16 @@ class Intervention:
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Ablate(Intervention):
-    """Take features away: z becomes what it usually is, zero, or a mean.
+    """Remove features: z becomes its baseline, zero, or a mean.
 
     Parameters
     ----------
     features
-        (layer, feature), or several; nodes of a circuit will do.
+        (layer, feature), or several; nodes of a circuit work, too.
     to
-        "baseline": the lens' baseline at each position, also where the feature is not active (RRM
-        paper, section 3); "zero"; "mean": the mean over the images `over` at each position.
+        "baseline": the lens's baseline at each position, also where the feature is not active
+        (docs/method.md, "Residual replacement"); "zero"; "mean": the mean over the images `over`
+        at each position.
     patches
         Tokens; None for every token.
     over
@@ -122,10 +123,11 @@ class Ablate(Intervention):
     Raises
     ------
     FeatureError
-        If there are no features or no tokens, `to` is unknown, or `over` and "mean" do not come
-        together.
+        If there are no features or no tokens, or only one of "mean" and `over` is given.
+    OptionError
+        If `to` is unknown.
     ImageError
-        If `over` is no image and no list of them.
+        If `over` is neither an image nor a list of images.
     """
 
     features: Any
@@ -139,7 +141,9 @@ class Ablate(Intervention):
         check_choice(f"{type(self).__name__}: `to`", self.to, get_args(To))
         object.__setattr__(self, "over", tuple(as_images(self.over)))
         if (self.to == "mean") != bool(self.over):
-            raise FeatureError(f'{self!r}: to="mean" and the images `over` belong together.')
+            raise FeatureError(
+                f'{self!r}: to="mean" and the images `over` belong together; give both.'
+            )
 
     @property
     def images(self) -> tuple[ImageLike, ...]:
@@ -155,11 +159,12 @@ class Ablate(Intervention):
 class Project(Intervention):
     """Project features out of the stream: nothing is left along their decoder directions.
 
-    `Ablate` takes away what the features themselves add to the stream; other features that are not
-    orthogonal to them, and the error node, still have a component along their directions. Here
-    this goes, too. With U an orthonormal basis of the span of the features' rows of W_dec at a
-    layer, and v = x - mu - sd · b_dec the stream without the SAE's centre, v becomes
-    v - U Uᵀ (v - v̄): one joint projection, so that the order of the features does not matter.
+    `Ablate` removes what the features themselves add to the stream; other features that are not
+    orthogonal to them, and the error node, still have a component along their directions.
+    `Project` removes that component, too. With U an orthonormal basis of the span of the features'
+    rows of W_dec at a layer, and v = x - mu - sd · b_dec the stream without the SAE's centre, v
+    becomes v - U Uᵀ (v - v̄): one joint projection, so that the order of the features does not
+    matter.
 
     Parameters
     ----------
@@ -172,7 +177,9 @@ class Project(Intervention):
     Raises
     ------
     FeatureError
-        If there are no features or no tokens, or `to` is unknown.
+        If there are no features or no tokens.
+    OptionError
+        If `to` is unknown.
 
     Notes
     -----
@@ -195,7 +202,7 @@ class Project(Intervention):
 
 
 class _ByNumber(Intervention):
-    """A change by the number that is its second field."""
+    """An intervention whose second field is a number."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -353,7 +360,8 @@ def interventions(*parts: InterventionsLike) -> Interventions:
     for item in items:
         if not isinstance(item, Intervention):
             raise FeatureError(
-                f"An intervention is Ablate, Project, Scale, Clamp, Steer or Patch, not {item!r}."
+                "An intervention must be Ablate, Project, Scale, Clamp, Steer or Patch, not "
+                f"{item!r}."
             )
     _check_contradictions(items)
     return Interventions(tuple(items))
@@ -372,7 +380,7 @@ def _check_contradictions(items: list[Intervention]) -> None:
                         "same tokens."
                         if other.sets
                         else f"{other!r} and {item!r} contradict each other: the second sets "
-                        f"{name} on the same tokens, and nothing of the first is left."
+                        f"{name} on the same tokens and cancels the first."
                     )
             known.append(item)
 
@@ -416,10 +424,10 @@ def feature_ids(features: Any) -> tuple[FeatureId, ...]:
     for item in named:
         key = _pair(getattr(item, "key", item))
         if key is None or key[0] < 0 or key[1] < -1:
-            raise FeatureError(f"A feature is named (layer, feature), not {item!r}.")
+            raise FeatureError(f"A feature must be (layer, feature), not {item!r}.")
         if key[1] == -1:
             raise FeatureError(
-                f"({key[0]}, -1) is an error node. What error nodes hold is set by `error_nodes`."
+                f"({key[0]}, -1) is an error node. Use `error_nodes` to set error nodes."
             )
         keys.append(key)
     if not keys:
@@ -443,11 +451,13 @@ def positions(patches: Any) -> tuple[Position, ...] | None:
         pair = _pair(item)
         if pair is None or pair[0] < -1 or pair[1] < 0:
             raise FeatureError(
-                f"A patch is (row, column), a prefix token (-1, number), not {item!r}."
+                f"A patch must be (row, column), and a prefix token (-1, number), not {item!r}."
             )
         pairs.append(pair)
     if not pairs:
-        raise FeatureError("An intervention on no patch does nothing; None means every token.")
+        raise FeatureError(
+            "An intervention needs at least one patch; patches=None means every token."
+        )
     return tuple(dict.fromkeys(pairs))
 
 
@@ -463,7 +473,7 @@ def finite_number(value: Any) -> float | None:
 
 
 def _listed(value: Any) -> list[Any]:
-    """What is in a collection; something that is none, alone."""
+    """Return the items of a collection, or a list of the one value."""
     try:
         return list(value)
     except TypeError:

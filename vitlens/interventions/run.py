@@ -217,8 +217,8 @@ class Plan(Change):
         )
         if uses_baselines and self.replacement.baselines.references:
             raise FeatureError(
-                "With several reference images a replaced run is the mean of several runs, and a "
-                "forward pass of the model is one. Use run_with, or one reference image."
+                "With several reference images, a replaced run is the mean of several runs, but a "
+                "forward pass of the model is a single run. Use run_with, or one reference image."
             )
         return ReplacedPass(self.replacement, self, self.error_nodes)
 
@@ -291,7 +291,7 @@ def _check_features(item: Intervention, replacement: ReplacementModel) -> None:
         try:
             replacement.check_node(layer, feature)
         except FeatureError as error:
-            raise FeatureError(f"{item!r}: {error} Is it of another lens?") from None
+            raise FeatureError(f"{item!r}: {error} Does it belong to another lens?") from None
 
 
 def _tokens(vision: VisionModel, item: Intervention) -> Bool[Tensor, "T 1"]:
@@ -310,7 +310,7 @@ def _token(vision: VisionModel, item: Intervention, patch: Position) -> int:
     if not (0 <= row < rows and column < columns):
         raise FeatureError(
             f"{item!r}: there is no patch {patch}: the grid has {rows} rows and {columns} columns, "
-            f"counted from 0, and {vision.n_prefix} prefix tokens come as (-1, number)."
+            f"counted from 0, and {vision.n_prefix} prefix tokens are (-1, number)."
         )
     return vision.n_prefix + row * columns + column
 

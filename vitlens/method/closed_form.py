@@ -3,7 +3,7 @@
 For blocks that are token-wise but for one softmax attention. Cut such a block at its attention,
 with token-wise maps `pre` (norm, queries, keys, values) and `post` (output projection, MLP)::
 
-    q, k, v = pre(x)        a_h = softmax(q_h k_h^T) v_h        y = post(x, a)           (25)
+    q, k, v = pre(x)        A_h = softmax(q_h k_h^T) v_h        y = post(x, A)           (25)
 
 Let ``rows[u, g] = G[u, g] row_g / s[u]`` be the encoder row of each active target feature at its
 token u, weighted with what a unit of it counts; only K rows per token are not zero. Pulled back
@@ -239,7 +239,7 @@ class _Probe(TorchFunctionMode):
         self.attentions += 1
         if len(args) != 3 or any(kwargs.values()) or args[0].shape != args[1].shape:
             raise ModelError(
-                "The closed form knows plain softmax attention only, without masks, dropout or "
+                "The closed form supports plain softmax attention only, without masks, dropout or "
                 'grouped queries. Use engine="jvp" (or "vjp") for this model.'
             )
         return self.attend(*args)
@@ -355,7 +355,7 @@ class _SplitBlock:
             raise ModelError(
                 f"The {self.pair.gradient} gradient of this block's attention inputs differs from "
                 "token to token (rotary embeddings or key norms with plain gradients, or a norm "
-                'unknown to LibraGrad). Use engine="jvp" (or "vjp").'
+                'that LibraGrad does not support). Use engine="jvp" (or "vjp").'
             )
         rows = []
         for part in directions.split(n_tokens):

@@ -74,8 +74,8 @@ def compute_edges(pair: SitePair, engine: Engine) -> Float[Tensor, "F+1 n"]:
             result[:, active] = found
     if not torch.isfinite(result).all():
         raise ModelError(
-            f"Edges hold NaN or infinity: they do not fit into {result.dtype}. Load the model in"
-            " float32."
+            f"Edges hold NaN or infinity: the values overflow in {result.dtype}. Load the model in "
+            "float32."
         )
     return result
 

@@ -4,7 +4,7 @@ With ``grad_i[t]`` the target's gradient at the stream of site i, under LibraGra
 
     G_i[t, f] = sd_i[t] <grad_i[t], W_dec_i[f]>                            (15)
     N_i[f]    = sum_t G_i[t, f] (z_i[t, f] - z_bar_i[t, f])                 (16)
-    N_i[e]    = sum_t <grad_i[t], e_i[t] - e_bar_i[t]>   (the error node)  (17)
+    N_i[error] = sum_t <grad_i[t], e_i[t] - e_bar_i[t]>   (the error node)  (17)
 
 Two conventions say how the gradient reaches site i below the last::
 
@@ -17,7 +17,7 @@ are the same. In (18) the mask of active features and the SAE's sd are constants
 
 What the nodes of a site leave unexplained is its conservation residual::
 
-    residual_i = target - sum_f N_i[f] - N_i[e]                            (19)
+    residual_i = target - sum_f N_i[f] - N_i[error]                           (19)
 
 Source: Kim et al., NeurIPS 2025, arXiv 2509.17401, section 3; docs/method.md, "Node importance".
 """
@@ -96,8 +96,8 @@ def resolve_target(
     index = int(logits.argmax()) if target is None else find_class(target, n_classes, class_names)
     if n_classes == 1:
         raise TargetError(
-            "The model has one logit, and a class stands for its logit minus the mean of all: "
-            "always 0. Give a function: `target=lambda y: y[0]`."
+            "The model has one logit. A class target is its logit minus the mean of all logits, "
+            "which is always 0 here. Pass a function instead: `target=lambda y: y[0]`."
         )
     name = class_names[index] if class_names else f"class {index}"
     return Target(name, index, centred_logit(index))
@@ -134,7 +134,8 @@ def find_class(label: int | str, n_classes: int, class_names: Sequence[str] | No
         index = operator.index(label)
     except TypeError:
         raise TargetError(
-            f"A target is a class index, a class name or a function of the logits, not {label!r}."
+            "A target must be a class index, a class name or a function of the logits, not "
+            f"{label!r}."
         ) from None
     if not 0 <= index < n_classes:
         raise TargetError(f"The model has classes 0 to {n_classes - 1}; there is no class {index}.")
@@ -144,8 +145,8 @@ def find_class(label: int | str, n_classes: int, class_names: Sequence[str] | No
 def _index_of(name: str, class_names: Sequence[str] | None) -> int:
     if not class_names:
         raise TargetError(
-            f"There are no class names to look {name!r} up in. Give the class index, or pass "
-            "`class_names` to the Lens."
+            f"{name!r} cannot be looked up: the lens has no class names. Give the class index, or "
+            "pass `class_names` to the Lens."
         )
     exact = [i for i, known in enumerate(class_names) if known == name]
     found = exact or [i for i, known in enumerate(class_names) if known.lower() == name.lower()]
@@ -154,7 +155,7 @@ def _index_of(name: str, class_names: Sequence[str] | None) -> int:
         raise TargetError(f"There is no class {name!r}.{near_matches(name, class_names)}{few}")
     if len(found) > 1:
         which = " and ".join(f"{i} ({class_names[i]!r})" for i in found)
-        raise TargetError(f"{name!r} may be any of the classes {which}. Give the index of one.")
+        raise TargetError(f"{name!r} matches several classes: {which}. Give the index of one.")
     return found[0]
 
 
@@ -187,7 +188,8 @@ class Importances(ShapeRepr):
     layers
         Block number of every site.
     engines
-        The engine that computed each pair of sites; see `vitlens.method.edges.EdgeColumns`.
+        The engine that computed each pair of sites, of a batch's first image; see
+        `vitlens.method.engines.EdgeColumns`.
     """
 
     nodes: tuple[Float[Tensor, "*n F+1"], ...]
@@ -404,9 +406,9 @@ def _target_gradients(
             return grads
         lost = [targets[0].name]
     raise TargetError(
-        f"The target {lost[0]!r} has no derivative with respect to the logits, so that nothing "
-        "has an importance for it. Let it compute with the logits it is given, without `argmax`, "
-        "`detach`, `item` or a comparison."
+        f"The target {lost[0]!r} has no derivative with respect to the logits, so no node has an "
+        "importance. Compute it from the logits that it receives, without `argmax`, `detach`, "
+        "`item` or a comparison."
     )
 
 

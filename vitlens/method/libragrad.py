@@ -5,11 +5,11 @@ The forward pass is the model's own. In derivatives these factors are constants 
     LayerNorm            y = (x - mean(x)) / [std(x)] * weight + bias     (12)
     RMSNorm              y = x / [rms(x)] * weight
     L2 normalisation     y = x / [norm(x)]
-    attention            y = [softmax(q k^T / sqrt(E))] v                 (13)
+    attention            y = [softmax(q k^T / sqrt(D / H))] v                 (13)
     x * gate(x)          y = x * [gate(x)]     GELU, QuickGELU, SiLU      (14)
     SwiGLU               y = [silu(W_g x)] * (W_x x)
 
-For fixed constants every block is then linear in its input, so that contributions add up.
+For fixed constants every block is then affine in its input, so that contributions add up.
 
 Source: Mehri et al., "LibraGrad: balancing gradient flow for universally better vision
 transformer attributions", CVPR 2025 (arXiv 2411.16760); docs/method.md, "LibraGrad".

@@ -1,9 +1,9 @@
 """The logit lens of one feature: how far its own contribution would move each logit directly.
 
-With the contribution ``d[t] = (z_i[t, f] - z_bar_i[t, f]) sd_i[t] W_dec_i[f]`` of a feature to the
+With the contribution ``c[t] = (z_i[t, f] - z_bar_i[t, f]) sd_i[t] W_dec_i[f]`` of a feature to the
 stream of its site, and the read-out's derivative J at the stream after the last block::
 
-    lens = J d - mean over classes of (J d)                                (40)
+    lens = J c - mean over classes of (J c)                                (40)
 
 Source: nostalgebraist, "interpreting GPT: the logit lens" (2020); with the final norm's scale
 held fixed, as in the direct logit attribution of Elhage et al., "A mathematical framework for

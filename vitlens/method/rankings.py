@@ -8,13 +8,15 @@ Every ranking gives, for a number of features per site, the features to keep on 
     random      uniform, with an order of its own for every image
 
 Cross-Layer Attribution (CLA; Rajaram et al., arXiv 2404.14349) walks back from the target. With a
-feature's activation ``a_f = sum_t z_i[t, f]``, moving in proportion on all tokens, a feature m
-scores by the features n that are kept at the next site::
+feature's activation ``A_f = sum_t z_i[t, f]``, moving in proportion on all tokens, its edges are
+(38), and its scores at the last site (39)::
 
-    CLA_L[n] = |a_n| |d target / d a_n|                                    (39)
-    CLA_i[m] = sum_{n kept} |a_m| |d a_n / d a_m|                          (38)
+    CLA_i[f, g] = |A_f| |d A_g / d A_f|                                    (38)
+    CLA[g]      = |A_g| |d target / d A_g|                                 (39)
 
-The paper's own ranking walks over edges; see `vitlens.circuits.prune`.
+A feature f scores by the sum of its edges into the features g that are kept at the next site.
+
+The walks over edges, the paper's `rrm` and `cla`, are in `vitlens.circuits.faithfulness`.
 docs/method.md, "Cross-Layer Attribution and other rankings".
 """
 
@@ -172,16 +174,16 @@ def cla_top_scores(case: Case) -> Float[Tensor, " F"]:
 def cla_edges(
     case: Case, position: int, *, targets: Int[Tensor, " n"] | None = None
 ) -> Float[Tensor, "F n"]:
-    """The terms of equation (38): |a_m| |d a_n / d a_m| with plain gradients.
+    """The terms of equation (38): |A_f| |d A_g / d A_f| with plain gradients.
 
     Parameters
     ----------
     case
         The image.
     position
-        The site of the features m.
+        The site of the features f.
     targets
-        Only these features n of the next site; all by default.
+        Only these features g of the next site; all by default.
     """
     trace = case.trace
     pair = site_pair(case.replacement, trace, case.plain, position, targets=targets)

@@ -7,17 +7,18 @@ At every site i the residual stream is what its SAE reconstructs, plus an error 
 A replaced run changes features and goes on; the running stream is encoded again at every site,
 so that a change is seen by all later layers::
 
-    z_i' = change_i(z_i(x_i'))
-    x_i' <- x_hat_i(z_i') + e_i'                        (9)
+    z'_i   = the SAE's encoding of the running stream x'_i that reaches the site
+    z~_i   = change_i(z'_i)
+    x''_i  = (z~_i W_dec + b_dec) sd'_i + mu'_i + e~_i  (9)
 
-with the error node ``e_i'`` held at its value in the untouched model ("clean"), recomputed from
-the running stream ("free"), at its baseline ("baseline"), or left out ("zero").
+with the error node ``e~_i`` held at its value in the untouched model ("clean"), recomputed from
+the running stream ("free"), at its baseline ("baseline"), or left out ("zero"). Keeping a set S of
+features is the change ``z~_i[f] = z'_i[f] if f in S else z_bar_i[f]``, with baselines ``z_bar_i``
+[T, F_i] and ``e_bar_i`` [T, D].
 
-Keeping a set S of features is the change ``z_i'[f] = z_i[f] if f in S else z_bar_i[f]``, with
-baselines ``z_bar_i`` [T, F_i] and ``e_bar_i`` [T, D].
-
-`ReplacementModel.run` is the only replaced forward pass: curves, interventions, verification,
-debiasing, end-to-end training and widgets all go through it.
+Equation (9) is in one place, `ReplacedPass.at_site`. `ReplacementModel.run` runs it over the whole
+model: curves, interventions, verification, debiasing, end-to-end training and widgets use it, and
+so do the hooks of `Lens.intervene`.
 
 Source: Kim et al., NeurIPS 2025, arXiv 2509.17401, section 3; docs/method.md, "Residual
 replacement". T tokens, D channels, F_i features at site i.
@@ -158,8 +159,8 @@ class Baselines(ShapeRepr):
         object.__setattr__(self, "references", tuple(self.references))
         if len(self.features) != len(self.errors):
             raise CheckpointError(
-                f"Baselines need as many feature as error tensors, got {len(self.features)} and "
-                f"{len(self.errors)}."
+                "Baselines need as many feature tensors as error tensors, got "
+                f"{len(self.features)} and {len(self.errors)}."
             )
         for place, (z, e) in enumerate(zip(self.features, self.errors, strict=True)):
             if z.ndim != 2 or e.ndim != 2 or len(z) != len(e):
@@ -238,7 +239,9 @@ class Baselines(ShapeRepr):
         """
         tensors, metadata = read_tensors(path)
         if metadata.get("kind") != "baselines":
-            raise CheckpointError(f"{path} holds no baselines; make some with `fit_baselines`.")
+            raise CheckpointError(
+                f"{path} contains no baselines. Compute them with `fit_baselines`."
+            )
 
         def read(prefix: str, kind: Any, references: tuple[Baselines, ...] = ()) -> Baselines:
             features, errors = [], []
@@ -856,12 +859,12 @@ def keep_masks(
             replacement.position(layer)
         missing = [layer for layer in layers if layer not in keep]
         if missing:
-            raise FeatureError(f"`keep` must name the features of layer {missing[0]}, too.")
+            raise FeatureError(f"`keep` must also list the features of layer {missing[0]}.")
         keep = [keep[layer] for layer in layers]
     keep = list(keep)
     if len(keep) != len(saes):
         raise FeatureError(
-            f"`keep` must name the features of all {len(saes)} layers, got {len(keep)} lists."
+            f"`keep` must list the features of all {len(saes)} layers, got {len(keep)} lists."
         )
     masks = []
     for layer, sae, kept in zip(layers, saes, keep, strict=True):

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
@@ -57,13 +55,38 @@ class ClsMeanViT(VisionTransformer):
 
     Parameters
     ----------
-    **kwargs
-        Arguments of `timm.models.vision_transformer.VisionTransformer` other than `global_pool`
-        and `fc_norm`. The model must have a class token.
+    img_size, patch_size, embed_dim, depth, num_heads, mlp_ratio
+        Sizes, as for `timm.models.vision_transformer.VisionTransformer`.
+    init_values, reg_tokens, num_classes
+        LayerScale, registers and classes, likewise.
     """
 
-    def __init__(self, **kwargs: Any) -> None:
-        super().__init__(**{**kwargs, "global_pool": "token", "fc_norm": False})
+    def __init__(
+        self,
+        *,
+        img_size: int | tuple[int, int] = 224,
+        patch_size: int | tuple[int, int] = 16,
+        embed_dim: int = 768,
+        depth: int = 12,
+        num_heads: int = 12,
+        mlp_ratio: float = 4.0,
+        init_values: float | None = None,
+        reg_tokens: int = 0,
+        num_classes: int = 1000,
+    ) -> None:
+        super().__init__(
+            img_size=img_size,
+            patch_size=patch_size,
+            embed_dim=embed_dim,
+            depth=depth,
+            num_heads=num_heads,
+            mlp_ratio=mlp_ratio,
+            init_values=init_values,
+            reg_tokens=reg_tokens,
+            num_classes=num_classes,
+            global_pool="token",
+            fc_norm=False,
+        )
         self.reset_classifier(self.num_classes)
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:

@@ -115,8 +115,8 @@ class VisionModel:
         if missing:
             raise ModelError(
                 f"{type(module).__name__} does not look like a timm VisionTransformer: it has no "
-                f"{', '.join(missing)}. Use a `VisionTransformer` or `Eva` model of timm, or give "
-                "yours these members."
+                f"{', '.join(missing)}. Use a `VisionTransformer` or `Eva` model of timm, or add "
+                "these members to your model."
             )
         self.module = cast(Any, module)
         self.head = head
@@ -317,7 +317,7 @@ class VisionModel:
             raise ModelError(f"The model's output holds NaN or infinite values{where}.")
         if stem.tokens.shape[1] != self.n_tokens:
             raise ModelError(
-                f"The model makes {stem.tokens.shape[1]} tokens of an image; its settings say "
+                f"The model makes {stem.tokens.shape[1]} tokens per image, but its settings say "
                 f"{self.n_prefix} prefix tokens and {self.grid[0]} x {self.grid[1]} patches."
             )
         if _close(found, expected):
@@ -331,9 +331,10 @@ class VisionModel:
         else:
             where = "after its last block"
         raise ModelError(
-            f"The model does something {where} that vitlens does not see: {self._suspect()}. Its "
-            "own output differs from that of its tokens, blocks and head, and every result would "
-            "explain another prediction. Move this into the blocks, the head or the transform."
+            f"The model runs a computation {where} that vitlens does not see: {self._suspect()}. "
+            "Its own output differs from the output of its tokens, blocks and head, so every "
+            "result would explain another prediction. Move this computation into the blocks, the "
+            "head or the transform."
         )
 
     def _suspect(self) -> str:
@@ -356,7 +357,7 @@ class VisionModel:
             whose = "model"
             advice = (
                 'Create it with a pooling of tokens (`global_pool="token"` or "avg" in timm), or '
-                "give a `head` that makes logits [n, C] of its output."
+                "give a `head` that computes logits [n, C] from its output."
             )
         raise ModelError(
             f"The {whose} gives {list(logits.shape)} for a batch of {len(out)}, not one "
@@ -417,7 +418,9 @@ def as_vision_model(
     if not isinstance(model, VisionModel):
         return VisionModel(model, head=head)
     if head is not None:
-        raise ModelError("A head belongs to the bare model: `VisionModel(model, head=...)`.")
+        raise ModelError(
+            "Pass `head` together with the bare model: `VisionModel(model, head=...)`."
+        )
     return model
 
 

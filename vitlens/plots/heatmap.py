@@ -198,7 +198,7 @@ class _Maps:
             )
         if any(len(values) != len(prefix_names) for values in before):
             raise ImageError(
-                f"{len(before[0])} prefix values need as many names, not {prefix_names}."
+                f"{len(before[0])} prefix values need as many prefix names, not {prefix_names}."
             )
         values = np.concatenate([*(grid.ravel() for grid in grids), *before])
         if not np.isfinite(values).all():

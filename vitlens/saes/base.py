@@ -217,8 +217,8 @@ class SAE(nn.Module, ABC):
         """
         if x.shape[-1] != self.d_model:
             raise CheckpointError(
-                f"This SAE reads a residual stream of width {self.d_model}, the tokens have width"
-                f" {x.shape[-1]}: it was trained for another model."
+                f"This SAE reads a residual stream of width {self.d_model}, but the tokens have "
+                f"width {x.shape[-1]}: it was trained for another model."
             )
         if self.normalization == "layer":
             return normalize_tokens(x)

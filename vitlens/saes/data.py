@@ -191,8 +191,8 @@ class TokenBuffer:
         # What is not finite stays so in later blocks, so that the last layer speaks for all.
         if not torch.isfinite(residuals[-1]).all():
             raise ImageError(
-                "The residual stream holds NaN or infinity: an image does, or the model overflows"
-                " in this precision."
+                "The residual stream holds NaN or infinite values: either an image holds them, or "
+                "the model overflows in this precision."
             )
         for layer, stream in zip(self._layers, residuals, strict=True):
             tokens = stream if self._whole_images else stream.flatten(0, 1)
@@ -252,7 +252,7 @@ def _image_of(item: Any) -> Tensor:
     else:
         what = f"{list(tensor.shape)} of {tensor.dtype}"
     raise ImageError(
-        "Images must be model inputs here, resized and normalised: float tensors [3, H, W] or"
-        f" batches [n, 3, H, W]; got {what}. `Lens.tensor` and `vitlens.images.to_tensor` make"
-        " one from any image."
+        "Images must be model inputs here, resized and normalised: float tensors [3, H, W] or "
+        f"batches [n, 3, H, W]; got {what}. `Lens.tensor` and `vitlens.images.to_tensor` convert "
+        "any image."
     )

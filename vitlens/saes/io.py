@@ -323,9 +323,9 @@ def _by_layer(saes: Mapping[int, SAE] | Sequence[SAE]) -> dict[int, SAE]:
     for layer, sae in pairs:
         if not isinstance(sae, SAE):
             raise CheckpointError(
-                "SAEs are given by layer, {2: sae, 5: sae}, as a list with one after every block"
-                " but the last, or as a folder or hub name to load them from; got"
-                f" {type(sae).__name__} in the place of an SAE."
+                "SAEs must be given by layer, {2: sae, 5: sae}, as a list with one after every "
+                "block but the last, or as a folder or hub name to load them from; got "
+                f"{type(sae).__name__} instead of an SAE."
             )
         found[_layer_number(layer)] = sae
     return dict(sorted(found.items()))
@@ -337,7 +337,7 @@ def _layer_number(layer: Any) -> int:
     except TypeError:
         number = -1
     if number < 0 or isinstance(layer, bool):
-        raise CheckpointError(f"A layer is the number of a block, from 0, not {layer!r}.")
+        raise CheckpointError(f"A layer must be the number of a block, from 0, not {layer!r}.")
     return number
 
 

@@ -184,7 +184,9 @@ def _count(name: str, value: int, n_features: int) -> int:
     try:
         number = operator.index(value)
     except TypeError:
-        raise CheckpointError(f"{name} is a whole number of features, not {value!r}.") from None
+        raise CheckpointError(
+            f"{name} must be a whole number of features, not {value!r}."
+        ) from None
     if isinstance(value, bool) or not 1 <= number <= n_features:
         raise CheckpointError(
             f"{name} must be between 1 and the {n_features} features of the SAE, not {value}."

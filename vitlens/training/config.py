@@ -143,7 +143,7 @@ class TrainConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class TuneConfig:
-    """How SAEs are tuned together by `vitlens.saes.tune_saes`.
+    """How SAEs are tuned together by `vitlens.tune_saes`.
 
     Attributes
     ----------
@@ -241,7 +241,7 @@ def _check_numbers(
     if not config.learning_rate > 0:
         raise CheckpointError(f"learning_rate must be above 0, not {config.learning_rate}.")
     if not 0 <= config.decay_share <= 1:
-        raise CheckpointError(f"decay_share is a share from 0 to 1, not {config.decay_share}.")
+        raise CheckpointError(f"decay_share must be from 0 to 1, not {config.decay_share}.")
     check_choice("precision", config.precision, get_args(Precision))
 
 
@@ -250,7 +250,7 @@ def _per_layer(name: str, value: Any, layers: Sequence[int]) -> tuple[Any, ...]:
         return (value,) * len(layers)
     if len(value) != len(layers):
         raise CheckpointError(
-            f"{name} has {len(value)} entries, and there are {len(layers)} layers to train:"
-            f" {', '.join(map(str, layers))}."
+            f"{name} has {len(value)} entries, but there are {len(layers)} layers to train: "
+            f"{', '.join(map(str, layers))}."
         )
     return tuple(value)

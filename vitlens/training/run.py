@@ -577,8 +577,8 @@ class _Tuning(_Task):
         loss = loss + config.output_weight * losses.output + config.aux_weight * losses.aux.mean()
         if not torch.isfinite(loss):
             raise ImageError(
-                "The loss is NaN or infinite: an image is, or the model overflows in this"
-                " precision, or the learning rate is too large."
+                "The loss is NaN or infinite. Either an image holds such values, the model "
+                "overflows in this precision, or the learning rate is too large."
             )
         # Not loss.backward(), which would also leave gradients in the user's model.
         parameters = self.learner.parameters

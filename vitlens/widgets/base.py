@@ -262,7 +262,7 @@ class _JsonTrait(t.TraitType[Any, Any]):
             return self.normalize(value)
         except (TypeError, ValueError) as error:
             raise t.TraitError(
-                f"{type(obj).__name__}.{self.name} is {self.info()}, not {value!r}."
+                f"{type(obj).__name__}.{self.name} must be {self.info()}, not {value!r}."
             ) from error
 
     def to_json(self, value: Any, owner: Any) -> Any:
@@ -384,7 +384,7 @@ class MeasuredEdges(_JsonTrait):
         for (source, target), (predicted, measured) in _entries(value):
             changes = float(predicted), float(measured)
             if not all(map(math.isfinite, changes)):
-                raise ValueError("a change is a finite number")
+                raise ValueError("a change must be a finite number")
             edges[feature_id(source), feature_id(target)] = changes
         return edges
 

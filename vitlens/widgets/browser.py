@@ -134,7 +134,7 @@ class BrowserPart(ScenePart):
             number = isinstance(value, int | float) and math.isfinite(value)
             if name not in known or not number or isinstance(value, bool):
                 raise t.TraitError(
-                    f"{type(self).__name__}.at_least is a dictionary of numbers by column "
+                    f"{type(self).__name__}.at_least must be a dictionary of numbers by column "
                     f"({', '.join(known)}), not {name!r}: {value!r}."
                 )
             least[name] = float(value)

@@ -45,10 +45,10 @@ _TOP = 8  # images of highest peak
 _LOWER = 4  # images of lower quantiles
 _SIDE = 224  # pixels of an image; its patches are shown enlarged
 
-_LOGIT_LENS = "Logit lens: the direct effect on the read-out, past the blocks above."
+_LOGIT_LENS = "Logit lens: the direct effect on the read-out, bypassing the blocks above."
 NO_ATLAS = (
-    "This lens has no atlas, so nothing is known of this feature on other images: no top images, "
-    "no frequency, no scores. Atlas.build(lens, images) makes one."
+    "This lens has no atlas, so there are no top images, frequencies or scores from other images. "
+    "Atlas.build(lens, images) creates one."
 )
 
 

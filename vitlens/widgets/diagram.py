@@ -175,7 +175,9 @@ class DiagramPart(ImageTraits, ScenePart):
     @t.validate("node_share", "edge_share")
     def _finite(self, proposal: Any) -> Any:
         if not math.isfinite(proposal.value):
-            raise t.TraitError(f"{type(self).__name__}.{proposal.trait.name} is a finite number.")
+            raise t.TraitError(
+                f"{type(self).__name__}.{proposal.trait.name} must be a finite number."
+            )
         return proposal.value
 
     @t.validate("pinned")
@@ -197,8 +199,8 @@ class DiagramPart(ImageTraits, ScenePart):
             wanted = tuple(_ablation(item) for item in proposal.value)
         except (TypeError, ValueError) as error:
             raise t.TraitError(
-                f"{type(self).__name__}.ablations is a list of (layer, feature, value or None), "
-                f"not {proposal.value!r}."
+                f"{type(self).__name__}.ablations must be a list of (layer, feature, value or "
+                f"None), not {proposal.value!r}."
             ) from error
         if wanted and self._scene is None:
             raise t.TraitError("Ablations need a lens and an image: use CircuitDiagram.of.")
@@ -453,7 +455,9 @@ def _annotations_of(circuit: Circuit, graph: AttributionGraph) -> dict[str, Any]
 
 def _scene(lens: Lens, image: ImageLike, target: TargetLike, graph: AttributionGraph) -> Scene:
     if graph.model and graph.model != lens.fingerprint:
-        raise FeatureError("This graph is of another model or other SAEs than the lens.")
+        raise FeatureError(
+            "This graph was made with another model or other SAEs than those of the lens."
+        )
     settings = {
         name: graph.settings[name]
         for name in ("gradient", "error_gradients", "engine")
@@ -474,7 +478,7 @@ def _check_same(graph: AttributionGraph, circuit: Circuit) -> None:
         value = known.get(node.key)
         if value is None or abs(value - node.importance) > 1e-4 * scale:
             raise FeatureError(
-                "This circuit is of another image, target or model than the diagram; "
+                "This circuit was made for another image, target or model than the diagram. "
                 "CircuitDiagram(circuit) shows it."
             )
 
@@ -482,11 +486,11 @@ def _check_same(graph: AttributionGraph, circuit: Circuit) -> None:
 def _ablation(item: Any) -> Ablation:
     layer, feature, value = item
     if any(isinstance(x, bool | str) or int(x) != x for x in (layer, feature)):
-        raise TypeError("layer and feature are whole numbers")
+        raise TypeError("layer and feature must be whole numbers")
     if layer < 0 or feature <= TARGET:
         raise ValueError("there is no such node")
     if value is not None and not math.isfinite(value):
-        raise ValueError("a value is finite")
+        raise ValueError("a value must be finite")
     return int(layer), int(feature), None if value is None else float(value)
 
 

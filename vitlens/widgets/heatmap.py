@@ -207,7 +207,7 @@ class HeatmapPart(ImageTraits, ScenePart):
         limits = proposal.value
         if limits is not None and not (np.isfinite(limits).all() and limits[0] < limits[1]):
             raise t.TraitError(
-                f"{type(self).__name__}.limits are (low, high) with low < high, not {limits}."
+                f"{type(self).__name__}.limits must be (low, high) with low < high, not {limits}."
             )
         return limits
 
@@ -236,7 +236,7 @@ class HeatmapPart(ImageTraits, ScenePart):
         """
         if not self._scenes:
             raise FeatureError(
-                "This heatmap is of bare values; `PatchHeatmap.of(lens, ...)` lists features."
+                "This heatmap holds values only. `PatchHeatmap.of(lens, ...)` also lists features."
             )
         if not 0 <= image < len(self._scenes):
             raise FeatureError(f"There is no image {image}; there are {len(self._scenes)}.")
@@ -355,7 +355,7 @@ class PatchHeatmap(HeatmapPart, Widget, bundle="heatmap"):
         before = _stacked(before, len(opened), "prefix", ends=1)
         if before.shape[1] != len(names):
             raise ImageError(
-                f"{before.shape[1]} prefix values need as many names; prefix_names is {names}."
+                f"{before.shape[1]} prefix values need as many prefix_names, not {names}."
             )
         strip = encode_strip(
             [None if image is None else np.asarray(open_image(image)) for image in opened]

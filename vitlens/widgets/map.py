@@ -117,8 +117,8 @@ class MapPart(ScenePart):
             if not whole or layer < 0 or (known is not None and layer not in known):
                 choices = "" if known is None else f" among {', '.join(map(str, known))}"
                 raise t.TraitError(
-                    f"{type(self).__name__}.map_layers is a list of layers{choices}; there is no "
-                    f"{layer!r}."
+                    f"{type(self).__name__}.map_layers must be a list of layers{choices}; there is "
+                    f"no {layer!r}."
                 )
         return tuple(sorted(set(proposal.value)))
 

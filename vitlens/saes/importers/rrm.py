@@ -257,7 +257,7 @@ def _load_file(
         raise CheckpointError(f"{path}: {error}") from error
     if sae.n_features != round(file.ratio * sae.d_model):
         raise CheckpointError(
-            f"{path} has {sae.n_features} features at width {sae.d_model}; its folder says"
-            f" R{file.ratio}, which is {round(file.ratio * sae.d_model)}."
+            f"{path} has {sae.n_features} features at width {sae.d_model}, but its folder says "
+            f"R{file.ratio}, which is {round(file.ratio * sae.d_model)}."
         )
     return sae
