@@ -17,7 +17,7 @@ are the same. In (18) the mask of active features and the SAE's sd are constants
 
 What the nodes of a site leave unexplained is its conservation residual::
 
-    residual_i = target - sum_f N_i[f] - N_i[error]                           (19)
+    residual_i = target - sum_f N_i[f] - N_i[error]                        (19)
 
 Source: Kim et al., NeurIPS 2025, arXiv 2509.17401, section 3; docs/method.md, "Node importance".
 """
