@@ -310,7 +310,7 @@ def test_saes_of_a_model_in_every_form(tmp_path):
         (lambda sae, wide: sae, "must hold 3 SAEs.*it holds 1"),
         (lambda sae, wide: {0: sae, 4: sae}, "no layer 4: its 4 blocks are 0 to 3"),
         (lambda sae, wide: {}, "At least one SAE is needed"),
-        (lambda sae, wide: [sae, "sae", sae], "got str in the place of an SAE"),
+        (lambda sae, wide: [sae, "sae", sae], "got str instead of an SAE"),
         (lambda sae, wide: {1: None}, "got NoneType"),
         (lambda sae, wide: {1: sae, 3: wide}, "SAE of layer 3 has width 25, the model 24"),
     ],
