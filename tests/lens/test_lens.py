@@ -152,7 +152,7 @@ def test_circuit_rules(lens: vitlens.Lens, picture: Image.Image, tmp_path: Path)
         ({"nodes_per_layer": 3, "share": 0.1}, "exactly one"),
         ({"share": 1.5}, "share must be a number above 0 and at most 1, not 1.5"),
         ({"threshold": "all"}, "threshold must be a number"),
-        ({"node_share": -1}, "node_share must be a number from 0 on"),
+        ({"node_share": -1}, "node_share must be a number of at least 0"),
         ({"edge_share": "0.1"}, "edge_share must be a number of at least 0, not '0.1'"),
     ],
 )
@@ -354,7 +354,7 @@ def test_bad_images(lens: vitlens.Lens, tmp_path: Path) -> None:
             r"layer 1 has width 16, the model 24",
         ),
         (make_sae, "3 SAEs.*holds 1"),
-        (lambda: None, "got NoneType in the place of an SAE"),
+        (lambda: None, "got NoneType instead of an SAE"),
         (lambda: ["saes/"] * 3, "got str in the place of an SAE"),
     ],
 )
@@ -444,9 +444,9 @@ def test_a_batch_is_a_list_of_images(lens: vitlens.Lens, picture: Image.Image) -
 def test_what_is_no_list_of_images(lens: vitlens.Lens, tmp_path: Path) -> None:
     for wrong in (None, 5):
         for take in (lens.fit_baselines, lens.faithfulness):
-            with pytest.raises(ImageError, match="Images are a list of"):
+            with pytest.raises(ImageError, match="Images must be one path"):
                 take(wrong)
-        with pytest.raises(ImageError, match="Images are a list of"):
+        with pytest.raises(ImageError, match="Images must be one path"):
             vitlens.Ablate((0, 1), "mean", over=wrong)
     with pytest.raises(ImageError, match="is a folder"):
         lens.fit_baselines(tmp_path, progress=False)
