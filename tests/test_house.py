@@ -236,6 +236,18 @@ def test_circles_are_found():
     assert circles({"a": {"b", "c"}, "b": {"c"}, "c": set()}) == []
 
 
+def test_folders_of_tests_share_builders_and_not_tests():
+    problems = []
+    for path in sorted((ROOT / "tests").rglob("*.py")):
+        folder = path.relative_to(ROOT / "tests").parts[0]
+        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("tests."):
+                other = node.module.split(".")[1:]
+                if other[-1].startswith("test_") and other[0] != folder:
+                    problems.append(f"{path.relative_to(ROOT)}:{node.lineno} {node.module}")
+    report(problems)
+
+
 # --- Signatures -------------------------------------------------------------------------------
 
 
