@@ -110,8 +110,8 @@ class Lens:
     """Look inside one Vision Transformer.
 
     Most verbs take one image, or several: a list, a tensor [n, C, H, W], a batch of a DataLoader,
-    or a DataLoader. Results of several have a batch axis (a list for circuits); they are those of
-    one-by-one calls.
+    or a DataLoader. For several images, results have a batch axis (circuits are a list) and equal
+    those of one call per image.
 
     Parameters
     ----------
@@ -119,9 +119,9 @@ class Lens:
         A timm `VisionTransformer` or a model built like one, in `eval` mode; or a `VisionModel`.
         It is never modified.
     saes
-        A mapping from block number to the SAE after that block, at any blocks, at least one. Or
-        a sequence: one SAE after each block but the last. Or a folder or hub name to load them
-        from. They are copied if their dtype or device is not the model's.
+        A mapping from block numbers to the SAEs after these blocks, with at least one entry; a
+        sequence with one SAE after each block but the last; or a folder or hub name to load them
+        from. SAEs are copied if their dtype or device differs from the model's.
     baselines
         Values that replace features, or a file of `Baselines`; zero if there are none (see
         `fit_baselines`).
@@ -146,8 +146,9 @@ class Lens:
     CheckpointError
         If the SAEs do not fit the model, or a file is missing or damaged.
     ModelError
-        If the model is of another structure or in training mode, it does something outside the
-        path that the lens sees (see `check`), or baselines or class names do not fit it.
+        If the model has an unsupported structure or is in training mode, if it computes something
+        outside the path that the lens sees (see `check`), or if baselines or class names do not fit
+        it.
 
     Examples
     --------
@@ -278,8 +279,8 @@ class Lens:
         Raises
         ------
         ModelError
-            If not; the message says what the model does outside the path that the lens sees, or
-            what does not fit.
+            If a check fails. The message names the computation outside the path that the lens sees,
+            or the part that does not fit.
         """
         with isolated_model(self.vision):
             self.vision.check()
@@ -509,7 +510,8 @@ class Lens:
             "closed_form", "jvp" or "vjp".
         progress
             Show a progress bar over the pairs of sites; or a function that is called with the
-            part that is done, 0 to 1, and with what is being done. What it raises ends the work.
+            completed share, 0 to 1, and a description of the current step. An exception raised by
+            it stops the computation.
 
         Raises
         ------
@@ -682,7 +684,7 @@ class Lens:
     ) -> list[tuple[str, float]]:
         """Class names and how far a feature by itself moves their logits, largest rise first.
 
-        What the feature adds to its layer's stream on this image, as if it went straight to the
+        The feature's contribution to its layer's stream on this image is sent directly to the
         read-out; see `vitlens.method.logit_lens`.
 
         Parameters
@@ -844,7 +846,7 @@ class Lens:
     def intervene(
         self, requested: InterventionsLike, *, error_nodes: HeldErrors | None = None
     ) -> Iterator[None]:
-        """Make the user's own model run with interventions, inside a `with` block.
+        """Run the user's own model with interventions, inside a `with` block.
 
         Every forward pass of the model gives what `run_with` calls "after", for any batch; so
         `predict` and `trace` change, too. All other verbs of the lens, `circuit`, `importances`
@@ -897,7 +899,7 @@ class Lens:
         batch_size: int = 16,
         progress: Progress = False,
     ) -> Verification:
-        """Cut a circuit's edges one by one, and compare what follows with their importances.
+        """Cut a circuit's edges one by one, and compare the effects with their importances.
 
         Only the one path is cut: the feature at the end of the edge sees the source at its
         baseline, all else is as in the untouched model (path patching; see
@@ -906,14 +908,14 @@ class Lens:
         Parameters
         ----------
         circuit, image
-            A circuit, and the image it is of.
+            A circuit, and the image that it explains.
         n
             Number of edges, drawn at random; None for all. Each edge takes a run of the layers
             after it.
         paths
-            Instead of the circuit's edges, these: each two nodes (layer, feature) or more, of one
-            site after another. At every site on the way only the path's feature changes. They
-            come without a control.
+            Paths to check instead of the circuit's edges. Each path has two or more nodes (layer,
+            feature) at successive sites. At every site of a path, only the path's feature changes.
+            Paths have no control.
         target
             Only for a circuit whose target was a function: this function.
         error_nodes
@@ -934,8 +936,8 @@ class Lens:
         Raises
         ------
         FeatureError
-            If the circuit is of another model or image or has no edges, `n` is below 1, or a path
-            is not of the circuit's nodes.
+            If the circuit was made for another model or image or has no edges, `n` is below 1, or a
+            path is not of the circuit's nodes.
         TargetError
             If the target is missing.
         """
@@ -1006,7 +1008,7 @@ class Lens:
         seed
             Seed of the random order.
         out
-            A file to write; a run that was interrupted continues from it.
+            A file to write; an interrupted run continues from it.
         resume
             Whether it does so; otherwise the file is written again.
         progress
@@ -1123,8 +1125,8 @@ class Lens:
         at_most, nodes_per_layer, node_share, edge_share
             The largest circuit, and the one to begin with.
         selected, labels, show, height, author
-            What is selected at first, names of features, what heatmaps show, the height in
-            pixels, and who names features.
+            The initial selection, names of features, what heatmaps show, the height in pixels, and
+            the author of names.
         """
         return _verb("explore")(
             self,

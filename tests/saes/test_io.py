@@ -97,7 +97,7 @@ def test_any_layers_can_be_saved(tmp_path):
     for found, sae in zip(loaded.values(), (a, b, c), strict=True):
         assert_equal(found, sae)
     for layers in ({-1: a}, {"2": a}, {True: a}, {1.5: a}):
-        with pytest.raises(CheckpointError, match="A layer is the number of a block"):
+        with pytest.raises(CheckpointError, match="A layer must be the number of a block"):
             save_saes(layers, tmp_path)
 
 

@@ -200,7 +200,7 @@ def faithfulness(
         A file to write. A run that was interrupted continues from its last whole image, kept in
         `out` with ".partial" appended; a finished one is loaded.
     resume
-        Whether to do so; otherwise both files are written again.
+        Continue an interrupted run; if False, both files are written again.
     progress
         Show a progress bar over the images, or call this function (see `vitlens.progress`), before
         every method, every layer of "rrm" and "cla", and every batch of replaced runs.
@@ -218,7 +218,7 @@ def faithfulness(
     TargetError
         When there is no such target.
     CheckpointError
-        When `out` holds something else than this very run.
+        When `out` holds the results of a different run.
     VitlensError
         When no image is left to measure.
     """
@@ -354,7 +354,7 @@ class Measured:
 
 @dataclass(frozen=True)
 class Cost:
-    """What a run will take, as measured on one image.
+    """The cost of a run, estimated from one image.
 
     Attributes
     ----------
@@ -389,7 +389,7 @@ def estimate(
     q: Sequence[float] = DEFAULT_Q,
     batch_size: int = 16,
 ) -> Cost:
-    """Measure one image to say what `faithfulness` on many will take.
+    """Measure one image to estimate the cost of `faithfulness` on many.
 
     Parameters
     ----------

@@ -65,7 +65,7 @@ class SitePair:
     sae
         The SAE of site i+1.
     weights
-        What a unit of each target feature counts, G_{i+1}, [T, F_{i+1}]; 0 where the feature is
+        Weight of one unit of each target feature, G_{i+1}, [T, F_{i+1}]; 0 where the feature is
         not active.
     active
         Which features of site i+1 are active on this image, [T, F_{i+1}].

@@ -4,7 +4,7 @@ At every site i the residual stream is what its SAE reconstructs, plus an error 
 
     x_i  = x_hat_i(z_i) + e_i                           (8)
 
-A replaced run changes features and goes on; the running stream is encoded again at every site,
+A replaced run changes features and continues; the running stream is encoded again at every site,
 so that a change is seen by all later layers::
 
     z'_i   = the SAE's encoding of the running stream x'_i that reaches the site
@@ -51,7 +51,7 @@ Active = Literal["running", "clean"]
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Trace(ShapeRepr):
-    """What happens inside the model on one image, or on a batch of n.
+    """Activations inside the model on one image, or on a batch of n.
 
     Sequences are ordered by site. A batch has a leading axis n everywhere; ``trace[i]`` is the
     trace of one image, without that axis.
@@ -670,7 +670,8 @@ class ReplacementModel:
 class ReplacedPass:
     """One replaced forward pass, block by block.
 
-    The untouched stream goes along from where the two part, unless its trace is known.
+    The untouched stream is computed as well from the point where the two differ, unless its trace
+    is known.
 
     Parameters
     ----------
