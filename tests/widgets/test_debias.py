@@ -313,8 +313,8 @@ def test_chosen_features_get_cards(panel: DebiasPanel) -> None:
 @pytest.mark.parametrize(
     ("wanted", "words"),
     [
-        (5, "is a list of"),
-        ([(0, 1, 2)], "is a list of"),
+        (5, "must be a list of"),
+        ([(0, 1, 2)], "must be a list of"),
         ([(0, 99)], "features 0 to 19; there is no 99"),
         ([(0, -1)], "there is no -1"),
         ([(7, 1)], "not in layer 7"),
@@ -328,7 +328,7 @@ def test_nonsense_is_refused(panel: DebiasPanel, wanted: Any, words: str) -> Non
 
 
 def test_groups_that_tell_nothing_are_refused(lens: Lens) -> None:
-    for counts, words in (((5, 0, 5, 5), "bird, land"), ((5, 0, 0, 5), "equal to the class")):
+    for counts, words in (((5, 0, 5, 5), "bird, land"), ((5, 0, 0, 5), "identical to the class")):
         with pytest.raises(GroupError, match=words):
             DebiasPanel(lens, planted_images(counts))
     with pytest.raises(FeatureError, match="Layers with SAEs are 0, 1"):

@@ -378,11 +378,11 @@ def test_history_and_reset_of_ablations(ablated_lens: Lens, ablatable: CircuitDi
 @pytest.mark.parametrize(
     ("wanted", "words"),
     [
-        (5, "is a list of"),
-        ([(0, 1)], "is a list of"),
-        ([(0, 1.5, None)], "is a list of"),
-        ([(0, 1, float("inf"))], "is a list of"),
-        ([(0, -2, None)], "is a list of"),
+        (5, "must be a list of"),
+        ([(0, 1)], "must be a list of"),
+        ([(0, 1.5, None)], "must be a list of"),
+        ([(0, 1, float("inf"))], "must be a list of"),
+        ([(0, -2, None)], "must be a list of"),
         ([(9, 1, None)], "layers|Layers"),
         ([(0, 30, None)], "features 0 to 29"),
         ([(0, -1, 2.0)], "switched off, but not set"),
