@@ -350,11 +350,11 @@ def test_cancel_stops_curves_within_a_method(
     positions: list[int] = []
     cla_edges = faithfulness.cla_edges
 
-    def waits(case: Any, position: int) -> torch.Tensor:
+    def waits(case: Any, position: int, **columns: Any) -> torch.Tensor:
         positions.append(position)
         begun.set()
         assert go.wait(20)
-        return cla_edges(case, position)
+        return cla_edges(case, position, **columns)
 
     async def story() -> None:
         explorer = lens.explore()
