@@ -253,7 +253,7 @@ def test_class_names_that_are_not_unique(picture: Image.Image) -> None:
     names = ("crane", "Bat", "crane", "bat", "BIRD")
     lens = vitlens.Lens(make_model(), [make_sae() for _ in range(3)], class_names=names)
     assert [lens.class_index(name) for name in ("bat", "Bat", "bird", 2)] == [3, 1, 4, 2]
-    twice = "classes 0 \\('crane'\\) and 2 \\('crane'\\). Give the index"
+    twice = "classes: 0 \\('crane'\\) and 2 \\('crane'\\). Give the index"
     for name, words in {"crane": twice, "Crane": twice, "BAT": "1 .*'Bat'.* and 3 .*'bat'"}.items():
         with pytest.raises(TargetError, match=words):
             lens.circuit(picture, target=name)
@@ -355,7 +355,7 @@ def test_bad_images(lens: vitlens.Lens, tmp_path: Path) -> None:
         ),
         (make_sae, "3 SAEs.*holds 1"),
         (lambda: None, "got NoneType instead of an SAE"),
-        (lambda: ["saes/"] * 3, "got str in the place of an SAE"),
+        (lambda: ["saes/"] * 3, "got str instead of an SAE"),
     ],
 )
 def test_saes_that_do_not_fit(saes: object, message: str) -> None:
