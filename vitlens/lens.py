@@ -13,7 +13,7 @@ from typing import Any, Literal, TypeAlias, get_args, overload
 
 import numpy as np
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, Int, UInt8
 from PIL import Image
 from torch import Tensor, nn
 
@@ -35,7 +35,6 @@ from vitlens.method.importance import (
     Engine,
     ErrorGradients,
     Importances,
-    Target,
     TargetLike,
     find_class,
     node_importances,
@@ -66,7 +65,7 @@ Keep: TypeAlias = Sequence[Iterable[int] | Tensor] | Mapping[int, Iterable[int] 
 #: Values of the error nodes: for all sites, or for each.
 HeldErrors: TypeAlias = ErrorNodes | Sequence[ErrorNodes]
 #: One target for all images, or one per image.
-Targets: TypeAlias = TargetLike | list[TargetLike]
+Targets: TypeAlias = TargetLike | Sequence[TargetLike] | Int[Tensor, " n"]
 
 #: Verbs that live on a higher floor, loaded by name so that no import runs up.
 _VERBS_ABOVE = {
@@ -110,9 +109,9 @@ class About:
 class Lens:
     """Look inside one Vision Transformer.
 
-    Every verb takes one image, or several: a list, a tensor [n, C, H, W], or a batch of a
-    DataLoader. For several images, results have a batch axis (circuits are a list) and equal those
-    of one call per image.
+    Most verbs take one image, or several: a list, a tensor [n, C, H, W], a batch of a DataLoader,
+    or a DataLoader. For several images, results have a batch axis (circuits are a list) and equal
+    those of one call per image.
 
     Parameters
     ----------
@@ -289,7 +288,8 @@ class Lens:
             if (sae.W_enc.dtype, sae.W_enc.device) != (self.vision.dtype, self.vision.device):
                 raise ModelError(
                     f"The SAE of layer {layer} is {sae.W_enc.dtype} on {sae.W_enc.device}, the "
-                    f"model {self.vision.dtype} on {self.vision.device}. Use `lens.to`."
+                    f"model {self.vision.dtype} on {self.vision.device}. Make a new lens of the "
+                    "model; to convert a lens, use `lens.to` and not the model's `to`."
                 )
             for name, weight in sae.state_dict().items():
                 if not torch.isfinite(weight).all():
@@ -308,7 +308,8 @@ class Lens:
         Returns
         -------
         Lens
-            A copy; the model of this lens is not modified. Itself if nothing changes.
+            A copy, without the atlas; the model of this lens is not modified. Itself if nothing
+            changes.
         """
         device = self.vision.device if device is None else torch.device(device)
         dtype = dtype or self.vision.dtype
@@ -499,8 +500,8 @@ class Lens:
             One image; or several, whose importances have a batch axis.
         target
             Class index, class name, or function of the logits [C]; by default the predicted class.
-            The target of a class is its logit minus the mean of all logits. A list gives one target
-            per image.
+            The target of a class is its logit minus the mean of all logits. A list, or a tensor of
+            class indices, gives one target per image.
         gradient
             "libragrad" or "plain".
         error_gradients
@@ -523,10 +524,14 @@ class Lens:
             If a setting is unknown.
         """
         traces = self.replacement.trace(self.tensors(images))
+        targets = [
+            resolve_target(each, logits, self.class_names)
+            for each, logits in zip(_per_image(target, len(traces)), traces.logits, strict=True)
+        ]
         nodes = node_importances(
             self.replacement,
             traces,
-            self._targets(target, traces),
+            targets,
             gradient=gradient,
             error_gradients=error_gradients,
             engine=engine,
@@ -664,11 +669,8 @@ class Lens:
         """
         rules = Rules(nodes_per_layer, share, threshold, node_share, edge_share)
         given = _listed(images)
-        targets = target if isinstance(target, list) else [target] * len(given)
-        if len(targets) != len(given):
-            raise TargetError(f"{len(given)} images need as many targets, not {len(targets)}.")
         circuits = []
-        for image, wanted in zip(given, targets, strict=True):
+        for image, wanted in zip(given, _per_image(target, len(given)), strict=True):
             trace, nodes = self._nodes(image, wanted, gradient, error_gradients, engine)
             columns = EdgeColumns(self.replacement, trace, nodes, progress=progress)
             scores = Scores.of_all(nodes.nodes, nodes.tokens, columns)
@@ -699,7 +701,7 @@ class Lens:
         FeatureError
             If there is no such layer or feature.
         """
-        trace = self.trace(image)
+        trace = self._trace_of_one(image)
         return self._named(logit_lens(self.replacement, trace, layer, feature, gradient=gradient))
 
     @isolated
@@ -876,8 +878,9 @@ class Lens:
         """
         outer = outer_plan(self.vision.module, self.saes)
         around = outer.interventions if outer else ()
-        held = error_nodes or (outer.error_nodes if outer else "clean")
-        with intervening(self.plan(interventions(around, requested), error_nodes=held)):
+        if error_nodes is None:
+            error_nodes = outer.error_nodes if outer else "clean"
+        with intervening(self.plan(interventions(around, requested), error_nodes=error_nodes)):
             yield
 
     @isolated
@@ -947,7 +950,7 @@ class Lens:
                 f"The circuit's target, {circuit.target!r}, is not a class. Pass the target "
                 "function again, as `target`."
             )
-        trace = self.trace(image)
+        trace = self._trace_of_one(image)
         wanted = circuit.target_index if target is None else target
         return verify_circuit(
             self.replacement,
@@ -1145,6 +1148,10 @@ class Lens:
 
     # Helpers
 
+    def _trace_of_one(self, image: ImageLike) -> Trace:
+        """The trace of an image; `ImageError` for several."""
+        return self.replacement.trace(self.tensor(image)[None])[0]
+
     def _nodes(
         self,
         image: ImageLike,
@@ -1153,7 +1160,7 @@ class Lens:
         error_gradients: ErrorGradients,
         engine: Engine,
     ) -> tuple[Trace, Importances]:
-        trace = self.trace(image)
+        trace = self._trace_of_one(image)
         nodes = node_importances(
             self.replacement,
             trace,
@@ -1163,15 +1170,6 @@ class Lens:
             engine=engine,
         )
         return trace, nodes
-
-    def _targets(self, target: Targets, traces: Trace) -> list[Target]:
-        wanted = target if isinstance(target, list) else [target] * len(traces)
-        if len(wanted) != len(traces):
-            raise TargetError(f"{len(traces)} images need as many targets, not {len(wanted)}.")
-        return [
-            resolve_target(each, logits, self.class_names)
-            for each, logits in zip(wanted, traces.logits, strict=True)
-        ]
 
     def _explanation(self, image: ImageLike, trace: Trace, nodes: Importances) -> Explanation:
         """What circuits and graphs say about the model, the image and the settings."""
@@ -1241,12 +1239,42 @@ def _is_single(images: Any) -> bool:
     return isinstance(images, str | os.PathLike | Image.Image)
 
 
-def _each(images: Images) -> Iterable[ImageLike]:
-    """Images one by one; a batch of a DataLoader, (images, labels), gives its images."""
-    match images:
-        case [Tensor(ndim=4) as batch, Tensor(ndim=1) as labels] if len(batch) == len(labels):
-            return batch
-    return as_images(images)
+def _each(images: Any) -> Iterator[ImageLike]:
+    """Images one by one, also those of batches; a DataLoader and what it yields will do."""
+    if _is_loaded_batch(images):
+        yield from images[0]
+        return
+    items: Iterable[Any] = as_images(images)
+    for item in items:
+        if _is_loaded_batch(item):
+            yield from item[0]
+        elif isinstance(item, np.ndarray | Tensor) and item.ndim == 4:
+            yield from item
+        else:
+            yield item
+
+
+def _is_loaded_batch(item: Any) -> bool:
+    """Whether something is a DataLoader's batch: images, then labels and the like, or nothing."""
+    match item:
+        case [Tensor(ndim=4) as images, *others]:
+            return all(
+                isinstance(other, list | tuple | Tensor)
+                and len(other) == len(images)
+                and getattr(other, "ndim", 1) < 4
+                for other in others
+            )
+    return False
+
+
+def _per_image(target: Any, n: int) -> list[TargetLike]:
+    """One target for each of n images."""
+    if not (isinstance(target, list | tuple) or getattr(target, "ndim", 0) == 1):
+        return [target] * n
+    targets = list(target)
+    if len(targets) != n:
+        raise TargetError(f"{n} images need as many targets, not {len(targets)}.")
+    return targets
 
 
 def _listed(images: Images) -> list[ImageLike]:

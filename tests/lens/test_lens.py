@@ -277,6 +277,7 @@ def test_class_name_without_names(picture: Image.Image) -> None:
         ([[0], [0.5], [0]], "whole numbers"),
         ([[0], [(1, 5)], [0]], "keep in layer 1 must be one list of numbers"),
         ([[0], [0], 3], "keep in layer 2 must be one list"),
+        (["ab", [0], [0]], "keep in layer 0 must be numbers or a mask, not 'ab'"),
         ([torch.ones(2, 30, dtype=torch.bool), [0], [0]], "not of shape \\(2, 30\\)"),
         ([torch.ones(29, dtype=torch.bool), [0], [0]], "29 entries for 30 features"),
     ],
@@ -444,9 +445,9 @@ def test_a_batch_is_a_list_of_images(lens: vitlens.Lens, picture: Image.Image) -
 def test_what_is_no_list_of_images(lens: vitlens.Lens, tmp_path: Path) -> None:
     for wrong in (None, 5):
         for take in (lens.fit_baselines, lens.faithfulness):
-            with pytest.raises(ImageError, match="Images must be one path"):
+            with pytest.raises(ImageError, match="Images must be one path, PIL image"):
                 take(wrong)
-        with pytest.raises(ImageError, match="Images must be one path"):
+        with pytest.raises(ImageError, match="Images must be one path, PIL image"):
             vitlens.Ablate((0, 1), "mean", over=wrong)
     with pytest.raises(ImageError, match="is a folder"):
         lens.fit_baselines(tmp_path, progress=False)
@@ -615,7 +616,7 @@ def test_one_image_goes_with_one_method_and_one_label(
     number = np.int64(CLASSES.index(name))
     by_number = lens.faithfulness(picture, methods="random", labels=number, progress=False)  # type: ignore[arg-type]
     assert torch.equal(one.insertion["target"], by_number.insertion["target"])
-    with pytest.raises(FeatureError, match="no method 'rnd'"):
+    with pytest.raises(OptionError, match=r"method must be one of rrm, .*, not 'rnd'"):
         lens.faithfulness(picture, methods="rnd", progress=False)
 
 

@@ -188,7 +188,8 @@ class Importances(ShapeRepr):
     layers
         Block number of every site.
     engines
-        The engine that computed each pair of sites; see `vitlens.method.edges.EdgeColumns`.
+        The engine that computed each pair of sites, of a batch's first image; see
+        `vitlens.method.engines.EdgeColumns`.
     """
 
     nodes: tuple[Float[Tensor, "*n F+1"], ...]

@@ -469,7 +469,7 @@ class ReplacementModel:
         """
         position = self.position(layer)
         n_features = self.saes[position].n_features
-        if not -1 <= feature < n_features:
+        if not hasattr(feature, "__index__") or not -1 <= feature < n_features:
             raise FeatureError(
                 f"Layer {layer} has features 0 to {n_features - 1} (-1 is its error node); "
                 f"there is no {feature}."
@@ -862,14 +862,20 @@ def keep_masks(
         if missing:
             raise FeatureError(f"`keep` must also list the features of layer {missing[0]}.")
         keep = [keep[layer] for layer in layers]
+    keep = list(keep)
     if len(keep) != len(saes):
         raise FeatureError(
             f"`keep` must list the features of all {len(saes)} layers, got {len(keep)} lists."
         )
     masks = []
     for layer, sae, kept in zip(layers, saes, keep, strict=True):
-        given = kept if isinstance(kept, Tensor | int) else list(kept)
-        chosen = torch.as_tensor(given, device=device)
+        try:
+            given = kept if isinstance(kept, Tensor | int) else list(kept)
+            chosen = torch.as_tensor(given, device=device)
+        except (TypeError, ValueError):
+            raise FeatureError(
+                f"The features to keep in layer {layer} must be numbers or a mask, not {kept!r}."
+            ) from None
         # What `mask.nonzero()` gives is a column, and a mask may have kept its batch dimension.
         if chosen.ndim == 2 and (chosen.shape[1] == 1 or chosen.shape == (1, sae.n_features)):
             chosen = chosen.flatten()
