@@ -1,24 +1,31 @@
-# `make demo` and `make test` are all a newcomer needs: either sets up what it uses, once.
+# `make demo` and `make test` are all a newcomer needs: each sets up what it uses, once.
 
 PYTHON ?= $(shell for candidate in python3 python3.11 python3.12 python3.13 python3.14; do \
 	$$candidate -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null \
 	&& echo $$candidate && break; done)
 BIN := .venv/bin
+WORKERS ?= 2
 JS := vitlens/widgets/js
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test chromium lint format types widgets widgets-check bench everyday clean
+.PHONY: help demo test test-fast chromium lint format types widgets widgets-check bench everyday clean
 
 help:  ## Show this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
 
-demo: .venv/ready  ## Explain a sample picture, offline: pictures and numbers in out/demo
+demo: .venv/ready  ## Explain a sample image, offline: figures and numbers in out/demo
 	$(BIN)/vitlens demo --out out/demo
 
-test: .venv/ready chromium  ## Run the tests
-	$(BIN)/python -m pytest
+# conftest.py says which tests share a worker, and in which order they start.
+PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup --no-loadscope-reorder
 
-# Widgets are tested in Chromium. Where it cannot be had those tests are skipped, and say so.
+test: .venv/ready chromium  ## Run all tests (WORKERS=2 at once)
+	$(PYTEST)
+
+test-fast: .venv/ready  ## Run the tests that are quick and need no browser
+	$(PYTEST) -m 'not slow and not browser'
+
+# Widgets are tested in Chromium. Without it those tests are skipped, and pytest says so.
 chromium:
 	@test -n "$$CHROMIUM" \
 	|| { command -v chromium || command -v chromium-browser || command -v google-chrome; } >/dev/null \
@@ -30,7 +37,7 @@ lint: .venv/ready  ## Check the style
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-format: .venv/ready  ## Mend the style
+format: .venv/ready  ## Correct the style
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
@@ -48,14 +55,14 @@ bench: .venv/ready  ## Time the engines and the atlas, and the diagram in Chromi
 	$(BIN)/python -m tests.benchmarks.atlas
 	$(BIN)/python -m tests.benchmarks.diagram
 
-everyday: .venv/ready-recipe  ## Build the bundled model anew, from public data (hours)
+everyday: .venv/ready-recipe  ## Rebuild the bundled model from public data (hours)
 	$(BIN)/python -m recipes.everyday
 
 clean:  ## Remove the environment, caches and outputs
 	rm -rf .venv build dist out .pytest_cache .mypy_cache .ruff_cache $(JS)/node_modules
 	find vitlens recipes tests -name __pycache__ -prune -exec rm -rf {} +
 
-# Stamps: set-up runs again only when the requirements change.
+# Stamp files: set-up runs again only when the requirements change.
 .venv/ready: pyproject.toml
 	@test -n "$(PYTHON)" || { echo "vitlens needs Python 3.11 or later; set PYTHON=..."; exit 1; }
 	@echo "Setting up .venv, once; PyTorch may take some minutes to download."

@@ -1,4 +1,4 @@
-"""Fail unless the demo of an installed vitlens wrote its pictures and a circuit that opens."""
+"""Fail unless the demo of an installed vitlens wrote its figures and a circuit that opens."""
 
 import sys
 from pathlib import Path

@@ -1,5 +1,6 @@
-"""Fail unless a wheel holds the whole package, the bundled model included, and is small enough."""
+"""Fail unless a wheel holds the whole package with its licences, and is small enough."""
 
+import re
 import sys
 import zipfile
 from pathlib import Path
@@ -35,6 +36,14 @@ def main() -> None:
     for suffix in (".safetensors", ".json", ".md"):
         if not any(n.startswith("vitlens/bundles/everyday/") and n.endswith(suffix) for n in found):
             problems.append(f"the bundled model has no {suffix} file")
+    version = re.search(r'^__version__ = "(.+)"$', (package / "__init__.py").read_text(), re.M)[1]
+    if not wheel.name.startswith(f"vitlens-{version}-"):
+        problems.append(f"the version of the package is {version}")
+    licences = [package.parent / "LICENSE", *(package.parent / "LICENSES").iterdir()]
+    for path in licences:
+        name = path.relative_to(package.parent).as_posix()
+        if f"vitlens-{version}.dist-info/licenses/{name}" not in found:
+            problems.append(f"{name} is missing")
     if size >= LIMIT_MB:
         problems.append(f"{size:.1f} MB, {LIMIT_MB} allowed")
     if problems:

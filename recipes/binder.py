@@ -1,6 +1,6 @@
-"""Install the last commit from binder/ alone, run the notebooks, and tell what memory they take.
+"""Install the last commit from binder/ alone, run the notebooks, and report their peak memory.
 
-``python -m recipes.binder`` takes some minutes and 6 GB of disk: all packages are installed anew.
+``python -m recipes.binder`` takes some minutes and 6 GB of disk: it installs all packages again.
 """
 
 import os
@@ -11,7 +11,7 @@ import tempfile
 from pathlib import Path
 
 REPOSITORY = Path(__file__).parent.parent
-LIMIT = 2048  # MiB: what Binder gives
+LIMIT = 2048  # MiB that Binder allows
 _MEASURE = """
 import json, resource, sys, time
 import nbformat
@@ -47,7 +47,7 @@ def main() -> None:
         run("python", "-m", "pip", "install", "--quiet", "-r", "binder/requirements.txt")
         run("binder/postBuild")
         run("python", "-m", "pip", "check")
-        # From another folder, so that the installed package is the one that is tried.
+        # From another folder, so that the installed package is imported.
         for notebook in sorted((checkout / "notebooks").glob("*.ipynb")):
             measured = subprocess.run(
                 ["python", "-c", _MEASURE, shutil.copy(notebook, home)],

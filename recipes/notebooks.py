@@ -1,9 +1,9 @@
-"""Run the notebooks and store them with pictures of their widgets: ``python -m recipes.notebooks``.
+"""Run the notebooks and store them with images of their widgets: ``python -m recipes.notebooks``.
 
-Names of files, as further arguments, run only those.
+Further arguments are names of the notebooks to run; by default all.
 
-A stored widget would show nothing on a page without a kernel, and weigh a megabyte; a picture of
-how it looked at the end reads well everywhere.
+A stored widget shows nothing on a page without a kernel, and takes a megabyte. An image of its
+final state can be read everywhere.
 """
 
 import base64
@@ -18,65 +18,65 @@ from nbclient import NotebookClient
 from PIL import Image
 
 NOTEBOOKS = Path(__file__).parent.parent / "notebooks"
-WIDTH = 1100  # pixels of a picture, at most
-HEAVY = 400_000  # characters of a figure's PNG from which on it is stored as JPEG
-FIGURE_WIDTH = 1100  # pixels of such a figure, at most
+WIDTH = 1100  # largest width of an image of a widget, in pixels
+HEAVY = 400_000  # figures whose PNG has at least as many characters are stored as JPEG
+FIGURE_WIDTH = 1100  # largest width of such a figure, in pixels
 VIEW = "application/vnd.jupyter.widget-view+json"
-_PICTURE = """
+_PNG = """
 import base64 as _b, ipywidgets.widgets.widget as _w
-print(_b.b64encode(_w._instances[{model_id!r}]._picture()).decode())
+print(_b.b64encode(_w._instances[{model_id!r}]._png()).decode())
 """
 
 
 def execute(path: Path, *, seconds: int = 600) -> nbformat.NotebookNode:
-    """Return the notebook, run in a fresh kernel; widgets become pictures."""
+    """Return the notebook, run in a new kernel; widgets become images."""
     notebook = nbformat.read(path, as_version=4)
     client = NotebookClient(
         notebook,
         timeout=seconds,
         resources={"metadata": {"path": str(path.parent)}},
         store_widget_state=False,
-        coalesce_streams=True,  # how prints are split depends on how long they take
+        coalesce_streams=True,  # the split of printed text depends on time
     )
     with client.setup_kernel(env={**os.environ, "HF_HUB_OFFLINE": "1"}):
         for number, cell in enumerate(notebook.cells):
             client.execute_cell(cell, number)
-        client.coalesce_streams = False  # takes minutes with a picture in one line
+        client.coalesce_streams = False  # takes minutes with an image in one line
         for output in _outputs(notebook):
             if VIEW in output.get("data", {}):
                 model_id = output["data"].pop(VIEW)["model_id"]
-                output["data"]["image/png"] = _picture(client, model_id)
+                output["data"]["image/png"] = _png(client, model_id)
             else:
                 _lighten(output)
     _forget_the_run(notebook)
     return notebook
 
 
-def _picture(client: NotebookClient, model_id: str) -> str:
-    """Return a widget's picture as it is now, in base64; small enough to be kept in git."""
+def _png(client: NotebookClient, model_id: str) -> str:
+    """Return an image of a widget as it is now, in base64, small enough for git."""
     cells = client.nb.cells
-    cells.append(nbformat.v4.new_code_cell(_PICTURE.format(model_id=model_id)))
+    cells.append(nbformat.v4.new_code_cell(_PNG.format(model_id=model_id)))
     try:
         cell = client.execute_cell(cells[-1], len(cells) - 1, store_history=False)
     finally:
         cells.pop()
     text = "".join(output["text"] for output in cell.outputs if output.get("name") == "stdout")
-    with Image.open(io.BytesIO(base64.b64decode(text))) as picture:
-        picture.thumbnail((WIDTH, picture.height), Image.Resampling.LANCZOS)
+    with Image.open(io.BytesIO(base64.b64decode(text))) as image:
+        image.thumbnail((WIDTH, image.height), Image.Resampling.LANCZOS)
         file = io.BytesIO()
-        picture.convert("RGB").save(file, "PNG", optimize=True)
+        image.convert("RGB").save(file, "PNG", optimize=True)
     return base64.b64encode(file.getvalue()).decode()
 
 
 def _lighten(output: nbformat.NotebookNode) -> None:
-    """Store a figure full of photographs as JPEG, a fifth of its size as PNG."""
+    """Store a large figure as JPEG, which takes a fifth of its size as PNG."""
     encoded = output.get("data", {}).get("image/png", "")
     if len(encoded) < HEAVY:
         return
     file = io.BytesIO()
-    with Image.open(io.BytesIO(base64.b64decode(encoded))) as picture:
-        picture.thumbnail((FIGURE_WIDTH, picture.height), Image.Resampling.LANCZOS)
-        picture.convert("RGB").save(file, "JPEG", quality=54, optimize=True)
+    with Image.open(io.BytesIO(base64.b64decode(encoded))) as image:
+        image.thumbnail((FIGURE_WIDTH, image.height), Image.Resampling.LANCZOS)
+        image.convert("RGB").save(file, "JPEG", quality=54, optimize=True)
     del output["data"]["image/png"]
     output["data"]["image/jpeg"] = base64.b64encode(file.getvalue()).decode()
 
@@ -86,7 +86,7 @@ def _outputs(notebook: nbformat.NotebookNode) -> list[nbformat.NotebookNode]:
 
 
 def _forget_the_run(notebook: nbformat.NotebookNode) -> None:
-    """Leave out what would differ at every run, and what the kernel says about itself."""
+    """Remove what differs from run to run, and what the kernel says about itself."""
     notebook.metadata = {"kernelspec": notebook.metadata["kernelspec"]}
     for cell in notebook.cells:
         cell.metadata = {}

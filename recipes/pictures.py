@@ -1,6 +1,6 @@
-"""Draw the pictures of README and docs: ``python -m recipes.pictures [NAME ...]``.
+"""Draw the images of README and docs: ``python -m recipes.pictures [NAME ...]``.
 
-Widgets are shown in Chromium. Figures that come with a measurement are drawn by it
+Widgets are photographed in Chromium. Figures of a measurement are drawn by the measurement
 (`recipes.everyday.faithfulness`, `recipes.everyday.verify`).
 """
 
@@ -24,7 +24,7 @@ from vitlens.widgets.base import Widget
 
 DOCS = Path(__file__).parents[1] / "docs"
 _DPI = 120
-_SETTLED = 2500  # ms until a page has drawn all it shows
+_SETTLED = 2500  # ms until a page is fully drawn
 
 
 @cache
@@ -33,20 +33,20 @@ def _lens() -> vitlens.Lens:
 
 
 def circuit() -> None:
-    """The circuit that `vitlens demo` draws."""
+    """Draw the circuit of `vitlens demo`."""
     lens = _lens()
     _figure(circuit_figure(lens.circuit(lens.samples[0], nodes_per_layer=8)), "circuit")
 
 
 def evolution() -> None:
-    """The course of the atlas's scores, with both controls."""
+    """Draw the scores of the atlas over the layers, with both controls."""
     atlas = _lens().atlas
     assert atlas is not None
     _figure(evolution_figure(atlas.evolution()), "evolution")
 
 
 def explorer() -> None:
-    """The Explorer in JupyterLab, light and dark."""
+    """Photograph the Explorer in JupyterLab, light and dark."""
     cells = [
         'import vitlens\nlens = vitlens.load("everyday")',
         "explorer = lens.explore()\nexplorer",
@@ -69,13 +69,13 @@ def explorer() -> None:
 
 
 def feature_card() -> None:
-    """The card of the feature that matters most to the first sample."""
+    """Photograph the card of the most important feature of the first sample."""
     with _page(FeatureCard(_lens(), _lens().samples[0])) as page:
         _photograph(page, "body", "feature-card")
 
 
 def feature_map() -> None:
-    """The map of all features by kind, with a lasso drawn."""
+    """Photograph the map of all features by kind, with a lasso."""
     with _page(FeatureMap(_lens(), colour_by="kind")) as page:
         page.get_by_text("Lasso", exact=True).click()
         box = page.locator(".vl-map canvas").first.bounding_box()
@@ -102,13 +102,13 @@ PICTURES: dict[str, Callable[[], None]] = {
 
 
 def _figure(figure: Figure, name: str) -> None:
-    """Store a figure at half the resolution it is drawn in."""
+    """Store a figure at half the resolution at which it is drawn."""
     with TemporaryDirectory() as folder:
         path = Path(folder) / "figure.png"
         save_figure(figure, path, dpi=2 * _DPI)
         large = Image.open(path).convert("RGB")
     small = large.resize((large.width // 2, large.height // 2), Image.Resampling.BOX)
-    # 256 colours, of which the few strong ones must survive: a third of the size, no loss to see.
+    # 256 colours, with the few strong ones kept: a third of the size without visible loss.
     _store(small.quantize(256, method=Image.Quantize.MAXCOVERAGE, kmeans=1), name)
 
 
@@ -122,7 +122,7 @@ def _chromium() -> Iterator[Browser]:
 
 @contextmanager
 def _page(widget: Widget) -> Iterator[Page]:
-    """A saved page of the widget, drawn."""
+    """A browser page with the saved widget."""
     with TemporaryDirectory() as folder, _chromium() as browser:
         path = Path(folder) / "page.html"
         widget.to_html(path)

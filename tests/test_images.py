@@ -59,7 +59,7 @@ def test_transform_from_timm_takes_the_size_the_model_was_built_for():
 
 def test_picture_undoes_the_normalisation(noise):
     transform = Transform(size=(61, 83), mean=(0.4, 0.5, 0.6), std=(0.2, 0.25, 0.3))
-    assert np.array_equal(np.array(transform.picture(transform(noise))), np.array(noise))
+    assert np.array_equal(np.array(transform.to_pil(transform(noise))), np.array(noise))
 
 
 def test_transform_survives_json():
@@ -190,7 +190,7 @@ def test_to_tensor_takes_float_tensors_as_model_inputs():
 
 def test_to_tensor_takes_any_callable(noise):
     assert to_tensor(noise, lambda picture: torch.zeros(1, 3, 4, 4)).shape == (3, 4, 4)
-    with pytest.raises(ImageError, match="gave Image"):
+    with pytest.raises(ImageError, match="returned Image"):
         to_tensor(noise, lambda picture: picture)
     with pytest.raises(ImageError, match=r"must be \[3, H, W\], not \[1, 4, 4\]"):
         to_tensor(noise, lambda picture: torch.zeros(1, 4, 4))

@@ -1,8 +1,8 @@
 """`import vitlens` is quick and brings along only what it must; the public names all resolve."""
 
+import os
 import subprocess
 import sys
-import time
 
 import pytest
 
@@ -29,20 +29,30 @@ def test_import_loads_nothing_heavy():
 
 
 def test_the_method_loads_nothing_heavy():
-    names = "TopKSAE, Baselines, Trace, Importances, Circuit, Curves, ViT, libragrad, Lens, load"
-    names += ", TrainConfig, TuneConfig"
+    names = (
+        "TopKSAE, Baselines, Trace, Importances, Circuit, Curves, VisionModel, libragrad, Lens, "
+        "load, TrainConfig, TuneConfig"
+    )
     assert loaded_after(f"from vitlens import {names}") == set()
 
 
+@pytest.mark.slow
 def test_import_takes_less_than_three_tenths_of_a_second_more_than_torch():
     def seconds(statement: str) -> float:
-        start = time.perf_counter()
+        """Processor time of a new process: that of the clock depends on what else is running."""
+        before = os.times()
         run(statement)
-        return time.perf_counter() - start
+        after = os.times()
+        return (
+            after.children_user
+            + after.children_system
+            - (before.children_user + before.children_system)
+        )
 
     # Alternated, and the best of several: other programs only ever make a run longer.
     pairs = [(seconds("import torch"), seconds("import torch, vitlens")) for _ in range(3)]
     torch_alone, with_vitlens = (min(times) for times in zip(*pairs, strict=True))
+    assert torch_alone > 0.1
     assert with_vitlens - torch_alone < 0.3
 
 
@@ -50,12 +60,6 @@ def test_import_takes_less_than_three_tenths_of_a_second_more_than_torch():
 def test_public_names_resolve(name):
     assert getattr(vitlens, name) is not None
     assert name in dir(vitlens)
-
-
-def test_version_is_that_of_the_package():
-    from importlib.metadata import version
-
-    assert vitlens.__version__ == version("vitlens")
 
 
 def test_unknown_name():

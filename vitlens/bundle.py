@@ -1,8 +1,8 @@
-"""Lenses by name: what is bundled with the package, and any timm model with its SAEs."""
+"""Lenses by name: those bundled with the package, and any timm model with its SAEs."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,17 +10,16 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from vitlens.about import About, Sample
 from vitlens.errors import CheckpointError, ModelError
-from vitlens.files import read_json, read_tensors
 from vitlens.images import Transform
-from vitlens.lens import Lens
+from vitlens.io import read_json, read_tensors
+from vitlens.lens import About, Lens, Sample
+from vitlens.method.replacement import Baselines
+from vitlens.models.families import check_name, create
 from vitlens.models.quantize import dequantize
-from vitlens.models.registry import check_name, create
-from vitlens.replacement import Baselines
-from vitlens.saes.files import load_saes
-from vitlens.saes.rrm import RELEASES
-from vitlens.saes.topk import TopKSAE
+from vitlens.saes.base import SAE
+from vitlens.saes.importers.rrm import RELEASES
+from vitlens.saes.io import load_saes
 
 if TYPE_CHECKING:
     from vitlens.atlas.atlas import Atlas
@@ -36,7 +35,7 @@ def bundles() -> tuple[str, ...]:
 def load(
     name: str,
     *,
-    saes: Sequence[TopKSAE] | str | Path | None = None,
+    saes: Mapping[int, SAE] | Sequence[SAE] | str | Path | None = None,
     baselines: Baselines | str | Path | None = None,
     class_names: Sequence[str] | None = None,
     atlas: str | Path | None = None,
@@ -44,7 +43,7 @@ def load(
     pretrained: bool = True,
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
-    **kwargs: Any,
+    timm_options: Mapping[str, Any] | None = None,
 ) -> Lens:
     """Load a lens.
 
@@ -56,10 +55,10 @@ def load(
         The SAEs, or a folder or hub name to load them from. By default a bundle's own; for a timm
         model those the authors of the RRM paper released for it, if there are any.
     baselines
-        Baselines, or a file of them. By default a bundle's own, which go with its own SAEs; zero
+        Baselines, or a file of them. By default a bundle's own, which belong to its own SAEs; zero
         for other SAEs.
     class_names
-        For a timm model: a name a class.
+        For a timm model: one name per class.
     atlas
         Folder of an atlas of these SAEs; by default that of a bundle's own, if it has one and the
         model is not in half precision, which rounds its weights.
@@ -69,9 +68,9 @@ def load(
     pretrained
         Load the published weights of a timm model.
     device, dtype
-        Where the model goes, and its precision.
-    kwargs
-        Further arguments of `timm.create_model`.
+        Device and dtype of the model.
+    timm_options
+        For a timm model: further arguments of `timm.create_model`.
 
     Raises
     ------
@@ -83,15 +82,15 @@ def load(
         If a file is missing or damaged.
     """
     if name in bundles():
-        if class_names is not None or kwargs:
-            given = ", ".join([*(["class_names"] if class_names is not None else []), *kwargs])
-            raise ModelError(f"{name!r} is a bundle with classes of its own; leave out {given}.")
+        if class_names is not None or timm_options:
+            option = "timm_options" if class_names is None else "class_names"
+            raise ModelError(f"{name!r} is a bundle with classes of its own; leave out {option}.")
         lens = _load_bundle(_FOLDER / name, saes, baselines, device, dtype)
         own = _FOLDER / name / "atlas"
-        # In half precision the weights are not those that the atlas is of.
-        as_stored = lens.vit.dtype in (torch.float32, torch.float64)
+        # In half precision the weights are not those the atlas was built with.
+        as_stored = lens.vision.dtype in (torch.float32, torch.float64)
         if atlas is None and saes is None and own.is_dir() and as_stored:
-            lens.atlas_later(partial(_bundled_atlas, own, name, names))
+            lens.set_atlas_opener(partial(_bundled_atlas, own, name, names))
             return lens
         return _with_atlas(lens, atlas, names)
     if saes is None and name not in RELEASES:
@@ -100,7 +99,9 @@ def load(
             f"No SAEs are known for {name!r}. Give some (`saes=` or `--saes`, a folder or hub "
             "name), or train them: `vitlens train-saes`."
         )
-    model = create(name, pretrained=pretrained, **kwargs).to(device=device, dtype=dtype)
+    model = create(name, pretrained=pretrained, timm_options=timm_options).to(
+        device=device, dtype=dtype
+    )
     lens = Lens(
         model,
         RELEASES[name].hub_name if saes is None else saes,
@@ -113,7 +114,7 @@ def load(
 
 def _load_bundle(
     folder: Path,
-    saes: Sequence[TopKSAE] | str | Path | None,
+    saes: Mapping[int, SAE] | Sequence[SAE] | str | Path | None,
     baselines: Baselines | str | Path | None,
     device: torch.device | str,
     dtype: torch.dtype,
@@ -152,26 +153,26 @@ def _with_atlas(lens: Lens, atlas: str | Path | None, names: str | Path | None) 
 
         lens.atlas = Atlas.load(atlas, names=names)
     elif names is not None:
-        raise ModelError("There is no atlas for the names to go with: give its folder, `atlas=`.")
+        raise ModelError("Names need an atlas: give its folder, `atlas=`.")
     return lens
 
 
 def _bundled_atlas(folder: Path, name: str, names: str | Path | None) -> Atlas:
-    """Open a bundle's own atlas; people's names go where they may write."""
+    """Open a bundle's own atlas; people's names go to a folder they may write to."""
     from platformdirs import user_data_path
 
     from vitlens.atlas.atlas import Atlas
 
     if names is None:
         model = read_json(folder / "atlas.json").get("model", "")
-        # By the model: a name of one model's feature says nothing of another's.
+        # Per model: names of one model's features mean nothing in another.
         names = user_data_path("vitlens", appauthor=False) / "names" / f"{name}-{model}.jsonl"
     return Atlas.load(folder, names=names)
 
 
 def build_model(config: dict[str, Any]) -> nn.Module:
     """Make the untrained network that a bundle's ``bundle.json`` describes, in `eval` mode."""
-    from vitlens.models.cls_mean import ClsMeanViT
+    from vitlens.models.heads import ClsMeanViT
 
     if config["readout"] != "cls_mean":
         raise CheckpointError(f"Unknown read-out {config['readout']!r} in the bundle's settings.")

@@ -1,11 +1,11 @@
-"""What can go wrong, by kind: one exception class each, all of them `VitlensError`."""
+"""Exceptions, one class per kind of error; all of them are a `VitlensError`."""
 
 from collections.abc import Iterable
 from difflib import get_close_matches
 
 
 class VitlensError(Exception):
-    """Anything vitlens can explain; its message says what was wrong and what to do."""
+    """Base class of vitlens errors; the message says what was wrong and what to do."""
 
 
 class ImageError(VitlensError, ValueError):
@@ -21,7 +21,7 @@ class CheckpointError(VitlensError, ValueError):
 
 
 class TargetError(VitlensError, ValueError):
-    """A target that is no class of the model and no scalar function of its output."""
+    """A target that is neither a class of the model nor a scalar function of its output."""
 
 
 class FeatureError(VitlensError, IndexError):
@@ -29,7 +29,7 @@ class FeatureError(VitlensError, IndexError):
 
 
 class GroupError(VitlensError, ValueError):
-    """Groups of images that are empty, incomplete or cannot be told apart."""
+    """Groups of images that are empty, incomplete, or not distinct."""
 
 
 class NetworkError(VitlensError, OSError):
@@ -42,9 +42,9 @@ def near_matches(name: str, names: Iterable[str]) -> str:
     Parameters
     ----------
     name
-        What was asked for.
+        The requested name.
     names
-        What there is. Case is ignored in the comparison.
+        The available names. Case is ignored in the comparison.
 
     Returns
     -------
@@ -58,3 +58,25 @@ def near_matches(name: str, names: Iterable[str]) -> str:
     quoted = [repr(by_lower[match]) for match in found]
     head = ", ".join(quoted[:-1])
     return f" Did you mean {head} or {quoted[-1]}?" if head else f" Did you mean {quoted[0]}?"
+
+
+class OptionError(VitlensError, ValueError):
+    """An option with a value that is not one of its choices."""
+
+
+def check_choice(name: str, value: object, choices: Iterable[str]) -> None:
+    """Raise `OptionError` unless `value` is one of `choices`.
+
+    Parameters
+    ----------
+    name
+        The option's name, for the message.
+    value
+        The value that the caller passed.
+    choices
+        The values that are allowed.
+    """
+    known = tuple(choices)
+    if value not in known:
+        hint = near_matches(value, known) if isinstance(value, str) else ""
+        raise OptionError(f"{name} must be one of {', '.join(known)}, not {value!r}.{hint}")

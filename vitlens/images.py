@@ -1,4 +1,4 @@
-"""Any image in, one tensor out; and back to a picture."""
+"""Any image in, one tensor out, and back again."""
 
 import math
 import os
@@ -23,7 +23,7 @@ _INTERPOLATIONS = tuple(method.name.lower() for method in Image.Resampling)
 
 @dataclass(frozen=True)
 class Transform:
-    """From an RGB picture to a model's input: resize, centre crop, normalise.
+    """From an RGB image to a model's input: resize, centre crop, normalise.
 
     Gives what timm's evaluation transform gives, for the same settings.
 
@@ -32,13 +32,13 @@ class Transform:
     size
         (height, width) of the model's input, in pixels.
     mean, std
-        Of the red, green and blue channels, on pixels in [0, 1].
+        Mean and standard deviation of the red, green and blue channels, on pixels in [0, 1].
     crop_pct
-        The share of the resized picture's shorter side which the crop keeps.
+        The share of the resized image's shorter side which the crop keeps.
     interpolation
         "bicubic", "bilinear", "lanczos", "box", "hamming" or "nearest".
     crop_mode
-        "center" keeps the proportions and cuts off what is left over; "squash" resizes both
+        "center" keeps the proportions and crops the rest; "squash" resizes both
         sides, so that nothing is cut off (with `crop_pct` = 1).
 
     Raises
@@ -56,46 +56,46 @@ class Transform:
 
     def __post_init__(self) -> None:
         if len(self.size) != 2 or min(self.size) < 1:
-            raise ImageError(f"size is (height, width) in pixels, not {self.size}.")
+            raise ImageError(f"size must be (height, width) in pixels, not {self.size}.")
         if len(self.mean) != 3 or len(self.std) != 3 or min(self.std) <= 0:
             raise ImageError(
-                "mean and std are three numbers each, those of std above 0; "
-                f"not {self.mean} and {self.std}."
+                f"mean and std must have three numbers each, with std above 0, not {self.mean} and "
+                f"{self.std}."
             )
         if not 0 < self.crop_pct <= 1:
-            raise ImageError(f"crop_pct is above 0 and at most 1, not {self.crop_pct}.")
+            raise ImageError(f"crop_pct must be above 0 and at most 1, not {self.crop_pct}.")
         _require_one_of("interpolation", self.interpolation, _INTERPOLATIONS)
         _require_one_of("crop_mode", self.crop_mode, _CROP_MODES)
 
-    def __call__(self, picture: Image.Image) -> Float[Tensor, "3 H W"]:
-        """Return the model's input for an RGB picture, in float32.
+    def __call__(self, image: Image.Image) -> Float[Tensor, "3 H W"]:
+        """Return the model's input for an RGB image, in float32.
 
         Raises
         ------
         ImageError
-            When the picture is so long and narrow that resizing it would fill the memory.
+            When the image is so long and narrow that resizing it would fill the memory.
         """
-        pixels = np.array(self.crop(picture), dtype=np.float32) / 255
+        pixels = np.array(self.crop(image), dtype=np.float32) / 255
         tensor = torch.from_numpy(pixels).permute(2, 0, 1)
         mean, std = self._statistics(tensor)
         return ((tensor - mean) / std).contiguous()
 
-    def crop(self, picture: Image.Image) -> Image.Image:
-        """Return the resized and cropped picture: what the model is shown."""
-        height, width = self._resized(picture.height, picture.width)
+    def crop(self, image: Image.Image) -> Image.Image:
+        """Return the resized and cropped image that the model sees."""
+        height, width = self._resized(image.height, image.width)
         if height * width > (Image.MAX_IMAGE_PIXELS or math.inf):
             raise ImageError(
-                f"A picture of {picture.width} × {picture.height} pixels is too narrow for a "
-                f"crop of {self.size[1]} × {self.size[0]}. Cut it to its part of interest first."
+                f"An image of {image.width} × {image.height} pixels is too narrow for a crop of "
+                f"{self.size[1]} × {self.size[0]}. Crop it to the part of interest first."
             )
         resample = Image.Resampling[self.interpolation.upper()]
-        resized = picture.resize((width, height), resample)
+        resized = image.resize((width, height), resample)
         top = round((height - self.size[0]) / 2)
         left = round((width - self.size[1]) / 2)
         return resized.crop((left, top, left + self.size[1], top + self.size[0]))
 
-    def picture(self, tensor: Float[Tensor, "3 H W"]) -> Image.Image:
-        """Return the picture of a model input: the normalisation undone, in 8 bits."""
+    def to_pil(self, tensor: Float[Tensor, "3 H W"]) -> Image.Image:
+        """Return the image of a model input: the normalisation undone, in 8 bits."""
         tensor = tensor.detach().to("cpu", torch.float64)
         mean, std = self._statistics(tensor)
         pixels = ((tensor * std + mean).clamp(0, 1) * 255).round().to(torch.uint8)
@@ -131,7 +131,7 @@ class Transform:
 
     @classmethod
     def from_dict(cls, settings: Mapping[str, Any]) -> "Transform":
-        """Return the transform of settings from `to_dict`, also after a way through JSON.
+        """Return the transform of settings from `to_dict`, also after a round trip through JSON.
 
         Raises
         ------
@@ -145,7 +145,7 @@ class Transform:
         try:
             return cls(**as_tuples)
         except TypeError as error:
-            raise CheckpointError(f"These are not the settings of a Transform: {error}.") from error
+            raise CheckpointError(f"Invalid Transform settings: {error}.") from error
 
     def _statistics(self, like: Tensor) -> tuple[Tensor, Tensor]:
         return like.new_tensor(self.mean)[:, None, None], like.new_tensor(self.std)[:, None, None]
@@ -164,7 +164,7 @@ class Transform:
 
 
 def open_image(image: ImageLike) -> Image.Image:
-    """Return any picture as RGB.
+    """Return any image as RGB.
 
     Parameters
     ----------
@@ -183,7 +183,7 @@ def open_image(image: ImageLike) -> Image.Image:
     Raises
     ------
     ImageError
-        When the file is missing, damaged or no image, or the values are not those of a picture.
+        When the file is missing, damaged or not an image, or the values are not those of an image.
     """
     if isinstance(image, (str, os.PathLike)):
         return _from_path(image)
@@ -194,7 +194,7 @@ def open_image(image: ImageLike) -> Image.Image:
     if isinstance(image, Tensor):
         return _from_tensor(image)
     raise ImageError(
-        f"An image is a path, a PIL image, an array or a tensor, not {type(image).__name__}."
+        f"An image must be a path, a PIL image, an array or a tensor, not {type(image).__name__}."
     )
 
 
@@ -219,8 +219,8 @@ def as_images(images: ImageLike | Iterable[ImageLike]) -> Iterable[ImageLike]:
         return [images] if images.ndim < 4 else images
     if not isinstance(images, Iterable):
         raise ImageError(
-            "Images are a list of paths, PIL images, arrays or tensors, or one of these; "
-            f"not {type(images).__name__}."
+            "Images must be one path, PIL image, array or tensor, or a list of these, not "
+            f"{type(images).__name__}."
         )
     return images
 
@@ -237,12 +237,12 @@ def to_tensor(
     Parameters
     ----------
     image
-        A picture, as for `open_image`, which goes through `transform`; or a *float* tensor
+        An image, as for `open_image`, which goes through `transform`; or a *float* tensor
         [3, H, W] or [1, 3, H, W], which is taken as a model input, normalised already.
     transform
         A `Transform`, or any callable that makes a tensor [3, H, W] of an RGB PIL image.
     dtype, device
-        Of the result.
+        Dtype and device of the result.
 
     Returns
     -------
@@ -255,19 +255,19 @@ def to_tensor(
         When the image cannot be read, has the wrong shape, or holds NaN or infinite values.
     """
     if isinstance(image, Tensor) and image.is_floating_point():
-        tensor = _checked_input(image, "A float tensor is taken as a normalised model input: it")
+        tensor = _checked_input(image, "A float tensor is treated as a normalised model input: it")
         size = getattr(transform, "size", None)
         if isinstance(size, tuple) and tuple(tensor.shape[1:]) != size:
             raise ImageError(
                 f"The model's input is {_shape((3, *size))}, and this float tensor is "
-                f"{_shape(tensor.shape)}. Give a picture (a path, a PIL image, an array or a "
-                "uint8 tensor) to have it resized."
+                f"{_shape(tensor.shape)}. To have an image resized, pass a path, a PIL image, an "
+                "array or a uint8 tensor."
             )
     else:
         output = transform(open_image(image))
         if not isinstance(output, Tensor):
-            raise ImageError(f"The transform gave {type(output).__name__}, not a tensor.")
-        tensor = _checked_input(output, "What the transform gives")
+            raise ImageError(f"The transform returned {type(output).__name__}, not a tensor.")
+        tensor = _checked_input(output, "The output of the transform")
     return tensor.to(device=device, dtype=dtype)
 
 
@@ -350,9 +350,7 @@ def _from_array(array: np.ndarray) -> Image.Image:
     elif np.issubdtype(array.dtype, np.floating):
         array = _eight_bits_of_unit_interval(array)
     elif array.dtype != np.uint8:
-        raise ImageError(
-            f"An array must be of uint8, uint16 or of floats in [0, 1], not of {array.dtype}."
-        )
+        raise ImageError(f"An array must be uint8, uint16 or float in [0, 1], not {array.dtype}.")
     if array.ndim == 3 and array.shape[2] == 1:
         array = array[:, :, 0]
     return _from_pil(Image.fromarray(np.ascontiguousarray(array)), "The array")
@@ -361,8 +359,8 @@ def _from_array(array: np.ndarray) -> Image.Image:
 def _from_tensor(tensor: Tensor) -> Image.Image:
     if tensor.dtype != torch.uint8:
         raise ImageError(
-            f"A tensor that is a picture must be of uint8, not {tensor.dtype}; "
-            "one of floats is a model input, normalised already."
+            f"An image tensor must be uint8, not {tensor.dtype}; a float tensor is treated as a "
+            "normalised model input."
         )
     if tensor.ndim == 4 and tensor.shape[0] == 1:
         tensor = tensor[0]
@@ -386,8 +384,8 @@ def _eight_bits_of_unit_interval(values: np.ndarray) -> np.ndarray:
         raise ImageError("The image holds NaN or infinite pixels.")
     if values.min() < 0 or values.max() > 1:
         raise ImageError(
-            f"The pixels go from {values.min():.4g} to {values.max():.4g}; floats must lie in "
-            "[0, 1]. Divide by the greatest possible value, or convert to uint8."
+            f"The pixels go from {values.min():.4g} to {values.max():.4g}; floats must lie in [0, "
+            "1]. Divide by the largest possible value, or convert to uint8."
         )
     return (values * 255).round().astype(np.uint8)
 

@@ -1,70 +1,154 @@
-"""The Lens: a model with its SAEs and baselines, and the verbs a user calls."""
+"""The Lens: a vision model with SAEs and baselines, and the verbs a user calls."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import copy
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args
+from typing import Any, Literal, TypeAlias, get_args, overload
 
 import numpy as np
-from jaxtyping import Float
-from torch import Tensor
+import torch
+from jaxtyping import Float, Int, UInt8
+from PIL import Image
+from torch import Tensor, nn
 
-from vitlens.attribution.edges import Engine
-from vitlens.attribution.gradients import ErrorPaths, Gradient
-from vitlens.attribution.importances import Importances, edges_on_demand, importances
-from vitlens.attribution.logit_lens import logit_lens
-from vitlens.attribution.targets import TargetLike, resolve_target
-from vitlens.circuits.build import check_rules, prune_circuit
-from vitlens.circuits.candidates import Candidates, find_candidates
-from vitlens.circuits.circuit import Circuit
-from vitlens.circuits.curves import DEFAULT_Q, faithfulness
-from vitlens.circuits.methods import Method
-from vitlens.circuits.prune import check_count
-from vitlens.circuits.results import Curves
-from vitlens.images import ImageLike, as_images
-from vitlens.lens_changes import ChangingLens
+from vitlens.circuits.circuit import Circuit, Explanation
+from vitlens.circuits.curves import Curves
+from vitlens.circuits.faithfulness import DEFAULT_Q, Method, faithfulness
+from vitlens.circuits.graph import AttributionGraph, Scores, attribution_graph, prune_scores
+from vitlens.circuits.prune import Rules, check_count
+from vitlens.circuits.verify import Link, Verification, verify_circuit
+from vitlens.errors import FeatureError, ImageError, ModelError, TargetError
+from vitlens.images import ImageLike, Transform, as_images, to_tensor
+from vitlens.interventions.hooks import intervening, isolated, isolated_model, outer_plan
+from vitlens.interventions.kinds import InterventionsLike, ProjectTo, interventions
+from vitlens.interventions.outcome import BatchOutcome, Outcome
+from vitlens.interventions.run import Plan, make_plan
+from vitlens.io import fingerprint
+from vitlens.method.engines import EdgeColumns
+from vitlens.method.importance import (
+    Engine,
+    ErrorGradients,
+    Importances,
+    TargetLike,
+    find_class,
+    node_importances,
+    resolve_target,
+)
+from vitlens.method.libragrad import Gradient
+from vitlens.method.logit_lens import logit_lens
+from vitlens.method.replacement import (
+    Active,
+    Baselines,
+    ErrorNodes,
+    KeepFeatures,
+    ReplacementModel,
+    Trace,
+    fit_baselines,
+    keep_masks,
+    reference_baselines,
+)
+from vitlens.models.vision import Site, VisionModel, as_vision_model
 from vitlens.progress import Progress
-from vitlens.replacement import ErrorNodes, Trace
-from vitlens.undisturbed import undisturbed
+from vitlens.saes.base import SAE, FeatureId
+from vitlens.saes.data import batched
+from vitlens.saes.io import resolve_saes
 
-if TYPE_CHECKING:
-    from vitlens.debias import Debiasing, GroupedImages
-    from vitlens.widgets import Explorer
+Images: TypeAlias = ImageLike | Iterable[ImageLike]
+#: By site, or by layer in a mapping: indices of the features to keep, or a mask.
+Keep: TypeAlias = Sequence[Iterable[int] | Tensor] | Mapping[int, Iterable[int] | Tensor]
+#: Values of the error nodes: for all sites, or for each.
+HeldErrors: TypeAlias = ErrorNodes | Sequence[ErrorNodes]
+#: One target for all images, or one per image.
+Targets: TypeAlias = TargetLike | Sequence[TargetLike] | Int[Tensor, " n"]
+
+#: Verbs that live on a higher floor, loaded by name so that no import runs up.
+_VERBS_ABOVE = {
+    "debias": "vitlens.debias",
+    "explore": "vitlens.widgets",
+}
 
 
-class Lens(ChangingLens):
+@dataclass(frozen=True)
+class Sample:
+    """A sample image of a bundle; it can be given wherever an image is taken.
+
+    Attributes
+    ----------
+    path
+        The image file.
+    label
+        Its class, "" when it has none.
+    credit
+        Its source and licence.
+    """
+
+    path: Path
+    label: str
+    credit: str
+
+    def __fspath__(self) -> str:
+        return str(self.path)
+
+
+@dataclass(frozen=True)
+class About:
+    """Facts about a lens: name, samples, model card and measured figures."""
+
+    name: str = ""
+    samples: tuple[Sample, ...] = ()
+    card: str = ""
+    figures: dict[str, Any] = field(default_factory=dict)
+
+
+class Lens:
     """Look inside one Vision Transformer.
+
+    Most verbs take one image, or several: a list, a tensor [n, C, H, W], a batch of a DataLoader,
+    or a DataLoader. For several images, results have a batch axis (circuits are a list) and equal
+    those of one call per image.
 
     Parameters
     ----------
     model
-        A timm `VisionTransformer` or a model built like one, in `eval` mode; or a `ViT`. It is
-        never modified.
+        A timm `VisionTransformer` or a model built like one, in `eval` mode; or a `VisionModel`.
+        It is never modified.
     saes
-        One `TopKSAE` after each block but the last; or a folder or hub name to load them from.
-        They are copied if their dtype or device is not the model's.
+        A mapping from block numbers to the SAEs after these blocks, with at least one entry; a
+        sequence with one SAE after each block but the last; or a folder or hub name to load them
+        from. SAEs are copied if their dtype or device differs from the model's.
     baselines
-        What replaced features are set to, or a file of `Baselines`; zero if there are none (see
+        Values that replace features, or a file of `Baselines`; zero if there are none (see
         `fit_baselines`).
     class_names
-        A name a class; classes are numbered without.
+        One name per class; without names, classes are numbered.
     transform
-        Turns an RGB PIL image into the model's input; by default the one timm's configuration
-        of the model describes.
+        Turns an RGB PIL image into the model's input; by default the one that timm's
+        configuration of the model describes.
     head
-        Optional function of the model's output, [n, C_model] -> [n, C]; see `ViT`. Only for a
-        model that is no `ViT` yet.
+        Optional function of the model's output, [n, C_model] -> [n, C]; see `VisionModel`. Only
+        for a model that is not a `VisionModel` yet.
     about
         Name, samples and model card, as bundles have them.
+
+    Attributes
+    ----------
+    replacement
+        The model with its SAEs and baselines, used for all computations.
 
     Raises
     ------
     CheckpointError
         If the SAEs do not fit the model, or a file is missing or damaged.
     ModelError
-        If the model is of another structure or in training mode, or baselines or class names do
-        not fit it.
+        If the model has an unsupported structure or is in training mode, if it computes something
+        outside the path that the lens sees (see `check`), or if baselines or class names do not fit
+        it.
 
     Examples
     --------
@@ -72,62 +156,541 @@ class Lens(ChangingLens):
     >>> print(lens.circuit(lens.samples[0].path, nodes_per_layer=8))
     """
 
-    @undisturbed
+    def __init__(
+        self,
+        model: nn.Module | VisionModel,
+        saes: Mapping[int, SAE] | Iterable[SAE] | str | Path,
+        *,
+        baselines: Baselines | str | Path | None = None,
+        class_names: Sequence[str] | None = None,
+        transform: Callable[[Image.Image], Tensor] | None = None,
+        head: Callable[[Tensor], Tensor] | None = None,
+        about: About | None = None,
+    ):
+        vision = as_vision_model(model, head=head)
+        layers, found = resolve_saes(saes, vision)
+        self.replacement = ReplacementModel(vision, [_like(s, vision) for s in found], layers)
+        self.class_names = self._checked_names(class_names)
+        self.transform = transform or Transform.from_timm(vision.module)
+        self.about = about or About()
+        self._atlas: Any = None
+        self._hashed: tuple[Any, str] = (None, "")
+        self.check()
+        if baselines is not None:
+            self.baselines = baselines
+
+    # What a lens is made of
+
+    @property
+    def vision(self) -> VisionModel:
+        """The model."""
+        return self.replacement.vision
+
+    @property
+    def saes(self) -> tuple[SAE, ...]:
+        """The SAEs, by site."""
+        return self.replacement.saes
+
+    @property
+    def layers(self) -> tuple[int, ...]:
+        """Block number of every site."""
+        return self.replacement.layers
+
+    @property
+    def sites(self) -> tuple[Site, ...]:
+        """Where the SAEs read and write."""
+        return self.replacement.sites
+
+    @property
+    def baselines(self) -> Baselines:
+        """What replaced features and error nodes are set to; may be set to a file, too."""
+        return self.replacement.baselines
+
+    @baselines.setter
+    def baselines(self, baselines: Baselines | str | Path) -> None:
+        if isinstance(baselines, str | Path):
+            baselines = Baselines.load(baselines)
+        if not isinstance(baselines, Baselines):
+            raise ModelError(
+                "Baselines must be a `vitlens.Baselines` or the path of a baseline file, not "
+                f"{type(baselines).__name__}. Use `lens.fit_baselines(images)` to compute them."
+            )
+        self.replacement.baselines = baselines
+
+    @property
+    def atlas(self) -> Any:
+        """The `vitlens.Atlas` that says what every feature represents, or None.
+
+        Setting it checks that it is an atlas of this model and these SAEs.
+        """
+        if callable(self._atlas):
+            self.atlas = self._atlas()
+        return self._atlas
+
+    @atlas.setter
+    def atlas(self, atlas: Any) -> None:
+        if isinstance(atlas, str | os.PathLike):
+            raise ModelError("Open the folder first: `lens.atlas = vitlens.Atlas.load(folder)`.")
+        if atlas is not None:
+            atlas.lens = self
+        self._atlas = atlas
+
+    def set_atlas_opener(self, opener: Callable[[], Any]) -> None:
+        """Take the atlas that `opener` returns when `atlas` is first used."""
+        self._atlas = opener
+
+    @property
+    def samples(self) -> tuple[Sample, ...]:
+        """Sample images of the bundle."""
+        return self.about.samples
+
+    @property
+    def logit_names(self) -> tuple[str, ...]:
+        """A name for each of the C logits: its class's, or "class 0", "class 1" and so on."""
+        return self.class_names or tuple(f"class {i}" for i in range(self.vision.n_classes))
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of model, head and SAEs as they are now; circuits carry it.
+
+        A head that is a plain function has no weights and does not count.
+        """
+        weights = {f"model.{name}": w for name, w in self.vision.module.state_dict().items()}
+        settings = {}
+        for layer, sae in zip(self.layers, self.saes, strict=True):
+            weights |= {f"sae.{layer}.{name}": w for name, w in sae.state_dict().items()}
+            settings[layer] = sae.settings()
+        if isinstance(self.vision.head, nn.Module):
+            weights |= {f"head.{name}": w for name, w in self.vision.head.state_dict().items()}
+        # Hashing is slow. PyTorch's version counters show whether weights have changed since the
+        # last time, unless they were changed through `.data`.
+        state = [(name, w.data_ptr(), _version(w)) for name, w in weights.items()], settings
+        if state != self._hashed[0]:
+            self._hashed = state, fingerprint(weights, settings)
+        return self._hashed[1]
+
+    def check(self) -> None:
+        """Check that what the lens computes is about this model's own output.
+
+        Runs once when a lens is made. On one image of noise, the model's own output is compared
+        with that of its tokens, blocks and read-out; tokens are counted; the SAEs must have the
+        model's width, dtype and device, and finite weights.
+
+        Raises
+        ------
+        ModelError
+            If a check fails. The message names the computation outside the path that the lens sees,
+            or the part that does not fit.
+        """
+        with isolated_model(self.vision):
+            self.vision.check()
+        for layer, sae in zip(self.layers, self.saes, strict=True):
+            if (sae.W_enc.dtype, sae.W_enc.device) != (self.vision.dtype, self.vision.device):
+                raise ModelError(
+                    f"The SAE of layer {layer} is {sae.W_enc.dtype} on {sae.W_enc.device}, the "
+                    f"model {self.vision.dtype} on {self.vision.device}. Make a new lens of the "
+                    "model; to convert a lens, use `lens.to` and not the model's `to`."
+                )
+            for name, weight in sae.state_dict().items():
+                if not torch.isfinite(weight).all():
+                    raise ModelError(f"{name} of the SAE of layer {layer} holds NaN or infinity.")
+
+    def to(
+        self, device: torch.device | str | None = None, dtype: torch.dtype | None = None
+    ) -> Lens:
+        """Return a lens whose model, SAEs and baselines are on a device and of a dtype.
+
+        Parameters
+        ----------
+        device, dtype
+            Target device and dtype; unchanged if omitted.
+
+        Returns
+        -------
+        Lens
+            A copy, without the atlas; the model of this lens is not modified. Itself if nothing
+            changes.
+        """
+        device = self.vision.device if device is None else torch.device(device)
+        dtype = dtype or self.vision.dtype
+        like = torch.empty(0, device=device, dtype=dtype)
+        if (like.device, dtype) == (self.vision.device, self.vision.dtype):
+            return self
+        module = copy.deepcopy(self.vision.module).to(device=device, dtype=dtype)
+        head: Any = self.vision.head
+        if isinstance(head, nn.Module):
+            head = copy.deepcopy(head).to(device=device, dtype=dtype)
+        return Lens(
+            module,
+            dict(zip(self.layers, self.saes, strict=True)),
+            baselines=self.baselines,
+            class_names=self.class_names,
+            transform=self.transform,
+            head=head,
+            about=self.about,
+        )
+
+    def __repr__(self) -> str:
+        sizes = ", ".join(str(sae.n_features) for sae in self.saes)
+        return (
+            f"Lens({self.about.name or type(self.vision.module).__name__}: "
+            f"{self.vision.depth} blocks, {self.vision.n_tokens} tokens x {self.vision.d_model}, "
+            f"SAEs after blocks {', '.join(map(str, self.layers))}, features {sizes})"
+        )
+
+    # Images
+
+    def tensor(self, image: ImageLike) -> Float[Tensor, "3 H W"]:
+        """Any image as the model's input; see `vitlens.images.to_tensor`.
+
+        Raises
+        ------
+        ImageError
+            If the image cannot be read or has no finite pixels.
+        """
+        tensor = to_tensor(
+            image, self.transform, dtype=self.vision.dtype, device=self.vision.device
+        )
+        # Autograd keeps no tensor that was made in inference mode.
+        return tensor.clone() if tensor.is_inference() else tensor
+
+    def tensors(self, images: Images) -> Float[Tensor, "n 3 H W"]:
+        """One image or several as a batch of the model's input.
+
+        Raises
+        ------
+        ImageError
+            If there is no image, or one cannot be read or does not fit the model.
+        """
+        batch = [self.tensor(image) for image in _listed(images)]
+        if not batch:
+            raise ImageError("There are no images.")
+        (stacked,) = batched(batch, len(batch), self.vision.image_size)
+        return stacked
+
+    def pixels(self, image: ImageLike) -> UInt8[Tensor, "H W 3"] | None:
+        """The image as the model sees it; None for a transform that cannot be undone."""
+        if not isinstance(self.transform, Transform):
+            return None
+        image_seen = self.transform.to_pil(self.tensor(image))
+        flat = torch.frombuffer(bytearray(image_seen.tobytes()), dtype=torch.uint8)
+        return flat.reshape(image_seen.height, image_seen.width, 3)
+
+    def class_index(self, label: int | str) -> int:
+        """Index of a class given by index or name.
+
+        Raises
+        ------
+        TargetError
+            If there is no such class, or several classes have the name.
+        """
+        return find_class(label, self.vision.n_classes, self.class_names)
+
+    # What the model does
+
+    @overload
+    def predict(
+        self, images: list[Any] | tuple[Any, ...], *, batch_size: int = 16
+    ) -> list[list[tuple[str, float]]]: ...
+
+    @overload
+    def predict(self, images: ImageLike, *, batch_size: int = 16) -> list[tuple[str, float]]: ...
+
+    def predict(
+        self, images: Images, *, batch_size: int = 16
+    ) -> list[tuple[str, float]] | list[list[tuple[str, float]]]:
+        """Class names and probabilities, best first; for several images a list of such lists.
+
+        Parameters
+        ----------
+        images
+            One image or several.
+        batch_size
+            Number of images per batch.
+        """
+        parts = batched(map(self.tensor, _listed(images)), batch_size, self.vision.image_size)
+        ranked = [self._ranking(row) for part in parts for row in self.vision.logits(part)]
+        return ranked[0] if _is_single(images) else ranked
+
+    def trace(self, images: Images) -> Trace:
+        """Residual streams, features and errors of every site, and the logits.
+
+        Parameters
+        ----------
+        images
+            One image; or several, whose trace has a batch axis.
+        """
+        traced = self.replacement.trace(self.tensors(images))
+        return traced[0] if _is_single(images) else traced
+
+    # Baselines
+
+    @isolated
+    def fit_baselines(
+        self,
+        images: Images,
+        *,
+        kind: Literal["median", "mean", "zero"] = "median",
+        batch_size: int = 16,
+        progress: bool = True,
+    ) -> Baselines:
+        """Fit baselines on a sample of images, use them from now on, and return them.
+
+        Parameters
+        ----------
+        images
+            The sample (paper: 1,024 images).
+        kind
+            "median" (the paper's), "mean", or "zero", which looks at no image.
+        batch_size
+            Number of images per batch.
+        progress
+            Show a progress bar.
+
+        Raises
+        ------
+        ImageError
+            If an image cannot be read.
+        ModelError
+            If there is no image.
+        OptionError
+            If the kind is unknown.
+        """
+        tensors = (self.tensor(image) for image in _each(images))
+        self.baselines = fit_baselines(
+            self.replacement,
+            batched(tensors, batch_size, self.vision.image_size),
+            kind=kind,
+            progress=progress,
+        )
+        return self.baselines
+
+    @isolated
+    def reference_baselines(self, images: Images) -> Baselines:
+        """Use the activations of reference images as baselines from now on, and return them.
+
+        Parameters
+        ----------
+        images
+            One image, whose activations become the baselines; or several: replaced runs are then
+            the mean of the runs with each.
+        """
+        traces = self.replacement.trace(self.tensors(images))
+        self.baselines = reference_baselines(traces)
+        return self.baselines
+
+    # Attribution
+
+    @isolated
     def importances(
         self,
-        image: ImageLike,
+        images: Images,
         *,
-        target: TargetLike = None,
+        target: Targets = None,
         gradient: Gradient = "libragrad",
-        errors: ErrorPaths = "leaf",
-        engine: Engine = "exact",
+        error_gradients: ErrorGradients = "leaf",
+        engine: Engine = "closed_form",
         progress: Progress = False,
     ) -> Importances:
         """Importance of every node and edge for the target.
 
         Parameters
         ----------
+        images
+            One image; or several, whose importances have a batch axis.
         target
-            Class index, class name or function of the logits [C]; by default the predicted
-            class. A class stands for its logit minus the mean of all logits.
+            Class index, class name, or function of the logits [C]; by default the predicted class.
+            The target of a class is its logit minus the mean of all logits. A list, or a tensor of
+            class indices, gives one target per image.
         gradient
             "libragrad" or "plain".
-        errors
+        error_gradients
             Error nodes as "leaf", or gradients "through" them.
         engine
-            "exact", "jvp" or "vjp".
+            "closed_form", "jvp" or "vjp".
         progress
-            Show a progress bar over the layers; or a function of the part that is done, 0 to 1,
-            and of what is being done, called between layers. What it raises ends the work.
+            Show a progress bar over the pairs of sites; or a function that is called with the
+            completed share, 0 to 1, and a description of the current step. An exception raised by
+            it stops the computation.
 
         Raises
         ------
         TargetError
-            If there is no such class, several go by the name, or the function gives no scalar, or
-            one without a derivative.
+            If there is no such class, several classes have the name, or the function gives no
+            scalar, or one without a derivative.
         ModelError
-            If a setting is unknown, or the engine does not know the model's blocks.
+            If the engine does not support the model's blocks.
+        OptionError
+            If a setting is unknown.
         """
-        return self._importances(
-            self.trace(image),
-            target=target,
+        traces = self.replacement.trace(self.tensors(images))
+        targets = [
+            resolve_target(each, logits, self.class_names)
+            for each, logits in zip(_per_image(target, len(traces)), traces.logits, strict=True)
+        ]
+        nodes = node_importances(
+            self.replacement,
+            traces,
+            targets,
             gradient=gradient,
-            errors=errors,
+            error_gradients=error_gradients,
             engine=engine,
-            progress=progress,
         )
+        found = [
+            EdgeColumns(self.replacement, traces[n], nodes[n], progress=progress)
+            for n in range(len(traces))
+        ]
+        edges = [columns.all() for columns in found]
+        nodes = replace(
+            nodes,
+            edges=tuple(torch.stack(pair) for pair in zip(*edges, strict=True)),
+            engines=tuple(found[0].engines.values()),
+        )
+        return nodes[0] if _is_single(images) else nodes
 
-    @undisturbed
-    def logit_lens(
-        self, image: ImageLike, layer: int, feature: int, *, gradient: Gradient = "libragrad"
-    ) -> list[tuple[str, float]]:
-        """Class names and how far a feature by itself moves their logits, upwards first.
-
-        What the feature adds to its layer's stream on this image, as if it went straight to the
-        read-out; see `vitlens.attribution.logit_lens`.
+    @isolated
+    def attribute(
+        self,
+        image: ImageLike,
+        *,
+        target: TargetLike = None,
+        at_most: int | None = None,
+        gradient: Gradient = "libragrad",
+        error_gradients: ErrorGradients = "leaf",
+        engine: Engine = "closed_form",
+        progress: Progress = False,
+    ) -> AttributionGraph:
+        """The unpruned graph behind a prediction, to prune again and again without the model.
 
         Parameters
         ----------
+        image
+            One image.
+        at_most
+            Keep only the nodes that a walk of up to this many nodes per layer can reach, and
+            compute only their edges; all active nodes if left out.
+        target, gradient, error_gradients, engine, progress
+            See `importances`.
+
+        Raises
+        ------
+        FeatureError
+            If `at_most` is below 1.
+        """
+        if at_most is not None:
+            check_count("at_most", at_most)
+        trace, nodes = self._nodes(image, target, gradient, error_gradients, engine)
+        columns = EdgeColumns(self.replacement, trace, nodes, progress=progress)
+        graph = attribution_graph(
+            self._explanation(image, trace, nodes),
+            nodes.nodes,
+            nodes.tokens,
+            columns,
+            trace,
+            self.baselines,
+            at_most=at_most,
+        )
+        return replace(graph, settings={**graph.settings, **_engines(columns)})
+
+    @overload
+    def circuit(
+        self,
+        images: list[Any] | tuple[Any, ...],
+        *,
+        target: Targets = None,
+        nodes_per_layer: int | None = None,
+        share: float | None = None,
+        threshold: float | None = None,
+        node_share: float = 0.0,
+        edge_share: float = 0.0,
+        gradient: Gradient = "libragrad",
+        error_gradients: ErrorGradients = "leaf",
+        engine: Engine = "closed_form",
+        progress: Progress = False,
+    ) -> list[Circuit]: ...
+
+    @overload
+    def circuit(
+        self,
+        images: ImageLike,
+        *,
+        target: Targets = None,
+        nodes_per_layer: int | None = None,
+        share: float | None = None,
+        threshold: float | None = None,
+        node_share: float = 0.0,
+        edge_share: float = 0.0,
+        gradient: Gradient = "libragrad",
+        error_gradients: ErrorGradients = "leaf",
+        engine: Engine = "closed_form",
+        progress: Progress = False,
+    ) -> Circuit: ...
+
+    @isolated
+    def circuit(
+        self,
+        images: Images,
+        *,
+        target: Targets = None,
+        nodes_per_layer: int | None = None,
+        share: float | None = None,
+        threshold: float | None = None,
+        node_share: float = 0.0,
+        edge_share: float = 0.0,
+        gradient: Gradient = "libragrad",
+        error_gradients: ErrorGradients = "leaf",
+        engine: Engine = "closed_form",
+        progress: Progress = False,
+    ) -> Circuit | list[Circuit]:
+        """The pruned circuit behind a prediction; for several images a list of circuits.
+
+        Only the edges that the pruning asks for are computed.
+
+        Parameters
+        ----------
+        images
+            One image or several.
+        target, gradient, error_gradients, engine, progress
+            See `importances`.
+        nodes_per_layer, share, threshold
+            Number of nodes to keep in every layer: a count, a share of the layer's nodes, or the
+            smallest set that reaches this part of the positive importance. At most one of them;
+            by default 8 nodes per layer.
+        node_share
+            Leave out kept nodes with a smaller share of their layer's positive importance; one
+            per layer always stays.
+        edge_share
+            Leave out edges with a smaller share, of either sign.
+
+        Raises
+        ------
+        FeatureError
+            If more than one rule is given, or one is out of range.
+        """
+        rules = Rules(nodes_per_layer, share, threshold, node_share, edge_share)
+        given = _listed(images)
+        circuits = []
+        for image, wanted in zip(given, _per_image(target, len(given)), strict=True):
+            trace, nodes = self._nodes(image, wanted, gradient, error_gradients, engine)
+            columns = EdgeColumns(self.replacement, trace, nodes, progress=progress)
+            scores = Scores.of_all(nodes.nodes, nodes.tokens, columns)
+            circuit = prune_scores(self._explanation(image, trace, nodes), scores, rules)
+            circuits.append(replace(circuit, settings={**circuit.settings, **_engines(columns)}))
+        return circuits[0] if _is_single(images) else circuits
+
+    @isolated
+    def logit_lens(
+        self, image: ImageLike, layer: int, feature: int, *, gradient: Gradient = "libragrad"
+    ) -> list[tuple[str, float]]:
+        """Class names and how far a feature by itself moves their logits, largest rise first.
+
+        The feature's contribution to its layer's stream on this image is sent directly to the
+        read-out; see `vitlens.method.logit_lens`.
+
+        Parameters
+        ----------
+        image
+            One image.
         layer, feature
             The feature; -1 is the layer's error node.
         gradient
@@ -138,238 +701,592 @@ class Lens(ChangingLens):
         FeatureError
             If there is no such layer or feature.
         """
-        trace = self.trace(image)
-        effects = logit_lens(
-            self.vit, self.saes, trace, self.baselines, layer, feature, gradient=gradient
-        )
-        return self._named(effects)
+        trace = self._trace_of_one(image)
+        return self._named(logit_lens(self.replacement, trace, layer, feature, gradient=gradient))
 
-    @undisturbed
+    @isolated
     def conservation(
-        self, image: ImageLike, *, target: TargetLike = None, errors: ErrorPaths = "leaf"
+        self,
+        image: ImageLike,
+        *,
+        target: TargetLike = None,
+        error_gradients: ErrorGradients = "leaf",
     ) -> dict[str, Float[Tensor, " L"]]:
-        """How far each layer's nodes are from adding up to the target, for both gradients.
+        """How far each site's nodes are from adding up to the target, for both gradients.
 
         Returns
         -------
         dict
-            For "libragrad" and "plain" the conservation residual of every layer, [B-1]: the
+            For "libragrad" and "plain" the conservation residual of every site, [L]: the
             target's value minus the sum of the node importances, divided by the target's value.
         """
-        trace = self.trace(image)
-        resolved = resolve_target(target, trace.logits, self.class_names)
         relative = {}
         for gradient in get_args(Gradient):
-            found = importances(
-                self.vit,
-                self.saes,
-                trace,
-                self.baselines,
-                resolved,
-                gradient=gradient,
-                errors=errors,
-                edges=False,
-            )
-            relative[gradient] = found.residual / found.target_value
+            _, nodes = self._nodes(image, target, gradient, error_gradients, "closed_form")
+            assert isinstance(nodes.target_value, float)
+            relative[gradient] = nodes.residual / nodes.target_value
         return relative
 
-    @undisturbed
-    def circuit(
+    # Replaced runs
+
+    @overload
+    def run_with(
         self,
-        image: ImageLike,
+        images: ImageLike,
+        requested: InterventionsLike = (),
         *,
-        target: TargetLike = None,
-        nodes_per_layer: int | None = None,
-        share: float | None = None,
-        threshold: float | None = None,
-        node_share: float = 0.0,
-        edge_share: float = 0.0,
-        gradient: Gradient = "libragrad",
-        errors: ErrorPaths = "leaf",
-        engine: Engine = "exact",
-        progress: Progress = False,
-    ) -> Circuit:
-        """The pruned circuit behind a prediction.
-
-        Parameters
-        ----------
-        target, gradient, errors, engine, progress
-            As for `importances`.
-        nodes_per_layer, share, threshold
-            How many nodes to keep in every layer: a count, a share of the layer's nodes, or the
-            smallest set that reaches this part of the positive importance. At most one of them;
-            by default 8 nodes a layer.
-        node_share
-            Of the nodes kept so, leave out those with a smaller share of their layer's positive
-            importance; one a layer always stays.
-        edge_share
-            Leave out edges with a smaller share, of either sign.
-
-        Raises
-        ------
-        FeatureError
-            If more than one rule is given, or one is out of range.
-        """
-        rules: dict[str, Any] = {
-            "nodes_per_layer": nodes_per_layer,
-            "share": share,
-            "threshold": threshold,
-            "node_share": node_share,
-            "edge_share": edge_share,
-        }
-        check_rules(**rules)
-        trace = self.trace(image)
-        # In reverse mode each target feature costs a pass, and the walk asks for few of them.
-        few = engine == "vjp"
-        found = self._importances(
-            trace,
-            target=target,
-            gradient=gradient,
-            errors=errors,
-            engine=engine,
-            edges=not few,
-            progress=progress,
-        )
-        known = (self.vit, self.saes, trace, self.baselines, found)
-        return prune_circuit(
-            found,
-            edges_on_demand(*known, progress=progress) if few else found.edges,
-            n_prefix=self.vit.n_prefix,
-            **rules,
-            **self._facts(image, trace, found),
-        )
-
-    @undisturbed
-    def candidates(
-        self,
-        image: ImageLike,
-        *,
-        target: TargetLike = None,
-        at_most: int = 64,
-        gradient: Gradient = "libragrad",
-        errors: ErrorPaths = "leaf",
-        engine: Engine = "exact",
-        progress: Progress = False,
-    ) -> Candidates:
-        """Every node that `circuit` can keep, to prune again and again without the model.
-
-        Parameters
-        ----------
-        target, gradient, errors, engine, progress
-            As for `importances`.
-        at_most
-            The largest `nodes_per_layer`.
-
-        Raises
-        ------
-        FeatureError
-            If `at_most` is below 1.
-        """
-        check_count("at_most", at_most)
-        trace = self.trace(image)
-        found = self._importances(
-            trace, target=target, gradient=gradient, errors=errors, engine=engine, progress=progress
-        )
-        return find_candidates(found, trace, at_most=at_most, **self._facts(image, trace, found))
-
-    @undisturbed
-    def faithfulness(
-        self,
-        images: ImageLike | Iterable[ImageLike],
-        *,
-        methods: str | Sequence[str | Method] = ("rrm", "cla", "random"),
-        labels: int | str | Sequence[int | str] | None = None,
-        target: TargetLike = None,
-        errors: ErrorNodes = "clean",
-        engine: Engine = "exact",
-        q: Sequence[float] = DEFAULT_Q,
+        error_nodes: HeldErrors = "clean",
         batch_size: int = 16,
-        seed: int = 0,
-        out: str | Path | None = None,
-        progress: Progress = True,
-    ) -> Curves:
-        """Insertion and deletion curves; see `vitlens.circuits.curves.faithfulness`.
+    ) -> Outcome: ...
+
+    @overload
+    def run_with(
+        self,
+        images: list[Any] | tuple[Any, ...],
+        requested: InterventionsLike = (),
+        *,
+        error_nodes: HeldErrors = "clean",
+        batch_size: int = 16,
+    ) -> BatchOutcome: ...
+
+    @overload
+    def run_with(
+        self,
+        images: Images,
+        *,
+        keep: Keep,
+        error_nodes: HeldErrors = "clean",
+        batch_size: int = 16,
+    ) -> Float[Tensor, "*n C"]: ...
+
+    @isolated
+    def run_with(
+        self,
+        images: Images,
+        requested: InterventionsLike = (),
+        *,
+        keep: Keep | None = None,
+        error_nodes: HeldErrors = "clean",
+        batch_size: int = 16,
+    ) -> Outcome | BatchOutcome | Float[Tensor, "*n C"]:
+        """Run the model with interventions; or on a circuit, with only some features kept.
 
         Parameters
         ----------
         images
-            The images, or one.
+            One image or several.
+        requested
+            One of `vitlens.Ablate`, `Project`, `Scale`, `Clamp`, `Steer` and `Patch`, or several:
+            ``a + b`` or a list, done in this order. At every layer the running stream is encoded
+            again, so that later interventions see what earlier ones did. Without any, the
+            model's own output.
+        keep
+            Instead of interventions, the features to keep: indices or a boolean mask [F_i] for
+            each site, or a mapping from layers to them. All others are at their baselines.
+        error_nodes
+            Values of the error nodes, for all sites or for each site: "clean", their values in the
+            untouched model (the paper's default); "free", what the running stream gives, so that
+            only the changed features' difference is added to it; "baseline"; "zero". Held error
+            nodes do not make up for a feature that drops out of a later layer's top k: small
+            changes then have larger and rougher effects than with "free".
+        batch_size
+            Number of images per batch.
+
+        Returns
+        -------
+        Outcome, BatchOutcome or Tensor
+            Before and after, for one image or for several; with `keep` the logits, [C] or [n, C].
+
+        Raises
+        ------
+        FeatureError
+            If a feature or patch does not exist, layers are missing, or interventions contradict
+            each other; the message names both.
+        ImageError
+            If an image cannot be read.
+        """
+        tensors = map(self.tensor, _listed(images))
+        batches = batched(tensors, batch_size, self.vision.image_size)
+        if keep is not None:
+            if interventions(requested):
+                raise FeatureError("Give interventions or `keep`, not both.")
+            change = KeepFeatures(keep_masks(self.replacement, keep))
+            rows = [
+                self.replacement.run(batch, change, error_nodes=error_nodes) for batch in batches
+            ]
+            if not rows:
+                raise ImageError("There are no images.")
+            logits = torch.cat(rows)
+            return logits[0] if _is_single(images) else logits
+        plan = self.plan(requested, error_nodes=error_nodes)
+        runs = [plan.before_and_after(batch) for batch in batches]
+        if not runs:
+            raise ImageError("There are no images.")
+        before, after = (torch.cat(part) for part in zip(*runs, strict=True))
+        facts = (self.logit_names, plan.interventions, plan.error_nodes, self.baselines.kind)
+        if not _is_single(images):
+            return BatchOutcome(before, after, *facts)
+        return Outcome(before[0], after[0], *facts)
+
+    @isolated
+    def plan(self, requested: InterventionsLike, *, error_nodes: HeldErrors = "clean") -> Plan:
+        """Check interventions against this lens, to run them on many batches of tensors.
+
+        `Plan.logits` takes the model's input, [n, 3, H, W]. The parameters, and what is raised,
+        are as for `run_with`.
+        """
+        return make_plan(
+            self.replacement,
+            requested,
+            error_nodes=error_nodes,
+            tensor=self.tensor,
+        )
+
+    @contextmanager
+    def intervene(
+        self, requested: InterventionsLike, *, error_nodes: HeldErrors | None = None
+    ) -> Iterator[None]:
+        """Run the user's own model with interventions, inside a `with` block.
+
+        Every forward pass of the model gives what `run_with` calls "after", for any batch; so
+        `predict` and `trace` change, too. All other verbs of the lens, `circuit`, `importances`
+        and `run_with` among them, give what they give outside: they see the untouched model.
+
+        Gradients pass through, with the SAEs' std and choice of features as constants. The
+        weights are never touched: hooks on the blocks do it, and are removed when the block ends,
+        also by an exception; a copy made of the model inside is an untouched model. Blocks nest:
+        the inner interventions come after the outer ones. Only passes in the thread that opened
+        the block change; with several GPUs or compiled models, none do.
+
+        Parameters
+        ----------
+        requested
+            See `run_with`.
+        error_nodes
+            See `run_with`; by default "clean", or that of a block around this one. "free" is
+            the fastest: the untouched model need not run along.
+
+        Raises
+        ------
+        FeatureError
+            As for `run_with`, or if another lens has a block open on the same model.
+
+        Examples
+        --------
+        >>> with lens.intervene(vitlens.Ablate((5, 213)), error_nodes="free"):
+        ...     logits = model(batch)
+        """
+        outer = outer_plan(self.vision.module, self.saes)
+        around = outer.interventions if outer else ()
+        if error_nodes is None:
+            error_nodes = outer.error_nodes if outer else "clean"
+        with intervening(self.plan(interventions(around, requested), error_nodes=error_nodes)):
+            yield
+
+    @isolated
+    def verify(
+        self,
+        circuit: Circuit,
+        image: ImageLike,
+        *,
+        n: int | None = None,
+        paths: Sequence[Link] | None = None,
+        target: TargetLike = None,
+        error_nodes: ErrorNodes | None = None,
+        active: Active = "clean",
+        control: bool = True,
+        seed: int = 0,
+        batch_size: int = 16,
+        progress: Progress = False,
+    ) -> Verification:
+        """Cut a circuit's edges one by one, and compare the effects with their importances.
+
+        Only the one path is cut: the feature at the end of the edge sees the source at its
+        baseline, all else is as in the untouched model (path patching; see
+        `vitlens.circuits.verify`).
+
+        Parameters
+        ----------
+        circuit, image
+            A circuit, and the image that it explains.
+        n
+            Number of edges, drawn at random; None for all. Each edge takes a run of the layers
+            after it.
+        paths
+            Paths to check instead of the circuit's edges. Each path has two or more nodes (layer,
+            feature) at successive sites. At every site of a path, only the path's feature changes.
+            Paths have no control.
+        target
+            Only for a circuit whose target was a function: this function.
+        error_nodes
+            Values of the error nodes at the sites after the edge; by default "clean" for
+            importances with error nodes as leaves, "free" for those with gradients through them.
+        active
+            Which features may be active once an edge is cut: "clean", those that are in the
+            untouched model, as importances assume; "running", those of the running stream.
+        control
+            Also measure as many random edges between active features of the same layers.
+        seed
+            Seed of the random choices.
+        batch_size
+            Number of edges per batch.
+        progress
+            See `importances`.
+
+        Raises
+        ------
+        FeatureError
+            If the circuit was made for another model or image or has no edges, `n` is below 1, or a
+            path is not of the circuit's nodes.
+        TargetError
+            If the target is missing.
+        """
+        if circuit.model and circuit.model != self.fingerprint:
+            raise FeatureError(
+                "The circuit was made with another model or other SAEs than those of this lens."
+            )
+        if target is None and circuit.target_index is None:
+            raise TargetError(
+                f"The circuit's target, {circuit.target!r}, is not a class. Pass the target "
+                "function again, as `target`."
+            )
+        trace = self._trace_of_one(image)
+        wanted = circuit.target_index if target is None else target
+        return verify_circuit(
+            self.replacement,
+            trace,
+            resolve_target(wanted, trace.logits, self.class_names),
+            circuit,
+            n=n,
+            paths=paths,
+            error_nodes=error_nodes,
+            active=active,
+            control=control,
+            seed=seed,
+            batch_size=batch_size,
+            progress=progress,
+        )
+
+    @isolated
+    def faithfulness(
+        self,
+        images: Images,
+        *,
+        methods: str | Sequence[str | Method] = ("rrm", "cla", "random"),
+        labels: int | str | Sequence[int | str] | None = None,
+        target: TargetLike = None,
+        error_nodes: ErrorNodes = "clean",
+        engine: Engine = "closed_form",
+        q: Sequence[float] = DEFAULT_Q,
+        batch_size: int = 16,
+        seed: int = 0,
+        out: str | Path | None = None,
+        resume: bool = True,
+        progress: Progress = True,
+    ) -> Curves:
+        """Insertion and deletion curves; see `vitlens.circuits.faithfulness.faithfulness`.
+
+        Parameters
+        ----------
+        images
+            One image or several.
         methods
             Names or functions, or one name.
         labels
-            Class indices or names, or one for one image; images classified otherwise are left out.
+            Class indices or names, or one for one image; images that the model classifies
+            otherwise are left out.
+        target
+            See `importances`; one target for all images.
+        error_nodes
+            Values of the error nodes: "clean", "free", "baseline" or "zero".
+        engine
+            How edges are computed.
+        q
+            Ascending shares, from 0 to 1, of the largest SAE's features.
+        batch_size
+            Number of replaced runs per batch.
+        seed
+            Seed of the random order.
+        out
+            A file to write; an interrupted run continues from it.
+        resume
+            Whether it does so; otherwise the file is written again.
+        progress
+            Show a progress bar, or call this function.
         """
         if isinstance(methods, str):
             methods = [methods]
         if isinstance(labels, int | str | np.integer):
             labels = [labels]
         return faithfulness(
-            self.vit,
-            self.saes,
-            self.baselines,
-            [self.tensor(image).cpu() for image in as_images(images)],
+            self.replacement,
+            [self.tensor(image).cpu() for image in _each(images)],
             methods=methods,
             labels=None if labels is None else [self.class_index(label) for label in labels],
             target=target,
             class_names=self.class_names,
-            errors=errors,
+            error_nodes=error_nodes,
             engine=engine,
             q=q,
             batch_size=batch_size,
             seed=seed,
             out=out,
+            resume=resume,
             progress=progress,
         )
 
-    @undisturbed
-    def debias(self, groups: GroupedImages, **options: Any) -> Debiasing:
-        """Find the features that carry a shortcut, and take them out; see `vitlens.debias.debias`.
+    # Verbs of higher floors
+
+    @isolated
+    def debias(
+        self,
+        groups: Any,
+        *,
+        test: Any = None,
+        layers: Sequence[int] | None = None,
+        picks: Iterable[FeatureId] = (),
+        features: Iterable[FeatureId] | None = None,
+        circuits: int = 0,
+        max_features: int = 20,
+        max_drop: float = 0.02,
+        alpha: float = 0.01,
+        to: ProjectTo = "baseline",
+        project: bool = False,
+        gradient: Gradient = "plain",
+        n_random: int = 5,
+        seed: int = 0,
+        batch_size: int = 16,
+        progress: Progress = True,
+    ) -> Any:
+        """Find the features that carry a shortcut, and remove them.
+
+        Parameters are those of `vitlens.debias.debias`, which returns a `vitlens.Debiasing`.
 
         Parameters
         ----------
         groups
-            Images with classes and attribute values: the features are chosen on them.
-        options
-            ``test=`` for the images to report on, and the other arguments of
-            `vitlens.debias.debias`.
+            `vitlens.GroupedImages`: the features are chosen on them.
+        test
+            `vitlens.GroupedImages` to report on.
+        layers, picks, features, circuits, max_features, max_drop, alpha
+            Which features are candidates, and how many are removed.
+        to, project
+            What removed features are set to, and whether they are projected out.
+        gradient, n_random, seed, batch_size, progress
+            How effects are estimated, controls drawn, and images run.
         """
-        from vitlens.debias import debias
+        return _verb("debias")(
+            self,
+            groups,
+            test=test,
+            layers=layers,
+            picks=picks,
+            features=features,
+            circuits=circuits,
+            max_features=max_features,
+            max_drop=max_drop,
+            alpha=alpha,
+            to=to,
+            project=project,
+            gradient=gradient,
+            n_random=n_random,
+            seed=seed,
+            batch_size=batch_size,
+            progress=progress,
+        )
 
-        return debias(self, groups, **options)
-
-    @undisturbed
+    @isolated
     def explore(
-        self, image: ImageLike | None = None, *, target: TargetLike = None, **options: Any
-    ) -> Explorer:
-        """Open the Explorer in a notebook; see `vitlens.widgets.Explorer`.
+        self,
+        image: ImageLike | None = None,
+        *,
+        target: TargetLike = None,
+        gradient: Gradient = "libragrad",
+        error_gradients: ErrorGradients = "leaf",
+        engine: Engine = "closed_form",
+        at_most: int = 64,
+        nodes_per_layer: int = 8,
+        node_share: float = 0.0,
+        edge_share: float = 0.0,
+        selected: FeatureId | None = None,
+        labels: Mapping[FeatureId, str] | None = None,
+        show: Literal["importance", "activation"] = "importance",
+        height: int = 900,
+        author: str | None = None,
+    ) -> Any:
+        """Open the Explorer in a notebook: a `vitlens.widgets.Explorer`.
 
         Parameters
         ----------
         image
             By default the first sample image.
-        options
-            Further arguments of the Explorer, such as ``height``.
+        target, gradient, error_gradients, engine
+            See `importances`.
+        at_most, nodes_per_layer, node_share, edge_share
+            The largest circuit, and the one to begin with.
+        selected, labels, show, height, author
+            The initial selection, names of features, what heatmaps show, the height in pixels, and
+            the author of names.
         """
-        from vitlens.widgets import Explorer
+        return _verb("explore")(
+            self,
+            image,
+            target=target,
+            gradient=gradient,
+            error_gradients=error_gradients,
+            engine=engine,
+            at_most=at_most,
+            nodes_per_layer=nodes_per_layer,
+            node_share=node_share,
+            edge_share=edge_share,
+            selected=selected,
+            labels=labels,
+            show=show,
+            height=height,
+            author=author,
+        )
 
-        return Explorer(self, image, target=target, **options)
+    # Helpers
 
-    def _importances(self, trace: Trace, *, target: TargetLike, **settings: Any) -> Importances:
-        resolved = resolve_target(target, trace.logits, self.class_names)
-        return importances(self.vit, self.saes, trace, self.baselines, resolved, **settings)
+    def _trace_of_one(self, image: ImageLike) -> Trace:
+        """The trace of an image; `ImageError` for several."""
+        return self.replacement.trace(self.tensor(image)[None])[0]
 
-    def _facts(self, image: ImageLike, trace: Trace, found: Importances) -> dict[str, Any]:
-        """What circuits and candidates say about the model, the image and the settings."""
-        return {
-            "grid": self.vit.grid,
-            "prefix_names": self.vit.prefix_names,
-            "prediction": self._ranking(trace.logits)[0],
-            "logits": trace.logits,
-            "picture": self.picture(image),
-            "settings": {
-                "gradient": found.gradient,
-                "errors": found.errors,
-                "engine": found.engine,
+    def _nodes(
+        self,
+        image: ImageLike,
+        target: TargetLike,
+        gradient: Gradient,
+        error_gradients: ErrorGradients,
+        engine: Engine,
+    ) -> tuple[Trace, Importances]:
+        trace = self._trace_of_one(image)
+        nodes = node_importances(
+            self.replacement,
+            trace,
+            resolve_target(target, trace.logits, self.class_names),
+            gradient=gradient,
+            error_gradients=error_gradients,
+            engine=engine,
+        )
+        return trace, nodes
+
+    def _explanation(self, image: ImageLike, trace: Trace, nodes: Importances) -> Explanation:
+        """What circuits and graphs say about the model, the image and the settings."""
+        assert isinstance(nodes.target, str) and isinstance(nodes.target_value, float)
+        assert not isinstance(nodes.target_index, tuple)
+        return Explanation(
+            layers=self.layers,
+            grid=self.vision.grid,
+            prefix_names=self.vision.prefix_names,
+            target=nodes.target,
+            target_index=nodes.target_index,
+            target_value=nodes.target_value,
+            prediction=self._ranking(trace.logits)[0],
+            logits=trace.logits,
+            image=self.pixels(image),
+            settings={
+                "gradient": nodes.gradient,
+                "error_gradients": nodes.error_gradients,
+                "engine": nodes.engine,
+                "baselines": nodes.baselines,
             },
-            "model": self.fingerprint,
-        }
+            model=self.fingerprint,
+        )
+
+    def _ranking(self, logits: Float[Tensor, " C"]) -> list[tuple[str, float]]:
+        return self._named(logits.softmax(-1))
+
+    def _named(self, values: Float[Tensor, " C"]) -> list[tuple[str, float]]:
+        """Class names and values, the highest first."""
+        names = self.logit_names
+        ordered = values.sort(descending=True)
+        return [
+            (names[i], value)
+            for i, value in zip(ordered.indices.tolist(), ordered.values.tolist(), strict=True)
+        ]
+
+    def _checked_names(self, names: Sequence[str] | None) -> tuple[str, ...] | None:
+        if names is None:
+            return None
+        if isinstance(names, str | Mapping | Set):
+            raise ModelError(
+                "Class names must be a list in the order of the logits, not "
+                f"{type(names).__name__}."
+            )
+        if len(names) != self.vision.n_classes:
+            raise ModelError(
+                f"{len(names)} class names were given for the model's {self.vision.n_classes} "
+                "classes."
+            )
+        return tuple(names)
+
+
+def _verb(name: str) -> Callable[..., Any]:
+    return getattr(import_module(_VERBS_ABOVE[name]), name)
+
+
+def _engines(columns: EdgeColumns) -> dict[str, Any]:
+    """The engines that computed the pairs of sites, where it was not one for all."""
+    engines = [columns.engines[position] for position in sorted(columns.engines)]
+    return {"engines": engines} if len(set(engines)) > 1 else {}
+
+
+def _is_single(images: Any) -> bool:
+    """Whether something is one image, and not several."""
+    if isinstance(images, np.ndarray | Tensor):
+        return images.ndim < 4
+    return isinstance(images, str | os.PathLike | Image.Image)
+
+
+def _each(images: Any) -> Iterator[ImageLike]:
+    """Images one by one, also those of batches; a DataLoader and what it yields will do."""
+    if _is_loaded_batch(images):
+        yield from images[0]
+        return
+    items: Iterable[Any] = as_images(images)
+    for item in items:
+        if _is_loaded_batch(item):
+            yield from item[0]
+        elif isinstance(item, np.ndarray | Tensor) and item.ndim == 4:
+            yield from item
+        else:
+            yield item
+
+
+def _is_loaded_batch(item: Any) -> bool:
+    """Whether something is a DataLoader's batch: images, then labels and the like, or nothing."""
+    match item:
+        case [Tensor(ndim=4) as images, *others]:
+            return all(
+                isinstance(other, list | tuple | Tensor)
+                and len(other) == len(images)
+                and getattr(other, "ndim", 1) < 4
+                for other in others
+            )
+    return False
+
+
+def _per_image(target: Any, n: int) -> list[TargetLike]:
+    """One target for each of n images."""
+    if not (isinstance(target, list | tuple) or getattr(target, "ndim", 0) == 1):
+        return [target] * n
+    targets = list(target)
+    if len(targets) != n:
+        raise TargetError(f"{n} images need as many targets, not {len(targets)}.")
+    return targets
+
+
+def _listed(images: Images) -> list[ImageLike]:
+    return list(_each(images))
+
+
+def _like(sae: SAE, vision: VisionModel) -> SAE:
+    if (sae.W_enc.dtype, sae.W_enc.device) == (vision.dtype, vision.device):
+        return sae
+    return copy.deepcopy(sae).to(dtype=vision.dtype, device=vision.device)
+
+
+def _version(weight: Tensor) -> object:
+    """How often a tensor was changed; where nobody counts, something unlike all else."""
+    return object() if weight.is_inference() else weight._version

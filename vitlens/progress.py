@@ -1,9 +1,11 @@
-"""Telling a caller how far a long computation is."""
+"""Long computations: progress reports, and Ctrl-C only between two steps."""
 
+import signal
+import threading
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from threading import Event, Thread
+from types import FrameType
 from typing import TypeAlias, TypeVar
 
 from tqdm.auto import tqdm
@@ -21,9 +23,9 @@ def steps(items: Sequence[T], what: str, progress: Progress) -> Iterator[T]:
     Parameters
     ----------
     items
-        What to go through.
+        The items to iterate over.
     what
-        What is done with them, in a word or two.
+        Description of the work, in a word or two.
     progress
         How to report.
     """
@@ -38,14 +40,14 @@ def steps(items: Sequence[T], what: str, progress: Progress) -> Iterator[T]:
 
 @contextmanager
 def waiting(what: str, progress: Progress) -> Iterator[None]:
-    """Show what is being done in the block, and for how long by now.
+    """Show what is being done in the block, and for how long it has been.
 
-    For a step of a library that tells nothing of its progress.
+    For a step of a library that does not report its progress.
 
     Parameters
     ----------
     what
-        What is done, in a few words.
+        Description of the step, in a few words.
     progress
         How to report; a function is called before and after the block.
     """
@@ -57,14 +59,14 @@ def waiting(what: str, progress: Progress) -> Iterator[None]:
     if not progress:
         yield
         return
-    over = Event()
+    over = threading.Event()
     with tqdm(desc=what, bar_format="{desc} {elapsed}", leave=False) as bar:
 
         def tick() -> None:
             while not over.wait(1.0):
                 bar.refresh()
 
-        clock = Thread(target=tick, name="vitlens clock", daemon=True)
+        clock = threading.Thread(target=tick, name="vitlens clock", daemon=True)
         clock.start()
         try:
             yield
@@ -74,30 +76,54 @@ def waiting(what: str, progress: Progress) -> Iterator[None]:
 
 
 @dataclass
-class Watch:
-    """Tells a function how far a run of unlike steps is; see `Progress`.
+class StepReporter:
+    """Reports the progress of a computation whose steps are not alike; see `Progress`.
 
     Attributes
     ----------
     progress
-        The function; a bool is not told anything.
+        The function; nothing is reported to a bool.
     total
-        How many steps there are.
+        Total number of steps.
     done
-        How many of them are behind.
+        Number of completed steps.
     """
 
     progress: Progress
     total: int
     done: int = 0
 
-    def tell(self, what: str) -> None:
-        """Say what is done now."""
+    def report(self, what: str) -> None:
+        """Report what is done now."""
         if callable(self.progress):
             self.progress(self.done / self.total, what)
 
     def each(self, items: Collection[T]) -> Iterator[T]:
-        """Yield the items, and count each of them once it is behind."""
+        """Yield the items, and count each of them once it is done."""
         for item in items:
             yield item
             self.done += 1
+
+
+@contextmanager
+def interrupts_held() -> Iterator[None]:
+    """Delay Ctrl-C until the block is done, so that it never cuts a step in two.
+
+    Outside the main thread, where Ctrl-C does not arrive, this does nothing.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    pressed = False
+
+    def note(signum: int, frame: FrameType | None) -> None:
+        nonlocal pressed
+        pressed = True
+
+    previous = signal.signal(signal.SIGINT, note)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, previous)
+    if pressed:
+        raise KeyboardInterrupt

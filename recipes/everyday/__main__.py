@@ -1,4 +1,4 @@
-"""Make the bundle, step by step: ``python -m recipes.everyday [--from STEP]``."""
+"""Build the bundle step by step: ``python -m recipes.everyday [--from STEP]``."""
 
 import argparse
 from collections.abc import Callable
@@ -17,7 +17,7 @@ from recipes.everyday import (
     untrained,
 )
 
-# A step is skipped while its file is there and no earlier step has run.
+# A step is skipped if its output exists and no earlier step has run.
 STEPS: dict[str, tuple[Callable[[], None], Path]] = {
     "fetch": (fetch.fetch, fetch.GCOMPRIS),
     "backbone": (backbone.build_backbone, backbone.BACKBONE),
@@ -40,7 +40,7 @@ def main() -> None:
         "--from",
         dest="first",
         choices=STEPS,
-        help="do this step and all after it anew, instead of going on where the last run stopped",
+        help="repeat this step and all later ones instead of resuming the last run",
     )
     first = parser.parse_args().first
     names = list(STEPS)

@@ -8,14 +8,14 @@ from recipes.everyday.atlas_pictures import FOLDER as PICTURES
 from recipes.everyday.store import BUNDLE
 from vitlens.atlas.atlas import Atlas
 from vitlens.atlas.build import build_state
-from vitlens.files import read_json
+from vitlens.io import read_json
 from vitlens.lens import Lens
 
 FOLDER = BUNDLE / "atlas"
 
 
 def build() -> None:
-    """Build the atlas and put it into the bundle."""
+    """Build the atlas and store it in the bundle."""
     atlas = atlas_of(vitlens.load("everyday"))
     atlas.add_control("untrained", atlas_of(untrained.untrained_lens()))
     atlas.save(FOLDER, mergeable=False, originals=False)
@@ -23,10 +23,10 @@ def build() -> None:
 
 
 def atlas_of(lens: Lens) -> Atlas:
-    """An atlas over the pictures that are shipped.
+    """Build an atlas over the bundled images.
 
-    They are stored as they are, so that activations can be computed of them when they are shown,
-    and need no room in the bundle.
+    The images are stored as they are. Activations can then be computed when they are needed, and
+    take no space in the bundle.
     """
     rows = {row["file"]: row for row in read_json(PICTURES / "pictures.json")}
     state = build_state(
@@ -37,9 +37,9 @@ def atlas_of(lens: Lens) -> Atlas:
         credits={file: row["credit"] for file, row in rows.items()},
         n_top=8,
         n_sampled=5,
-        pictures=lens.vit.image_size[0],
-        heats=False,
+        thumbnails=lens.vision.image_size[0],
+        heatmaps=False,
     )
     for image, record in state.images.items():
-        state.images[image] = replace(record, picture=(PICTURES / record.key).read_bytes())
+        state.images[image] = replace(record, thumbnail=(PICTURES / record.key).read_bytes())
     return Atlas.from_state(state, lens)

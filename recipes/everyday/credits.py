@@ -1,8 +1,8 @@
-"""Whose pictures the bundle shows, and under which licences."""
+"""Authors and licences of the bundled images."""
 
 from recipes.everyday.sources import Cutout
 
-# Photographs of mate-backgrounds: years and authors, as its copyright file has them.
+# Photographs of mate-backgrounds: years and authors, from its copyright file.
 AUTHORS = {
     "Aqua": "2008 Charles Barbin",
     "Blinds": "2008 Lennart Poettering and Andrea Cimitan",

@@ -2,9 +2,9 @@
 
     python -m recipes.everyday.debias
 
-For every seed and every way of removal a search on the validation images, then one look at the
-test images. Besides the groups' accuracies it measures what the same removal does to the six
-classes of `everyday`, on composites of its own test split. Seeds that are done are kept in the work
+For every seed and every way of removal: a search on the validation images, then one evaluation on
+the test images. Besides the accuracy of the groups it measures how the same removal changes the six
+classes of `everyday`, on composites of its own test split. Finished seeds are kept in the work
 folder. A seed takes about a quarter of an hour on one core.
 """
 
@@ -24,25 +24,24 @@ import torch
 import vitlens
 from recipes.everyday.fetch import WORK, fetch
 from recipes.everyday.images import test_composites
-from vitlens.debias import DebiasedModel, Debiasing
-from vitlens.debias.removal import Removal
-from vitlens.debias.report import GroupReport
+from vitlens.debias import DebiasedModel, Debiasing, GroupReport, Removal
 from vitlens.debias.search import NUMBERS
 from vitlens.debias.spurious import Spurious
-from vitlens.files import read_json, write_json
+from vitlens.io import read_json, write_json
 from vitlens.lens import Lens
 
 OUT = WORK / "debias"
 README = Path(__file__).resolve().parents[2] / "README.md"
 SEEDS = range(5)
 T_95 = {1: math.nan, 2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776}  # Student's t for n means
-# Layer 6: where single features promised most on validation images of seed 100, none of the five.
+# Layer 6 had the largest effects of single features on the validation images of seed 100, which
+# is not one of the five.
 WAYS: dict[str, dict[str, Any]] = {
     "ablated": {"layers": (6,)},
     "projected": {"layers": (6,), "project": True},
     "default layers": {},
 }
-SIX_CLASSES = 48  # composites for the collateral damage
+SIX_CLASSES = 48  # composites to measure collateral damage on
 NAMES = {
     "nothing": "nothing",
     "ablated": "ablated, features of layer 6",
@@ -57,10 +56,10 @@ NAMES = {
 
 
 def main() -> None:
-    """Measure the seeds that are not there yet, print the table, write it into the README."""
+    """Measure missing seeds, print the table, and write it into the README on request."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seeds", type=int, nargs="+", default=list(SEEDS))
-    parser.add_argument("--write", action="store_true", help="put the table into README.md")
+    parser.add_argument("--write", action="store_true", help="write the table into README.md")
     args = parser.parse_args()
 
     fetch()
@@ -78,7 +77,7 @@ def main() -> None:
 
 
 def measure(seed: int) -> dict[str, Any]:
-    """One seed: the searches, the test, and the six classes."""
+    """Run one seed: the searches, the test, and the six classes."""
     start = time.time()
     made: Spurious = vitlens.spurious(seed)
     ways, found = {}, None
@@ -115,7 +114,9 @@ def six_classes(features: tuple[tuple[int, int], ...], removal: Removal) -> dict
     right = {"before": 0, "after": 0}
     for start, batch in enumerate(made.batches(16)):
         labels = made.labels[16 * start : 16 * start + len(batch)]
-        for name, logits in (("before", everyday.vit.logits(batch)), ("after", changed(batch))):
+        with torch.no_grad():
+            both = (("before", everyday.vision.logits(batch)), ("after", changed(batch)))
+        for name, logits in both:
             right[name] += int((logits.argmax(1) == labels).sum())
     return {name: n / SIX_CLASSES for name, n in right.items()}
 
@@ -137,11 +138,11 @@ def summary(results: list[dict[str, Any]]) -> str:
         "| | worst group | average | " + " | ".join(groups) + " |",
         "|---" + "|---:" * (2 + len(groups)) + "|",
     ]
-    for name, shown in NAMES.items():
+    for name, label in NAMES.items():
         rows = [_row(result, name) for result in results]
         cells = [_mean([r["worst"] for r in rows]), _mean([r["average"] for r in rows])]
         cells += [f"{100 * statistics.mean(r['groups'][g] for r in rows):.0f}" for g in groups]
-        lines.append(f"| {shown} | " + " | ".join(cells) + " |")
+        lines.append(f"| {label} | " + " | ".join(cells) + " |")
     lines += ["", f"Test images, in %, means with 95 % intervals over {len(results)} seeds.", ""]
     for way in WAYS:
         lines += [_words(results, way), ""]
@@ -149,7 +150,7 @@ def summary(results: list[dict[str, Any]]) -> str:
 
 
 def _words(results: list[dict[str, Any]], way: str) -> str:
-    """What the table shows of one way of removal, in a paragraph."""
+    """Describe one way of removal in a paragraph."""
     nothing, removed, dfr = (
         [_row(result, name) for result in results] for name in ("nothing", way, "DFR")
     )
@@ -183,8 +184,8 @@ def _curve(results: list[dict[str, Any]]) -> str:
     rows, numbers = [], set(NUMBERS)
     for way in WAYS:
         curves = [{p["n_features"]: p for p in result["ways"][way]["test"]} for result in results]
-        for what, shown in (("worst", "worst group"), ("average", "average")):
-            rows.append((f"{way}, {shown}", curves, what))
+        for what, label in (("worst", "worst group"), ("average", "average")):
+            rows.append((f"{way}, {label}", curves, what))
         numbers &= set.intersection(*(set(curve) for curve in curves))
     shared = [0, *sorted(numbers)]
     lines = [
@@ -198,7 +199,7 @@ def _curve(results: list[dict[str, Any]]) -> str:
 
 
 def _row(result: dict[str, Any], name: str) -> dict[str, Any]:
-    """A method's figures; for random features the mean over draws, also of the worst groups."""
+    """Figures of a method; for random features means over draws, also of the worst group."""
     if name in result["ways"]:
         return result["ways"][name]["removed"]
     if name.startswith("random, "):

@@ -16,17 +16,17 @@ from recipes.everyday.images import Composites
 from recipes.everyday.saes import stored_saes
 from recipes.everyday.sources import CLASSES, SPLITS, cutouts
 from recipes.everyday.store import AGREEMENT, BUNDLE, stored_model
-from vitlens.files import read_json, read_tensors, write_json
-from vitlens.models.adapter import ViT
-from vitlens.models.cls_mean import ClsMeanViT
-from vitlens.saes import HealthReport, measure
+from vitlens.io import read_json, read_tensors, write_json
+from vitlens.models.heads import ClsMeanViT
+from vitlens.models.vision import VisionModel
+from vitlens.training import HealthReport, measure
 
 TEST = WORK / "test.json"
 HEALTH = WORK / "health.json"
 
 
 def evaluate_classifier() -> None:
-    """Open the test split: accuracy on photographs and on clip art, beside validation."""
+    """Evaluate on the test split: accuracy on photographs and on clip art, and on validation."""
     model = stored_model()
     original = ClsMeanViT(**ARCHITECTURE, num_classes=len(CLASSES)).eval()
     original.load_state_dict(read_tensors(CLASSIFIER)[0])
@@ -46,7 +46,7 @@ def evaluate_classifier() -> None:
 
 
 def evaluate_saes() -> None:
-    """Health of the stored SAEs on unseen composites, beside those that they were chosen on."""
+    """Health of the stored SAEs on unseen composites, and on those they were chosen on."""
     report = _health(images.test_composites(240, seed=1)).to_dict()
     chosen_on = _health(images.composites("val", 240, seed=77)).to_dict()
     names = ("n_images", "accuracy", "accuracy_all")
@@ -55,13 +55,13 @@ def evaluate_saes() -> None:
 
 def _health(pictures: Composites) -> HealthReport:
     batches = zip(pictures.batches(24), pictures.labels.split(24), strict=True)
-    report = measure(ViT(stored_model()), stored_saes(), list(batches))
+    report = measure(VisionModel(stored_model()), stored_saes(), list(batches))
     print(report)
     return report
 
 
 def write_figures() -> None:
-    """Gather the figures of all steps in ``figures.json``."""
+    """Write the figures of all steps to ``figures.json``."""
     counts = {
         name: {
             kind: {
@@ -85,10 +85,10 @@ def write_figures() -> None:
 
 
 def accuracy(answers: Tensor, pictures: Composites) -> dict[str, Any]:
-    """Accuracy in all, by class and by cut-out, with 95 % intervals.
+    """Accuracy overall, by class and by cut-out, with 95 % intervals.
 
-    Composites of one cut-out are alike, so that beside Wilson's interval over composites there is
-    one that draws whole cut-outs anew (bootstrap, class by class, 2,000 draws).
+    Composites of one cut-out are not independent. So besides Wilson's interval over composites
+    there is one that resamples cut-outs (bootstrap within classes, 2,000 draws).
     """
     right = answers == pictures.labels
     by_class = {

@@ -3,9 +3,9 @@
     python -m recipes.everyday.faithfulness
 
 Every image is a photographic cut-out of the test split on a photograph of the test split (see
-`images.test_composites`); only those that the model classifies correctly count. The public pictures
-are fetched if they are not there. The run takes about 20 seconds an image on two cores, can be
-interrupted, and goes on where it was.
+`images.test_composites`); only images that the model classifies correctly count. Missing public
+images are downloaded. The run takes about 20 seconds per image on two cores; after an interruption
+it resumes.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import get_args
 
 import torch
 from torch import Tensor
@@ -22,8 +23,9 @@ from torch import Tensor
 import vitlens
 from recipes.everyday.fetch import fetch
 from recipes.everyday.images import normalise, test_composites
-from vitlens.circuits.methods import METHODS
-from vitlens.circuits.results import Metric
+from vitlens.circuits.curves import Metric
+from vitlens.circuits.faithfulness import METHODS
+from vitlens.method.replacement import ErrorNodes
 from vitlens.plots import curves_figure, save_figure
 
 OUT = Path("build/everyday/faithfulness")
@@ -33,7 +35,7 @@ def main() -> None:
     """Measure the curves, print the table, and draw the figure."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--images", type=int, default=240, help="composites to try (%(default)s)")
-    parser.add_argument("--errors", default="clean", choices=("clean", "free", "baseline"))
+    parser.add_argument("--error-nodes", default="clean", choices=get_args(ErrorNodes))
     parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=list(METHODS))
     parser.add_argument("--jobs", type=int, default=2, help="processes of one thread (%(default)s)")
     parser.add_argument("--out", type=Path, default=OUT)
@@ -42,8 +44,8 @@ def main() -> None:
     fetch()
     with ProcessPoolExecutor(args.jobs) as pool:
         parts = list(pool.map(partial(_measure, args), range(args.jobs)))
-    curves = _together(parts)
-    name = f"curves-{args.errors}-{args.images}"
+    curves = _merged(parts)
+    name = f"curves-{args.error_nodes}-{args.images}"
     curves.save(args.out / f"{name}.safetensors")
     save_figure(curves_figure(curves), args.out / f"{name}.png")
     print(curves)
@@ -58,14 +60,14 @@ def _measure(args: argparse.Namespace, job: int) -> vitlens.Curves:
         list(normalise(made.pixels[chosen])),
         methods=args.methods,
         labels=made.labels[chosen].tolist(),
-        errors=args.errors,
+        error_nodes=args.error_nodes,
         seed=job,
-        out=args.out / f"part-{args.errors}-{args.images}-{job}-of-{args.jobs}.safetensors",
+        out=args.out / f"part-{args.error_nodes}-{args.images}-{job}-of-{args.jobs}.safetensors",
     )
 
 
-def _together(parts: list[vitlens.Curves]) -> vitlens.Curves:
-    """Join the parts; image `i` of part `p` is image ``i * jobs + p`` of the whole."""
+def _merged(parts: list[vitlens.Curves]) -> vitlens.Curves:
+    """Merge the parts; image `i` of part `p` is image ``i * jobs + p`` of the whole."""
 
     def join(name: str, axis: int) -> dict[Metric, Tensor]:
         measured = [getattr(part, name) for part in parts]

@@ -51,7 +51,7 @@ ALBUMS = (
     WORK / "palapeli-data" / "usr/share/palapeli/collection",
     WORK / "palapeli-data" / "usr/share/palapeli/backgrounds",
 )
-# Seen only while SAEs are tuned.
+# Used only to tune SAEs.
 MORE_ALBUMS = (
     GCOMPRIS,
     WORK / "tuxpaint-data" / "usr/share/tuxpaint/templates",
@@ -64,7 +64,7 @@ MORE_ALBUMS = (
 
 
 def fetch() -> None:
-    """Download and unpack what is not there yet. Needs pip, apt-get (Debian 12) and dpkg."""
+    """Download and unpack what is missing. Needs pip, apt-get (Debian 12) and dpkg."""
     downloads = WORK / "downloads"
     downloads.mkdir(parents=True, exist_ok=True)
     if not ONNX.exists():
@@ -85,7 +85,7 @@ def fetch() -> None:
 
 @contextmanager
 def _whole(folder: Path) -> Iterator[Path]:
-    """Let a folder appear only when it is complete."""
+    """Context in which a folder is filled; it appears only once it is complete."""
     partial = folder.with_name(f"{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir()

@@ -1,9 +1,10 @@
 """Step 4: the classifier. A linear probe, then its head and the upper blocks trained together.
 
-The backbone was fine-tuned for saliency, and some 130 photographic training cut-outs are few, so
-the fit is held back in every way that costs little: half the patches are dropped, pairs of pictures
-are mixed in the middle of the network, labels are smoothed, learning rates shrink downwards, and
-weights are averaged: along each run, keeping what is best on validation, and then over the runs.
+The backbone was fine-tuned for saliency, and there are only about 130 photographic training
+cut-outs. So the fit is regularised in every cheap way: half of the patches are dropped, pairs of
+images are mixed in the middle of the network, labels are smoothed, learning rates decrease towards
+lower blocks, and weights are averaged: along each run, where the best on validation is kept, and
+then over the runs.
 """
 
 import copy
@@ -22,8 +23,8 @@ from recipes.everyday.backbone import ARCHITECTURE, BACKBONE
 from recipes.everyday.fetch import WORK
 from recipes.everyday.images import Composites
 from recipes.everyday.sources import CLASSES
-from vitlens.files import read_tensors, write_json, write_tensors
-from vitlens.models.cls_mean import ClsMeanViT
+from vitlens.io import read_tensors, write_json, write_tensors
+from vitlens.models.heads import ClsMeanViT
 
 CLASSIFIER = WORK / "classifier.safetensors"
 LOG = WORK / "classifier.json"
@@ -37,8 +38,8 @@ class Settings:
     probe_decay: float = 0.1
     steps: int = 180
     batch: int = 48
-    first_block: int = 5  # blocks below stay as they are
-    photo_share: float = 0.6  # of the cut-outs; the rest is clip art
+    first_block: int = 5  # blocks below are frozen
+    photo_share: float = 0.6  # share of cut-outs; the others are clip art
     patches_kept: float = 0.5
     mixing: float = 0.3  # both parameters of the Beta distribution
     dropout: float = 0.2
@@ -50,11 +51,11 @@ class Settings:
     weight_decay: float = 0.05
     average: float = 0.98
     validate_every: int = 60
-    seeds: tuple[int, ...] = (10, 11)  # one run each
+    seeds: tuple[int, ...] = (10, 11)  # one run per seed
 
 
 def train_head(settings: Settings = Settings()) -> None:
-    """Train the classifier; write the mean weights of the runs, each at its best on validation."""
+    """Train the classifier; write the mean of the runs' weights, each at its best on validation."""
     probe = ClsMeanViT(**ARCHITECTURE, num_classes=len(CLASSES)).eval()
     probe.load_state_dict(read_tensors(BACKBONE)[0], strict=False)
     fit_probe(probe, settings)
@@ -75,7 +76,7 @@ def train_head(settings: Settings = Settings()) -> None:
 def _run(
     model: ClsMeanViT, seed: int, settings: Settings, validate: "_Validation"
 ) -> tuple[list[dict], dict[str, Tensor]]:
-    """Train from the probe; return the averaged weights best on validation photographs."""
+    """Train from the probe; return the averaged weights that are best on validation photographs."""
     torch.manual_seed(seed)
     average = copy.deepcopy(model)
     log: list[dict] = []
@@ -160,7 +161,7 @@ def _steps(model: ClsMeanViT, average: ClsMeanViT, seed: int, settings: Settings
         torch.nn.utils.clip_grad_norm_(trained, 1.0)
         optimiser.step()
         schedule.step()
-        # A short memory at first: the average must not start from the probe.
+        # A short memory at first, so that the average does not start from the probe.
         memory = min(settings.average, step / (9 + step))
         with torch.no_grad():
             for mean, new in zip(average.parameters(), model.parameters(), strict=True):
@@ -192,7 +193,7 @@ def _loss(
 
 
 def _drop_patches(tokens: Float[Tensor, "n t d"], settings: Settings) -> Float[Tensor, "n s d"]:
-    """Keep CLS and the same random patches of every picture of a batch."""
+    """Keep CLS and the same random patches of every image of a batch."""
     patches = tokens.shape[1] - 1
     kept = 1 + torch.randperm(patches)[: int(settings.patches_kept * patches)]
     return tokens[:, torch.cat([torch.zeros(1, dtype=torch.long), kept])]
@@ -212,14 +213,14 @@ def _parameter_groups(model: ClsMeanViT, settings: Settings) -> list[dict]:
 
 
 def _pace(step: int, settings: Settings) -> float:
-    """Linear warm-up times a half cosine, ending at one per cent."""
+    """Linear warm-up times a half cosine, down to one per cent."""
     warm = min(1.0, (step + 1) / settings.warmup_steps)
     left = 0.5 + 0.5 * math.cos(math.pi * min(1.0, step / settings.steps))
     return warm * left + 0.01
 
 
 class _Stream(IterableDataset):
-    """Endless batches of fresh training composites, made in another process."""
+    """Endless batches of new training composites, made in another process."""
 
     def __init__(self, seed: int, settings: Settings) -> None:
         self.seed, self.settings = seed, settings

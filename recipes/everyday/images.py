@@ -1,4 +1,4 @@
-"""Step 3: labelled photographs. A cut-out is put on a photograph at a random place, size, light."""
+"""Step 3: labelled images, cut-outs on photographs at a random position, size and light."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -18,14 +18,14 @@ from recipes.everyday.sources import Cutout
 SIZE = 224
 MEAN = (0.485, 0.456, 0.406)
 STD = (0.229, 0.224, 0.225)
-COVER = (0.40, 0.80)  # side of the object relative to the side of the picture
-# Backgrounds are kept at this short side; a crop of 224 to all of it is taken.
+COVER = (0.40, 0.80)  # side of the object relative to the side of the image
+# Backgrounds are stored with this shorter side; crops have sides from 224 to all of it.
 _BACKGROUND_SIDE = 640
 
 
 @dataclass(frozen=True)
 class Composite:
-    """One labelled picture, RGB uint8 [224, 224, 3], and what it was made of."""
+    """One labelled image, RGB uint8 [224, 224, 3], with its cut-out and background."""
 
     pixels: np.ndarray
     cutout: Cutout
@@ -34,7 +34,7 @@ class Composite:
 
 @dataclass(frozen=True)
 class Composites:
-    """Pictures [n, 224, 224, 3] with labels; `cutout[i]` indexes `cutouts`."""
+    """Images [n, 224, 224, 3] with labels; `cutout[i]` indexes `cutouts`."""
 
     pixels: UInt8[np.ndarray, "n 224 224 3"]
     labels: Int[Tensor, " n"]
@@ -48,13 +48,13 @@ class Composites:
 
 
 def normalise(pixels: UInt8[np.ndarray, "n h w 3"]) -> Float[Tensor, "n 3 h w"]:
-    """Scale to [0, 1], then to zero mean and unit variance of ImageNet."""
+    """Scale to [0, 1], then normalise by the mean and standard deviation of ImageNet."""
     x = torch.from_numpy(np.ascontiguousarray(pixels)).permute(0, 3, 1, 2).float() / 255
     return (x - torch.tensor(MEAN).view(3, 1, 1)) / torch.tensor(STD).view(3, 1, 1)
 
 
 def test_composites(n: int = 300, seed: int = 0) -> Composites:
-    """Unseen photographic cut-outs on unseen photographs, every class equally often."""
+    """Unseen photographic cut-outs on unseen photographs; classes are equally frequent."""
     return composites("test", n, seed=seed, kinds=("photo",))
 
 
@@ -69,8 +69,8 @@ def composites(
 ) -> Composites:
     """Make `n` composites of one split, deterministically.
 
-    Classes come equally often, and so do the cut-outs of a class, but for `photo_share`: the
-    share of photographs among the cut-outs where both kinds are asked for.
+    Classes are equally frequent, and so are the cut-outs of a class, except for `photo_share`: the
+    share of photographs among the cut-outs when there are both kinds.
     """
     rng = np.random.default_rng([seed, *split.encode()])
     chosen = tuple(sources.of(split, kinds))
@@ -113,7 +113,7 @@ def composite(
     augment: bool = False,
     background: Path | None = None,
 ) -> Composite:
-    """Put one cut-out on a background of the split; `augment` disturbs more, for training."""
+    """Put one cut-out on a background of the split; `augment` varies more, for training."""
     background = background or _choose_background(split, rng, augment)
     canvas = background_crop(background, rng)
     return Composite(place(cutout, canvas, rng, augment=augment), cutout, background)
@@ -122,7 +122,7 @@ def composite(
 def place(
     cutout: Cutout, canvas: Image.Image, rng: np.random.Generator, *, augment: bool = False
 ) -> UInt8[np.ndarray, "224 224 3"]:
-    """Put one cut-out on a picture of 224 x 224."""
+    """Put one cut-out on an image of 224 x 224."""
     thing = _object(cutout.path)
     if augment:
         thing = _disturb(thing, rng)
@@ -192,7 +192,7 @@ def _choose_background(split: str, rng: np.random.Generator, augment: bool) -> P
 
 
 def background_crop(path: Path, rng: np.random.Generator) -> Image.Image:
-    """A random square of a wallpaper, resized to 224, mirrored half the time."""
+    """A random square of a wallpaper, resized to 224, mirrored half of the time."""
     image = _background(path)
     side = round(SIZE * (min(image.size) / SIZE) ** rng.random())
     left, top = (int(rng.integers(0, s - side + 1)) for s in image.size)
@@ -203,7 +203,7 @@ def background_crop(path: Path, rng: np.random.Generator) -> Image.Image:
 
 
 def _disturb(thing: Image.Image, rng: np.random.Generator) -> Image.Image:
-    """Squeeze, and now and then take the colours away or turn them, or cut a part off."""
+    """Stretch; sometimes remove or rotate the colours, or cut a part off."""
     stretch = math.exp(rng.normal(0, 0.15))
     thing = thing.resize((max(8, round(thing.width * stretch)), thing.height))
     draw = rng.random()
@@ -242,7 +242,7 @@ def _cast_shadow(
 
 
 def _light(pixels: np.ndarray, rng: np.random.Generator, strength: float) -> np.ndarray:
-    """Change exposure, white balance and contrast; also makes a copy."""
+    """Change exposure, white balance and contrast of a copy."""
     gain = math.exp(rng.normal(0, strength)) * np.exp(rng.normal(0, strength / 5, 3))
     contrast = math.exp(rng.normal(0, strength / 2))
     mean = pixels.mean()

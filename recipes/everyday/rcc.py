@@ -1,11 +1,11 @@
-"""The pictures inside the Qt resource files (.rcc) of gcompris-qt-data."""
+"""Images inside the Qt resource files (.rcc) of gcompris-qt-data."""
 
 import re
 import struct
 from collections.abc import Iterator
 from pathlib import Path
 
-# Activities whose pictures are photographs; the others hold drawings and paintings.
+# Activities whose images are photographs; the others have drawings and paintings.
 ACTIVITIES = (
     "categorization", "clickgame", "erase", "explore_farm_animals", "explore_monuments",
     "explore_world_animals", "explore_world_music",
@@ -14,10 +14,10 @@ _LEAST_BYTES = 4000
 
 
 def unpack(package: Path, out: Path) -> None:
-    """Write the WebP pictures of these activities, named by activity and place, into a folder.
+    """Write the WebP images of these activities into a folder, named by activity and number.
 
-    Qt stores files that are compressed already as they are, so that a picture is found by its
-    RIFF header, which tells its length. The smallest are drawings.
+    Qt stores compressed files unchanged, so an image is found by its RIFF header, which holds its
+    length. The smallest images are drawings.
     """
     for resources in sorted(package.rglob("*.rcc")):
         if resources.stem in ACTIVITIES:

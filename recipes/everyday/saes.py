@@ -13,18 +13,11 @@ from torch.utils.data import DataLoader, Dataset
 from recipes.everyday import images, sources
 from recipes.everyday.fetch import WORK
 from recipes.everyday.store import BUNDLE, stored_model
-from vitlens.files import read_json
-from vitlens.models.adapter import ViT
-from vitlens.replacement import fit_baselines
-from vitlens.saes import (
-    TopKSAE,
-    TrainConfig,
-    TuneConfig,
-    load_saes,
-    save_saes,
-    train_saes,
-    tune_saes,
-)
+from vitlens.io import read_json
+from vitlens.method.replacement import ReplacementModel, fit_baselines
+from vitlens.models.vision import VisionModel
+from vitlens.saes import SAE, load_saes, save_saes
+from vitlens.training import TrainConfig, TuneConfig, train_saes, tune_saes
 
 FOLDER = BUNDLE / "saes"
 BASELINES = BUNDLE / "baselines.safetensors"
@@ -41,8 +34,8 @@ CONFIG = TrainConfig(
     decay_share=0.3,
     precision="bfloat16",
 )
-# Of the tuned SAEs, chosen on validation. The K of layers 1 to 10 decide what edges cost, that of
-# layer 0 does not, and what is lost there is lost in all layers.
+# K of the tuned SAEs, chosen on validation. The K of layers 1 to 10 determine the cost of edges;
+# that of layer 0 does not, and its reconstruction error reaches all layers.
 TUNED_K = (48, 38, 40, 40, 40, 40, 40, 40, 40, 40, 42)
 TUNE = TuneConfig(
     batch_images=8, chain_weight=1.0, output_weight=1.0, dead_after=30, precision="bfloat16"
@@ -50,16 +43,16 @@ TUNE = TuneConfig(
 
 
 def train() -> None:
-    """Train the SAEs on unlabelled pictures, tune them together, and put them into the bundle."""
-    vit = ViT(stored_model())
-    trained = train_saes(vit, _loader(TrainingPictures(N_IMAGES)), CONFIG, out=TRAINED)
+    """Train the SAEs on unlabelled images, tune them together, and store them in the bundle."""
+    vision = VisionModel(stored_model())
+    trained = train_saes(vision, _loader(TrainingPictures(N_IMAGES)), CONFIG, out=TRAINED)
     print(trained)
-    for sae, k in zip(trained.saes, TUNED_K, strict=True):
+    for sae, k in zip(trained.saes.values(), TUNED_K, strict=True):
         sae.k = k
-    tuned = tune_saes(vit, trained.saes, _loader(TuningPictures(N_TUNE)), TUNE, out=TUNED)
+    tuned = tune_saes(vision, trained.saes, _loader(TuningPictures(N_TUNE)), TUNE, out=TUNED)
     print(tuned)
     first, last = (read_json(run / "manifest.json")["metadata"] for run in (TRAINED, TUNED))
-    metadata = {**first, "tuning": {"config": last["config"], **last["tuning"]}}
+    metadata = {"training": first["training"], "tuning": last["tuning"]}
     save_saes(tuned.saes, FOLDER, metadata=metadata, dtype=torch.float16)
     for run in (TRAINED, TUNED):
         shutil.rmtree(run)
@@ -71,29 +64,31 @@ def _loader(pictures: Dataset) -> DataLoader:
 
 
 def baselines() -> None:
-    """Medians over 512 training composites, half of them of photographs, half of either kind."""
+    """Medians over 512 training composites: half of photographs, half of both kinds."""
     photos = images.composites("train", 256, seed=7)
     mixed = images.composites("train", 256, seed=8, kinds=("photo", "clip art"))
     batches = [*photos.batches(32), *mixed.batches(32)]
-    fitted = fit_baselines(ViT(stored_model()), stored_saes(), batches)
+    saes = stored_saes()
+    replacement = ReplacementModel(VisionModel(stored_model()), saes, range(len(saes)))
+    fitted = fit_baselines(replacement, batches)
     fitted.save(BASELINES, dtype=torch.float16)
 
 
 @cache
-def stored_saes() -> list[TopKSAE]:
+def stored_saes() -> list[SAE]:
     """The SAEs of the bundle, float32."""
-    return load_saes(FOLDER)
+    return list(load_saes(FOLDER).values())
 
 
 class TrainingPictures(Dataset):
-    """Unlabelled pictures as varied as the training split allows; picture `i` depends on `i` alone.
+    """Unlabelled images, as varied as the training split allows; image `i` depends on `i` alone.
 
-    SAEs trained on composites alone explain unseen photographs markedly worse than seen ones. So
-    scenes are turned, recoloured and blended, several things are put on one, some of no class,
-    and parts are enlarged.
+    SAEs trained on composites alone reconstruct unseen photographs much worse than seen ones. So
+    scenes are rotated, recoloured and blended, several objects are put on one scene, some of no
+    class, and parts are enlarged.
     """
 
-    # Shares of training backgrounds, albums and all scenes; and of what is done to them.
+    # Shares of training backgrounds, albums and all scenes; then of the changes to scenes.
     of_each = (0.3, 0.5, 0.2)
     blended, turned, recoloured = 0.3, 0.5, 0.5
 
@@ -129,7 +124,7 @@ class TrainingPictures(Dataset):
         return images.normalise(pixels[None])[0]
 
     def _cutout(self, rng: np.random.Generator) -> sources.Cutout:
-        """Classes equally often, photographs three times in four; one in four of no class."""
+        """A random cut-out: one in four of no class, else any class; three in four photographs."""
         if rng.random() < 0.25:
             others = sources.other_cutouts()
             return others[rng.integers(len(others))]
@@ -140,7 +135,7 @@ class TrainingPictures(Dataset):
         return chosen[rng.integers(len(chosen))]
 
     def _scene(self, rng: np.random.Generator) -> Image.Image:
-        """A crop of a photograph or wallpaper, perhaps turned, recoloured, blended with another."""
+        """A crop of a photograph or wallpaper, sometimes rotated, recoloured or blended."""
         known = (self.photographs, self.albums, self.scenes)[rng.choice(3, p=self.of_each)]
         scene = images.background_crop(known[rng.integers(len(known))], rng)
         if rng.random() < self.blended:
@@ -153,10 +148,10 @@ class TrainingPictures(Dataset):
 
 
 class TuningPictures(TrainingPictures):
-    """Unlabelled pictures like those the SAEs will see, of more photographs.
+    """Unlabelled images like those that the SAEs will be used on, with more photographs.
 
-    Most show one thing on a photograph, others none or several. Few scenes are blended or
-    recoloured: what is unlike a photograph takes room in the dictionary that photographs lack.
+    Most show one object on a photograph, others none or several. Few scenes are blended or
+    recoloured: images unlike photographs take up features that photographs need.
     """
 
     of_each = (0.2, 0.74, 0.06)
@@ -191,7 +186,7 @@ def _recoloured(scene: Image.Image, rng: np.random.Generator) -> Image.Image:
 
 
 def _enlarge(picture: Image.Image, rng: np.random.Generator) -> Image.Image:
-    """A part of the picture, at its size."""
+    """A part of the image, resized to the size of the image."""
     side = int(rng.integers(90, images.SIZE))
     left, top = (int(v) for v in rng.integers(0, images.SIZE - side + 1, 2))
     box = (left, top, left + side, top + side)

@@ -1,4 +1,4 @@
-"""Which pictures are used, what they show, and which split each belongs to."""
+"""The source images: what they show, and the split each belongs to."""
 
 import random
 import re
@@ -23,7 +23,7 @@ from recipes.everyday.fetch import (
 CLASSES = ("bird", "coin", "flower", "fruit", "mammal", "vehicle")
 SPLITS = {"train": 0.60, "val": 0.15, "test": 0.25}
 
-# Photographic cut-outs of tuxpaint-stamps-default. "fruit" takes in vegetables and nuts.
+# Photographic cut-outs of tuxpaint-stamps-default. "fruit" includes vegetables and nuts.
 PHOTO_FOLDERS = {
     "bird": ("animals/birds",),
     "coin": ("symbols/money",),
@@ -33,7 +33,7 @@ PHOTO_FOLDERS = {
     "vehicle": ("vehicles", "military/vehicles"),
 }
 DRAWN_FOLDERS = ("cartoon", "toys", "plastic", "00_symbols")
-# A wheel is no vehicle, a balloon none like the others; the echidna is a silhouette and the
+# A wheel is not a vehicle, and a balloon is unlike the others; the echidna is a silhouette and the
 # hedgehog a drawing.
 NOT_PHOTOS = ("7spoke256", "wheel_tractor", "balloon360", "echidna", "hedgehog")
 
@@ -60,7 +60,7 @@ CLIP_ART_FOLDERS = {
     "mammal": ("animals/mammals",),
     "vehicle": ("transportation/vehicles",),
 }
-# File names that begin so show something else: a dish, a tree, a road sign, a broken link.
+# Files whose names start like this show something else: a dish, a tree, a road sign, a broken link.
 NOT_CLIP_ART = (
     "apple_juice", "baby-tux_alex", "cactus", "candied", "cartoon_tree", "cat_scratching",
     "cat_scrathing", "champignon", "cigno_di_notte", "contour_bat", "crazy_monkey", "crossroads",
@@ -75,18 +75,18 @@ PHOTOGRAPHS = (
     "FallenLeaf", "GreenMeadow", "Grey", "Kite", "OneStandsOut", "Path",
     "RainDrops", "Storm", "Wood", "summer_1am",
 )  # fmt: skip
-# Photographs that show one of the classes (flowers, boats): natural pictures, never backgrounds.
+# Photographs that show one of the classes (flowers, boats): natural images, never backgrounds.
 SUBJECTS = ("EveningGlow", "FreshFlower", "Garden", "LadyBird", "TwoWings", "YellowFlower")
 # Those of them that SAEs are trained on.
 UNLABELLED = ("EveningGlow", "LadyBird", "TwoWings")
-# Rendered and painted wallpapers: more variety behind the training cut-outs, nothing else.
+# Rendered and painted wallpapers, used only as additional training backgrounds.
 PAINTED = (
     "Altai", "Autumn", "Canopee", "Cascade", "Cluster", "Elarun", "Honeywave", "IceCold", "Kay",
     "Kokkini", "MilkyWay", "Opal", "PastelHills", "Patak", "SafeLanding", "Shell", "Volna",
     "Elephants", "adwaita-l", "grid-l", "licorice-l", "truchet-l", "wood-l", "Stripes",
     "Ubuntu-Mate-Cold-no-logo", "Ubuntu-Mate-Warm-no-logo",
 )  # fmt: skip
-# Pictures of opencv-doc that show ordinary scenes, without drawn-in results.
+# Images of opencv-doc that show ordinary scenes, without results drawn on them.
 OPENCV_PICTURES = {
     "examples/alphamat/input_images": ("plant",),
     "examples/data": (
@@ -110,7 +110,7 @@ OPENCV_PICTURES = {
     ),
 }  # fmt: skip
 
-# Of `more_albums`: drawings, and what shows the same place as another.
+# Left out of `more_albums`: drawings, and images of a place that is in another image.
 NOT_ALBUM = (
     "graffiti", "party-room", "room1", "room2", "room3", "school2", "spotlight-stage",
     "tennis-backboard", "woods-and-bench",
@@ -119,7 +119,7 @@ NOT_ALBUM = (
 
 @dataclass(frozen=True)
 class Cutout:
-    """A picture of one thing with a transparent background."""
+    """An image of one object with a transparent background."""
 
     path: Path
     label: int
@@ -175,9 +175,9 @@ def backgrounds() -> dict[str, tuple[Path, ...]]:
 
 
 def wallpaper(name: str) -> Path:
-    """The largest landscape file of a wallpaper that several sizes of may be installed."""
+    """The largest landscape file of a wallpaper, which may be installed in several sizes."""
     found = {
-        path.resolve()  # some sizes are links to another
+        path.resolve()  # some sizes link to another
         for folder in BACKGROUNDS
         for path in folder.rglob("*")
         if path.suffix in (".jpg", ".png", ".webp")
@@ -204,7 +204,7 @@ def more_albums() -> tuple[Path, ...]:
 
 
 def _pictures(paths: Iterable[Path]) -> tuple[Path, ...]:
-    """Those of the paths that are pictures, and not too small."""
+    """Keep the paths of images that are not too small."""
     pictures = (path for path in paths if path.suffix in (".jpg", ".png", ".webp"))
     files = (path for path in pictures if path.is_file() and not path.is_symlink())
     return tuple(path for path in files if _side(path) >= 150)
@@ -216,7 +216,7 @@ def _side(path: Path) -> int:
 
 
 def wallpaper_name(path: Path) -> str:
-    """The name that `wallpaper` finds a file by."""
+    """The name by which `wallpaper` finds a file."""
     return path.parents[2].name if path.parent.name.startswith("images") else path.stem
 
 
@@ -234,7 +234,7 @@ def _is_drawn(path: Path) -> bool:
 
 
 def _is_cut_out(path: Path) -> bool:
-    """Whether the picture has a transparent surround and is neither a hairline nor a poster."""
+    """Whether the image has transparent margins and is neither very thin nor very large."""
     with Image.open(path) as image:
         if image.width * image.height > 50_000_000:
             return False
@@ -244,14 +244,14 @@ def _is_cut_out(path: Path) -> bool:
 
 
 def _split(found: Sequence[Cutout]) -> list[Cutout]:
-    """Deal groups of look-alikes to the splits, class by class, with a fixed seed."""
+    """Distribute groups of similar cut-outs over the splits, class by class, with a fixed seed."""
     result = []
     for label in range(len(CLASSES)):
         groups = _group([c for c in found if c.label == label])
         random.Random(label).shuffle(groups)
         total, dealt = sum(map(len, groups)), defaultdict(int)
         for group in groups:
-            # The split that is furthest behind its share takes the next group.
+            # The split that is furthest below its share gets the next group.
             split = max(SPLITS, key=lambda s: SPLITS[s] - dealt[s] / total)
             dealt[split] += len(group)
             result += [replace(c, split=split) for c in group]
@@ -259,7 +259,7 @@ def _split(found: Sequence[Cutout]) -> list[Cutout]:
 
 
 def _group(found: Sequence[Cutout]) -> list[list[Cutout]]:
-    """Join cut-outs that share the first word of their names, or look alike, mirrored or not."""
+    """Group cut-outs that share the first word of their names, or look alike, mirrored or not."""
     hashes = [_hashes(c.path) for c in found]
     group = list(range(len(found)))
     for i in range(len(found)):

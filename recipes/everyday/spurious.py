@@ -2,9 +2,9 @@
 
     python -m recipes.everyday.spurious
 
-Cut-outs keep the splits of `sources`: those of test were seen by no step of `everyday`. So do the
-photographs of `sources.PHOTOGRAPHS`; the others come from albums that the SAEs, and nothing with
-labels, were trained on.
+Cut-outs keep the splits of `sources`: no step of `everyday` has seen those of the test split. The
+same holds for photographs of `sources.PHOTOGRAPHS`. The others come from albums on which only the
+SAEs were trained, and nothing with labels.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from recipes.everyday.fetch import WORK, fetch
 from recipes.everyday.sources import CLASSES, Cutout
 from recipes.everyday.store import BUNDLE as EVERYDAY
 from vitlens.debias.spurious import probe_weights
-from vitlens.files import write_json, write_tensors
+from vitlens.io import write_json, write_tensors
 
 BUNDLE = EVERYDAY.parent / "spurious"
 PAIR = ("bird", "mammal")
@@ -43,7 +43,7 @@ def _mate(name: str) -> str:
     return f"copyright {credits.AUTHORS[name]}, GPL-2.0-or-later"
 
 
-# Split, kind, name, where it is from, credit.
+# Split, kind, name, package, credit.
 BACKGROUNDS = (
     ("train", 0, "BytheWater", _PLASMA, _KDE),
     ("train", 0, "ColdRipple", _PLASMA, _KDE),
@@ -67,14 +67,14 @@ _STAMPS = "copyright 2002-2022 Bill Kendrick and the Tux Paint contributors, GPL
 
 
 def build() -> None:
-    """Write the pictures with their credits, then a probe for each seed."""
+    """Write the images with their credits, then one probe per seed."""
     fetch()
     write_pictures()
     write_probes()
 
 
 def write_probes() -> None:
-    """Train a probe for each seed, and write ``probes.safetensors``."""
+    """Train one probe per seed, and write ``probes.safetensors``."""
     probes = {}
     for seed in SEEDS:
         for name, value in probe_weights(seed).items():

@@ -1,4 +1,4 @@
-"""Step 5: the stored model. 8-bit weights, from which every later step and figure starts."""
+"""Step 5: the stored model with 8-bit weights, from which all later steps and figures start."""
 
 from functools import cache
 from pathlib import Path
@@ -10,19 +10,19 @@ from recipes.everyday.backbone import ARCHITECTURE
 from recipes.everyday.fetch import WORK
 from recipes.everyday.head import CLASSIFIER, predict
 from recipes.everyday.sources import CLASSES
-from vitlens.files import fingerprint, read_tensors, write_json, write_tensors
-from vitlens.models.cls_mean import ClsMeanViT
+from vitlens.io import fingerprint, read_tensors, write_json, write_tensors
+from vitlens.models.heads import ClsMeanViT
 from vitlens.models.quantize import dequantize, quantize
 
 BUNDLE = Path(__file__).resolve().parents[2] / "vitlens" / "bundles" / "everyday"
 MODEL = BUNDLE / "model.safetensors"
 AGREEMENT = WORK / "agreement.json"
-# Small, and read by every token: 16-bit costs 1 % of the file.
+# Small and read by every token: 16 bits cost 1 % of the file.
 KEPT_IN_HALF = ("patch_embed.proj.weight", "head.weight")
 
 
 def store() -> None:
-    """Write model and description into the bundle, and how often both models agree."""
+    """Write model and description into the bundle, and how often it agrees with the original."""
     weights, _ = read_tensors(CLASSIFIER)
     stored = quantize(weights, keep=KEPT_IN_HALF)
     write_tensors(MODEL, stored, {})
@@ -48,16 +48,16 @@ def store() -> None:
 
 @cache
 def stored_model() -> ClsMeanViT:
-    """The model of the bundle, float32, in evaluation mode."""
+    """The bundled model, float32, in evaluation mode."""
     model = ClsMeanViT(**ARCHITECTURE, num_classes=len(CLASSES)).eval()
     model.load_state_dict(dequantize(read_tensors(MODEL)[0]))
     return model.requires_grad_(False)
 
 
 def _agreement(model: ClsMeanViT, weights: dict[str, torch.Tensor]) -> dict[str, float | int]:
-    """Top-1 answers shared with the unquantised model, and how far the tokens move.
+    """Share of equal top-1 predictions with the unquantised model, and change of the tokens.
 
-    Uses validation and training composites: the test split is opened once, by the card.
+    Uses validation and training composites: the test split is used once, for the card.
     """
     original = ClsMeanViT(**ARCHITECTURE, num_classes=len(CLASSES)).eval()
     original.load_state_dict(weights)

@@ -7,27 +7,29 @@ from recipes.everyday.fetch import WORK
 from recipes.everyday.saes import CONFIG, TrainingPictures
 from recipes.everyday.store import BUNDLE
 from vitlens.bundle import build_model
-from vitlens.files import read_json
 from vitlens.images import Transform
+from vitlens.io import read_json
 from vitlens.lens import Lens
-from vitlens.models.adapter import ViT
-from vitlens.models.cls_mean import ClsMeanViT
-from vitlens.saes import load_saes, train_saes
+from vitlens.models.heads import ClsMeanViT
+from vitlens.models.vision import VisionModel
+from vitlens.saes import load_saes
+from vitlens.training import train_saes
 
 FOLDER = WORK / "untrained"
-N_IMAGES = 4_000  # of the 14,000: its streams are much simpler, and two cores are slow
+N_IMAGES = 4_000  # of the 14,000: the streams are much simpler, and two cores are slow
 
 
 def train() -> None:
-    """Train SAEs on the untrained model's streams, as step 6 does on the trained one's."""
+    """Train SAEs on the streams of the untrained model, as step 6 on those of the trained one."""
     pictures = DataLoader(TrainingPictures(N_IMAGES), batch_size=16, num_workers=0)
-    print(train_saes(ViT(untrained_model()), pictures, CONFIG, out=FOLDER / "saes"))
+    print(train_saes(VisionModel(untrained_model()), pictures, CONFIG, out=FOLDER / "saes"))
 
 
 def untrained_model() -> ClsMeanViT:
-    """The architecture of `everyday` as timm initialises it, its LayerScale at 1.
+    """The architecture of `everyday` as timm initialises it, with LayerScale 1.
 
-    With the published start of 1e-5 the blocks would do nothing, and all layers be the same.
+    With the published initial value of 1e-5 the blocks would change almost nothing, and all layers
+    would be the same.
     """
     torch.manual_seed(0)
     config = read_json(BUNDLE / "bundle.json")
@@ -36,7 +38,7 @@ def untrained_model() -> ClsMeanViT:
 
 
 def untrained_lens() -> Lens:
-    """The control as a lens; its classes mean nothing."""
+    """The control as a lens; its classes have no meaning."""
     config = read_json(BUNDLE / "bundle.json")
     return Lens(
         untrained_model(),

@@ -3,11 +3,10 @@
     python -m recipes.everyday.verify
 
 On composites of the test split (see `images.test_composites`) that the model classifies correctly,
-edges of the circuit of 8 nodes a layer are drawn by chance and cut (see `vitlens.circuits.verify`),
-for LibraGrad's circuit and for that of plain gradients; beside them random edges between active
-features of the same layers. The public pictures are fetched if they are not there. The run takes
-about half a minute an image and core, can be interrupted, and goes on where it was; `--so-far`
-tells what there is.
+random edges of the circuit with 8 nodes per layer are cut (see `vitlens.circuits.verify`), for the
+circuit of LibraGrad and for that of plain gradients; the control is random edges between active
+features of the same layers. Missing public images are downloaded. The run takes about half a minute
+per image and core; after an interruption it resumes. `--so-far` reports the results so far.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ from dataclasses import dataclass
 from functools import cache, partial
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, NamedTuple, TypeAlias, get_args
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -28,35 +27,41 @@ from torch import Tensor
 import vitlens
 from recipes.everyday.fetch import fetch
 from recipes.everyday.images import normalise, test_composites
-from vitlens.attribution.gradients import ErrorPaths, Gradient
-from vitlens.attribution.importances import Importances, importances, layer_edges
-from vitlens.attribution.targets import resolve_target
-from vitlens.circuits.areas import Array, Estimate, interval, resamples
 from vitlens.circuits.circuit import ERROR, TARGET
+from vitlens.circuits.curves import Array, Estimate, interval, resamples
 from vitlens.circuits.prune import walk
-from vitlens.circuits.verification import Link, Verification, rank_correlation
-from vitlens.circuits.verify import Active, measure_edges, predict_edges, random_edges
-from vitlens.files import read_json, write_json
-from vitlens.models.adapter import ViT
+from vitlens.circuits.verify import (
+    Link,
+    Verification,
+    measure_edges,
+    predict_edges,
+    random_edges,
+    rank_correlation,
+)
+from vitlens.io import read_json, write_json
+from vitlens.method.engines import EdgeColumns
+from vitlens.method.importance import (
+    ErrorGradients,
+    Importances,
+    node_importances,
+    resolve_target,
+)
+from vitlens.method.libragrad import Gradient
+from vitlens.method.replacement import Active, ErrorNodes
 from vitlens.plots import save_figure, verification_figure
-from vitlens.replacement import Baselines, ErrorNodes, Trace
-from vitlens.saes.topk import TopKSAE
 
 OUT = Path("build/everyday/verify")
 FIGURE = Path("docs/verify.png")
-_TRIED = 1.3  # composites for each image wanted, as some are misclassified
-
-
-Known: TypeAlias = tuple[ViT, Sequence[TopKSAE], Trace, Baselines]
+_TRIED = 1.3  # composites per image, as some are misclassified
 
 
 class Row(NamedTuple):
-    """One line of the table: whose prediction, of which edges, against which measurement."""
+    """One line of the table: prediction, edges and measurement that are compared."""
 
     gradient: Gradient
-    paths: ErrorPaths
-    edges: str  # "libragrad" or "plain", a circuit's; "random"
-    errors: ErrorNodes
+    error_gradients: ErrorGradients
+    edges: str  # of a circuit, "libragrad" or "plain"; or "random"
+    error_nodes: ErrorNodes
     active: Active
     name: str
 
@@ -67,7 +72,7 @@ ROWS = (
     Row("libragrad", "leaf", "random", "clean", "clean", "random edges, LibraGrad"),
     Row("plain", "leaf", "random", "clean", "clean", "random edges, plain gradients"),
     Row("plain", "leaf", "libragrad", "clean", "clean", "LibraGrad's edges, plain gradients"),
-    Row("libragrad", "leaf", "libragrad", "clean", "running", "LibraGrad, top k chosen anew"),
+    Row("libragrad", "leaf", "libragrad", "clean", "running", "LibraGrad, top k chosen again"),
     Row("libragrad", "through", "libragrad", "free", "clean", "LibraGrad, error nodes free"),
     Row("plain", "through", "plain", "free", "clean", "plain gradients, error nodes free"),
 )
@@ -75,7 +80,7 @@ ROWS = (
 
 @dataclass(frozen=True)
 class Run:
-    """What is measured of every image."""
+    """Settings of a run, and its files."""
 
     images: int
     edges: int
@@ -92,11 +97,11 @@ def main() -> None:
     """Measure, print the table, and draw the figure."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--images", type=int, default=50, help="images (%(default)s)")
-    parser.add_argument("--edges", type=int, default=20, help="edges an image (%(default)s)")
-    parser.add_argument("--nodes", type=int, default=8, help="nodes a layer (%(default)s)")
+    parser.add_argument("--edges", type=int, default=20, help="edges per image (%(default)s)")
+    parser.add_argument("--nodes", type=int, default=8, help="nodes per layer (%(default)s)")
     parser.add_argument("--jobs", type=int, default=2, help="processes of one thread (%(default)s)")
     parser.add_argument("--out", type=Path, default=OUT)
-    parser.add_argument("--so-far", action="store_true", help="measure nothing more")
+    parser.add_argument("--so-far", action="store_true", help="report without measuring more")
     given = vars(parser.parse_args())
     so_far = given.pop("so_far")
     run = Run(**given)
@@ -123,7 +128,9 @@ def _measure(run: Run, job: int) -> list[dict[str, Any]]:
     made = test_composites(round(_TRIED * run.images) + 1, seed=1)
     pixels = normalise(made.pixels)
     right = [
-        i for i, x in enumerate(pixels) if int(lens.vit.logits(x[None]).argmax()) == made.labels[i]
+        i
+        for i, x in enumerate(pixels)
+        if int(lens.vision.logits(x[None]).argmax()) == made.labels[i]
     ]
     mine = right[: run.images][job :: run.jobs]
     file = run.file(job)
@@ -131,59 +138,64 @@ def _measure(run: Run, job: int) -> list[dict[str, Any]]:
     for i in mine[len(done) :]:
         done.append({"image": i, "rows": _one(lens, pixels[i], run, seed=i)})
         write_json(file, done)
-        told = ", ".join(f"{_over_images(done, row)[0].value:.2f}" for row in ROWS)
-        print(f"{len(done)} of {len(mine)}: {told}", flush=True)
+        ranks = ", ".join(f"{_over_images(done, row)[0].value:.2f}" for row in ROWS)
+        print(f"{len(done)} of {len(mine)}: {ranks}", flush=True)
     return done
 
 
 def _one(lens: vitlens.Lens, x: Tensor, run: Run, *, seed: int) -> list[dict[str, Any]]:
-    """Measure one image: for each row the edges, predicted and measured changes."""
+    """Measure one image: edges, predicted and measured changes for each row."""
     trace = lens.trace(x)
     target = resolve_target(None, trace.logits, lens.class_names)
-    known: Known = (lens.vit, lens.saes, trace, lens.baselines)
+    model = lens.replacement
 
     @cache
-    def nodes(gradient: Gradient, paths: ErrorPaths) -> Importances:
-        return importances(*known, target, gradient=gradient, errors=paths, edges=False)
+    def nodes(gradient: Gradient, error_gradients: ErrorGradients) -> Importances:
+        return node_importances(
+            model, trace, target, gradient=gradient, error_gradients=error_gradients
+        )
 
-    chosen = {g: _edges(known, nodes(g, "leaf"), run, seed) for g in get_args(Gradient)}
-    every, some = chosen["libragrad"]
-    links = {"libragrad": some, "plain": chosen["plain"][1]}
+    @cache
+    def chosen(gradient: Gradient) -> tuple[list[Link], tuple[Link, ...]]:
+        importances = nodes(gradient, "leaf")
+        return _edges(importances, EdgeColumns(model, trace, importances), run, seed)
+
+    every, some = chosen("libragrad")
+    links = {"libragrad": some, "plain": chosen("plain")[1]}
     links["random"] = random_edges(trace, some, known=every, seed=seed)
 
     @cache
-    def measured(edges: str, errors: ErrorNodes, active: Active) -> list[float]:
-        found = measure_edges(*known, target, links[edges], errors=errors, active=active)
+    def measured(edges: str, error_nodes: ErrorNodes, active: Active) -> list[float]:
+        found = measure_edges(
+            model, trace, target, links[edges], error_nodes=error_nodes, active=active
+        )
         return found.tolist()
 
     return [
         {
             "edges": links[row.edges],
             "predicted": predict_edges(
-                *known, nodes(row.gradient, row.paths), links[row.edges]
+                model, trace, nodes(row.gradient, row.error_gradients), links[row.edges]
             ).tolist(),
-            "measured": measured(row.edges, row.errors, row.active),
+            "measured": measured(row.edges, row.error_nodes, row.active),
         }
         for row in ROWS
     ]
 
 
 def _edges(
-    known: Known, nodes: Importances, run: Run, seed: int
+    nodes: Importances, columns: EdgeColumns, run: Run, seed: int
 ) -> tuple[list[Link], tuple[Link, ...]]:
-    """All edges of the pruned circuit, and some of them by chance."""
-
-    def columns(layer: int, features: Tensor) -> Tensor:
-        return layer_edges(*known, nodes, layer, targets=features)
-
+    """All edges of the pruned circuit, and a random sample of them."""
     sizes = [len(scores) - 1 for scores in nodes.nodes]
     kept = [
         [ERROR if i == size else i for i in indices.tolist()]
         for size, indices in zip(sizes, walk(nodes.nodes, columns, count=run.nodes), strict=True)
     ]
-    every: list[Link] = [((len(kept) - 1, f), (len(kept), TARGET)) for f in kept[-1]]
-    for layer, (here, following) in enumerate(pairwise(kept)):
-        every += [((layer, f), (layer + 1, g)) for f in here for g in following if g != ERROR]
+    layers = nodes.layers
+    every: list[Link] = [((layers[-1], f), (layers[-1] + 1, TARGET)) for f in kept[-1]]
+    for (layer, here), (next_layer, following) in pairwise(zip(layers, kept, strict=True)):
+        every += [((layer, f), (next_layer, g)) for f in here for g in following if g != ERROR]
     order = torch.randperm(len(every), generator=torch.Generator().manual_seed(seed))
     return every, tuple(every[i] for i in sorted(order[: run.edges].tolist()))
 
@@ -213,7 +225,7 @@ def _pooled(found: Sequence[dict[str, Any]], row: Row) -> Verification:
         torch.tensor([v for part in parts for v in part[side]], dtype=torch.float64)
         for side in ("predicted", "measured")
     )
-    settings = {"error_nodes": row.errors}
+    settings = {"error_nodes": row.error_nodes}
     return Verification(edges, predicted, measured, len(edges), "the predicted class", settings)
 
 
@@ -229,10 +241,10 @@ def _table(found: Sequence[dict[str, Any]]) -> str:
         lines.append(f"| {row.name} | {rank} | {same} | {size.value:.2g} |")
     for row in (ROWS[0], ROWS[4]):
         pooled = _pooled(found, row)
-        told = ", ".join(
+        ranks = ", ".join(
             f"{layer}: {rank:.2f}" for layer, (_, rank, _) in pooled.by_layer().items()
         )
-        lines += ["", f"{row.name}, edges of all images together, by layer: {told}"]
+        lines += ["", f"{row.name}, edges of all images together, by layer: {ranks}"]
     return "\n".join(lines)
 
 

@@ -6,8 +6,8 @@ the same size. Reading an image is part of both.
 
 Memory: a process of its own over 1,000 and over 10,000 synthetic images, by default with a small
 random ViT (192 channels, 4 blocks, 196 patches; the bundled one takes hours on two cores), with
-pictures and heats, saving as it goes. Peak resident memory, what the imports and the model take
-included.
+thumbnails and heatmaps, saving as it goes. Peak resident memory includes what the imports and the
+model take.
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ def _speed(n_images: int, batch_size: int, rounds: int) -> bool:
     ratios = [b / a for a, b in zip(bare, full, strict=True)]
     ratio = float(np.median(ratios))
     print(
-        f"{n_images} images of {lens.vit.image_size}, {len(lens.saes)} layers, "
+        f"{n_images} images of {lens.vision.image_size}, {len(lens.saes)} layers, "
         f"{torch.get_num_threads()} threads, batches of {batch_size}, {rounds} rounds"
     )
     print(f"  bare forward pass  {np.median(bare):6.2f} images a second")
@@ -100,10 +100,10 @@ def _speed(n_images: int, batch_size: int, rounds: int) -> bool:
 @torch.no_grad()
 def _bare(lens: Lens, images: list, batch_size: int) -> None:
     """Read the images the same way and run the model, and nothing else."""
-    reader = Reader(lens.transform, lens.vit.image_size, None)
+    reader = Reader(lens.transform, lens.vision.image_size, None)
     for batch in read_batches(reader, open_source(images), batch_size):
-        where = {"dtype": lens.vit.dtype, "device": lens.vit.device}
-        lens.vit.logits(stack(batch, batch_size, lens.vit.image_size, **where))
+        where = {"dtype": lens.vision.dtype, "device": lens.vision.device}
+        lens.vision.logits(stack(batch, batch_size, lens.vision.image_size, **where))
 
 
 def _memory(threads: int, *, everyday: bool) -> bool:

@@ -15,7 +15,7 @@ from playwright.sync_api import Browser, Page, Route, sync_playwright
 
 from tests.widgets.browser.conftest import FLAGS
 from tests.widgets.browser.hosts import chromium
-from vitlens.circuits.candidates import Candidates
+from vitlens.circuits.graph import AttributionGraph
 from vitlens.widgets import CircuitDiagram
 
 LAYERS, NODES, MOST, EDGES = 10, 30, 40, 3000
@@ -77,7 +77,7 @@ FRAME_TIMES = """async ([what, frames]) => {
 }"""
 
 
-def candidates() -> Candidates:
+def candidates() -> AttributionGraph:
     """Random nodes and edges: `NODES` a layer leave about `EDGES` edges."""
     torch.manual_seed(0)
     part = EDGES / ((LAYERS - 1) * NODES**2)
@@ -87,26 +87,27 @@ def candidates() -> Candidates:
         for _ in range(LAYERS - 1)
     )
     edges = tuple(torch.where(torch.rand_like(block) < 0.2, -block, block) for block in edges)
-    return Candidates(
+    return AttributionGraph(
         features=tuple(tuple(range(MOST)) for _ in range(LAYERS)),
         nodes=nodes,
         edges=edges,
         tokens=tuple(torch.randn(197, MOST) * layer for layer in nodes),
         activations=None,
         positive=tuple(float(layer.sum()) for layer in nodes),
-        sizes=None,
+        n_features=None,
         at_most=MOST,
+        layers=tuple(range(LAYERS)),
         grid=(14, 14),
         prefix_names=("CLS",),
         target="bench",
         target_index=None,
         target_value=1.0,
         prediction=("bench", 1.0),
-        picture=torch.randint(0, 255, (224, 224, 3), dtype=torch.uint8),
+        image=torch.randint(0, 255, (224, 224, 3), dtype=torch.uint8),
     )
 
 
-def measure(browser: Browser, page: Page, given: Candidates) -> None:
+def measure(browser: Browser, page: Page, given: AttributionGraph) -> None:
     """Print the layout's time and the frames' times."""
     page.route("http://sources.test/**", source)
     page.on("console", lambda message: print(f"layout of {message.text}"))

@@ -1,9 +1,10 @@
-"""Time the engines against each other on one image: ``make bench``.
+"""Compare the engines on one image, in time and memory: ``make bench``.
 
-Every engine runs in a process of its own, one after the other, so that its peak memory is its own.
-`exact`, `vjp` and `jacrev` compute all edges of a layer pair, `jvp` those of its 20 strongest
-sources. `jacrev` is what the published code does, reverse mode for every feature of the dictionary
-in chunks of 64; our `vjp` leaves out features that are silent on the image, whose edges are 0.
+Each engine runs in a process of its own, one after the other, so that its peak memory is its own.
+`closed_form`, `vjp` and `jacrev` compute all edges of a pair of sites, `jvp` those of its 20
+strongest sources. `jacrev` is what the published code does: reverse mode for every feature of the
+dictionary, in chunks of 64. Our `vjp` leaves out features that are inactive on the image, whose
+edges are 0.
 """
 
 from __future__ import annotations
@@ -15,27 +16,26 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from unittest.mock import patch
 
 import torch
 from torch import Tensor
 
-from vitlens.attribution import vjp
-from vitlens.attribution.importances import Importances, importances, layer_edges
-from vitlens.attribution.targets import resolve_target
 from vitlens.bundle import load
-from vitlens.files import read_tensors, write_tensors
 from vitlens.images import ImageLike, Transform
+from vitlens.io import read_tensors, write_tensors
 from vitlens.lens import Lens
-from vitlens.models.registry import create
-from vitlens.replacement import Baselines, Trace
+from vitlens.method import edges as method_edges
+from vitlens.method.engines import compute_edges, site_pair
+from vitlens.method.importance import Importances, node_importances, resolve_target
+from vitlens.method.replacement import ReplacementModel, Trace
+from vitlens.models.families import create
 from vitlens.saes.topk import TopKSAE
+from vitlens.tables import text_table
 
-ENGINES = ("exact", "vjp", "jacrev", "jvp")
+ENGINES = ("closed_form", "vjp", "jacrev", "jvp")
 N_SOURCES = 20
 AIM = 25
 TOLERANCE = 1e-4
@@ -60,10 +60,14 @@ def _parser() -> argparse.ArgumentParser:
         "--pairs",
         type=int,
         metavar="N",
-        help="measure only the first N layer pairs (default: all, which takes some minutes)",
+        help="measure only the first N pairs of sites (default: all, which takes some minutes)",
     )
     parser.add_argument(
-        "--repeats", type=int, default=3, metavar="N", help="of the fast engines; medians count"
+        "--repeats",
+        type=int,
+        default=3,
+        metavar="N",
+        help="repeats of the fast engines; the median counts",
     )
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), metavar="N")
     parser.add_argument(
@@ -92,49 +96,41 @@ def _run(engine: str, arguments: argparse.Namespace, folder: str) -> tuple[dict[
 def _report(found: dict[str, tuple[dict[str, Tensor], dict]], threads: int) -> int:
     figures = {engine: figure for engine, (_, figure) in found.items()}
     edges = {engine: tensors for engine, (tensors, _) in found.items()}
-    exact = figures["exact"]
-    n = len(exact["seconds"])
-    print(
-        f"{exact['what']}\nCPU, {threads} threads, float32, {n} of {exact['n_pairs']} layer pairs\n"
-    )
+    fast = figures["closed_form"]
+    n = len(fast["seconds"])
+    print(fast["what"])
+    print(f"CPU, {threads} threads, float32, {n} of {fast['n_pairs']} pairs of sites\n")
     worst = {
         engine: max(_difference(edges[engine], edges["vjp"], pair) for pair in range(n))
-        for engine in ("exact", "jacrev", "jvp")
+        for engine in ("closed_form", "jacrev", "jvp")
     }
-    rows = [
-        ("engine", "edges", "a pair", "all pairs", "CPU time", "peak memory", "above the model",
-         "difference to vjp")
-    ]  # fmt: skip
+    rows = []
     for engine in ENGINES:
         figure = figures[engine]
         scope = f"of {N_SOURCES} sources" if engine == "jvp" else "all"
-        in_all, cpu = _sums(figure)
+        total, cpu = _sums(figure)
         rows.append(
             (
                 engine,
                 scope,
-                f"{in_all / n:.3f} s",
-                f"{in_all:.2f} s",
+                f"{total / n:.3f} s",
+                f"{total:.2f} s",
                 f"{cpu:.2f} s",
                 f"{figure['peak'] / 2**20:.0f} MiB",
                 f"{(figure['peak'] - figure['before']) / 2**20:.0f} MiB",
                 f"{worst[engine]:.1e}" if engine in worst else "",
             )
         )
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    for row in rows:
-        print(
-            "  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)).rstrip()
-        )
-    print(f"\nexact, in this run (aim: at least {AIM} times as fast as jacrev):")
+    header = ("engine", "edges", "per pair", "all pairs", "CPU time", "peak memory")
+    header += ("above the model", "difference to vjp")
+    print(text_table(header, rows, align="ll" + "r" * (len(header) - 2)))
+    print(f"\nclosed_form, in this run (aim: at least {AIM} times as fast as jacrev):")
     for engine in ("jacrev", "vjp"):
-        clock, cpu = (slow / fast for slow, fast in zip(
-            _sums(figures[engine]), _sums(figures["exact"]), strict=True
-        ))  # fmt: skip
+        clock, cpu = (
+            slow / quick for slow, quick in zip(_sums(figures[engine]), _sums(fast), strict=True)
+        )
         print(f"  {clock:.1f} times as fast as {engine}, with {cpu:.1f} times less CPU time")
-    print(
-        "If the machine is busy with other work, CPU time with --threads 1 is the fairer measure."
-    )
+    print("If other programs are running, CPU time with --threads 1 is the fairer measure.")
     if max(worst.values()) > TOLERANCE:
         print(f"The engines differ by more than {TOLERANCE:.0e}.", file=sys.stderr)
         return 1
@@ -161,33 +157,31 @@ def _work(
     subject: tuple[str, Lens, ImageLike], engine: str, n_pairs: int | None, repeats: int, out: Path
 ) -> None:
     name, lens, image = subject
-    vit, sae = lens.vit, lens.saes[0]
-    what = f"{name}: {vit.n_tokens} tokens x {vit.width}, {sae.size} features, K {sae.k} in layer 0"
+    vision, sae = lens.vision, lens.saes[0]
+    what = (
+        f"{name}: {vision.n_tokens} tokens x {vision.d_model}, {sae.n_features} features, at most "
+        f"{sae.max_active} active per token in layer {lens.layers[0]}"
+    )
     trace = lens.trace(image)
     target = resolve_target(None, trace.logits, lens.class_names)
-    known = "vjp" if engine == "jacrev" else engine
-    nodes = importances(
-        lens.vit, lens.saes, trace, lens.baselines, target, engine=known, edges=False
-    )
-    all_pairs = len(lens.saes) - 1
+    nodes = node_importances(lens.replacement, trace, target)
+    all_pairs = len(lens.replacement) - 1
     pairs = range(all_pairs if n_pairs is None else min(n_pairs, all_pairs))
     if engine != "jvp":  # warm up; jvp has a fast run anyway, and takes the median
-        few = torch.arange(64)
-        layer_edges(lens.vit, lens.saes, trace, lens.baselines, nodes, 0, targets=few)
+        _edges(lens.replacement, trace, nodes, 0, engine, targets=torch.arange(64))
 
     _forget_peak()
     before = _peak()
     seconds, tensors = [], {}
     for pair in pairs:
-        baselines = lens.baselines
+        replacement = lens.replacement
         if engine == "jvp":
-            rows, baselines = _few_sources(nodes, trace, lens.baselines, pair)
+            rows, replacement = _few_sources(replacement, nodes, trace, pair)
             tensors[f"rows.{pair}"] = rows
         times = []
-        for _ in range(repeats if engine in ("exact", "jvp") else 1):
+        for _ in range(repeats if engine in ("closed_form", "jvp") else 1):
             start = time.perf_counter(), time.process_time()
-            with _nothing_left_out() if engine == "jacrev" else nullcontext():
-                edges = layer_edges(lens.vit, lens.saes, trace, baselines, nodes, pair)
+            edges = _edges(replacement, trace, nodes, pair, engine)
             times.append((time.perf_counter() - start[0], time.process_time() - start[1]))
         seconds.append(sorted(times)[len(times) // 2])
         tensors[f"edges.{pair}"] = edges
@@ -196,6 +190,21 @@ def _work(
         "what": what, "seconds": seconds, "before": before, "peak": peak, "n_pairs": all_pairs
     }  # fmt: skip
     write_tensors(out, tensors, json.loads(json.dumps(figures)))
+
+
+def _edges(
+    replacement: ReplacementModel,
+    trace: Trace,
+    nodes: Importances,
+    position: int,
+    engine: str,
+    targets: Tensor | None = None,
+) -> Tensor:
+    pair = site_pair(replacement, trace, nodes, position, targets=targets)
+    if engine != "jacrev":
+        return compute_edges(pair, engine)
+    with torch.no_grad():
+        return method_edges.vjp(pair)  # without leaving out inactive features
 
 
 def _bundled() -> tuple[str, Lens, ImageLike]:
@@ -218,23 +227,18 @@ def _random() -> tuple[str, Lens, ImageLike]:
 
 
 def _few_sources(
-    nodes: Importances, trace: Trace, baselines: Baselines, layer: int
-) -> tuple[Tensor, Baselines]:
-    """Return the strongest sources, and baselines that silence all others: what an engine skips."""
-    strongest = nodes.nodes[layer][:-1].abs().topk(N_SOURCES).indices
-    features = list(baselines.features)
-    silenced = trace.features[layer].clone()
-    silenced[:, strongest] = features[layer][:, strongest]
-    features[layer] = silenced
-    return strongest, replace(baselines, features=features)
-
-
-@contextmanager
-def _nothing_left_out() -> Iterator[None]:
-    """Have every target feature pulled back, active on the image or not."""
-    where = "vitlens.attribution.importances.compute_edges"
-    with patch(where, lambda pair, engine: vjp.edges(pair)), torch.no_grad():
-        yield
+    replacement: ReplacementModel, nodes: Importances, trace: Trace, position: int
+) -> tuple[Tensor, ReplacementModel]:
+    """Return the strongest sources, and baselines at which all others are: engines skip those."""
+    strongest = nodes.nodes[position][:-1].abs().topk(N_SOURCES).indices
+    features = list(replacement.baselines.features)
+    others = trace.features[position].clone()
+    others[:, strongest] = features[position][:, strongest]
+    features[position] = others
+    baselines = replace(replacement.baselines, features=features)
+    return strongest, ReplacementModel(
+        replacement.vision, replacement.saes, replacement.layers, baselines
+    )
 
 
 def _forget_peak() -> None:

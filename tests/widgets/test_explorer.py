@@ -17,11 +17,10 @@ import traitlets
 from PIL import Image
 
 import vitlens
-from tests.tiny import CLASSES, tiny_lens
-from vitlens.about import About, Sample
-from vitlens.attribution import cla
-from vitlens.circuits import methods
+from tests.builders import CLASSES, tiny_lens
+from vitlens.circuits import faithfulness
 from vitlens.errors import ImageError, TargetError, VitlensError
+from vitlens.lens import About, Sample
 from vitlens.widgets import Explorer
 from vitlens.widgets.export import page
 from vitlens.widgets.scene import Scene
@@ -65,16 +64,16 @@ def test_it_opens_on_the_first_sample(lens: vitlens.Lens) -> None:
     assert explorer.progress == {}
     assert explorer.notice == ""
     expected = lens.circuit(lens.samples[0].path, nodes_per_layer=8)
-    assert explorer.circuit.nodes == expected.nodes
+    assert [n.key for n in explorer.circuit.nodes] == [n.key for n in expected.nodes]
     assert explorer.selected == explorer.scene.most_important(2)
     assert explorer.card["node"] == list(explorer.selected)
-    json.dumps([explorer.health, explorer.explained, explorer.graph], allow_nan=False)
+    json.dumps([explorer.health, explorer.explained, explorer.graph_info], allow_nan=False)
 
 
 def test_without_samples_it_waits_for_an_image() -> None:
     explorer = tiny_lens().explore()
     assert explorer.explained == {}
-    assert explorer.graph == {}
+    assert explorer.graph_info == {}
     with pytest.raises(VitlensError, match="image"):
         explorer.measure_curves()
     explorer.target_choice = 1  # nothing to look at yet
@@ -94,7 +93,7 @@ def test_image_and_target_from_python(lens: vitlens.Lens) -> None:
     assert explorer.explained["name"] == lens.predict(lens.samples[1].path)[0][0]
     explorer.load(picture(8), target=lambda logits: logits[0] - logits[1])
     assert explorer.explained["index"] is None
-    assert explorer.explained["value"] == pytest.approx(explorer.graph["target"]["value"])
+    assert explorer.explained["value"] == pytest.approx(explorer.graph_info["target"]["value"])
 
 
 def test_bad_images_and_targets_are_refused_and_nothing_moves(
@@ -111,7 +110,7 @@ def test_bad_images_and_targets_are_refused_and_nothing_moves(
     for name, value in (("image_choice", 2), ("target_choice", -1), ("height", 10)):
         with pytest.raises(traitlets.TraitError):
             setattr(explorer, name, value)
-    with pytest.raises(traitlets.TraitError, match="no trait"):
+    with pytest.raises(TypeError, match="colour"):
         lens.explore(colour="red")
     assert explorer.probabilities == before
 
@@ -141,12 +140,12 @@ def test_upload_and_path(lens: vitlens.Lens, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("what", "payload", "buffers", "words"),
     [
-        ("upload", {"name": "mine.png"}, [b"no image"], "mine.png is not an image"),
+        ("upload", {"name": "mine.png"}, [b"no image"], "mine.png is damaged, or not an image"),
         ("open_path", {"path": "/nowhere/x.png"}, [], "There is no image"),
         ("dance", {}, [], "no answer to 'dance'"),
     ],
 )
-def test_a_wish_that_fails_is_told_in_words(
+def test_a_failing_request_is_reported_in_words(
     lens: vitlens.Lens, what: str, payload: Any, buffers: list[bytes], words: str
 ) -> None:
     explorer = lens.explore()
@@ -201,7 +200,7 @@ def test_a_page_knows_no_nan(lens: vitlens.Lens) -> None:
 
 def test_health_of_the_bundle() -> None:
     lens = vitlens.load("everyday")
-    from vitlens.widgets.health import health
+    from vitlens.widgets.explorer import health
 
     found = health(lens, None)
     assert found["missing"] == []
@@ -218,9 +217,9 @@ def test_first_the_picture_then_the_circuit(lens: vitlens.Lens) -> None:
         states: list[tuple[bool, bool]] = []
 
         def note(change: Any) -> None:
-            states.append((bool(explorer.explained), bool(explorer.graph)))
+            states.append((bool(explorer.explained), bool(explorer.graph_info)))
 
-        explorer.observe(note, ["explained", "graph", "progress"])
+        explorer.observe(note, ["explained", "graph_info", "progress"])
         await explorer.ready()
         assert (True, False) in states
         assert states[-1] == (True, True)
@@ -229,7 +228,7 @@ def test_first_the_picture_then_the_circuit(lens: vitlens.Lens) -> None:
     asyncio.run(story())
 
 
-def test_the_last_wish_wins(lens: vitlens.Lens) -> None:
+def test_the_last_request_wins(lens: vitlens.Lens) -> None:
     async def story() -> None:
         explorer = lens.explore()
         explorer.image_choice = 1
@@ -250,10 +249,10 @@ def test_cancel_stops_and_look_goes_on(lens: vitlens.Lens) -> None:
         ask(explorer, "cancel", {})
         await explorer.ready()
         assert explorer.progress == {}
-        assert explorer.graph == {}
-        ask(explorer, "look", {})
+        assert explorer.graph_info == {}
+        ask(explorer, "compute", {})
         await explorer.ready()
-        assert explorer.graph["n_layers"] == 3
+        assert explorer.graph_info["layers"] == [0, 1, 2]
 
     asyncio.run(story())
 
@@ -277,11 +276,11 @@ def slow_to_read(
 def choice(explorer: Explorer) -> tuple[object, ...]:
     """What the view shows as chosen, and what is explained."""
     shown = explorer.image_choice, explorer.target_choice, explorer.image_name
-    return *shown, explorer.explained["name"], explorer.picture
+    return *shown, explorer.explained["name"], explorer.image_strip
 
 
 @pytest.mark.parametrize(
-    "wish",
+    "act",
     [
         lambda explorer: explorer.set_state({"image_choice": 1}),
         lambda explorer: explorer.set_state({"target_choice": 3}),
@@ -290,7 +289,7 @@ def choice(explorer: Explorer) -> tuple[object, ...]:
     ids=["image", "target", "load"],
 )
 def test_cancel_goes_back_to_what_is_in_sight(
-    lens: vitlens.Lens, monkeypatch: pytest.MonkeyPatch, wish: Callable[[Explorer], None]
+    lens: vitlens.Lens, monkeypatch: pytest.MonkeyPatch, act: Callable[[Explorer], None]
 ) -> None:
     async def story() -> None:
         explorer = lens.explore(lens.samples[0].path, target="fruit")
@@ -299,7 +298,7 @@ def test_cancel_goes_back_to_what_is_in_sight(
         circuit = explorer.circuit
         with monkeypatch.context() as patch:
             begun, go = slow_to_read(patch)
-            wish(explorer)
+            act(explorer)
             assert await asyncio.to_thread(begun.wait, 20)
             ask(explorer, "cancel", {})
             go.set()
@@ -309,7 +308,7 @@ def test_cancel_goes_back_to_what_is_in_sight(
         explorer.measure_curves(methods=("rrm",))  # of the image in sight
         await explorer.ready()
         assert explorer.curves["target"] == "fruit"
-        wish(explorer)  # once more, and now it counts
+        act(explorer)  # once more, and now it counts
         await explorer.ready()
         assert choice(explorer) != before
 
@@ -348,18 +347,19 @@ def test_cancel_stops_curves_within_a_method(
     lens: vitlens.Lens, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     begun, go = threading.Event(), threading.Event()
-    layers: list[int] = []
+    positions: list[int] = []
+    cla_edges = faithfulness.cla_edges
 
-    def waits(*arguments: Any, **options: Any) -> torch.Tensor:
-        layers.append(arguments[3])
+    def waits(case: Any, position: int, **columns: Any) -> torch.Tensor:
+        positions.append(position)
         begun.set()
         assert go.wait(20)
-        return cla.cla_edges(*arguments, **options)
+        return cla_edges(case, position, **columns)
 
     async def story() -> None:
         explorer = lens.explore()
         await explorer.ready()
-        monkeypatch.setattr(methods, "cla_edges", waits)
+        monkeypatch.setattr(faithfulness, "cla_edges", waits)
         explorer.measure_curves(methods=("cla", "rrm"))
         assert await asyncio.to_thread(begun.wait, 20)
         ask(explorer, "cancel", {})
@@ -367,7 +367,7 @@ def test_cancel_stops_curves_within_a_method(
         # What comes after it in the worker's only thread runs once the curves have stopped.
         explorer.background("curves").run(lambda check: None, lambda result: None)
         await explorer.ready()
-        assert layers == [0]  # of two
+        assert positions == [0]  # of two
         assert explorer.curves == {}
         assert explorer.progress == {}
 
@@ -398,7 +398,7 @@ def test_a_failure_in_the_background_reaches_the_user(
         raise MemoryError("no room for the edges")
 
     async def story() -> None:
-        monkeypatch.setattr(lens, "candidates", fails)
+        monkeypatch.setattr(lens, "attribute", fails)
         explorer = lens.explore()
         await explorer.ready()
         assert explorer.notice == "MemoryError: no room for the edges"

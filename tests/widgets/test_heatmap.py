@@ -10,11 +10,11 @@ import torch
 import traitlets as t
 from PIL import Image
 
-from tests.tiny import tiny_image, tiny_lens
+from tests.builders import tiny_image, tiny_lens
 from vitlens.errors import FeatureError, ImageError, TargetError
 from vitlens.lens import Lens
 from vitlens.widgets import PatchHeatmap
-from vitlens.widgets.buffers import decode_strip
+from vitlens.widgets.base import decode_strip
 from vitlens.widgets.scene import Scene
 
 
@@ -35,11 +35,11 @@ def test_values_of_ones_own() -> None:
     assert heatmap.grid == (2, 3)
     assert heatmap.array.tolist() == [[7, 8, 0, 1, 2, 3, 4, 5]]
     assert not heatmap.signed
-    assert decode_strip(heatmap.picture, 1)[0].shape == (20, 30, 3)
+    assert decode_strip(heatmap.image_strip, 1)[0].shape == (20, 30, 3)
     heatmap.patches = [(1, 2), (-1, 1)]
     with pytest.raises(t.TraitError, match="no patch"):
         heatmap.patches = [(2, 0)]
-    with pytest.raises(FeatureError, match="bare values"):
+    with pytest.raises(FeatureError, match="holds values only"):
         heatmap.features_at(0)
 
 
@@ -70,8 +70,8 @@ def test_signed_when_a_value_is_below_zero() -> None:
         (None, [[float("nan")]], {}, "finite"),
         (None, [["a"]], {}, "must be numbers"),
         (None, np.zeros((0, 3)), {}, "rows, columns"),
-        (None, [[1.0]], {"prefix": [1.0]}, "as many names"),
-        (None, [[1.0]], {"prefix_names": ("CLS",)}, "as many names"),
+        (None, [[1.0]], {"prefix": [1.0]}, "as many prefix_names"),
+        (None, [[1.0]], {"prefix_names": ("CLS",)}, "as many prefix_names"),
         ("missing.png", [[1.0]], {}, "no image"),
     ],
 )
@@ -123,7 +123,7 @@ def test_importance_and_activation_of_a_feature(lens: Lens) -> None:
     assert heatmap.value_name == "importance for fruit"
     assert heatmap.title == "Layer 1, feature 3"
     assert heatmap.signed
-    assert heatmap.prefix_names == lens.vit.prefix_names
+    assert heatmap.prefix_names == lens.vision.prefix_names
     heatmap.show = "activation"
     assert heatmap.array[0] == pytest.approx(scene.trace.features[1][:, 3].numpy())
     assert not heatmap.signed
@@ -161,7 +161,7 @@ def test_features_at_a_token(lens: Lens) -> None:
     heatmap = PatchHeatmap.of(lens, [tiny_image(0), tiny_image(1)], 0, 2, labels={(1, 4): "x"})
     features = lens.trace(tiny_image(1)).features
     found = heatmap.features_at(5, image=1)
-    for layer, ranked in enumerate(found["layers"]):
+    for layer, ranked in enumerate(found["features"]):
         z = features[layer][5]
         assert found["counts"][layer] == len(ranked) == int((z > 0).sum())
         assert [a for _, a, _ in ranked] == sorted((a for _, a, _ in ranked), reverse=True)
@@ -176,9 +176,9 @@ def test_features_at_a_token(lens: Lens) -> None:
 def test_an_exported_page_knows_every_patch(lens: Lens) -> None:
     heatmap = PatchHeatmap.of(lens, [tiny_image(0), tiny_image(1)], 0, 2)
     known = heatmap.offline_answers()["features_at"]
-    assert len(known) == 2 * lens.vit.n_tokens
+    assert len(known) == 2 * lens.vision.n_tokens
     payload, answer = known[-1]
-    assert payload == {"image": 1, "token": lens.vit.n_tokens - 1}
+    assert payload == {"image": 1, "token": lens.vision.n_tokens - 1}
     assert answer["counts"] == heatmap.features_at(payload["token"], image=1)["counts"]
 
 
@@ -189,7 +189,7 @@ def test_bad_input_to_of(lens: Lens) -> None:
         PatchHeatmap.of(lens, tiny_image(), 9, 0)
     with pytest.raises(TargetError):
         PatchHeatmap.of(lens, tiny_image(), 1, 3, target="moon")
-    with pytest.raises(ImageError, match="must be an image"):
+    with pytest.raises(ImageError, match="image is needed"):
         PatchHeatmap.of(lens, [], 1, 3)
 
 

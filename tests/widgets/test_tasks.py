@@ -1,4 +1,4 @@
-"""Background work: the last wish wins, failures are told, and without a loop it is done at once."""
+"""Background work: the last request wins, failures are reported; without a loop it runs at once."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import asyncio
 import threading
 from collections.abc import Callable
 
-from vitlens.widgets.tasks import Latest
+from vitlens.widgets.tasks import LatestTask
 
 
 async def until(true: Callable[[], bool]) -> None:
@@ -19,17 +19,17 @@ async def until(true: Callable[[], bool]) -> None:
 
 def test_without_a_loop_it_is_done_at_once() -> None:
     results: list[int] = []
-    worker = Latest(failed=lambda error: None)
+    worker = LatestTask(on_error=lambda error: None)
     worker.run(lambda check: 3, results.append)
     assert results == [3]
     assert not worker.busy
 
 
-def test_the_last_wish_wins() -> None:
+def test_the_last_request_wins() -> None:
     async def main() -> None:
         started, go = threading.Event(), threading.Event()
         results: list[str] = []
-        worker = Latest(failed=lambda error: results.append(repr(error)))
+        worker = LatestTask(on_error=lambda error: results.append(repr(error)))
 
         def slow(check: Callable[[], None]) -> str:
             started.set()
@@ -53,7 +53,7 @@ def test_the_last_wish_wins() -> None:
 def test_cancelled_work_brings_nothing() -> None:
     async def main() -> None:
         results: list[int] = []
-        worker = Latest(failed=lambda error: None)
+        worker = LatestTask(on_error=lambda error: None)
         worker.run(lambda check: 1, results.append)
         worker.cancel()
         assert not worker.busy
@@ -66,7 +66,7 @@ def test_cancelled_work_brings_nothing() -> None:
 def test_the_result_arrives_on_the_loop_thread() -> None:
     async def main() -> None:
         threads: list[threading.Thread] = []
-        worker = Latest(failed=lambda error: None)
+        worker = LatestTask(on_error=lambda error: None)
         worker.run(
             lambda check: threads.append(threading.current_thread()),
             lambda result: threads.append(threading.current_thread()),
@@ -78,12 +78,12 @@ def test_the_result_arrives_on_the_loop_thread() -> None:
     asyncio.run(main())
 
 
-def test_failures_are_told() -> None:
+def test_failures_are_reported() -> None:
     def fail(check: Callable[[], None]) -> None:
         raise ValueError("no")
 
     failures: list[Exception] = []
-    worker = Latest(failed=failures.append)
+    worker = LatestTask(on_error=failures.append)
     worker.run(fail, lambda result: None)
 
     async def main() -> None:
@@ -98,7 +98,7 @@ def test_a_failure_nobody_waits_for_is_silent() -> None:
     async def main() -> None:
         go = threading.Event()
         failures: list[Exception] = []
-        worker = Latest(failed=failures.append)
+        worker = LatestTask(on_error=failures.append)
 
         def fail(check: Callable[[], None]) -> None:
             go.wait(5)

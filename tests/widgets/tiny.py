@@ -5,6 +5,8 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
+from matplotlib.figure import Figure
+from matplotlib.text import Text
 from PIL import Image
 from timm.models import VisionTransformer
 
@@ -50,12 +52,24 @@ def tiny_atlas(lens: vitlens.Lens, out: Path | str | None = None, *, heats: bool
         [tiny_shape(i) for i in range(16)],
         n_top=5,
         n_sampled=6,
-        pictures=48,
-        heats=heats,
+        thumbnails=48,
+        heatmaps=heats,
         batch_size=8,
         out=out,
         progress=False,
     )
+
+
+def open_atlas(folder: Path, names: Path) -> vitlens.Lens:
+    """`tiny_lens` with a saved atlas, and a file of names in another folder."""
+    lens = tiny_lens()
+    lens.atlas = Atlas.load(folder, lens, names=names / "names.jsonl")
+    return lens
+
+
+def texts_of(figure: Figure) -> str:
+    """All texts of a figure, in lines."""
+    return "\n".join(text.get_text() for text in figure.findobj(Text))
 
 
 def tiny_shape(seed: int) -> Image.Image:

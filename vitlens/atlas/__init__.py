@@ -1,1 +1,1 @@
-"""The atlas: what every feature of every layer stands for."""
+"""The atlas: what every feature of every layer represents."""

@@ -1,34 +1,52 @@
-"""One pass over a data set: every feature of every layer, from one forward pass an image."""
+"""One pass over a data set: all features of all layers, with one forward pass per image.
+
+`build_state` is the pass; an `Accumulator` runs each batch and adds it to the `AtlasState`.
+"""
 
 from __future__ import annotations
 
 import hashlib
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+import inspect
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from filelock import FileLock, Timeout
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
 from tqdm.auto import tqdm
 
-from vitlens.atlas.gather import Gatherer, new_state
-from vitlens.atlas.labels import find_labels, look_up
-from vitlens.atlas.pictures import QUALITY
-from vitlens.atlas.reading import Reader, count_images, read_batches
-from vitlens.atlas.sources import Source, open_source
-from vitlens.atlas.state import AtlasState
+from vitlens.atlas import exact
+from vitlens.atlas.exact import n_buckets
+from vitlens.atlas.image_store import QUALITY, ImageRecord
+from vitlens.atlas.reading import Reader, Ready, Unreadable, count_images, read_batches, stack
+from vitlens.atlas.sources import Labels, Lookup, Source, find_labels, look_up, open_source
+from vitlens.atlas.state import (
+    ActiveFeatures,
+    AtlasState,
+    ImageInfo,
+    LayerState,
+    LayerSums,
+    Pool,
+)
 from vitlens.errors import CheckpointError, ImageError, VitlensError
-from vitlens.lens_base import LensBase
-from vitlens.progress import Progress
+from vitlens.interventions.hooks import isolated_model
+from vitlens.io import ResumableRun, partial_path
+from vitlens.models.vision import VisionModel
+from vitlens.progress import Progress, interrupts_held
 
+if TYPE_CHECKING:
+    from vitlens.lens import Lens
+
+_KIND = "atlas build"
 _SECONDS_BETWEEN_SAVES = 60.0
-# Saving may not take more than this share of the time.
-_SHARE_OF_SAVING = 0.05
+_FEW_IMAGES = 1000
+_NOT_FINITE = "the model's residual stream has NaN or infinite values on this image"
 
 
 def build_state(
-    lens: LensBase,
+    lens: Lens,
     images: Any,
     *,
     labels: Any = None,
@@ -36,16 +54,16 @@ def build_state(
     credits: Any = None,
     n_top: int = 16,
     n_sampled: int = 16,
-    pictures: int | None = 160,
+    thumbnails: int | None = 160,
     quality: int = QUALITY,
-    heats: bool = True,
+    heatmaps: bool = True,
     batch_size: int = 16,
     out: str | Path | None = None,
     resume: bool = True,
     part: tuple[int, int] | None = None,
     progress: Progress = True,
 ) -> AtlasState:
-    """Run all images through the model once, and gather what there is to know of every feature.
+    """Run all images through the model once and accumulate statistics of every feature.
 
     All layers are read from one forward pass. Memory grows with features x images kept for each
     (`n_top`, `n_sampled`) and features x classes, not with the number of images.
@@ -60,195 +78,159 @@ def build_state(
     labels
         Classes of the images: None for those of the data, or else what the model predicts;
         "predictions"; the name of an attribute of the data set; a list; a mapping by key; or a
-        function of the key. Each is an index, a name, or None.
+        function of the key. Each label is an index, a name, or None.
     groups
-        What counts as one image in the top pools, such as crops of one photograph or frames of
-        one film: given in the same ways as `labels`. By default images whose perceptual hash
-        is the same: most copies that were resized or compressed again, but no crops.
+        Images that count as one in the top pools, such as crops of one photograph or frames of
+        one video: given in the same ways as `labels`. By default images with the same perceptual
+        hash: most copies that were resized or compressed again, but no crops.
     credits
-        Who made an image: in the same ways again.
+        Author and licence of each image, given in the same ways.
     n_top, n_sampled
         Images to keep for each feature: those it is most active in, and a sample of those it is
         active in.
-    pictures, quality
-        Longest side of the stored pictures in pixels, None to store none; and WebP's quality.
-    heats
-        Keep the activations of the tokens with each image kept.
+    thumbnails, quality
+        Longest side of the stored thumbnails in pixels, None to store none; and WebP's quality.
+    heatmaps
+        Keep the activation per token of each image kept.
     batch_size
-        Images run at once. All batches have the same shape, so an image gives the same numbers
-        with whichever images it is run (on one machine, with one batch size and as many threads).
+        Number of images per batch. All batches have the same shape, so an image gives the same
+        numbers whichever images it runs with (on one machine, with one batch size and number of
+        threads).
     out
-        The atlas to be written: an unfinished state is kept in ``<out>.partial`` every minute
-        and on Ctrl-C.
+        Folder of the atlas: the unfinished state is saved in ``<out>.partial`` every minute and
+        on Ctrl-C.
     resume
-        Go on with such a state; False starts anew.
+        Continue such a state; False starts again.
     part
         (i, n), i from 0: only every n-th batch, from the i-th on. Parts with the same settings
-        merge to the very state of the whole.
+        merge to exactly the state of the whole.
     progress
-        Show a bar; or a function of the share that is done and of what is being done. What it
-        raises ends the pass, which can be resumed.
+        Show a bar; or a function of the share done and the name of the step. An exception that
+        it raises ends the pass, which can be resumed.
 
     Raises
     ------
     ImageError
         If there is no image that can be read.
     TargetError
-        If labels do not go with the images or the classes.
+        If labels do not fit the images or the classes.
     CheckpointError
         If the unfinished state is damaged or of another run.
     VitlensError
         If a setting is out of range or a file cannot be written.
     """
     part = _checked_part(part)
-    _check_sizes(n_top, n_sampled, pictures, quality, batch_size)
+    _check_sizes(n_top, n_sampled, thumbnails, quality, batch_size)
     source = open_source(images)
     classes = find_labels(lens, source, labels)
     settings = {
         "n_top": n_top,
         "n_sampled": n_sampled,
-        "pictures": pictures,
+        "thumbnails": thumbnails,
         "quality": quality,
-        "heats": heats,
+        "heatmaps": heatmaps,
         "batch_size": batch_size,
         "groups": "perceptual hash" if groups is None else "given",
-        "dtype": str(lens.vit.dtype).removeprefix("torch."),
+        "dtype": str(lens.vision.dtype).removeprefix("torch."),
     }
-    state = new_state(lens, classes, settings)
-    run: dict[str, Any] = {
-        "part": list(part),
-        "source": _fingerprint(source),
-        "done": 0,
-        "finished": False,
-    }
-    saved = partial_path(out) if out is not None else None
-    if saved is not None and resume and saved.exists():
-        state, run = _resumed(saved, state, run)
-        state = state.to(lens.vit.device)
-    if not run["finished"]:
-        reader = Reader(lens.transform, lens.vit.image_size, pictures)
+    run = None
+    if out is not None:
+        identity = {
+            "model and SAEs": lens.fingerprint,
+            "settings": settings,
+            "classes": [classes.origin, *classes.class_names],
+            "images": _fingerprint(source),
+            "part": "{} of {}".format(*part),
+        }
+        run = ResumableRun(out, _KIND, identity, seconds=_SECONDS_BETWEEN_SAVES)
+    state, done, finished = new_state(lens, classes, settings), 0, False
+    if run is not None and resume and (found := run.load()) is not None:
+        state, done, finished = _resumed(run, *found)
+        state = state.to(lens.vision.device)
+    if not finished:
         state.skipped = tuple(sorted({*state.skipped, *source.skipped}))
-        going = Gatherer(
+        accumulator = Accumulator(
             lens,
             state,
-            reader,
+            Reader(lens.transform, lens.vision.image_size, thumbnails),
             classes,
-            start=run["done"],
+            start=done,
             groups=None if groups is None else look_up(groups, source, "groups", ImageError),
             credits=None if credits is None else look_up(credits, source, "credits", ImageError),
         )
-        _go(going, source, run, saved, progress)
+        _accumulate(accumulator, source, part, run, progress)
     if not state.n_images:
         remove_partial(out)
-        raise ImageError(_none_readable(state))
+        raise ImageError(_nothing_read(state))
     state.drop_unused_images()
     return state.to("cpu")
 
 
 @contextmanager
 def writing(out: str | Path | None) -> Iterator[None]:
-    """Keep other runs from writing the same atlas meanwhile.
+    """Keep other runs from writing the same atlas at the same time.
 
     Raises
     ------
     VitlensError
-        If another run is at it. A run that was killed is none.
+        If another run is writing it. A run that was killed does not count.
     """
     if out is None:
         yield
         return
-    path = _beside(out, ".lock")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(path, timeout=0)
-        lock.acquire()
-    except Timeout:
-        raise VitlensError(
-            f"Another run is writing {out}. Wait until it has ended, or choose another folder."
-        ) from None
-    except OSError as error:
-        raise VitlensError(f"Could not write {path}: {error.strerror or error}.") from error
-    try:
+    with ResumableRun(out, _KIND, {}).writing():
         yield
-    finally:
-        path.unlink(missing_ok=True)  # before others can have it
-        lock.release()
-
-
-def partial_path(out: str | Path) -> Path:
-    """Where the unfinished state of an atlas is kept: a file beside its folder."""
-    return _beside(out, ".partial")
 
 
 def remove_partial(out: str | Path | None) -> None:
-    """Remove the unfinished state of an atlas that is written now."""
+    """Remove the unfinished state of an atlas that has been written."""
     if out is not None:
         partial_path(out).unlink(missing_ok=True)
 
 
-def _go(
-    going: Gatherer, source: Source, run: dict[str, Any], saved: Path | None, progress: Progress
+def _accumulate(
+    accumulator: Accumulator,
+    source: Source,
+    part: tuple[int, int],
+    run: ResumableRun | None,
+    progress: Progress,
 ) -> None:
-    """Take in the batches that are left, saving now and then and when something stops the pass."""
-    batch_size = going.state.settings["batch_size"]
-    part = (run["part"][0], run["part"][1])
+    """Add the remaining batches; save regularly, at the end, and when something stops it."""
+    batch_size = accumulator.state.settings["batch_size"]
     total = count_images(source, batch_size, part)
-    seen = going.n_batches * batch_size
-    batches = read_batches(going.reader, source, batch_size, part=part, start=going.n_batches)
-    next_save = time.monotonic() + _SECONDS_BETWEEN_SAVES
+    seen = accumulator.n_batches * batch_size
+    batches = read_batches(
+        accumulator.reader, source, batch_size, part=part, start=accumulator.n_batches
+    )
+    saving = nullcontext(lambda: None) if run is None else run.saving(accumulator.saved)
     silent = callable(progress) or not progress
-    try:
-        with tqdm(total=total, initial=seen, desc="images", unit="image", disable=silent) as bar:
-            for batch in batches:
-                going.take(batch)
-                bar.update(len(batch))
-                seen += len(batch)
-                if callable(progress):
-                    progress(min(1.0, seen / total) if total else 0.0, "images")
-                if saved is not None and time.monotonic() > next_save:
-                    next_save = _save(going, saved, run)
-        run["finished"] = True
-    finally:
-        batches.close()
-        if saved is not None and going.consistent:
-            _save(going, saved, run)
-
-
-def _save(going: Gatherer, path: Path, run: dict[str, Any]) -> float:
-    """Save, and return when to do so again."""
-    start = time.monotonic()
-    run["done"] = going.n_batches
-    going.state.save(path, progress=run)
-    now = time.monotonic()
-    return now + max(_SECONDS_BETWEEN_SAVES, (now - start) / _SHARE_OF_SAVING)
+    bar = tqdm(total=total, initial=seen, desc="images", unit="image", disable=silent)
+    with closing(batches), saving as save_if_due, bar:
+        for batch in batches:
+            accumulator.add(batch)
+            bar.update(len(batch))
+            seen += len(batch)
+            if callable(progress):
+                progress(min(1.0, seen / total) if total else 0.0, "images")
+            save_if_due()
+        accumulator.finished = True
+        if run is not None and (found := accumulator.saved()) is not None:
+            run.save(*found)
 
 
 def _resumed(
-    path: Path, fresh: AtlasState, run: dict[str, Any]
-) -> tuple[AtlasState, dict[str, Any]]:
-    """The unfinished state in a file, when it is of the very run that is asked for."""
-    state, found = AtlasState.load_with_progress(path)
-    advice = (
-        "Start anew (--restart, in Python resume=False), or choose another folder than "
-        f"{path.stem}."
-    )
-    if found is None:
-        raise CheckpointError(f"{path} is no unfinished atlas. {advice}")
-    if state.model != fresh.model:
-        raise CheckpointError(f"{path} was begun with another model or other SAEs. {advice}")
-    for name in ("settings", "class_names", "labels_from"):
-        if getattr(state, name) != getattr(fresh, name):
-            raise CheckpointError(
-                f"{path} was begun with other {name.replace('_', ' ')}: "
-                f"{getattr(state, name)}, and not {getattr(fresh, name)}. {advice}"
-            )
-    if (found["part"], found["source"]) != (run["part"], run["source"]):
-        raise CheckpointError(f"{path} was begun with other images or another part. {advice}")
-    return state, found
+    run: ResumableRun, tensors: Mapping[str, Tensor], saved: Mapping[str, Any]
+) -> tuple[AtlasState, int, bool]:
+    """The state, the number of batches in it, and whether these are all."""
+    try:
+        state = AtlasState.from_tensors(tensors, saved["state"])
+        return state, int(saved["batches"]), bool(saved["finished"])
+    except (KeyError, IndexError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{run.path} is damaged: {error!r}.") from error
 
 
 def _fingerprint(source: Source) -> str | None:
-    """Hash of the keys, where they can be told without reading images."""
+    """Hash of the keys, where they are known without reading images."""
     if source.length is None:
         return None
     digest = hashlib.blake2b(digest_size=8)
@@ -260,9 +242,9 @@ def _fingerprint(source: Source) -> str | None:
     return digest.hexdigest()
 
 
-def _none_readable(state: AtlasState) -> str:
+def _nothing_read(state: AtlasState) -> str:
     if not state.skipped:
-        return "This part holds no image: there are fewer batches than parts."
+        return "This part has no images: there are fewer batches than parts."
     key, why = state.skipped[0]
     return f"None of the {len(state.skipped)} images could be read. The first, {key}: {why}"
 
@@ -277,18 +259,255 @@ def _checked_part(part: tuple[int, int] | None) -> tuple[int, int]:
 
 
 def _check_sizes(
-    n_top: int, n_sampled: int, pictures: int | None, quality: int, batch_size: int
+    n_top: int, n_sampled: int, thumbnails: int | None, quality: int, batch_size: int
 ) -> None:
     least = {"n_top": n_top, "n_sampled": n_sampled, "batch_size": batch_size}
-    if pictures is not None:
-        least["pictures"] = pictures
+    if thumbnails is not None:
+        least["thumbnails"] = thumbnails
     for name, value in least.items():
         if value < 1:
             raise VitlensError(f"{name} must be at least 1, not {value}.")
     if not 0 <= quality <= 100:
-        raise VitlensError(f"quality goes from 0 to 100, not to {quality}.")
+        raise VitlensError(f"quality must be 0 to 100, not {quality}.")
 
 
-def _beside(out: str | Path, suffix: str) -> Path:
-    path = Path(out).absolute()
-    return path.with_name(path.name + suffix)
+class _Run(NamedTuple):
+    """Results of one forward pass: active features and token scales per layer, and the output."""
+
+    active: list[ActiveFeatures]
+    stds: list[Float[Tensor, "n T"]]
+    stream: Float[Tensor, "n T D"]
+    logits: Float[Tensor, "n C"]
+    embeddings: Float[Tensor, "n D"]
+
+
+def new_state(lens: Lens, labels: Labels, settings: dict[str, Any]) -> AtlasState:
+    """A state without images, on the device of the model."""
+    vision, device = lens.vision, lens.vision.device
+    n_tokens, n_classes = vision.n_tokens, len(labels.class_names)
+    heatmap_tokens = n_tokens if settings["heatmaps"] else 0
+    layers = [
+        LayerState(
+            LayerSums.zeros(
+                n_tokens=n_tokens,
+                n_prefix=vision.n_prefix,
+                n_features=sae.n_features,
+                n_classes=n_classes,
+                device=device,
+            ),
+            Pool.empty("top", sae.n_features, settings["n_top"], heatmap_tokens, device),
+            Pool.empty("sampled", sae.n_features, settings["n_sampled"], heatmap_tokens, device),
+        )
+        for sae in lens.saes
+    ]
+    return AtlasState(
+        model=lens.fingerprint,
+        n_prefix=vision.n_prefix,
+        grid=vision.grid,
+        class_names=labels.class_names,
+        labels_from=labels.origin,
+        settings=settings,
+        layers=lens.layers,
+        layer_states=tuple(layers),
+        n_images=0,
+        per_class=torch.zeros(n_classes, dtype=torch.int64, device=device),
+        per_bucket=torch.zeros(n_buckets(n_classes), dtype=torch.int64, device=device),
+        final_stream=torch.zeros(n_tokens, vision.d_model, dtype=torch.int64, device=device),
+    )
+
+
+class Accumulator:
+    """Runs batches through the model and adds them to a state.
+
+    Parameters
+    ----------
+    lens, reader, labels
+        The model, the reader of images, and their classes.
+    state
+        The state to add to; it is changed.
+    start
+        Number of batches that the state already holds.
+    groups, credits
+        Group and credit of each image, as the caller gave them; without groups, images of the
+        same perceptual hash are one group.
+
+    Attributes
+    ----------
+    n_batches
+        Batches in the state, including those of `start`.
+    consistent
+        The state holds whole batches only. False when adding a batch failed half way.
+    finished
+        There are no more batches.
+    """
+
+    def __init__(
+        self,
+        lens: Lens,
+        state: AtlasState,
+        reader: Reader,
+        labels: Labels,
+        *,
+        start: int = 0,
+        groups: Lookup | None = None,
+        credits: Lookup | None = None,
+    ):
+        self.lens, self.state, self.reader, self.labels = lens, state, reader, labels
+        self.groups, self.credits = groups, credits
+        self.n_batches = start
+        self.consistent = True
+        self.finished = False
+        self._many_images = _FEW_IMAGES
+
+    def saved(self) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+        """What `ResumableRun.save` takes; None while a batch is only partly added."""
+        if not self.consistent:
+            return None
+        self.state.drop_unused_images()
+        about = {"state": self.state.about(), "batches": self.n_batches, "finished": self.finished}
+        return self.state.tensors(), about
+
+    @torch.no_grad()
+    def add(self, batch: Sequence[Ready | Unreadable]) -> None:
+        """Run a batch and add it; Ctrl-C leaves the state with or without all of it."""
+        vision = self.lens.vision
+        failed = [(e.item.key, e.why) for e in batch if isinstance(e, Unreadable)]
+        ready = [(row, e) for row, e in enumerate(batch) if isinstance(e, Ready)]
+        run = info = None
+        if ready:
+            images = stack(
+                batch,
+                self.state.settings["batch_size"],
+                vision.image_size,
+                dtype=vision.dtype,
+                device=vision.device,
+            )
+            with isolated_model(vision), torch.no_grad():
+                run = _forward(self.lens, images)
+            finite = run.stream.isfinite().flatten(1).all(dim=1).tolist()
+            failed += [(e.item.key, _NOT_FINITE) for row, e in ready if not finite[row]]
+            ready = [(row, e) for row, e in ready if finite[row]]
+            info = self._image_info(images, run.logits, ready)
+        with interrupts_held():
+            self.consistent = False
+            if failed:
+                self.state.skipped = tuple(sorted({*self.state.skipped, *failed}))
+            if ready and run and info:
+                self._add(run, info, ready)
+            self.n_batches += 1
+            self.consistent = True
+
+    def _image_info(
+        self,
+        images: Float[Tensor, "n 3 H W"],
+        logits: Float[Tensor, "n C"],
+        ready: Sequence[tuple[int, Ready]],
+    ) -> ImageInfo:
+        rows = torch.tensor([row for row, _ in ready], device=images.device)
+        entries = [entry for _, entry in ready]
+        ids = [exact.hash_text(entry.item.key) for entry in entries]
+        if self.groups is None:
+            groups = exact.perceptual_hash(images[rows])
+        else:
+            names = [str(self.groups(e.position, e.item)) for e in entries]
+            groups = self._numbers([exact.hash_text(name, what="group") for name in names])
+        if self.labels.origin == "predictions":
+            labels = logits[rows].argmax(dim=1)
+        elif self.labels.origin == "none":
+            labels = torch.zeros_like(rows)
+        else:
+            labels = self._numbers(
+                [self.labels.index(e.position, e.item, e.label) for e in entries]
+            )
+        return ImageInfo.of(
+            self._numbers(ids),
+            groups,
+            labels,
+            n_classes=len(self.state.class_names),
+            n_prefix=self.state.n_prefix,
+            n_tokens=self.state.n_tokens,
+        )
+
+    def _add(self, run: _Run, info: ImageInfo, ready: Sequence[tuple[int, Ready]]) -> None:
+        state = self.state
+        rows = torch.tensor([row for row, _ in ready], device=info.id.device)
+        kept = torch.zeros_like(info.id, dtype=torch.bool)
+        for layer, found, stds in zip(state.layer_states, run.active, run.stds, strict=True):
+            active = found.of_images(rows)
+            layer.sums.add(active, info, stds[rows])
+            for pool in (layer.top, layer.sampled):
+                kept |= pool.add(active.activations, active.peak, info.id, info.group)
+        state.n_images += len(ready)
+        known = info.label >= 0
+        for counts, where in ((state.per_class, info.label), (state.per_bucket, info.bucket)):
+            counts.index_add_(0, where[known], torch.ones_like(where[known]))
+        state.final_stream += exact.to_fixed(run.stream[rows]).sum(dim=0)
+        self._keep(run.embeddings[rows], info, ready, kept)
+
+    def _keep(
+        self,
+        embeddings: Float[Tensor, "n D"],
+        info: ImageInfo,
+        ready: Sequence[tuple[int, Ready]],
+        kept: Tensor,
+    ) -> None:
+        """Record the images that a pool has taken; regularly drop those that no pool holds."""
+        numbers = zip(
+            info.id.tolist(),
+            info.label.tolist(),
+            info.group.tolist(),
+            kept.tolist(),
+            strict=True,
+        )
+        embeddings = embeddings.to("cpu", torch.float16)
+        for (image, label, group, is_kept), (_, entry), embedding in zip(
+            numbers, ready, embeddings, strict=True
+        ):
+            if not is_kept:
+                continue
+            item = entry.item
+            credit = self.credits(entry.position, item) if self.credits else None
+            self.state.images[image] = ImageRecord(
+                key=item.key,
+                path=item.path,
+                label=label,
+                group=group,
+                width=entry.size[0],
+                height=entry.size[1],
+                embedding=embedding,
+                thumbnail=self.reader.thumbnail(entry, self.state.settings["quality"]),
+                credit=credit or "",
+            )
+        if len(self.state.images) > self._many_images:
+            self.state.drop_unused_images()
+            self._many_images = 2 * len(self.state.images) + _FEW_IMAGES
+
+    def _numbers(self, numbers: Sequence[int]) -> Int[Tensor, " n"]:
+        return torch.tensor(numbers, dtype=torch.int64, device=self.lens.vision.device)
+
+
+def _forward(lens: Lens, images: Float[Tensor, "n 3 H W"]) -> _Run:
+    """One pass through the model, which encodes the stream at every site."""
+    vision = lens.vision
+    stem = vision.embed(images)
+    stream, before = stem.tokens, -1
+    active, stds = [], []
+    for layer, sae in zip(lens.layers, lens.saes, strict=True):
+        stream, before = stem.through(before, layer)(stream), layer
+        # What `SAE.encode` does, without an array of all activations that are set to 0.
+        values, _, std = sae.normalize(stream)
+        activations = torch.relu(sae.pre_activations(values))
+        active.append(ActiveFeatures.of(activations, sae.active_mask(activations)))
+        stds.append(std.squeeze(-1))
+    stream = stem.through(before, vision.depth - 1)(stream)
+    return _Run(active, stds, stream, vision.readout(stream), _embeddings(vision, stream))
+
+
+def _embeddings(vision: VisionModel, stream: Float[Tensor, "n T D"]) -> Float[Tensor, "n D"]:
+    """The model's own pooled output, or the mean patch where that has another width."""
+    normed = vision.module.norm(stream)
+    if "pre_logits" in inspect.signature(vision.module.forward_head).parameters:
+        pooled = vision.module.forward_head(normed, pre_logits=True)
+        if isinstance(pooled, Tensor) and pooled.shape == (len(stream), vision.d_model):
+            return pooled
+    return normed[:, vision.n_prefix :].mean(dim=1)

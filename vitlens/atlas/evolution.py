@@ -1,4 +1,4 @@
-"""How scores move through the layers of a model, beside controls."""
+"""How scores change through the layers of a model, compared with controls."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from torch import Tensor
 
 from vitlens.atlas.scores import KINDS, LOWEST_LEVEL, Scores
 from vitlens.errors import CheckpointError, FeatureError
-from vitlens.files import finite_values
+from vitlens.io import finite_values
+from vitlens.tables import text_table
 
 Quartiles = tuple[float, float, float]
 
@@ -25,15 +26,16 @@ class Course:
     Attributes
     ----------
     n_features, n_live
-        By layer, how many features there are, and how many were ever active. All below is of
-        live features.
+        By layer, the number of features, and of those that were ever active. The attributes below
+        are of live features.
     quartiles
         By name of the score and layer, first quartile, median and third quartile; NaN where no
         feature has the score.
     above
         By name of the score and layer, the share of features above the chance level.
     kinds
-        By kind and layer, the share of features of that kind (see `scores.Scores.of_kind`).
+        By kind and layer, the share of features of that kind (see
+        `vitlens.atlas.scores.Scores.of_kind`).
     """
 
     n_features: tuple[int, ...]
@@ -45,14 +47,14 @@ class Course:
 
 @dataclass(frozen=True)
 class Evolution:
-    """How the scores of an atlas move through the layers.
+    """How the scores of an atlas change through the layers.
 
     Attributes
     ----------
     layers
         Numbers of the layers.
     course
-        Of the atlas.
+        Course of the atlas.
     chance
         By name of the score and layer, the chance level.
     controls
@@ -67,12 +69,12 @@ class Evolution:
     controls: Mapping[str, Course] = field(default_factory=dict)
 
     def with_control(self, name: str, other: Evolution) -> Evolution:
-        """Take another one's course as a control.
+        """Add the course of another evolution as a control.
 
         Raises
         ------
         FeatureError
-            If the other has not the same layers.
+            If the other has different layers.
         """
         if other.layers != self.layers:
             raise FeatureError(
@@ -86,7 +88,7 @@ class Evolution:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Evolution:
-        """What `to_dict` gave, also after a way through JSON.
+        """The evolution whose `to_dict` this is, also after a round trip through JSON.
 
         Raises
         ------
@@ -101,7 +103,7 @@ class Evolution:
                 controls={name: _course(part) for name, part in values["controls"].items()},
             )
         except (KeyError, TypeError, AttributeError) as error:
-            raise CheckpointError(f"This is no evolution of an atlas: {error!r}.") from error
+            raise CheckpointError(f"This is not the evolution of an atlas: {error!r}.") from error
 
     def __str__(self) -> str:
         """A table: medians by layer, then shares above chance with those of the controls."""
@@ -118,7 +120,7 @@ class Evolution:
             ]
             for i, layer in enumerate(self.layers)
         ]
-        return "Median of live features\n" + _table([head, *rows])
+        return "Median of live features\n" + text_table(head, rows, align="r" * len(head))
 
     def _shares(self) -> str:
         kinds = list(self.course.kinds)
@@ -127,20 +129,18 @@ class Evolution:
             [str(layer), *(" ".join(_percent(c, kind, i) for c in courses) for kind in kinds)]
             for i, layer in enumerate(self.layers)
         ]
-        beside = "".join(f", {name}" for name in self.controls)
-        title = (
-            f"Share of live features of each kind, above the 99 % level of chance (atlas{beside})\n"
-        )
-        return title + _table([["layer", *kinds], *rows])
+        controls = "".join(f", {name}" for name in self.controls)
+        title = f"Share of live features per kind, above the 99 % chance level (atlas{controls})\n"
+        return title + text_table(["layer", *kinds], rows, align="r" * (1 + len(kinds)))
 
 
 def evolution(scores: Sequence[Scores]) -> Evolution:
-    """How the scores of an atlas's layers move; with "shuffled" as a control where it is known.
+    """How the scores of an atlas's layers change; with the control "shuffled" where it is known.
 
     Parameters
     ----------
     scores
-        One a layer, from the first on; with their shuffled columns for the control.
+        One per layer, in order; with their shuffled columns for the control.
 
     Raises
     ------
@@ -206,14 +206,6 @@ def _quartiles(column: Float[Tensor, " n"]) -> Quartiles:
 
 def _percent(course: Course, kind: str, i: int) -> str:
     return f"{course.kinds[kind][i]:.1%}" if kind in course.kinds else "–"
-
-
-def _table(rows: Sequence[Sequence[str]]) -> str:
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    return "\n".join(
-        "  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True))
-        for row in rows
-    )
 
 
 def _number(value: float | None) -> float:

@@ -1,7 +1,7 @@
 """Names that people give to features, in a text file that merges well in git.
 
-One JSON object a line, sorted by layer, feature and author, so that two people's additions touch
-different lines. What a program proposes is never kept here; see `vitlens.atlas.proposals`.
+One JSON object per line, sorted by layer, feature and author, so that two people's additions change
+different lines. Computed names are never kept here; see `vitlens.atlas.proposals`.
 """
 
 from __future__ import annotations
@@ -22,25 +22,25 @@ from typing import Any
 from filelock import FileLock
 
 from vitlens.errors import CheckpointError, FeatureError
-from vitlens.files import atomic_path, read_json, write_json
+from vitlens.io import atomic_path, read_json, write_json
 
 _LOCK_SECONDS = 30
 
 
 @dataclass(frozen=True)
 class Name:
-    """What one person calls one feature.
+    """The name that one person gave to one feature.
 
     Attributes
     ----------
     layer, feature
-        Which feature.
+        The feature.
     name
-        Its name; "" withdraws what this author said before.
+        Its name; "" withdraws the author's earlier name.
     author, note
-        Who says so, and anything to add.
+        Who gave the name, and a remark.
     date
-        When, in ISO 8601; without a time zone it is read as UTC.
+        When, in ISO 8601; a date without a time zone is UTC.
     """
 
     layer: int
@@ -52,12 +52,12 @@ class Name:
 
     @property
     def key(self) -> tuple[int, int, str]:
-        """What there is one entry for: the feature and the author."""
+        """The feature and the author: there is one entry for each key."""
         return self.layer, self.feature, self.author
 
     @property
     def age(self) -> tuple[datetime, str, str]:
-        """By which entries of one key are ordered: the date, then the text to settle ties."""
+        """Orders entries of one key: the date, then the text for ties."""
         when = datetime.fromisoformat(self.date) if self.date else datetime.min
         return (when if when.tzinfo else when.replace(tzinfo=UTC)), self.name, self.note
 
@@ -65,61 +65,61 @@ class Name:
 class Names:
     """The names people gave, in a file.
 
-    Every change is written at once. The file is read again before, so that what somebody else
-    wrote meanwhile stays; of two entries of one author for one feature the later date wins.
+    Every change is written at once. The file is read again first, so that names written by others
+    stay; of two entries of one author for one feature the later date wins.
 
     Parameters
     ----------
     path
         The file, which need not exist yet; None keeps names in memory.
-    sizes
-        Number of features of each layer; what names others is listed in `unknown` and otherwise
-        left alone. None takes every feature for known.
+    n_features
+        Number of features by layer; names of other features are listed in `unknown` and
+        otherwise left alone. None accepts every feature.
     author
-        Who gives new names; by default the account's name.
+        Author of new names; by default the account's name.
 
     Raises
     ------
     CheckpointError
-        If the file holds something else than names. It is then left as it is.
+        If the file holds something other than names. It is left as it is.
     """
 
     def __init__(
         self,
         path: str | Path | None = None,
         *,
-        sizes: Sequence[int] | None = None,
+        n_features: Mapping[int, int] | None = None,
         author: str | None = None,
     ):
         self.path = None if path is None else Path(path)
         self.author = _account() if author is None else author
-        self._sizes = None if sizes is None else tuple(sizes)
+        self._n_features = None if n_features is None else dict(n_features)
         self._entries: dict[tuple[int, int, str], Name] = {}
         self.reload()
 
     def reload(self) -> None:
-        """Read the file again, for what others wrote."""
+        """Read the file again, for names that others wrote."""
         if self.path is not None and self.path.exists():
             self._entries = _merged([*self._entries.values(), *_read_lines(self.path)])
 
     @property
     def entries(self) -> tuple[Name, ...]:
-        """All names that stand, sorted by layer, feature and author."""
+        """All names that were not withdrawn, sorted by layer, feature and author."""
         return tuple(entry for entry in self._sorted() if entry.name)
 
     @property
     def everything(self) -> tuple[Name, ...]:
-        """The same with those that were withdrawn, whose name is ""."""
+        """All entries, including withdrawn ones, whose name is ""."""
         return tuple(self._sorted())
 
     @property
     def unknown(self) -> tuple[Name, ...]:
-        """Entries for features that do not exist; kept in the file, and used nowhere."""
+        """Entries for features that do not exist; they stay in the file and are not used."""
         return tuple(entry for entry in self.entries if not self._knows(entry))
 
     @property
     def labels(self) -> dict[tuple[int, int], str]:
-        """By (layer, feature) its latest name."""
+        """The latest name of each feature, by (layer, feature)."""
         known = (entry for entry in self.entries if self._knows(entry))
         return {(e.layer, e.feature): e.name for e in sorted(known, key=lambda e: e.age)}
 
@@ -129,7 +129,7 @@ class Names:
         return given[0].name if given else ""
 
     def of(self, layer: int, feature: int) -> tuple[Name, ...]:
-        """Everybody's names of a feature, the latest first."""
+        """All people's names of a feature, the latest first."""
         given = [e for e in self.entries if (e.layer, e.feature) == (layer, feature)]
         return tuple(sorted(given, key=lambda entry: entry.age, reverse=True))
 
@@ -148,11 +148,11 @@ class Names:
         Parameters
         ----------
         layer, feature
-            Which feature.
+            The feature.
         name
             The name; "" withdraws the author's.
         note
-            Anything to add.
+            A remark.
         author, date
             By default `author` of these names, and now.
 
@@ -176,9 +176,9 @@ class Names:
             date or "",
             note.strip(),
         )
-        _checked(asdict(entry), "The name")
         if not self._knows(entry):
             raise FeatureError(f"There is no feature {layer}/{feature} to name.")
+        _checked(asdict(entry), "The name")
         if date is None:
             entry = replace(entry, date=self._now(entry.key))
         self._update([entry])
@@ -187,29 +187,29 @@ class Names:
     def remove(self, layer: int, feature: int, *, author: str | None = None) -> None:
         """Withdraw an author's name of a feature.
 
-        The entry stays in the file without a name, so that a merge does not bring it back.
+        The entry stays in the file without a name, so that a merge does not restore it.
         """
         self.set(layer, feature, "", author=author)
 
     def update(self, entries: Iterable[Name]) -> tuple[Name, ...]:
-        """Take in entries; of one author's for one feature the later date wins.
+        """Add entries; of two entries of one author for one feature the later date wins.
 
         Returns
         -------
         tuple of Name
-            Those of `entries` whose features do not exist here. They are kept all the same.
+            Those of `entries` whose features do not exist here. They are kept nevertheless.
         """
         entries = tuple(entries)
         self._update(entries)
         return tuple(entry for entry in entries if not self._knows(entry))
 
     def export(self, path: str | Path) -> None:
-        """Write all names that stand to a file ending in .csv, .json or .jsonl.
+        """Write all names that were not withdrawn to a .csv, .json or .jsonl file.
 
         Raises
         ------
         CheckpointError
-            If the ending is another.
+            If the file has another ending.
         """
         kind, rows = _kind(path), [asdict(entry) for entry in self.entries]
         if kind == ".json":
@@ -220,27 +220,27 @@ class Names:
             temporary.write_text(text, encoding="utf-8", newline="")
 
     def read(self, path: str | Path) -> tuple[Name, ...]:
-        """Take in the names of a file that ends in .csv, .json or .jsonl; see `update`.
+        """Add the names in a .csv, .json or .jsonl file; see `update`.
 
         A table needs the columns layer, feature and name.
 
         Raises
         ------
         CheckpointError
-            If the file is missing or holds something else. Nothing is taken in then.
+            If the file is missing or holds something else. No name is added then.
         """
         kind = _kind(path)
         if kind == ".jsonl":
             return self.update(_read_lines(Path(path)))
         rows = read_json(path) if kind == ".json" else _read_csv(Path(path))
         if not isinstance(rows, list):
-            raise CheckpointError(f"{path} holds no list of names.")
+            raise CheckpointError(f"{path} does not hold a list of names.")
         return self.update(
             [_checked(row, f"Entry {number} of {path}") for number, row in enumerate(rows, 1)]
         )
 
     def save(self, path: str | Path) -> None:
-        """Write everything, withdrawn names included, to another file of this kind."""
+        """Write all entries, including withdrawn ones, to another file of this kind."""
         with atomic_path(path) as temporary:
             temporary.write_text(_lines(self._sorted()), encoding="utf-8", newline="")
 
@@ -261,7 +261,7 @@ class Names:
             self._entries = merged
 
     def _now(self, key: tuple[int, int, str]) -> str:
-        """The time, or just after the author's earlier entry: what is said last counts."""
+        """The time, or just after the author's earlier entry, so that the last call wins."""
         self.reload()
         now = datetime.now(UTC)
         if key in self._entries:
@@ -272,9 +272,9 @@ class Names:
         return [self._entries[key] for key in sorted(self._entries)]
 
     def _knows(self, entry: Name) -> bool:
-        if self._sizes is None:
+        if self._n_features is None:
             return True
-        return entry.layer < len(self._sizes) and entry.feature < self._sizes[entry.layer]
+        return 0 <= entry.feature < self._n_features.get(entry.layer, 0)
 
 
 def _merged(entries: Iterable[Name]) -> dict[tuple[int, int, str], Name]:
@@ -288,11 +288,11 @@ def _merged(entries: Iterable[Name]) -> dict[tuple[int, int, str], Name]:
 
 @contextmanager
 def _locked(path: Path | None) -> Iterator[None]:
-    """Let one program at a time read, merge and write; the lock lies outside of git's sight."""
+    """Let one program at a time read, merge and write; the lock is in the temporary folder."""
     if path is None:
         yield
         return
-    # One account's locks are in nobody else's way: a file of theirs could not be opened.
+    # Each account has its own locks, as another account's file may not be opened.
     name = hashlib.sha256(f"{_account()}|{path.resolve()}".encode()).hexdigest()[:16]
     with FileLock(Path(tempfile.gettempdir()) / f"vitlens-{name}.lock", timeout=_LOCK_SECONDS):
         yield
@@ -308,7 +308,7 @@ def _account() -> str:
 def _checked(row: Any, what: str) -> Name:
     """One entry from plain values; whole numbers may be written as text, as CSV does."""
     if not isinstance(row, Mapping):
-        raise CheckpointError(f"{what} is no name of a feature: {row!r}.")
+        raise CheckpointError(f"{what} is not a feature name: {row!r}.")
     try:
         layer, feature = (_whole(row[column]) for column in ("layer", "feature"))
         texts = {f.name: row.get(f.name) or "" for f in fields(Name)[2:]}
@@ -318,7 +318,7 @@ def _checked(row: Any, what: str) -> Name:
         _ = entry.age
     except (KeyError, TypeError, ValueError) as error:
         missing = f"{error} is missing" if isinstance(error, KeyError) else error
-        raise CheckpointError(f"{what} is no name of a feature: {missing}.") from error
+        raise CheckpointError(f"{what} is not a feature name: {missing}.") from error
     return entry
 
 
@@ -372,5 +372,5 @@ def _text(path: Path) -> str:
 def _kind(path: str | Path) -> str:
     kind = Path(path).suffix.lower()
     if kind not in (".csv", ".json", ".jsonl"):
-        raise CheckpointError(f"Names are kept in .csv, .json or .jsonl files, not in {path}.")
+        raise CheckpointError(f"Names are stored in .csv, .json or .jsonl files, not in {path}.")
     return kind

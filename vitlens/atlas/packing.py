@@ -1,6 +1,6 @@
-"""Tensors as few bytes: smallest integer type, rounding where it is asked for, compression.
+"""Tensors as few bytes: smallest integer type, rounding where requested, compression.
 
-LZMA for small ones, whose range coder spends fractions of a bit on a symbol; deflate for large
+LZMA for small tensors, whose range coder spends fractions of a bit on a symbol; deflate for large
 ones, which it reads and writes much faster.
 """
 
@@ -25,14 +25,14 @@ _DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in (*_INTEGERS, to
 }
 
 _LARGE = 2**20  # bytes
-# A dictionary no larger than what goes in: a larger one is cleared each time, which takes long.
+# A dictionary no larger than the input: a larger one is cleared each time, which takes long.
 _FILTERS = [{"id": lzma.FILTER_LZMA2, "preset": 9, "dict_size": _LARGE, "pb": 0}]
 
 
 class Packed:
     """Named tensors being packed for one file: `tensors` and `how` go into it.
 
-    `how` is plain JSON, and tells `unpack` what each tensor was.
+    `how` is plain JSON and describes each tensor to `unpack`.
     """
 
     def __init__(self) -> None:
@@ -40,12 +40,12 @@ class Packed:
         self.how: dict[str, dict[str, Any]] = {}
 
     def exact(self, name: str, tensor: Tensor) -> None:
-        """Keep a tensor without a loss; integers in the smallest type that holds them all."""
+        """Keep a tensor without loss; integers in the smallest type that holds them all."""
         tensor = tensor.detach().cpu()
         if not tensor.is_floating_point():
             tensor = tensor.to(_smallest(tensor))
         data = np.ascontiguousarray(tensor.numpy())
-        # Bytes of the same weight side by side: the high ones hardly change, and deflate well.
+        # Bytes of the same weight together: the high ones hardly change, and deflate well.
         planes = data.reshape(-1, 1).view(np.uint8).T.tobytes()
         packed = _compress(planes)
         self.tensors[name] = torch.frombuffer(bytearray(packed), dtype=torch.uint8)
@@ -78,7 +78,7 @@ class Packed:
         """
         needed = tensor.float().abs().amax(1) / levels
         wanted = needed if step is None else torch.maximum(needed, step.float())
-        # Half the bytes, and never below what is wanted, or the largest would not fit.
+        # Half the bytes, and never below the requested step, or the largest would not fit.
         scale = (wanted * (1 + 2**-8)).bfloat16().float()
         whole = (tensor / scale.clamp_min(1e-30)[:, None]).round().clamp(-levels, levels)
         self.exact(name, whole.to(torch.int16))

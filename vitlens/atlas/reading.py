@@ -1,4 +1,4 @@
-"""From a source to batches of model inputs, read ahead of the model."""
+"""From a source of images to batches of model inputs, read ahead of the model."""
 
 from __future__ import annotations
 
@@ -15,9 +15,8 @@ from jaxtyping import Float
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from vitlens.atlas.items import Item, Label
-from vitlens.atlas.pictures import encode
-from vitlens.atlas.sources import Source
+from vitlens.atlas.image_store import encode
+from vitlens.atlas.sources import Item, Label, Source
 from vitlens.errors import ImageError
 from vitlens.images import Transform, open_image, to_tensor
 
@@ -32,15 +31,15 @@ class Ready:
     Attributes
     ----------
     position, item
-        Where it is in the source.
+        Its position in the source, and its item.
     tensor
         The model's input, on the CPU.
     label
-        What the source says it is.
+        Its label according to the source.
     size
         Width and height of the original.
     thumbnail
-        A small picture, where the input cannot be turned back into one.
+        A small version, where the model's input cannot be turned back into an image.
     """
 
     position: int
@@ -66,11 +65,11 @@ class Reader:
     Attributes
     ----------
     transform
-        The lens's own.
+        From an image to the model's input, that of the lens.
     image_size
         Height and width of the model's input.
     side
-        Longest side of stored pictures in pixels; None when none are stored.
+        Longest side of thumbnails in pixels; None when none are stored.
     """
 
     transform: Callable[[Image.Image], Tensor]
@@ -78,20 +77,20 @@ class Reader:
     side: int | None
 
     def read(self, position: int, item: Item) -> Ready | Unreadable:
-        """Read one image; whatever goes wrong is told, not raised."""
+        """Read one image; every failure is returned, none is raised."""
         try:
             return self._ready(position, item)
-        except Exception as error:  # files, decoders and data sets of others: anything may come
-            told = (
+        except Exception as error:  # files, decoders and data sets of others may raise anything
+            why = (
                 str(error) if isinstance(error, ImageError) else f"{type(error).__name__}: {error}"
             )
-            return Unreadable(item, told.replace(item.path, item.key) if item.path else told)
+            return Unreadable(item, why.replace(item.path, item.key) if item.path else why)
 
     def _ready(self, position: int, item: Item) -> Ready:
         image, label = item.read()
-        picture = None
+        pil = None
         if not (isinstance(image, Tensor) and image.is_floating_point()):
-            image = picture = open_image(image)
+            image = pil = open_image(image)
         tensor = to_tensor(image, self.transform).cpu()
         if tuple(tensor.shape[1:]) != self.image_size:
             height, width = self.image_size
@@ -99,14 +98,14 @@ class Reader:
                 f"The model takes images of {height} × {width}, this one is "
                 f"{tensor.shape[1]} × {tensor.shape[2]}."
             )
-        size = picture.size if picture else (tensor.shape[2], tensor.shape[1])
+        size = pil.size if pil else (tensor.shape[2], tensor.shape[1])
         thumbnail = None
-        if self.side is not None and picture and not isinstance(self.transform, Transform):
-            thumbnail = ImageOps.fit(picture, self._stored_size(self.side))
+        if self.side is not None and pil and not isinstance(self.transform, Transform):
+            thumbnail = ImageOps.fit(pil, self._stored_size(self.side))
         return Ready(position, item, tensor, label, size, thumbnail)
 
-    def picture(self, ready: Ready, quality: int) -> bytes | None:
-        """The picture to store: what the model sees, as WebP.
+    def thumbnail(self, ready: Ready, quality: int) -> bytes | None:
+        """The thumbnail to store: what the model sees, as WebP.
 
         A WebP file that has the input's size already is stored as it is, so that it gives the
         same activations when it is read again.
@@ -118,13 +117,13 @@ class Reader:
         if size == ready.size == self.image_size[::-1] and path.suffix.lower() == ".webp":
             return path.read_bytes()
         if isinstance(self.transform, Transform):
-            seen = self.transform.picture(ready.tensor)
-            picture = seen if seen.size == size else seen.resize(size, Image.Resampling.LANCZOS)
+            seen = self.transform.to_pil(ready.tensor)
+            small = seen if seen.size == size else seen.resize(size, Image.Resampling.LANCZOS)
         elif ready.thumbnail is not None:
-            picture = ready.thumbnail
+            small = ready.thumbnail
         else:
             return None
-        return encode(picture, quality=quality)
+        return encode(small, quality=quality)
 
     def _stored_size(self, side: int) -> tuple[int, int]:
         """Width and height of the model's input, made no longer than `side`."""
@@ -143,15 +142,15 @@ def read_batches(
 ) -> Generator[list[Ready | Unreadable], None, None]:
     """Yield batches of images, a few of them read ahead.
 
-    Batch b holds the items from ``b * batch_size`` on, read or not, so that an image is in the
-    same place of the same batch whatever becomes of the others.
+    Batch b holds the items from ``b * batch_size`` on, readable or not, so that an image is in the
+    same place of the same batch whatever happens to the others.
 
     Parameters
     ----------
     part
         (i, n): only the batches i, i + n, i + 2 n, ...
     start
-        Batches of the part to leave out at the beginning; their images are not read.
+        Batches of the part to skip at the beginning; their images are not read.
     """
     wanted = islice(_batched(source, batch_size), part[0] + start * part[1], None, part[1])
     if not source.parallel:
@@ -194,9 +193,9 @@ def stack(
     dtype: torch.dtype,
     device: torch.device,
 ) -> Float[Tensor, "n 3 H W"]:
-    """A batch as one tensor, of the same shape for every batch; empty places are 0."""
+    """A batch as one tensor, of the same shape for every batch; missing images are 0."""
     images = torch.zeros(batch_size, 3, *image_size, dtype=dtype)
-    for place, entry in enumerate(batch):
+    for row, entry in enumerate(batch):
         if isinstance(entry, Ready):
-            images[place] = entry.tensor
+            images[row] = entry.tensor
     return images.to(device)

@@ -1,9 +1,9 @@
-"""One table of scores a layer: a row a feature, a column a measure, and what chance reaches.
+"""Scores of a layer's features: one row per feature, one column per measure, with chance levels.
 
-A feature *is* nothing. It has scores, and each score has a chance level: the 99th percentile of
-the same measure over the layer's features on shuffled data: the patches of every image shuffled,
-the images dealt anew to classes of the same sizes (`vitlens.atlas.chance`), the labels of the
-stimuli permuted, the pictures' embeddings exchanged.
+Features have no fixed type. They have scores, and each score has a chance level: the 99th
+percentile of the same measure over the layer's features on shuffled data: the patches of every
+image shuffled, the images dealt to classes of the same sizes (`vitlens.atlas.exact.deal`), the
+labels of the stimuli permuted, the embeddings of the images exchanged.
 """
 
 from __future__ import annotations
@@ -18,20 +18,20 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from vitlens.atlas import measures, tuning
-from vitlens.atlas.bins import IMAGE_SQUARE_UNIT, SQUARE_UNIT, UNIT, bin_edges
-from vitlens.atlas.chance import dealt
+from vitlens.atlas.exact import IMAGE_SQUARE_UNIT, SQUARE_UNIT, UNIT, bin_edges, deal
 from vitlens.errors import FeatureError, near_matches
 
 if TYPE_CHECKING:
-    from vitlens.atlas.sums import LayerSums
+    from vitlens.atlas.state import LayerSums
 
-#: What every score says.
+
+#: The meaning of every score.
 MEANING = {
     "frequency": "share of tokens on which the feature is active",
     "image_frequency": "share of images in which it is active",
     "extent": "mean share of patches active, where the image is",
     "prefix_share": "share of its activation on prefix tokens (CLS, registers)",
-    "position": "share of its variance over patches that the place explains (omega-squared)",
+    "position": "share of its variance over patches that the position explains (omega-squared)",
     "selectivity": "class selectivity index (Morcos et al. 2018)",
     "class_information": "share of its variance over images that the class explains"
     " (omega-squared)",
@@ -42,12 +42,12 @@ MEANING = {
     "texture": "best texture over the mean of all textures, 0 to 1",
     "response": "largest response to any stimulus, over the 99th percentile of its activation",
     "monosemanticity": "how much more alike its top images are than random ones",
-    "monosemanticity_given": "the same, in another embedding of the pictures",
-    "trust": "how far its pictures can be trusted to show what it stands for",
+    "monosemanticity_given": "the same, in another embedding of the images",
+    "trust": "how far its images can be trusted to show what the feature represents",
 }
 NAMES = tuple(MEANING)
 #: The scores behind each kind: the first must be above chance, a second one above 0.
-#: (The curvature's own chance level is near 1, for a feature with few responses easily misses the
+#: (The chance level of curvature is near 1, since a feature with few responses easily misses the
 #: 8 straight lines among 40 arcs and lines.)
 KINDS: dict[str, tuple[str, ...]] = {
     "position": ("position",),
@@ -57,10 +57,10 @@ KINDS: dict[str, tuple[str, ...]] = {
     "hue": ("hue",),
     "texture": ("texture",),
 }
-#: Of the shuffled features' scores.
+#: Percentile of the shuffled features' scores that is the chance level.
 CHANCE_PERCENTILE = 99.0
 
-#: To be of a kind takes at least this score: on many images, the least effect is above chance.
+#: Least score of a kind: on many images, the smallest effect is above chance.
 LOWEST_LEVEL = 0.01
 
 
@@ -140,7 +140,7 @@ class Scores:
     def of_kind(self, kind: str) -> Bool[Tensor, " F"]:
         """True for the live features of a kind: above chance, and 0.01, in its score.
 
-        See `KINDS`; `kind_of` goes by the same levels.
+        See `KINDS`; `kind_of` uses the same levels.
 
         Raises
         ------
@@ -165,7 +165,7 @@ class Scores:
         columns: Mapping[str, Float[Tensor, " F"]],
         shuffled: Mapping[str, Float[Tensor, " n"]] | None = None,
     ) -> Scores:
-        """These scores and more; chance levels are taken of `shuffled` where it is given."""
+        """These scores with more columns; their chance levels are taken from `shuffled`."""
         added = dict(shuffled or {})
         values = {**self.values, **{name: column.float() for name, column in columns.items()}}
         return replace(
@@ -177,7 +177,7 @@ class Scores:
 
 
 class Kind(NamedTuple):
-    """What a feature is most of, and how far above chance."""
+    """The kind of a feature, and how far it is above chance."""
 
     name: str
     ratio: float
@@ -201,7 +201,7 @@ def kind_of(values: Mapping[str, float], chance: Mapping[str, float]) -> Kind:
     Kind
         One of `KINDS` with its first score over the chance level; or "none" with the largest ratio,
         when it is not above 1. Ratios of different kinds compare different things: show the
-        figure with the name.
+        number with the name.
     """
     ratios = {"none": 0.0}
     for kind, (first, *further) in KINDS.items():
@@ -231,15 +231,15 @@ def layer_scores(
     layer
         Number of the layer.
     sums
-        Of the pass over the images.
+        Sums of the pass over the images.
     n_images, per_class, per_bucket
-        How many images there were, in all, by class, and by bucket.
+        Number of images: in total, by class, and by bucket.
     n_prefix
         Tokens before the patches.
     responses
-        See `responses.respond`; without them the scores of the stimuli are left out.
+        See `vitlens.atlas.tuning.respond`; without them the scores of stimuli are left out.
     seed
-        Of the permutations of the stimuli.
+        Seed of the permutations of the stimuli.
 
     Raises
     ------
@@ -255,7 +255,7 @@ def layer_scores(
         "prefix_share": measures.prefix_share(sums.position, n_prefix=n_prefix),
     }
     values |= _from_sums(sums.position, sums.class_mean, per_class, sums, n_images, n_prefix)
-    of_bucket = dealt(per_bucket, per_class)
+    of_bucket = deal(per_bucket, per_class)
     shuffled = _from_sums(
         sums.position_shuffled,
         torch.zeros_like(sums.class_mean).index_add_(0, of_bucket, sums.bucket_mean),
@@ -282,7 +282,7 @@ def _from_sums(
     n_images: int,
     n_prefix: int,
 ) -> dict[str, Float[Tensor, " F"]]:
-    """The measures of which there are shuffled ones, too."""
+    """The measures that are also taken on shuffled data."""
     by_class = class_mean.double() * UNIT
     return {
         "position": measures.position_share(

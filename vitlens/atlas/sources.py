@@ -1,45 +1,86 @@
-"""Any source of images as one stream of named items, read only when they are wanted."""
+"""Any source of images as one stream of named items, with their labels.
+
+An item is read only when it is needed. Sources are folders, files, webdataset shards, lists,
+tensors, data sets and iterables; labels, groups and credits are given by position, by key or as a
+function.
+"""
 
 from __future__ import annotations
 
+import io
 import itertools
+import json
 import os
+import tarfile
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from PIL import Image
 from torch import Tensor
 
-from vitlens.atlas.items import SUFFIXES, Item, Loaded
-from vitlens.atlas.shards import check_shard, shard_items
-from vitlens.errors import ImageError
+from vitlens.errors import ImageError, TargetError, VitlensError, near_matches
+from vitlens.images import ImageLike
+
+if TYPE_CHECKING:
+    from vitlens.lens import Lens
+
+#: Files that count as images when a folder or a shard is searched.
+SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif"})
+
+Label = int | str | None
+
+
+class Loaded(NamedTuple):
+    """An image that has been read, and its label."""
+
+    image: ImageLike
+    label: Label = None
+
+
+@dataclass(frozen=True)
+class Item:
+    """An image that has not been read yet.
+
+    Attributes
+    ----------
+    key
+        Its name within the source.
+    read
+        Reads it; may raise any exception.
+    path
+        The file it is in, or "".
+    """
+
+    key: str
+    read: Callable[[], Loaded]
+    path: str = ""
 
 
 @dataclass(frozen=True)
 class Source:
-    """Where images come from.
+    """A stream of images.
 
     Attributes
     ----------
     items
         Gives an iterator over all items, in the source's order.
     length
-        How many there are, where that is known.
+        Number of items, None if it is not known.
     labelled
-        The items bring labels.
+        The items have labels.
     class_names
-        What integer labels stand for, where the source says so.
+        Names of integer labels, None if the source has none.
     parallel
         Items can be read in several threads.
     data
-        What was given, for looking up its attributes.
+        The object that was given, to look up its attributes.
     skipped
-        Keys of items that are left out, and why.
+        Keys of items that are left out, and the reasons.
     """
 
     items: Callable[[], Iterator[Item]]
@@ -52,23 +93,23 @@ class Source:
 
 
 def open_source(images: Any) -> Source:
-    """Take any images as a `Source`.
+    """Open any images as a `Source`.
 
     Parameters
     ----------
     images
         A folder, searched with its subfolders: where every image is in a subfolder, and there
         are two or more, their names are the labels (`torchvision.datasets.ImageFolder`); a file;
-        a webdataset shard (``.tar``: pictures, with a label in ``.cls`` or in ``"label"`` of
+        a webdataset shard (``.tar``: images, with a label in ``.cls`` or in ``"label"`` of
         ``.json``); a list of these; a list of images; a batch [n, 3, H, W]; a PyTorch data set
         or any iterable of images or of tuples (image, label), or of batches of them; or a
-        `Source`. To go on with a pass, or to make it in parts, images must come in the same
-        order each time: an image without a path goes by its number.
+        `Source`. To resume a pass, or to make it in parts, images must come in the same order each
+        time: the key of an image without a path is its number.
 
     Raises
     ------
     ImageError
-        If there is no such file, or no image in it.
+        If the file does not exist, or contains no image.
     """
     if isinstance(images, Source):
         return images
@@ -85,8 +126,7 @@ def open_source(images: Any) -> Source:
     if isinstance(images, Iterable):
         return _from_iterable(images)
     raise ImageError(
-        "Images come from a folder, a list, a data set or an iterable, not from "
-        f"{type(images).__name__}."
+        f"Images must be a folder, a list, a data set or an iterable, not {type(images).__name__}."
     )
 
 
@@ -127,7 +167,9 @@ def _inside(folder: Path, given: str | os.PathLike[str]) -> list[Path]:
         if found:
             return found
     kinds = " ".join(sorted(SUFFIXES))
-    raise ImageError(f"The folder {os.fspath(given)} holds no image ({kinds}) and no shard (.tar).")
+    raise ImageError(
+        f"The folder {os.fspath(given)} contains no images ({kinds}) and no shards (.tar)."
+    )
 
 
 def _class_folders(files: Sequence[Path], base: Path) -> tuple[str, ...] | None:
@@ -193,7 +235,7 @@ def _paths_of(images: Any) -> list[tuple[str, str]] | None:
 
 
 def _attempt(images: Any, position: int) -> Any:
-    """An item, or None when it cannot be read: that is told when its turn comes."""
+    """An item, or None when it cannot be read: it is reported when its turn comes."""
     try:
         return images[position]
     except Exception:
@@ -232,7 +274,7 @@ def _same(loaded: Loaded) -> Loaded:
 
 
 def _split(item: Any) -> Loaded:
-    """Take image and label apart."""
+    """Split an item into image and label."""
     if isinstance(item, tuple | list):
         if not item:
             raise ImageError("An item of the data set is empty.")
@@ -263,7 +305,7 @@ def _is_batch(image: Any) -> bool:
 
 
 def _plain(label: Any) -> Any:
-    """Numbers of torch and numpy as Python's own; a batch of labels as it is."""
+    """Convert a number of torch or numpy to Python; a batch of labels stays as it is."""
     if isinstance(label, Tensor | np.ndarray | np.generic) and label.ndim == 0:
         return label.item()
     return label
@@ -288,9 +330,222 @@ def _from_shards(
 
     first = next(items(), None)
     if first is None:
-        raise ImageError(f"The shard {shards[0]} and those after it hold no image.")
+        raise ImageError(f"The shard {shards[0]} and the shards after it contain no images.")
     try:
         labelled = first.read().label is not None
     except ImageError:
         labelled = False
     return Source(items=items, length=None, labelled=labelled, parallel=True, skipped=skipped)
+
+
+def check_shard(shard: Path) -> None:
+    """Raise `ImageError` unless a file is an uncompressed tar file."""
+    try:
+        with tarfile.open(shard, "r:"):
+            pass
+    except tarfile.ReadError as error:
+        raise ImageError(f"{shard} is not an uncompressed tar file, or it is damaged.") from error
+
+
+def shard_items(shard: Path, name: str) -> Iterator[Item]:
+    """Samples of a shard: neighbouring files whose names agree up to the first dot."""
+    members = ((_sample_name(m.name), m) for m in _members(shard, name))
+    for sample, files in itertools.groupby(members, key=lambda pair: pair[0]):
+        by_ending: dict[str, tuple[int, int]] = {}
+        broken = ""
+        for _, member in files:
+            if isinstance(member, _Broken):
+                broken = member.why
+            else:
+                ending = member.name.rpartition("/")[2].partition(".")[2].lower()
+                by_ending[ending] = (member.offset_data, member.size)
+        if broken or any(f".{end.rpartition('.')[2]}" in SUFFIXES for end in by_ending):
+            yield Item(
+                f"{name}/{sample}", partial(_read_sample, shard, by_ending, broken), str(shard)
+            )
+
+
+_REST = "(the rest)"
+
+
+class _Broken(NamedTuple):
+    """Stands for the rest of a shard that cannot be read."""
+
+    name: str
+    why: str
+
+
+def _members(shard: Path, name: str) -> Iterator[tarfile.TarInfo | _Broken]:
+    with tarfile.open(shard, "r:") as archive:
+        try:
+            while (member := archive.next()) is not None:
+                archive.members.clear()  # type: ignore[attr-defined]  # or the list grows with the shard
+                if member.isfile():
+                    yield member
+            if shard.stat().st_size % tarfile.BLOCKSIZE:  # which tarfile takes for the end
+                yield _Broken(_REST, "the shard is cut off")
+        except (tarfile.TarError, OSError, EOFError) as error:
+            yield _Broken(_REST, f"the shard is damaged: {error}")
+
+
+def _sample_name(member: str) -> str:
+    folder, slash, file = member.rpartition("/")
+    return f"{folder}{slash}{file.partition('.')[0]}"
+
+
+def _read_sample(shard: Path, files: dict[str, tuple[int, int]], broken: str) -> Loaded:
+    if broken:
+        raise ImageError(broken)
+    content = {}
+    with shard.open("rb") as archive:
+        for ending, (offset, size) in files.items():
+            archive.seek(offset)
+            content[ending] = archive.read(size)
+    picture = next(
+        data for end, data in content.items() if f".{end.rpartition('.')[2]}" in SUFFIXES
+    )
+    return Loaded(Image.open(io.BytesIO(picture)), _sample_label(content))
+
+
+def _sample_label(content: dict[str, bytes]) -> Label:
+    if "cls" in content:
+        text = content["cls"].decode("utf-8", "replace").strip()
+        return int(text) if text.removeprefix("-").isdigit() else text
+    if "json" in content:
+        try:
+            about = json.loads(content["json"])
+        except ValueError:
+            return None
+        label = about.get("label", about.get("cls")) if isinstance(about, dict) else about
+        return label if isinstance(label, int | str) else None
+    return None
+
+
+Lookup = Callable[[int, Item], Any]
+
+
+@dataclass(frozen=True)
+class Labels:
+    """The classes, and where an image's class comes from.
+
+    Attributes
+    ----------
+    class_names
+        Names of the C classes.
+    origin
+        "data"; "predictions" of the model; or "none" for a model without a classifier, where all
+        images are of one class.
+    lookup
+        Label by position and item, from the caller; None when the data have the labels.
+    numbered
+        Names of integer labels.
+    """
+
+    class_names: tuple[str, ...]
+    origin: str
+    lookup: Lookup | None
+    numbered: tuple[str, ...]
+
+    def index(self, position: int, item: Item, loaded: Label) -> int:
+        """Class of an image, or -1 without one.
+
+        Raises
+        ------
+        TargetError
+            If there is no such class.
+        """
+        label = loaded if self.lookup is None else self.lookup(position, item)
+        if label is None:
+            return -1
+        if hasattr(label, "item"):
+            label = label.item()
+        if isinstance(label, int) and not isinstance(label, bool):
+            if not 0 <= label < len(self.numbered):
+                raise TargetError(
+                    f"The image {item.key!r} is of class {label}, but there are "
+                    f"{len(self.numbered)} classes."
+                )
+            if self.numbered == self.class_names:
+                return label  # two classes may have one name
+            label = self.numbered[label]
+        if label not in self.class_names:
+            raise TargetError(
+                f"The image {item.key!r} is of the class {label!r}, which is unknown."
+                f"{near_matches(str(label), self.class_names)}"
+            )
+        return self.class_names.index(label)
+
+
+def find_labels(lens: Lens, source: Source, labels: Any) -> Labels:
+    """Decide which classes there are, and where an image's class comes from.
+
+    Parameters
+    ----------
+    labels
+        None for the labels of the data, or else the model's predictions; "predictions"; the
+        name of an attribute of the data set; or labels by position, by key, or as a function of
+        the key. A label is an index or a name, or None for an image without one.
+
+    Raises
+    ------
+    TargetError
+        If there are too few or too many labels.
+    """
+    model_names = _model_names(lens)
+    if labels == "predictions" or (labels is None and not source.labelled):
+        if model_names is None:
+            return Labels(("any",), "none", None, ("any",))
+        return Labels(model_names, "predictions", None, model_names)
+    lookup = None if labels is None else look_up(labels, source, "labels", TargetError)
+    own = labels is None or isinstance(labels, str)  # the data set names its numbers
+    names = (source.class_names if own else _names_among(labels)) or model_names or ()
+    known = model_names is not None and set(names) <= set(model_names)
+    return Labels(model_names if known and model_names else names, "data", lookup, names)
+
+
+def look_up(given: Any, source: Source, what: str, error: type[VitlensError]) -> Lookup:
+    """Turn values per image, given in any way, into a function of position and item.
+
+    Raises
+    ------
+    VitlensError
+        Of the class `error`: if the number of values is not that of the images, or `given` is of
+        another type.
+    """
+    if isinstance(given, str):
+        attribute = getattr(source.data, given, None)
+        if attribute is None:
+            raise error(f"{what} is {given!r}, but the data set has no attribute with that name.")
+        given = attribute
+    if callable(given):
+        return lambda position, item: given(item.key)
+    if isinstance(given, Mapping):
+        return lambda position, item: given.get(item.key)
+    if not (hasattr(given, "__getitem__") and hasattr(given, "__len__")):
+        raise error(f"{what} must be a list, a mapping or a function, not {type(given).__name__}.")
+    if source.length is not None and len(given) != source.length:
+        raise error(f"{source.length} images need as many {what}, not {len(given)}.")
+    return lambda position, item: _at(given, position, what, error)
+
+
+def _at(given: Sequence[Any], position: int, what: str, error: type[VitlensError]) -> Any:
+    if position >= len(given):
+        raise error(f"There are more images than {what}: {len(given)}.")
+    return given[position]
+
+
+def _names_among(labels: Any) -> tuple[str, ...] | None:
+    """Class names in alphabetical order, if all labels are known and are names."""
+    values = labels.values() if isinstance(labels, Mapping) else labels
+    if isinstance(labels, str) or not isinstance(labels, Mapping | list | tuple):
+        return None
+    found = {value for value in values if value is not None}
+    if not found or not all(isinstance(value, str) for value in found):
+        return None
+    return tuple(sorted(found))
+
+
+def _model_names(lens: Lens) -> tuple[str, ...] | None:
+    """Names of the model's classes; None when it has no classifier."""
+    headless = lens.vision.head is None and getattr(lens.vision.module, "num_classes", None) == 0
+    return None if headless and lens.class_names is None else lens.logit_names

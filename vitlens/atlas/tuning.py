@@ -1,16 +1,17 @@
 """Tuning of features to orientation, curvature, hue and texture, from their responses to stimuli.
 
-Two things keep chance finds low. Every index is a product over the two halves of the stimuli, so
-that only what both say counts; and it is shrunk by 1 - 1/n, n being the effective number of
-pictures that carry the response, (sum r)^2 / sum r^2: one picture alone gives 0. What chance
-still gives is measured on responses whose labels are permuted.
+`respond` shows the stimuli to a model. Two things keep what chance finds low. Every index is a
+product over the two halves of the stimuli, so that only what both agree on counts; and it is shrunk
+by 1 - 1/n, n being the effective number of images behind the response, (sum r)^2 / sum r^2: one
+image alone gives 0. The level that chance still reaches is measured on responses with permuted
+labels.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
@@ -18,7 +19,70 @@ from jaxtyping import Float
 from torch import Tensor
 
 from vitlens.atlas import stimuli
+from vitlens.atlas.stimuli import N_STIMULI, Stimuli, model_input
 from vitlens.errors import FeatureError
+from vitlens.images import Transform
+from vitlens.interventions.hooks import isolated_model
+from vitlens.progress import Progress, steps
+
+if TYPE_CHECKING:
+    from vitlens.lens import Lens
+
+
+def stimuli_of(lens: Lens) -> Stimuli:
+    """The stimuli in the size of a lens's model.
+
+    Raises
+    ------
+    ImageError
+        If the model's patches are smaller than 2 pixels.
+    """
+    height, width = lens.vision.image_size
+    rows, columns = lens.vision.grid
+    return Stimuli((height, width), (height // rows, width // columns))
+
+
+def respond(
+    lens: Lens, *, batch_size: int = 16, progress: Progress = True
+) -> tuple[Float[Tensor, "F N"], ...]:
+    """Show all stimuli to a model and return its responses.
+
+    Parameters
+    ----------
+    lens
+        The model with its SAEs.
+    batch_size
+        Number of stimuli per batch.
+    progress
+        Show a progress bar; or a function, see `vitlens.progress`.
+
+    Returns
+    -------
+    tuple of Tensor
+        For each layer, in order, [F, N_STIMULI], on the CPU in float32: a feature's largest
+        activation over the patch tokens. Stimuli go in as drawn, without the transform's resizing
+        and cropping; only a transform that is not a `Transform` gets them as PIL images.
+    """
+    stimuli = stimuli_of(lens)
+    responses = [torch.zeros(sae.n_features, N_STIMULI) for sae in lens.saes]
+    batches = torch.arange(N_STIMULI).split(batch_size)
+    for numbers in steps(batches, "stimuli", progress):
+        images = torch.stack([_input(lens, stimuli, int(i)) for i in numbers])
+        with isolated_model(lens.vision), torch.no_grad():
+            streams = lens.vision.residuals(images, lens.layers)
+            for response, sae, stream in zip(responses, lens.saes, streams, strict=True):
+                strongest = sae.encode(stream)[:, lens.vision.n_prefix :].amax(1)
+                response[:, numbers] = strongest.T.float().cpu()
+    return tuple(responses)
+
+
+def _input(lens: Lens, stimuli: Stimuli, number: int) -> Float[Tensor, "3 H W"]:
+    transform = lens.transform
+    if isinstance(transform, Transform):
+        ready = model_input(stimuli.pixels(number), mean=transform.mean, std=transform.std)
+        return lens.tensor(ready)
+    return lens.tensor(stimuli.image(number))
+
 
 #: The indices of a feature, all 0 for one that does not respond.
 INDICES = ("orientation", "curvature", "direction", "hue", "texture")
@@ -33,7 +97,7 @@ CURVES = {
     "texture": (len(stimuli.TEXTURES),),
     "blank": (),
 }
-#: Numbers a feature in `curves`.
+#: Numbers per feature in `curves`.
 N_CURVES = sum(int(np.prod(shape)) for shape in CURVES.values())
 
 
@@ -56,9 +120,9 @@ class Tuning:
     texture
         [10]: to each of `stimuli.TEXTURES`.
     blank
-        To a plain grey picture.
+        To a plain grey image.
     indices
-        By name, see `indices`; empty if they are not known.
+        By name, see the function `indices`; empty if they are not known.
     """
 
     orientation: Float[Tensor, "4 12"]
@@ -102,7 +166,7 @@ class Tuning:
 
 
 class Preferred(NamedTuple):
-    """What a feature responds to most.
+    """The stimuli that a feature responds to most.
 
     Attributes
     ----------
@@ -122,12 +186,12 @@ class Preferred(NamedTuple):
 
 
 def curves(responses: Float[Tensor, "F N"]) -> Float[Tensor, "F K"]:
-    """Mean responses over the repeats of each condition: all that `Tuning` needs.
+    """Mean responses over the repeats of each condition, as `Tuning` needs them.
 
     Parameters
     ----------
     responses
-        Of one layer, see `responses.respond`.
+        Responses of one layer, see `respond`.
 
     Returns
     -------
@@ -146,7 +210,7 @@ def indices(responses: Float[Tensor, "F N"]) -> dict[str, Float[Tensor, " F"]]:
     Parameters
     ----------
     responses
-        Of one layer, see `responses.respond`.
+        Responses of one layer, see `respond`.
 
     Returns
     -------
@@ -182,11 +246,11 @@ def shuffled_indices(
     Parameters
     ----------
     responses
-        Of one layer.
+        Responses of one layer.
     repeats
-        Permutations a feature.
+        Permutations per feature.
     seed
-        Of the permutations.
+        Seed of the permutations.
 
     Returns
     -------
@@ -270,7 +334,7 @@ def _indices(by: _Conditions) -> dict[str, Float[Tensor, " F"]]:
 
 
 def _evidence(responses: Float[Tensor, "F n"]) -> Float[Tensor, " F"]:
-    """1 - 1/n, with n the effective number of pictures behind the responses; 0 without any."""
+    """1 - 1/n, with n the effective number of images behind the responses; 0 without any."""
     return _ratio(responses.sum(1) ** 2 - (responses**2).sum(1), responses.sum(1) ** 2)
 
 
@@ -309,7 +373,7 @@ def _ratio(part: Float[Tensor, " F"], whole: Float[Tensor, " F"]) -> Float[Tenso
 def _permuted(
     values: Float[Tensor, "F half G K"], generator: torch.Generator
 ) -> Float[Tensor, "F half G K"]:
-    """Permute the last axis, for each feature and group anew, alike in both halves."""
+    """Permute the last axis, once per feature and group, alike in both halves."""
     features, halves, groups, n = values.shape
     order = torch.rand(features, 1, groups, n, generator=generator).argsort(-1)
     return values.gather(3, order.to(values.device).expand(-1, halves, -1, -1))
@@ -318,7 +382,7 @@ def _permuted(
 def _permuted_halves(
     values: Float[Tensor, "F half K I"], generator: torch.Generator
 ) -> Float[Tensor, "F half K I"]:
-    """Permute the third axis, for each feature and half anew."""
+    """Permute the third axis, once per feature and half."""
     order = torch.rand(values.shape[:3], generator=generator).argsort(-1)
     return values.gather(2, order.to(values.device)[..., None].expand_as(values))
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+import math
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -11,22 +12,33 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from vitlens.brief import Brief
-from vitlens.circuits.marks import Key, check_marks
-from vitlens.circuits.places import place
-from vitlens.errors import FeatureError
+from vitlens.errors import CheckpointError, FeatureError
+from vitlens.io import read_result, write_tensors
+from vitlens.repr import ShapeRepr
+from vitlens.saes.base import FeatureId
+from vitlens.tables import text_table
 
 if TYPE_CHECKING:
     import networkx
-
-    from vitlens.circuits.verification import Verification
-    from vitlens.images import ImageLike
-    from vitlens.lens import Lens
 
 #: The feature number of a layer's error node.
 ERROR = -1
 #: The feature number of the target node, which stands one layer after the last.
 TARGET = -2
+
+_NAMED_SETTINGS = ("gradient", "error_gradients", "engine", "baselines")
+
+_FORMAT = "vitlens.circuit"
+_VERSION = 2
+
+_THIRDS = (
+    ("upper left", "top", "upper right"),
+    ("left", "centre", "right"),
+    ("lower left", "bottom", "lower right"),
+)
+# A node counts as spread out when its distance from its centre is this much of what the same
+# importance on every patch would give.
+_SPREAD = 0.85
 
 
 @dataclass(frozen=True)
@@ -40,7 +52,7 @@ class Node:
     feature
         Feature number; `ERROR` (-1) for the layer's error node.
     importance
-        N_l[f], in units of the target.
+        N_l[f], in units of the target (docs/method.md, "Node importance").
     share
         `importance` divided by the layer's sum of positive node importances.
     kept_importance
@@ -55,32 +67,33 @@ class Node:
     kept_importance: float
 
     @property
-    def key(self) -> tuple[int, int]:
+    def key(self) -> FeatureId:
         """(layer, feature), as edges name their ends."""
         return self.layer, self.feature
 
     @property
     def name(self) -> str:
         """A short name such as "5/213", or "5/error"."""
-        return _name(self.key)
+        return node_name(self.key)
 
 
 @dataclass(frozen=True)
 class Edge:
-    """The importance of one node by way of another, in the next layer.
+    """The importance of one node through another node, in the next layer that has an SAE.
 
     Attributes
     ----------
     source, target
         (layer, feature) of both ends.
     weight
-        E_l[f, f'], in units of the target; into the target node N_l[f].
+        E_l[f, f'], in units of the target; into the target node N_l[f] (docs/method.md, "Edge
+        importance").
     share
         `weight` divided by the sum of positive node importances of the source's layer.
     """
 
-    source: tuple[int, int]
-    target: tuple[int, int]
+    source: FeatureId
+    target: FeatureId
     weight: float
     share: float
 
@@ -91,14 +104,105 @@ class Row(NamedTuple):
     layer: int
     feature: str  # number, or "error"
     share: float  # of the layer's positive importance
-    where: str
+    location: str
     strongest: str  # the strongest outgoing edge's end, or "" when there is none
     strongest_share: float  # that edge's share
 
 
-@dataclass(frozen=True, eq=False, repr=False)
-class Circuit(Brief):
-    """What led to one output for one image: nodes in layers, and the edges between them.
+@dataclass(frozen=True, eq=False, repr=False, kw_only=True)
+class Explanation(ShapeRepr):
+    """What was explained: the image, the target, the model and the settings.
+
+    Attributes
+    ----------
+    layers
+        Block numbers of the layers that have an SAE, ascending.
+    grid
+        Rows and columns of patches.
+    prefix_names
+        Names of the tokens before the patches.
+    target, target_index, target_value
+        Name of the target, its class (None for a function), and its value in the full model.
+    prediction
+        Name and probability of the predicted class.
+    logits
+        [n_classes] of the untouched model, or None.
+    image
+        [H, W, 3], the image as the model saw it, or None.
+    settings
+        Settings of the computation; anything that JSON can hold.
+    model
+        Fingerprint of the model and its SAEs; feature numbers mean nothing in another.
+    """
+
+    layers: tuple[int, ...]
+    grid: tuple[int, int]
+    prefix_names: tuple[str, ...]
+    target: str
+    target_index: int | None
+    target_value: float
+    prediction: tuple[str, float]
+    logits: Float[Tensor, " C"] | None = None
+    image: UInt8[Tensor, "H W 3"] | None = None
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    model: str = ""
+
+    @property
+    def n_layers(self) -> int:
+        """Number of layers with an SAE."""
+        return len(self.layers)
+
+    @property
+    def n_prefix(self) -> int:
+        """Number of tokens before the patches."""
+        return len(self.prefix_names)
+
+    @property
+    def n_tokens(self) -> int:
+        """Number of tokens, including prefix tokens."""
+        return self.n_prefix + self.grid[0] * self.grid[1]
+
+    @property
+    def target_key(self) -> FeatureId:
+        """The key of the target node, as used in edges."""
+        return (self.layers[-1] if self.layers else -1) + 1, TARGET
+
+    def explanation(self) -> dict[str, Any]:
+        """Return the fields of an `Explanation`, without those of a subclass."""
+        return {f.name: getattr(self, f.name) for f in fields(Explanation)}
+
+    def _stored(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Return these fields as named tensors and JSON metadata."""
+        tensors = {"logits": self.logits, "image": self.image}
+        metadata = {
+            name: value for name, value in self.explanation().items() if name not in tensors
+        }
+        metadata["settings"] = dict(self.settings)
+        return {name: value for name, value in tensors.items() if value is not None}, metadata
+
+    @staticmethod
+    def _restored(tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the fields that `_stored` wrote."""
+        rows, columns = metadata["grid"]
+        predicted, probability = metadata["prediction"]
+        return {
+            "layers": tuple(metadata["layers"]),
+            "grid": (rows, columns),
+            "prefix_names": tuple(metadata["prefix_names"]),
+            "target": metadata["target"],
+            "target_index": metadata["target_index"],
+            "target_value": metadata["target_value"],
+            "prediction": (predicted, probability),
+            "logits": tensors.get("logits"),
+            "image": tensors.get("image"),
+            "settings": metadata["settings"],
+            "model": metadata["model"],
+        }
+
+
+@dataclass(frozen=True, eq=False, repr=False, kw_only=True)
+class Circuit(Explanation):
+    """The circuit behind one output for one image: nodes in layers, and the edges between them.
 
     Attributes
     ----------
@@ -108,74 +212,43 @@ class Circuit(Brief):
         Between kept nodes of adjacent layers, and from the last layer to `target_key`; only
         those with a weight other than 0.
     heatmaps
-        [n_nodes, T]: importances of each node by token, in units of the target; a row sums to
+        [n_nodes, T]: importances of each node per token, in units of the target; a row sums to
         the node's importance.
-    grid
-        Rows and columns of patches.
-    prefix_names
-        Names of the tokens before the patches.
-    target, target_index, target_value
-        What was explained, its class (None when it is no class), its value in the full model.
-    prediction
-        Name and probability of the predicted class.
-    logits
-        [n_classes] of the untouched model, or None.
-    picture
-        [H, W, 3] the image as the model saw it, or None.
-    settings
-        How the circuit was made; anything that JSON can hold.
-    model
-        Fingerprint of the model and its SAEs; feature numbers mean nothing in another.
     pinned
-        (layer, feature) of nodes that were put in whatever the pruning says.
+        (layer, feature) of nodes that are kept regardless of the pruning rules.
     groups
         Supernodes: for each name, the (layer, feature) of its nodes; a node is in one at most.
     labels
-        What nodes are called, by (layer, feature).
+        Names of nodes, by (layer, feature).
 
     Raises
     ------
     FeatureError
-        When a mark names a node that is not in the circuit, or a node is in two groups.
+        When an annotation names a node that is not in the circuit, a node is in two groups, or
+        a node is of a layer without SAE.
+
+    See Also
+    --------
+    Explanation : The other attributes.
     """
 
     nodes: tuple[Node, ...]
     edges: tuple[Edge, ...]
     heatmaps: Float[Tensor, "n_nodes T"]
-    grid: tuple[int, int]
-    prefix_names: tuple[str, ...]
-    target: str
-    target_index: int | None
-    target_value: float
-    prediction: tuple[str, float]
-    logits: Float[Tensor, " C"] | None = None
-    picture: UInt8[Tensor, "H W 3"] | None = None
-    settings: Mapping[str, Any] = field(default_factory=dict)
-    model: str = ""
-    pinned: tuple[Key, ...] = ()
-    groups: Mapping[str, tuple[Key, ...]] = field(default_factory=dict)
-    labels: Mapping[Key, str] = field(default_factory=dict)
+    pinned: tuple[FeatureId, ...] = ()
+    groups: Mapping[str, tuple[FeatureId, ...]] = field(default_factory=dict)
+    labels: Mapping[FeatureId, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        for node in self.nodes:
+            if node.layer not in self.layers:
+                raise FeatureError(f"Node {node.name} is not in {_listed_layers(self.layers)}.")
         keys = {node.key for node in self.nodes}
-        marks = check_marks(keys, pinned=self.pinned, groups=self.groups, labels=self.labels)
-        for name, value in marks.items():
+        annotations = check_annotations(
+            keys, pinned=self.pinned, groups=self.groups, labels=self.labels
+        )
+        for name, value in annotations.items():
             object.__setattr__(self, name, value)
-
-    @property
-    def n_layers(self) -> int:
-        """How many layers have nodes."""
-        return max((node.layer for node in self.nodes), default=-1) + 1
-
-    @property
-    def n_prefix(self) -> int:
-        """How many tokens come before the patches."""
-        return len(self.prefix_names)
-
-    @property
-    def target_key(self) -> tuple[int, int]:
-        """The target node as edges name it."""
-        return self.n_layers, TARGET
 
     def node(self, layer: int, feature: int) -> Node:
         """Return one node; raises `FeatureError` when it is not in the circuit."""
@@ -189,26 +262,26 @@ class Circuit(Brief):
         FeatureError
             When the circuit has no such layer.
         """
-        if not 0 <= layer < self.n_layers:
+        if layer not in self.layers:
             raise FeatureError(
-                f"This circuit has layers 0 to {self.n_layers - 1}; there is no {layer}."
+                f"This circuit has {_listed_layers(self.layers)}; there is no layer {layer}."
             )
         return tuple(
             sorted(n.feature for n in self.nodes if n.layer == layer and n.feature != ERROR)
         )
 
     def heatmap(self, node: Node) -> Float[Tensor, "rows columns"]:
-        """Return a node's importance by patch, [rows, columns], in units of the target."""
+        """Return a node's importance per patch, [rows, columns], in units of the target."""
         tokens = self.heatmaps[self._index(*node.key)]
         return tokens[self.n_prefix :].reshape(self.grid)
 
-    def where(self, node: Node) -> str:
-        """Say where on the image a node acts (see `vitlens.circuits.places.place`)."""
-        return place(self.heatmaps[self._index(*node.key)], self.grid, self.prefix_names)
+    def location(self, node: Node) -> str:
+        """Describe where on the image a node acts (see `vitlens.circuits.circuit.location`)."""
+        return location(self.heatmaps[self._index(*node.key)], self.grid, self.prefix_names)
 
     def table(self) -> list[Row]:
-        """Return one row a node: layer, feature, share, where, and its strongest edge."""
-        strongest: dict[tuple[int, int], Edge] = {}
+        """Return one row per node: layer, feature, share, location, and its strongest edge."""
+        strongest: dict[FeatureId, Edge] = {}
         for edge in self.edges:
             known = strongest.get(edge.source)
             if known is None or edge.weight > known.weight:
@@ -221,15 +294,15 @@ class Circuit(Brief):
                     node.layer,
                     _feature_name(node.feature),
                     node.share,
-                    self.where(node),
-                    _name(edge_out.target) if edge_out else "",
+                    self.location(node),
+                    node_name(edge_out.target) if edge_out else "",
                     edge_out.share if edge_out else 0.0,
                 )
             )
         return rows
 
     def group_of(self, node: Node) -> str:
-        """Return the name of the group a node is in, "" when it is in none."""
+        """Return the name of the group that a node is in, "" when it is in none."""
         return next((name for name, keys in self.groups.items() if node.key in keys), "")
 
     def compare(self, other: Circuit) -> tuple[float, ...]:
@@ -243,33 +316,30 @@ class Circuit(Brief):
         Returns
         -------
         tuple of float
-            By layer, the Jaccard index: nodes in both over nodes in either, 1 for equal sets.
+            Per layer, the Jaccard index: nodes in both over nodes in either, 1 for equal sets.
 
         Raises
         ------
         FeatureError
-            When the circuits are of different models, or have different numbers of layers.
+            When the circuits are of different models, or have different layers.
         """
         if self.model and other.model and self.model != other.model:
             raise FeatureError(
                 "These circuits belong to different models or SAEs "
                 f"({self.model} and {other.model}); their features cannot be compared."
             )
-        if self.n_layers != other.n_layers:
+        if self.layers != other.layers:
             raise FeatureError(
-                f"These circuits have {self.n_layers} and {other.n_layers} layers; "
-                "they cannot be compared."
+                f"One circuit has {_listed_layers(self.layers)}, the other "
+                f"{_listed_layers(other.layers)}; they cannot be compared."
             )
         overlaps = []
-        for layer in range(self.n_layers):
+        for layer in self.layers:
             mine = {n.feature for n in self.nodes if n.layer == layer}
             theirs = {n.feature for n in other.nodes if n.layer == layer}
-            overlaps.append(len(mine & theirs) / len(mine | theirs))
+            either = mine | theirs
+            overlaps.append(len(mine & theirs) / len(either) if either else 1.0)
         return tuple(overlaps)
-
-    def verify(self, lens: Lens, image: ImageLike, **options: Any) -> Verification:
-        """Cut edges one by one, and compare with their importances; see `Lens.verify`."""
-        return lens.verify(self, image, **options)
 
     def to_networkx(self) -> networkx.DiGraph:
         """Return the circuit as a directed graph.
@@ -279,12 +349,37 @@ class Circuit(Brief):
         networkx.DiGraph
             Nodes are (layer, feature), with ``kind`` ("feature", "error" or "target"), ``layer``,
             ``feature``, ``name``, ``importance``, ``share``; all but the target also with
-            ``kept_importance``, ``where``, ``pinned``, ``group`` and ``label`` ("" where there
+            ``kept_importance``, ``location``, ``pinned``, ``group`` and ``label`` ("" where there
             is none). Edges have ``weight`` and ``share``.
         """
-        from vitlens.circuits.network import to_networkx
+        import networkx
 
-        return to_networkx(self)
+        name, probability = self.prediction
+        graph = networkx.DiGraph(target=self.target, prediction=name, probability=probability)
+        for node in self.nodes:
+            graph.add_node(
+                node.key,
+                kind="error" if node.feature == ERROR else "feature",
+                name=node.name,
+                location=self.location(node),
+                pinned=node.key in self.pinned,
+                group=self.group_of(node),
+                label=self.labels.get(node.key, ""),
+                **asdict(node),
+            )
+        layer, feature = self.target_key
+        graph.add_node(
+            self.target_key,
+            kind="target",
+            name=self.target,
+            layer=layer,
+            feature=feature,
+            importance=self.target_value,
+            share=1.0,
+        )
+        for edge in self.edges:
+            graph.add_edge(edge.source, edge.target, weight=edge.weight, share=edge.share)
+        return graph
 
     def save(self, path: str | Path) -> None:
         """Write the circuit to one safetensors file, atomically.
@@ -294,9 +389,18 @@ class Circuit(Brief):
         VitlensError
             When the file cannot be written.
         """
-        from vitlens.circuits.store import save_circuit
-
-        save_circuit(self, path)
+        tensors, explanation = self._stored()
+        metadata = {
+            "format": _FORMAT,
+            "version": _VERSION,
+            **explanation,
+            "nodes": [list(asdict(node).values()) for node in self.nodes],
+            "edges": [[*e.source, *e.target, e.weight, e.share] for e in self.edges],
+            "pinned": [list(key) for key in self.pinned],
+            "groups": {name: [list(key) for key in keys] for name, keys in self.groups.items()},
+            "labels": [[*key, label] for key, label in self.labels.items()],
+        }
+        write_tensors(path, {**tensors, "heatmaps": self.heatmaps}, metadata)
 
     @classmethod
     def load(cls, path: str | Path) -> Circuit:
@@ -307,9 +411,32 @@ class Circuit(Brief):
         CheckpointError
             When the file is missing, damaged, a pickle, or holds something else.
         """
-        from vitlens.circuits.store import load_circuit
-
-        return load_circuit(path)
+        tensors, metadata = read_result(path, what="a circuit", format=_FORMAT, version=_VERSION)
+        try:
+            circuit = cls(
+                **cls._restored(tensors, metadata),
+                nodes=tuple(Node(*values) for values in metadata["nodes"]),
+                edges=tuple(
+                    Edge((layer, feature), (next_layer, next_feature), weight, share)
+                    for layer, feature, next_layer, next_feature, weight, share in metadata["edges"]
+                ),
+                heatmaps=tensors["heatmaps"],
+                pinned=tuple((layer, feature) for layer, feature in metadata["pinned"]),
+                groups={
+                    name: tuple((layer, feature) for layer, feature in keys)
+                    for name, keys in metadata["groups"].items()
+                },
+                labels={(layer, feature): label for layer, feature, label in metadata["labels"]},
+            )
+        except (KeyError, TypeError, ValueError, FeatureError) as error:
+            raise CheckpointError(f"{path} holds a damaged circuit: {error!r}.") from error
+        if circuit.heatmaps.shape != (len(circuit.nodes), circuit.n_tokens):
+            raise CheckpointError(
+                f"{path} holds a damaged circuit: heatmaps of shape "
+                f"{tuple(circuit.heatmaps.shape)} for {len(circuit.nodes)} nodes and "
+                f"{circuit.n_tokens} tokens."
+            )
+        return circuit
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Circuit):
@@ -321,18 +448,163 @@ class Circuit(Brief):
     def __str__(self) -> str:
         name, probability = self.prediction
         head = f"{self.target} = {self.target_value:.3f}   predicted: {name} ({probability:.1%})"
-        lines = [("layer", "feature", "share", "where", "strongest edge")]
+        rows = []
         for row in self.table():
             edge = f"{row.strongest} ({row.strongest_share:.1%})" if row.strongest else ""
-            lines.append((str(row.layer), row.feature, f"{row.share:.1%}", row.where, edge))
-        widths = [max(len(line[i]) for line in lines) for i in range(5)]
-        return "\n".join([head, "", *(_line(line, widths) for line in lines)])
+            rows.append((str(row.layer), row.feature, f"{row.share:.1%}", row.location, edge))
+        made = ", ".join(
+            f"{name.replace('_', ' ')}: {self.settings[name]}"
+            for name in _NAMED_SETTINGS
+            if name in self.settings
+        )
+        header = ("layer", "feature", "share", "location", "strongest edge")
+        table = text_table(header, rows, align="rrrll")
+        return f"{head}\n{made}\n{table}" if made else f"{head}\n\n{table}"
 
     def _index(self, layer: int, feature: int) -> int:
         for index, node in enumerate(self.nodes):
             if node.key == (layer, feature):
                 return index
-        raise FeatureError(f"Node {_name((layer, feature))} is not in this circuit.")
+        raise FeatureError(f"Node {node_name((layer, feature))} is not in this circuit.")
+
+
+def node_name(key: FeatureId) -> str:
+    """Return a short name of a node: "5/213", "5/error" or "target"."""
+    layer, feature = key
+    return "target" if feature == TARGET else f"{layer}/{_feature_name(feature)}"
+
+
+def check_annotations(
+    nodes: Collection[FeatureId],
+    *,
+    pinned: Iterable[FeatureId],
+    groups: Mapping[str, Iterable[FeatureId]],
+    labels: Mapping[FeatureId, str],
+) -> dict[str, Any]:
+    """Return what people write on a circuit in its own types, by name.
+
+    Parameters
+    ----------
+    nodes
+        The nodes that there are.
+    pinned, groups, labels
+        See `Circuit`.
+
+    Raises
+    ------
+    FeatureError
+        When an annotation names none of these nodes, a node is in two groups, or a name is empty.
+    """
+    annotations: dict[str, Any] = {
+        "pinned": tuple(dict.fromkeys(_key(key) for key in pinned)),
+        "groups": {name: tuple(_key(key) for key in keys) for name, keys in groups.items()},
+        "labels": {_key(key): str(label) for key, label in labels.items()},
+    }
+    grouped = [key for keys in annotations["groups"].values() for key in keys]
+    named = (("pinned", annotations["pinned"]), ("grouped", grouped), ("labelled", labels))
+    for what, keys in named:
+        for layer, feature in keys:
+            if (layer, feature) not in nodes:
+                raise FeatureError(
+                    f"Node ({layer}, {feature}) is not in this circuit and cannot be {what}."
+                )
+    if len(grouped) > len(set(grouped)):
+        twice = next(key for key in grouped if grouped.count(key) > 1)
+        raise FeatureError(f"Node {twice} appears twice in the groups; it can be in one only.")
+    if not all(annotations["groups"]):
+        raise FeatureError("A group needs a name.")
+    return annotations
+
+
+def annotations_within(
+    nodes: Collection[FeatureId],
+    *,
+    pinned: Iterable[FeatureId],
+    groups: Mapping[str, Iterable[FeatureId]],
+    labels: Mapping[FeatureId, str],
+) -> dict[str, Any]:
+    """Return the annotations of these nodes; groups without a node are left out."""
+    within = {name: tuple(key for key in keys if key in nodes) for name, keys in groups.items()}
+    return {
+        "pinned": tuple(key for key in pinned if key in nodes),
+        "groups": {name: keys for name, keys in within.items() if keys},
+        "labels": {key: label for key, label in labels.items() if key in nodes},
+    }
+
+
+def location(
+    importances: Float[Tensor, " T"], grid: tuple[int, int], prefix_names: tuple[str, ...]
+) -> str:
+    """Describe in a few words where on the image a node is important.
+
+    Only importances of the sum's sign count, as shares of their total. A prefix token with at
+    least half of it gives its name. Otherwise the location is the third of the image, across and
+    down, that holds the centroid of the patches; "spread over the image" when the root mean
+    squared distance from the centroid is over .85 of that of an even spread.
+
+    Parameters
+    ----------
+    importances
+        Per-token importances, prefix tokens first, then the patches row by row.
+    grid
+        Rows and columns of patches.
+    prefix_names
+        Names of the prefix tokens, such as "CLS" or "register 2".
+
+    Returns
+    -------
+    str
+        For instance "CLS token", "upper left", "centre", "spread over the image"; "nowhere" for
+        a node without importance.
+    """
+    values = importances.detach().cpu().double()
+    mass = (values if values.sum() >= 0 else -values).clamp(min=0)
+    if not mass.sum() > 0:
+        return "nowhere"
+    mass = mass / mass.sum()
+    strongest = int(mass.argmax())
+    if strongest < len(prefix_names) and mass[strongest] >= 0.5:
+        name = prefix_names[strongest]
+        return name if " " in name else f"{name} token"
+    patches = mass[len(prefix_names) :].reshape(grid)
+    if not patches.sum() > 0:
+        return "prefix tokens"
+    row, column, radius = _centroid(patches)
+    even = _centroid(torch.ones_like(patches))[2]
+    if even > 0 and radius > _SPREAD * even:
+        return "spread over the image"
+    return _THIRDS[_third(row, grid[0])][_third(column, grid[1])]
+
+
+def _centroid(patches: Tensor) -> tuple[float, float, float]:
+    """Return the centroid's row and column, and the root mean squared distance from it."""
+    shares = patches / patches.sum()
+    rows = torch.arange(patches.shape[0], dtype=shares.dtype)[:, None]
+    columns = torch.arange(patches.shape[1], dtype=shares.dtype)[None, :]
+    row, column = float((shares * rows).sum()), float((shares * columns).sum())
+    square = float((shares * ((rows - row) ** 2 + (columns - column) ** 2)).sum())
+    return row, column, math.sqrt(square)
+
+
+def _third(position: float, length: int) -> int:
+    """Return 0, 1 or 2: the third of `length` patches that the centre of one lies in."""
+    return min(int(3 * (position + 0.5) / length), 2)
+
+
+def _key(key: Iterable[int]) -> FeatureId:
+    layer, feature = key
+    return int(layer), int(feature)
+
+
+def _feature_name(feature: int) -> str:
+    return "error" if feature == ERROR else str(feature)
+
+
+def _listed_layers(layers: tuple[int, ...]) -> str:
+    """Return "layers 0 to 2" or "layers 2, 5, 9"."""
+    if len(layers) > 1 and layers == tuple(range(layers[0], layers[-1] + 1)):
+        return f"layers {layers[0]} to {layers[-1]}"
+    return f"layer{'s' * (len(layers) != 1)} {', '.join(map(str, layers)) or 'none'}"
 
 
 def _same(mine: object, other: object) -> bool:
@@ -341,21 +613,3 @@ def _same(mine: object, other: object) -> bool:
     if isinstance(mine, Tensor) or isinstance(other, Tensor):
         return False
     return mine == other
-
-
-def _name(key: tuple[int, int]) -> str:
-    layer, feature = key
-    return "target" if feature == TARGET else f"{layer}/{_feature_name(feature)}"
-
-
-def _feature_name(feature: int) -> str:
-    return "error" if feature == ERROR else str(feature)
-
-
-def _line(cells: tuple[str, ...], widths: list[int]) -> str:
-    """Join the cells of a table's line; numbers to the right, words to the left."""
-    layer, feature, share, where, edge = cells
-    return (
-        f"{layer:>{widths[0]}}  {feature:>{widths[1]}}  {share:>{widths[2]}}  "
-        f"{where:<{widths[3]}}  {edge}"
-    ).rstrip()

@@ -1,392 +1,426 @@
-"""Insertion and deletion: how much of the output a few features carry."""
+"""Insertion and deletion curves: measured values, areas with bootstrap intervals, and their file.
 
-from __future__ import annotations
+Source: docs/method.md, "Faithfulness".
+"""
 
-import math
-import operator
-import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from itertools import pairwise
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, Literal, NamedTuple, Self, TypeAlias, get_args
 
+import numpy as np
 import torch
-from jaxtyping import Bool, Float
-from torch import Tensor, nn
-from tqdm.auto import tqdm
+from jaxtyping import Float
+from numpy.typing import NDArray
+from torch import Tensor
 
-from vitlens.attribution.edges import Engine
-from vitlens.attribution.targets import TargetLike, find_class, resolve_target
-from vitlens.circuits.methods import Case, Method, resolve_methods
-from vitlens.circuits.results import METRICS, Curves, Metric
-from vitlens.circuits.resume import PARTS, Measured, load_finished, run_key
-from vitlens.errors import FeatureError, VitlensError
-from vitlens.models.adapter import ViT
-from vitlens.progress import Progress, Watch
-from vitlens.replacement import Baselines, ErrorNodes, run_with, trace
-from vitlens.saes.topk import TopKSAE
-from vitlens.selections import keep_masks
+from vitlens.errors import CheckpointError, FeatureError, check_choice, near_matches
+from vitlens.io import read_result, write_tensors
+from vitlens.repr import ShapeRepr
+from vitlens.tables import text_table
 
-__all__ = ["DEFAULT_Q", "Cost", "Curves", "estimate", "faithfulness"]
+Array: TypeAlias = NDArray[np.float64]
+Axis: TypeAlias = Literal["linear", "log"]
+Direction: TypeAlias = Literal["insertion", "deletion"]
+Metric: TypeAlias = Literal["target", "logit", "probability", "top1"]
 
-#: Shares of the largest layer's dictionary to keep or to replace.
-DEFAULT_Q = (0.0, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
+#: What is recorded of every run, in the order of the last axis of stored arrays.
+METRICS: tuple[Metric, ...] = get_args(Metric)
 
+#: Resamples of the images behind every interval.
+N_RESAMPLES = 2000
+_PERCENTILES = (2.5, 97.5)
 
-def faithfulness(
-    vit: ViT,
-    saes: Sequence[TopKSAE],
-    baselines: Baselines,
-    images: Sequence[Float[Tensor, "3 H W"]],
-    *,
-    methods: Sequence[str | Method] = ("rrm", "cla", "random"),
-    labels: Sequence[int] | None = None,
-    target: TargetLike = None,
-    class_names: Sequence[str] | None = None,
-    errors: ErrorNodes = "clean",
-    engine: Engine = "exact",
-    q: Sequence[float] = DEFAULT_Q,
-    batch_size: int = 16,
-    seed: int = 0,
-    out: str | Path | None = None,
-    progress: Progress = True,
-) -> Curves:
-    """Measure insertion (faithfulness) and deletion (completeness) curves.
+_SHOWN_SHARES = (0.02, 0.1)
 
-    Insertion keeps each layer's top features and puts all others at their baseline; deletion
-    puts the top ones at their baseline and keeps all others. Error nodes are not counted; what
-    they hold is said by `errors`. Source: Kim et al., NeurIPS 2025, arXiv 2509.17401.
-
-    Parameters
-    ----------
-    vit, saes, baselines
-        The model, one SAE a layer but the last, and what features are replaced with.
-    images
-        The model's inputs, each [3, H, W].
-    methods
-        Names out of "rrm" (walk over exact edges, for each count anew), "cla" (the same walk
-        with Cross-Layer Attribution's scores), "node" (node importance alone), "plain" (the
-        same with the model's ordinary gradient), "activation", "random"; or functions of a
-        `vitlens.circuits.methods.Case` that return what to keep for a count.
-    labels
-        The right classes; when given, misclassified images are left out.
-    target
-        What to explain, by default each image's predicted class: its logit minus the mean of
-        all. The recorded logit, probability and top-1 are of the target's class, for a function
-        of the predicted class.
-    class_names
-        To look up a target given by name.
-    errors
-        What error nodes hold: "clean" (the original image's values), "free", "baseline".
-    engine
-        How edges are computed.
-    q
-        Ascending shares from 0 to 1 of the largest layer's dictionary. Each becomes a count a
-        layer, rounded, at least 1 above 0; a layer with fewer features is used up earlier.
-    batch_size
-        How many replaced runs go through the model at once.
-    seed
-        Of the random order.
-    out
-        A file to write. A run that was cut off goes on from the last whole image, kept in
-        `out` with ".partial" appended; a finished one is loaded.
-    progress
-        Show a progress bar over the images, or call this function (see `vitlens.progress`), before
-        every method, every layer of "rrm" and "cla", and every batch of replaced runs.
-
-    Returns
-    -------
-    Curves
-
-    Raises
-    ------
-    FeatureError
-        When a method or `errors` is unknown, or q or the batch size is not valid.
-    TargetError
-        When there is no such target.
-    CheckpointError
-        When `out` holds something else than this very run.
-    VitlensError
-        When no image is left to measure.
-    """
-    named = resolve_methods(methods)
-    counts = _counts(q, saes)
-    _check(images, labels, errors, batch_size)
-    plan = _Plan(vit, saes, baselines, named, counts, errors, batch_size)
-    watch = Watch(progress, total=len(images) * plan.n_steps)
-    settings: dict[str, Any] = {"engine": engine, "seed": seed}
-    done = Measured()
-    if out is not None:
-        call = {
-            "methods": list(named),
-            "q": [float(share) for share in q],
-            "labels": None if labels is None else [int(label) for label in labels],
-            # A class by its number: with other class names the same name is another class.
-            "target": (
-                find_class(target, vit.n_classes, class_names)
-                if isinstance(target, str)
-                else _plain(target)
-            ),
-            "errors": errors,
-        }
-        explained: list[float] = []
-        if callable(target) or not (vit.head is None or isinstance(vit.head, nn.Module)):
-            first = vit.logits(images[0][None].to(vit.device, vit.dtype))[0]
-            value = resolve_target(target, first, class_names).function(first)
-            explained = [*first.tolist(), float(value)]
-        settings["run"] = run_key(vit, saes, baselines, images, explained, call | settings)
-        finished = load_finished(out, settings["run"])
-        if finished is not None:
-            return finished
-        done = Measured.load(out, settings["run"])
-
-    with tqdm(
-        total=len(images),
-        initial=done.seen,
-        desc="curves",
-        unit="image",
-        disable=progress is not True,
-    ) as bar:
-        for index in range(done.seen, len(images)):
-            watch.done = index * plan.n_steps
-            watch.tell("image")
-            traced = trace(vit, saes, images[index].to(vit.device, vit.dtype))
-            wanted = resolve_target(target, traced.logits, class_names)
-            if labels is None or int(traced.logits.argmax()) == int(labels[index]):
-                case = Case(vit, saes, baselines, traced, wanted, engine, seed, index, watch.tell)
-                done.add(index, plan.measure(case, watch))
-            done.seen = index + 1
-            if out is not None:
-                done.save(out, settings["run"])
-            bar.update()
-    if callable(progress):
-        progress(1.0, "curves")
-    if not done.images:
-        raise VitlensError(
-            f"None of the {len(images)} images is classified as its label says, so there is "
-            "nothing to measure. Check the labels, and that images are normalised for this model."
-        )
-    insertion, deletion, untouched = (done.by_metric(part) for part in PARTS)
-    curves = Curves(
-        methods=tuple(named),
-        q=tuple(float(share) for share in q),
-        counts=counts,
-        insertion=insertion,
-        deletion=deletion,
-        untouched=untouched,
-        images=tuple(done.images),
-        n_given=len(images),
-        errors=errors,
-        target=_name(target, class_names),
-        settings=settings,
-    )
-    if out is not None:
-        curves.save(out)
-        done.remove(out)
-    return curves
+_FORMAT = "vitlens.curves"
+_VERSION = 2
 
 
 @dataclass(frozen=True)
-class Cost:
-    """What a run will take, as measured on one image.
+class Estimate:
+    """A number with its 95 % interval over images; NaN ends where one image gives no interval."""
+
+    value: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        if np.isnan(self.low):
+            return f"{self.value:.3f}"
+        return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}]"
+
+
+class Band(NamedTuple):
+    """A mean curve with its 95 % interval over images, each [q]."""
+
+    mean: Array
+    low: Array
+    high: Array
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Curves(ShapeRepr):
+    """The output that remains when only some features are kept, or some are removed.
 
     Attributes
     ----------
-    seconds
-        For all images.
-    runs
-        Replaced runs of the model for all images.
-    memory
-        Bytes, about, on top of the model.
+    methods
+        Names of the rankings.
+    q
+        Shares of the largest layer's dictionary, ascending from 0 to 1.
+    counts
+        The same as numbers of features per layer; a smaller layer is used up earlier.
+    insertion
+        By metric, [method, image, q]: the top features kept, all others at their baseline.
+        Metrics are ``target`` (what was explained), ``logit`` and ``probability`` of the class,
+        ``top1`` (1 where the class is first, else 0).
+    deletion
+        Likewise, with the top features at their baseline and all others kept.
+    untouched
+        By metric, [image]: the model itself.
+    images
+        Which of the given images were measured; misclassified ones are left out.
+    n_given
+        Number of images that were given.
+    error_nodes
+        Values of the error nodes: "clean", "free", "baseline" or "zero".
+    target
+        The target that was explained.
+    settings
+        All other settings; anything that JSON can hold.
     """
 
-    seconds: float
-    runs: int
-    memory: int
+    methods: tuple[str, ...]
+    q: tuple[float, ...]
+    counts: tuple[int, ...]
+    insertion: Mapping[str, Float[Tensor, "method image q"]]
+    deletion: Mapping[str, Float[Tensor, "method image q"]]
+    untouched: Mapping[str, Float[Tensor, " image"]]
+    images: tuple[int, ...]
+    n_given: int
+    error_nodes: str
+    target: str
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+    def values(
+        self, direction: Direction, method: str, metric: Metric = "target"
+    ) -> Float[Array, "image q"]:
+        """Return what was measured, by image and step.
+
+        Raises
+        ------
+        FeatureError
+            When there is no such method.
+        OptionError
+            When there is no such direction or metric.
+        """
+        check_choice("direction", direction, get_args(Direction))
+        check_choice("metric", metric, METRICS)
+        if method not in self.methods:
+            raise FeatureError(
+                f"These curves have no method {method!r}, only {', '.join(self.methods)}."
+                f"{near_matches(method, self.methods)}"
+            )
+        curves = self.insertion if direction == "insertion" else self.deletion
+        return curves[metric][self.methods.index(method)].double().numpy()
+
+    def mean(
+        self, direction: Direction, method: str, metric: Metric = "target"
+    ) -> Float[Array, " q"]:
+        """Return the mean curve over images, in the metric's own units."""
+        return self.values(direction, method, metric).mean(axis=0)
+
+    def band(self, direction: Direction, method: str, metric: Metric = "target") -> Band:
+        """Return the adjusted mean curve (empty model 0, full model 1) with its interval.
+
+        All values are NaN if the full model is not significantly above the empty one.
+        """
+        values = self.values(direction, method, metric)
+        mean, resampled = adjusted(values, *self._ends(metric), self._draws)
+        if len(self.images) < 2 or np.isnan(mean).any():
+            return Band(mean, np.full_like(mean, np.nan), np.full_like(mean, np.nan))
+        low, high = np.percentile(resampled, (2.5, 97.5), axis=0)
+        return Band(mean, low, high)
+
+    def area(
+        self,
+        direction: Direction,
+        method: str,
+        *,
+        metric: Metric = "target",
+        axis: Axis = "linear",
+    ) -> Estimate:
+        """Return the area under the adjusted mean curve.
+
+        Parameters
+        ----------
+        direction
+            "insertion" (faithfulness: high is good) or "deletion" (completeness: low is good).
+        method
+            One of `methods`.
+        metric
+            Metric to measure.
+        axis
+            "linear" in the share of features, or "log": every step of q counts the same.
+
+        Returns
+        -------
+        Estimate
+            The area under the mean of the curves, the empty model (every feature replaced)
+            counting 0 and the full one (none replaced) 1, so that 1 is the best insertion and 0
+            the best deletion; values outside are possible. With the 95 % bootstrap interval
+            over images (2,000 resamples). NaN where the full model is not above the empty one
+            with confidence.
+
+        Raises
+        ------
+        FeatureError
+            When there is no such method.
+        OptionError
+            When there is no such direction, metric or axis.
+        """
+        value, resampled = self._area(direction, method, metric, axis)
+        return interval(float(value), resampled, len(self.images))
+
+    def ratio(
+        self,
+        method: str,
+        other: str = "cla",
+        *,
+        direction: Direction = "insertion",
+        metric: Metric = "target",
+        axis: Axis = "linear",
+    ) -> Estimate:
+        """Return one method's area over another's, with a paired bootstrap interval."""
+        mine, my_draws = self._area(direction, method, metric, axis)
+        theirs, their_draws = self._area(direction, other, metric, axis)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            return interval(float(mine / theirs), my_draws / their_draws, len(self.images))
+
+    def span(self, metric: Metric = "target") -> Estimate:
+        """Return how far the full model is above the empty one, in the metric's own units."""
+        empty, full = self._ends(metric)
+        spans = full - empty
+        return interval(float(spans.mean()), self._draws @ spans, len(self.images))
+
+    def table(self, *, metric: Metric = "target", axis: Axis = "linear") -> str:
+        """Return a text table of the areas of every method.
+
+        Columns are the areas, how much is kept with 2 % and 10 % of the features where those are
+        among the steps, and the insertion area as a multiple of CLA's where that was measured.
+        """
+        shares = [q for q in _SHOWN_SHARES if q in self.q]
+        show_ratio = "cla" in self.methods
+        header = ["method", "insertion ↑", "deletion ↓"]
+        header += [f"kept with {100 * q:.0f} %" for q in shares]
+        header += ["insertion / CLA's"] * show_ratio
+        rows = []
+        for method in self.methods:
+            cells = [method]
+            for direction in get_args(Direction):
+                cells.append(str(self.area(direction, method, metric=metric, axis=axis)))
+            band = self.band("insertion", method, metric)
+            for at in map(self.q.index, shares):
+                cells.append(str(Estimate(band.mean[at], band.low[at], band.high[at])))
+            if show_ratio:
+                other = method != "cla"
+                cells.append(str(self.ratio(method, metric=metric, axis=axis)) if other else "1")
+            rows.append(cells)
+        return text_table(header, rows)
 
     def __str__(self) -> str:
-        minutes = self.seconds / 60
-        duration = f"{minutes:.0f} min" if minutes >= 2 else f"{self.seconds:.0f} s"
-        return (
-            f"about {duration}, {self.runs} replaced runs, {self.memory / 2**30:.1f} GiB of memory"
+        n, skipped = len(self.images), self.n_given - len(self.images)
+        head = f"{n} image{'s' * (n != 1)}"
+        if skipped:
+            head += f" ({skipped} misclassified and left out)"
+        baselines = self.settings.get("baselines", "?")
+        head += f", target: {self.target}, error nodes: {self.error_nodes}, baselines: {baselines}"
+        head += ", 95 % intervals over images"
+        span = f"full model above empty model: {self.span()}"
+        if np.isnan(self.area("insertion", self.methods[0]).value):
+            span += "; too small for meaningful areas"
+        return "\n\n".join(
+            [
+                f"{head}\n{span}",
+                f"Linear in the share of features:\n{self.table()}",
+                f"Logarithmic in the share of features:\n{self.table(axis='log')}",
+            ]
         )
 
+    def save(self, path: str | Path) -> None:
+        """Write the curves to one safetensors file, atomically.
 
-def estimate(
-    vit: ViT,
-    saes: Sequence[TopKSAE],
-    baselines: Baselines,
-    image: Float[Tensor, "3 H W"],
-    n_images: int,
-    *,
-    methods: Sequence[str | Method] = ("rrm", "cla", "random"),
-    errors: ErrorNodes = "clean",
-    engine: Engine = "exact",
-    q: Sequence[float] = DEFAULT_Q,
-    batch_size: int = 16,
-) -> Cost:
-    """Measure one image to say what `faithfulness` on many will take.
+        Raises
+        ------
+        VitlensError
+            When the file cannot be written.
+        """
+        parts = {
+            "insertion": self.insertion,
+            "deletion": self.deletion,
+            "untouched": self.untouched,
+        }
+        tensors = {f"{part}.{m}": values[m] for part, values in parts.items() for m in METRICS}
+        metadata = {
+            "format": _FORMAT,
+            "version": _VERSION,
+            "methods": list(self.methods),
+            "q": list(self.q),
+            "counts": list(self.counts),
+            "images": list(self.images),
+            "n_given": self.n_given,
+            "error_nodes": self.error_nodes,
+            "target": self.target,
+            "settings": dict(self.settings),
+        }
+        write_tensors(path, tensors, metadata)
+
+    @classmethod
+    def load(cls, path: str | Path) -> Self:
+        """Read curves that `save` wrote. Nothing in the file is ever executed.
+
+        Raises
+        ------
+        CheckpointError
+            When the file is missing, damaged, a pickle, or holds something else.
+        """
+        tensors, metadata = read_result(path, what="curves", format=_FORMAT, version=_VERSION)
+        try:
+            curves = cls(
+                methods=tuple(metadata["methods"]),
+                q=tuple(metadata["q"]),
+                counts=tuple(metadata["counts"]),
+                insertion={m: tensors[f"insertion.{m}"] for m in METRICS},
+                deletion={m: tensors[f"deletion.{m}"] for m in METRICS},
+                untouched={m: tensors[f"untouched.{m}"] for m in METRICS},
+                images=tuple(metadata["images"]),
+                n_given=metadata["n_given"],
+                error_nodes=metadata["error_nodes"],
+                target=metadata["target"],
+                settings=metadata["settings"],
+            )
+        except (KeyError, TypeError) as error:
+            raise CheckpointError(f"{path} holds damaged curves: {error!r}.") from error
+        whole = (len(curves.methods), len(curves.images), len(curves.q))
+        expected = {
+            name: whole[1:2] if name.startswith("untouched.") else whole for name in tensors
+        }
+        for name, shape in expected.items():
+            if tensors[name].shape != shape:
+                raise CheckpointError(
+                    f"{path} holds damaged curves: {name} of shape {tuple(tensors[name].shape)} "
+                    f"where {shape} is expected."
+                )
+        return curves
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Curves):
+            return NotImplemented
+        tensors = ("insertion", "deletion", "untouched")
+        plain = ("methods", "q", "counts", "images", "n_given", "error_nodes", "target", "settings")
+        return all(getattr(self, name) == getattr(other, name) for name in plain) and all(
+            torch.equal(getattr(self, name)[m], getattr(other, name)[m])
+            for name in tensors
+            for m in METRICS
+        )
+
+    __hash__ = None  # type: ignore[assignment]
+
+    @cached_property
+    def _draws(self) -> Float[Array, "n_resamples image"]:
+        return resamples(len(self.images))
+
+    def _ends(self, metric: Metric) -> tuple[Array, Array]:
+        """Return each image's value of the empty and of the full model, any method's."""
+        values = self.values("insertion", self.methods[0], metric)
+        return values[:, 0], values[:, -1]
+
+    def _area(
+        self, direction: Direction, method: str, metric: Metric, axis: Axis
+    ) -> tuple[Array, Array]:
+        heights = self.values(direction, method, metric) @ trapezoid_weights(np.array(self.q), axis)
+        return adjusted(heights, *self._ends(metric), self._draws)
+
+
+def trapezoid_weights(q: Float[Array, " n"], axis: Axis) -> Float[Array, " n"]:
+    """Return weights that turn a curve into its mean height by the trapezoid rule.
 
     Parameters
     ----------
-    vit, saes, baselines, methods, errors, engine, q, batch_size
-        As for `faithfulness`.
-    image
-        One of the images, [3, H, W].
-    n_images
-        How many there will be.
+    q
+        Ascending shares of features, from 0 to 1.
+    axis
+        "linear": over q. "log": the given steps are equally far apart, which for the usual
+        steps is about logarithmic and gives small circuits most of the weight.
+
+    Returns
+    -------
+    Array
+        One weight per step; they sum to 1.
+
+    Raises
+    ------
+    OptionError
+        When there is no such axis.
     """
-    named = resolve_methods(methods)
-    counts = _counts(q, saes)
-    _check([image], None, errors, batch_size)
-    plan = _Plan(vit, saes, baselines, named, counts, errors, batch_size)
-    start = time.perf_counter()
-    traced = trace(vit, saes, image.to(vit.device, vit.dtype))
-    case = Case(vit, saes, baselines, traced, resolve_target(None, traced.logits), engine)
-    plan.measure(case, Watch(False, total=plan.n_steps))
-    seconds = time.perf_counter() - start
-    widest = max(sae.size for sae in saes)
-    # A block holds about a dozen numbers a channel at once, an SAE its pre-activations,
-    # activations and masks; the edges of one walk are all held.
-    running = batch_size * vit.n_tokens * (12 * vit.width + 4 * widest)
-    edges = sum((a.size + 1) * b.size for a, b in pairwise(saes))
-    return Cost(
-        seconds=seconds * n_images,
-        runs=plan.n_runs * n_images,
-        memory=(running + edges) * traced.logits.element_size(),
-    )
+    check_choice("axis", axis, get_args(Axis))
+    positions = q if axis == "linear" else np.linspace(0.0, 1.0, len(q))
+    widths = np.diff(positions)
+    weights = np.zeros(len(q))
+    weights[:-1] += widths / 2
+    weights[1:] += widths / 2
+    return weights / weights.sum()
 
 
-@dataclass(frozen=True)
-class _Plan:
-    """What to run for every image: each method's kept sets, for each count, both ways."""
-
-    vit: ViT
-    saes: Sequence[TopKSAE]
-    baselines: Baselines
-    methods: Mapping[str, Method]
-    counts: tuple[int, ...]
-    errors: ErrorNodes
-    batch_size: int
-
-    @property
-    def inner_counts(self) -> list[int]:
-        """Counts that are neither the empty nor the full model, each once."""
-        return sorted(set(self.counts) - {self.counts[0], self.counts[-1]})
-
-    @property
-    def n_runs(self) -> int:
-        """Replaced runs for one image."""
-        return 2 + 2 * len(self.methods) * len(self.inner_counts)
-
-    @property
-    def n_steps(self) -> int:
-        """Steps for one image: methods, and batches of replaced runs."""
-        return len(self.methods) + len(range(0, self.n_runs, self.batch_size))
-
-    def measure(self, case: Case, watch: Watch) -> dict[str, Float[Tensor, "... metric"]]:
-        """Return insertion and deletion, [method, q, metric], and the untouched model's metrics."""
-        everything = [torch.ones(sae.size, dtype=torch.bool) for sae in self.saes]
-        kept = [everything]
-        for name, method in watch.each(self.methods.items()):
-            watch.tell(name)
-            keep = method(case)
-            kept += [keep_masks(self.saes, keep(n), torch.device("cpu")) for n in self.inner_counts]
-        masks = [
-            torch.cat([torch.stack(layer), ~torch.stack(layer)])
-            for layer in zip(*kept, strict=True)
-        ]
-        values = _metrics(self._run(case, masks, watch), case)
-        inserted, deleted = values.chunk(2)
-        full, empty = inserted[0], deleted[0]
-        return {
-            "insertion": self._spread(inserted[1:], empty, full),
-            "deletion": self._spread(deleted[1:], full, empty),
-            "untouched": _metrics(case.trace.logits[None], case)[0],
-        }
-
-    def _run(
-        self, case: Case, masks: Sequence[Bool[Tensor, "n F"]], watch: Watch
-    ) -> Float[Tensor, "n C"]:
-        logits = []
-        for start in watch.each(range(0, len(masks[0]), self.batch_size)):
-            watch.tell("replaced runs")
-            chunk = [mask[start : start + self.batch_size].to(self.vit.device) for mask in masks]
-            logits.append(
-                run_with(
-                    self.vit,
-                    self.saes,
-                    case.trace.image.expand(len(chunk[0]), -1, -1, -1),
-                    chunk,
-                    self.baselines,
-                    errors=self.errors,
-                    clean_errors=case.trace.errors,
-                )
-            )
-        return torch.cat(logits)
-
-    def _spread(
-        self, inner: Float[Tensor, "runs metric"], first: Tensor, last: Tensor
-    ) -> Float[Tensor, "method q metric"]:
-        """Put runs at their steps of q, between the end points that all methods share."""
-        by_method = inner.reshape(len(self.methods), len(self.inner_counts), len(METRICS))
-        steps = []
-        for count in self.counts:
-            if count in self.inner_counts:
-                steps.append(by_method[:, self.inner_counts.index(count)])
-            else:
-                end = first if count == self.counts[0] else last
-                steps.append(end.expand(len(self.methods), -1))
-        return torch.stack(steps, dim=1)
+def resamples(n_images: int, seed: int = 0) -> Float[Array, "n_resamples n_images"]:
+    """Return how often each bootstrap resample draws each image, as shares that sum to 1."""
+    generator = np.random.default_rng(seed)
+    draws = generator.multinomial(n_images, np.full(n_images, 1 / n_images), N_RESAMPLES)
+    return draws / n_images
 
 
-def _metrics(logits: Float[Tensor, "n C"], case: Case) -> Float[Tensor, "n metric"]:
-    """Return target, logit, probability and whether the class is first, float64 on the CPU."""
-    index = case.target.index
-    if index is None:
-        index = int(case.trace.logits.argmax())
-    by_name: dict[Metric, Tensor] = {
-        "target": torch.stack([case.target.function(row) for row in logits]),
-        "logit": logits[:, index],
-        "probability": logits.softmax(1)[:, index],
-        "top1": logits.argmax(1) == index,
-    }
-    return torch.stack([by_name[metric].detach().cpu().double() for metric in METRICS], dim=1)
+def adjusted(
+    values: Float[Array, "n_images *steps"],
+    empty: Float[Array, " n_images"],
+    full: Float[Array, " n_images"],
+    draws: Float[Array, "n_resamples n_images"],
+) -> tuple[Float[Array, " *steps"], Float[Array, "n_resamples *steps"]]:
+    """Put means over images on a scale where the empty model is 0 and the full one 1.
+
+    The ratio is taken of means, not the mean of ratios: an image on which the empty and the
+    full model hardly differ then counts little, and not without bound.
+
+    Parameters
+    ----------
+    values
+        Per image: one number or a curve.
+    empty, full
+        Per image: the value with every feature replaced, and with none.
+    draws
+        From `resamples`.
+
+    Returns
+    -------
+    value
+        Over all images; NaN where the full model is not above the empty one with confidence:
+        a share of no span would mean nothing.
+    resampled
+        The same for each resample.
+    """
+    span = full.mean() - empty.mean()
+    spans = draws @ full - draws @ empty
+    if span <= 0 or np.percentile(spans, _PERCENTILES[0]) <= 0:
+        return np.full(values.shape[1:], np.nan), np.full((len(draws), *values.shape[1:]), np.nan)
+    above = (values.T - empty).T
+    scale = spans.reshape(-1, *[1] * (values.ndim - 1))
+    return above.mean(axis=0) / span, draws @ above / scale
 
 
-def _counts(q: Sequence[float], saes: Sequence[TopKSAE]) -> tuple[int, ...]:
-    steps = list(q)
-    if len(steps) < 2 or steps[0] != 0 or steps[-1] != 1 or steps != sorted(set(steps)):
-        raise FeatureError(f"q must be ascending shares that start with 0 and end with 1, not {q}.")
-    widest = max(sae.size for sae in saes)
-    return tuple(0 if share == 0 else max(1, math.floor(share * widest + 0.5)) for share in steps)
-
-
-def _check(
-    images: Sequence[Tensor], labels: Sequence[int] | None, errors: ErrorNodes, batch_size: int
-) -> None:
-    if not len(images):
-        raise FeatureError("There are no images to measure.")
-    if labels is not None and len(labels) != len(images):
-        raise FeatureError(f"{len(images)} images need as many labels, not {len(labels)}.")
-    if errors not in get_args(ErrorNodes):
-        raise FeatureError(f"errors must be one of {get_args(ErrorNodes)}, not {errors!r}.")
-    if batch_size < 1:
-        raise FeatureError(f"The batch size must be at least 1, not {batch_size}.")
-
-
-def _plain(target: TargetLike) -> int | str | None:
-    """Return a target as JSON can hold it; a function goes by its name."""
-    if target is None or isinstance(target, str):
-        return target
-    if callable(target):
-        return getattr(target, "__name__", type(target).__name__)
-    return operator.index(target)
-
-
-def _name(target: TargetLike, class_names: Sequence[str] | None) -> str:
-    plain = _plain(target)
-    if isinstance(plain, int):
-        return class_names[plain] if class_names else f"class {plain}"
-    return plain or "predicted class"
+def interval(value: float, resampled: Float[Array, " n_resamples"], n_images: int) -> Estimate:
+    """Return a value with the 95 % percentile interval of its resamples."""
+    if n_images < 2 or np.isnan(value):
+        return Estimate(float(value), float("nan"), float("nan"))
+    low, high = np.nanpercentile(resampled, _PERCENTILES)
+    return Estimate(float(value), float(low), float(high))

@@ -1,7 +1,14 @@
-"""Which nodes make up a circuit: pure selection over scores, and the walk back from the target."""
+"""Pruning: which nodes and edges of an attribution graph make up a circuit.
+
+Pure functions over scores, with one specification that the diagram's JavaScript mirrors
+(``widgets/js/src/diagram/prune.js``; tests hold both to the same cases): `select`, `walk`,
+`filter_shares`, `keeps_edge`. Layers are numbered here by position: 0 is the first that has an SAE.
+Source: docs/method.md, "Walk".
+"""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from numbers import Integral, Real
 from typing import Any, TypeAlias
 
@@ -12,9 +19,62 @@ from torch import Tensor
 
 from vitlens.errors import FeatureError
 
-#: Edges by layer, each [F_l + 1, F_{l+1}] with the error node's row last; or a function that
-#: gives, for a layer l and features of layer l + 1, only those columns: [F_l + 1, n].
+#: Edges by position, each [F_l + 1, F_{l+1}] with the error node's row last; or a function that
+#: gives, for a position l and features of position l + 1, only those columns: [F_l + 1, n].
 Edges: TypeAlias = Sequence[Tensor] | Callable[[int, Tensor], Tensor]
+
+#: How many nodes per layer a circuit keeps unless a rule is given.
+DEFAULT_NODES = 8
+
+
+@dataclass(frozen=True)
+class Rules:
+    """How a circuit is pruned.
+
+    Attributes
+    ----------
+    nodes_per_layer, share, threshold
+        Number of nodes the walk keeps in every layer, as ``count``, ``share`` and ``threshold`` of
+        `select`: at most one of them; 8 nodes per layer by default.
+    node_share, edge_share
+        Least shares of nodes and edges (see `filter_shares` and `keeps_edge`).
+
+    Raises
+    ------
+    FeatureError
+        When more than one of the first three is given, or a value is out of range.
+    """
+
+    nodes_per_layer: int | None = None
+    share: float | None = None
+    threshold: float | None = None
+    node_share: float = 0.0
+    edge_share: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.nodes_per_layer is None and self.share is None and self.threshold is None:
+            object.__setattr__(self, "nodes_per_layer", DEFAULT_NODES)
+        check_rule(self.nodes_per_layer, self.share, self.threshold, name="nodes_per_layer")
+        check_share("node_share", self.node_share)
+        check_share("edge_share", self.edge_share)
+
+    @property
+    def selection(self) -> dict[str, Any]:
+        """The rule of `select`."""
+        return {
+            "count": self.nodes_per_layer,
+            "share": self.share,
+            "threshold": self.threshold,
+        }
+
+    @property
+    def settings(self) -> dict[str, float]:
+        """The rules in force, as `Circuit.settings` names them and JSON can hold them."""
+        given = {name: value for name, value in vars(self).items() if value}
+        return {
+            name: int(value) if name == "nodes_per_layer" else float(value)
+            for name, value in given.items()
+        }
 
 
 def select(
@@ -42,9 +102,9 @@ def select(
     Parameters
     ----------
     scores
-        One score a node.
+        One score per node.
     count
-        How many to keep, at least 1.
+        Number of nodes to keep, at least 1.
     share
         Which fraction of the nodes to keep, above 0 and up to 1.
     threshold
@@ -87,40 +147,46 @@ def walk(
     share: float | None = None,
     threshold: float | None = None,
     error_nodes: bool = True,
+    features: Sequence[Bool[Tensor, " n_l"]] | None = None,
 ) -> tuple[Int[Tensor, " kept"], ...]:
     """Walk back from the target, keeping at each layer what matters to what is kept after it.
 
-    The specification, with L the last layer and `select` as defined there:
+    The specification, with L the last position and `select` as defined there:
 
     1. kept[L] = select(nodes[L]).
     2. For l = L-1 … 0: let S be the features among kept[l+1], its error node left out because
-       nothing leads into an error node. The score of node f of layer l is the sum of
+       nothing leads into an error node. The score of node f of position l is the sum of
        edges[l][f, s] over s in S, added up in float64 in ascending order of s.
        kept[l] = select(score).
     3. Where S is empty (only the error node was kept), the score is nodes[l].
-    4. Without error nodes, the last entry of every score is left out before `select`.
+    4. Without error nodes, they are left out of every score before `select`.
 
-    Source: Kim et al., NeurIPS 2025, arXiv 2509.17401.
+    Source: docs/method.md, "Walk"; Kim et al., NeurIPS 2025, arXiv 2509.17401.
 
     Parameters
     ----------
     nodes
-        Node importances by layer, each [F_l + 1], the error node last.
+        Node importances by position, each [F_l + 1], the error node last.
     edges
-        By layer, each [F_l + 1, F_{l+1}]: from the nodes of layer l (error node's row last) to
-        the features of layer l + 1; one less than there are layers. Or a function of a layer l
-        and feature indices [n] of layer l + 1 that returns those columns, [F_l + 1, n]; it is
-        called once a layer, from the last to the first.
+        By position, each [F_l + 1, F_{l+1}]: from the nodes of position l (error node's row last)
+        to the features of position l + 1; one less than there are positions. Or a function of a
+        position l and feature indices [n] of position l + 1 that returns those columns,
+        [F_l + 1, n]; it is called once per position, from the last to the first.
     count, share, threshold
-        How many nodes to keep in every layer, as in `select`; exactly one of them. A share
+        Number of nodes to keep in every layer, as in `select`; exactly one of them. A share
         counts the candidates: features and, unless left out, the error node.
     error_nodes
         Whether error nodes are candidates.
+    features
+        To walk among some of the nodes, in ascending order of their index: by position, False
+        for an error node; nodes and edges are then those of these nodes. The result is that of a
+        walk among all nodes where all that it keeps is there. By default only the last node of
+        each position is an error node.
 
     Returns
     -------
     tuple of Tensor
-        By layer, the kept node indices in ranked order, int64, on the CPU. Index F_l is the
+        By position, the kept node indices in ranked order, int64, on the CPU. Index F_l is the
         error node.
 
     Raises
@@ -129,64 +195,40 @@ def walk(
         When the shapes of nodes and edges do not fit each other, or the rule is not valid.
     """
     check_rule(count, share, threshold)
-    if not nodes:
-        raise FeatureError("There are no layers to walk through.")
-    if not callable(edges) and len(edges) != len(nodes) - 1:
-        raise FeatureError(
-            f"{len(nodes)} layers of nodes need {len(nodes) - 1} layers of edges, not {len(edges)}."
-        )
-    return _walk_back(
-        nodes,
-        edges,
-        features=[torch.arange(len(scores) - 1) for scores in nodes],
-        candidates=[len(scores) - (not error_nodes) for scores in nodes],
-        rule={"count": count, "share": share, "threshold": threshold},
-    )
+    rule = {"count": count, "share": share, "threshold": threshold}
+    (kept,) = _walk_back(nodes, edges, [rule], error_nodes=error_nodes, features=features)
+    return kept
 
 
-def walk_among(
-    nodes: Sequence[Float[Tensor, " n_l"]],
-    edges: Sequence[Float[Tensor, "n_l n_l+1"]],
-    features: Sequence[Bool[Tensor, " n_l"]],
-    *,
-    count: int,
-) -> tuple[Int[Tensor, " kept"], ...]:
-    """Walk as `walk` does, among some of the nodes.
+def reachable(
+    nodes: Sequence[Float[Tensor, " F_l+1"]], edges: Edges, *, at_most: int
+) -> tuple[Int[Tensor, " reached"], ...]:
+    """Return the nodes that `walk` keeps for any count from 1 to `at_most`.
 
-    The result is that of `walk` on all nodes when those it keeps are there, in the same order.
+    All walks go back together, so that a function of edges is called once per position.
 
     Parameters
     ----------
-    nodes
-        Importances of these nodes by layer, in ascending order of their index in the layer.
-    edges
-        By layer, from each node to each node of the next layer; columns of error nodes are not
-        looked at.
-    features
-        By layer, False for an error node.
-    count
-        How many nodes to keep in every layer.
+    nodes, edges
+        See `walk`.
+    at_most
+        The largest count of nodes per layer.
 
     Returns
     -------
     tuple of Tensor
-        By layer, places in `nodes`, in ranked order, int64, on the CPU.
+        By position, node indices, ascending, int64, on the CPU.
 
     Raises
     ------
     FeatureError
-        When there are no layers, or the count is below 1.
+        As `walk` does, or when `at_most` is below 1.
     """
-    check_rule(count, None, None)
-    if not nodes:
-        raise FeatureError("There are no layers to walk through.")
-    return _walk_back(
-        nodes,
-        edges,
-        features=[mask.nonzero().squeeze(1) for mask in features],
-        candidates=[len(scores) for scores in nodes],
-        rule={"count": count},
-    )
+    check_count("at_most", at_most)
+    largest = max((len(scores) for scores in nodes), default=0)
+    rules = [{"count": count} for count in range(1, min(at_most, largest) + 1)]
+    walks = _walk_back(nodes, edges, rules)
+    return tuple(torch.cat(kept).unique() for kept in zip(*walks, strict=True))
 
 
 def filter_shares(
@@ -203,15 +245,15 @@ def filter_shares(
        nodes of its layer, in float64; 0 where that sum is 0.
     2. With ``node_share`` above 0, a layer keeps the first node of the walk's ranking, and of
        the others those with share >= node_share. With 0 all stay, those below zero too.
-    3. Pinned nodes are added, whatever their share.
+    3. Pinned nodes are added, whatever their share, and then removed nodes are left out.
     4. Edges run between the nodes that are there after this: see `keeps_edge`.
 
     Parameters
     ----------
     kept
-        By layer, the kept nodes in ranked order, as `walk` gives them.
+        By position, the kept nodes in ranked order, as `walk` gives them.
     shares
-        By layer, the share of every node.
+        By position, the share of every node.
     node_share
         The least share, from 0 on.
 
@@ -244,7 +286,7 @@ def keeps_edge(weight: float, share: float, *, edge_share: float, pinned: bool) 
 def check_share(name: str, value: float) -> None:
     """Raise `FeatureError` unless a least share is a number from 0 on."""
     if not (_is_number(value) and 0 <= value < math.inf):
-        raise FeatureError(f"{name} must be a number from 0 on, not {value!r}.")
+        raise FeatureError(f"{name} must be a number of at least 0, not {value!r}.")
 
 
 def check_count(name: str, value: object) -> None:
@@ -253,17 +295,19 @@ def check_count(name: str, value: object) -> None:
         raise FeatureError(f"{name} must be a whole number and at least 1, not {value!r}.")
 
 
-def edge_columns(edges: Edges, layer: int, features: Int[Tensor, " n"]) -> Float[Tensor, "F_l+1 n"]:
-    """Return the edges from layer `layer` into some features of the next layer.
+def edge_columns(
+    edges: Edges, position: int, features: Int[Tensor, " n"]
+) -> Float[Tensor, "F_l+1 n"]:
+    """Return the edges from one position into some features of the next.
 
     Parameters
     ----------
     edges
-        All edges by layer, or a function that gives columns (see `walk`).
-    layer
-        The layer the edges start from.
+        All edges by position, or a function that gives columns (see `walk`).
+    position
+        Where the edges start.
     features
-        Feature indices of layer + 1.
+        Feature indices of position + 1.
 
     Returns
     -------
@@ -276,47 +320,87 @@ def edge_columns(edges: Edges, layer: int, features: Int[Tensor, " n"]) -> Float
         When there are other than n columns.
     """
     if callable(edges):
-        columns = edges(layer, features)
+        columns = edges(position, features)
     else:
-        columns = edges[layer][:, features.to(edges[layer].device)]
+        columns = edges[position][:, features.to(edges[position].device)]
     if columns.ndim != 2 or columns.shape[1] != len(features):
         raise FeatureError(
-            f"The edges of layer {layer} into {len(features)} features must have a column each; "
-            f"their shape is {tuple(columns.shape)}."
+            f"The edges of position {position} into {len(features)} features must have one column "
+            f"per feature; their shape is {tuple(columns.shape)}."
         )
     return columns
+
+
+def positive_sums(nodes: Sequence[Tensor]) -> tuple[float, ...]:
+    """Return by position the sum of positive importances, which shares refer to."""
+    return tuple(float(scores.detach().cpu().double().clamp(min=0).sum()) for scores in nodes)
+
+
+def share_of(value: float, positive: float) -> float:
+    """Return a value over its layer's positive importance; 0 where there is none."""
+    return value / positive if positive > 0 else 0.0
 
 
 def _walk_back(
     nodes: Sequence[Tensor],
     edges: Edges,
+    rules: Sequence[Mapping[str, Any]],
     *,
-    features: Sequence[Int[Tensor, " features"]],
-    candidates: Sequence[int],
-    rule: Mapping[str, Any],
-) -> tuple[Int[Tensor, " kept"], ...]:
-    """Steps 1 to 4 of `walk`; the first `candidates` nodes of a layer may be kept."""
-    kept: list[Tensor] = []
-    for layer in reversed(range(len(nodes))):
-        scores = nodes[layer]
-        if kept:
-            into = kept[0][torch.isin(kept[0], features[layer + 1])]
-            if len(into):
-                scores = _sum_into(edges, layer, into.sort().values, len(scores))
-        kept.insert(0, select(scores[: candidates[layer]], **rule))
-    return tuple(kept)
+    error_nodes: bool = True,
+    features: Sequence[Bool[Tensor, " n_l"]] | None = None,
+) -> list[tuple[Tensor, ...]]:
+    """Walk once for each rule of `select`, all of them together."""
+    if not nodes:
+        raise FeatureError("There are no layers to walk through.")
+    if not callable(edges) and len(edges) != len(nodes) - 1:
+        raise FeatureError(
+            f"{len(nodes)} layers of nodes need {len(nodes) - 1} layers of edges, not {len(edges)}."
+        )
+    if features is None:
+        features = [torch.arange(len(scores)) < len(scores) - 1 for scores in nodes]
+    kept: list[list[Tensor]] = [[] for _ in rules]
+    for position in reversed(range(len(nodes))):
+        n_nodes = len(nodes[position])
+        candidates = n_nodes if error_nodes else int(features[position].sum())
+        # Into which features of the next layer each walk goes, ascending.
+        into = [
+            _features_among(walked[0], features[position + 1]) if walked else None
+            for walked in kept
+        ]
+        wanted = [f for f in into if f is not None and len(f)]
+        every = torch.cat(wanted).unique() if wanted else None
+        if every is not None:
+            every, columns = _columns(edges, position, every, n_nodes)
+        for walked, ends, rule in zip(kept, into, rules, strict=True):
+            scores = nodes[position]
+            if ends is not None and len(ends):
+                assert every is not None
+                # NumPy adds up the first axis row by row: the order that `walk` specifies.
+                rows = columns[torch.isin(every, ends).numpy()]
+                scores = torch.from_numpy(rows.sum(axis=0))
+            walked.insert(0, select(scores[:candidates], **rule))
+    return [tuple(walked) for walked in kept]
 
 
-def _sum_into(edges: Edges, layer: int, features: Tensor, n_nodes: int) -> Tensor:
-    columns = edge_columns(edges, layer, features)
+def _features_among(kept: Tensor, features: Bool[Tensor, " n"]) -> Tensor:
+    """Return the kept nodes that are features, ascending."""
+    return kept[features[kept]].sort().values
+
+
+def _columns(
+    edges: Edges, position: int, features: Tensor, n_nodes: int
+) -> "tuple[Tensor, np.ndarray[Any, np.dtype[np.float64]]]":
+    """Return the features that any edge leads into, and the edges in float64, a row for each."""
+    columns = edge_columns(edges, position, features)
     if len(columns) != n_nodes:
         raise FeatureError(
-            f"Layer {layer} has {n_nodes} nodes (its error node included), but its edges have "
-            f"{len(columns)} rows."
+            f"Position {position} has {n_nodes} nodes (including its error node), but its edges "
+            f"have {len(columns)} rows."
         )
-    # NumPy adds up the first axis row by row: the order that the specification of `walk` fixes.
-    rows = columns.detach().cpu().double().T.contiguous().numpy()
-    return torch.from_numpy(rows.sum(axis=0))
+    # Most features of a large walk are not active; nothing leads into them.
+    reached = (columns != 0).any(0)
+    rows = columns[:, reached].detach().cpu().double().T.contiguous().numpy()
+    return features[reached.cpu()], rows
 
 
 def check_rule(
@@ -324,7 +408,7 @@ def check_rule(
 ) -> None:
     """Raise `FeatureError` unless exactly one of the rules of `select` is given, and in range.
 
-    The count goes by `name` where the caller knows it by another.
+    `name` is the count's name in the message.
     """
     rules = {name: count, "share": share, "threshold": threshold}
     given = {rule: value for rule, value in rules.items() if value is not None}
@@ -332,7 +416,7 @@ def check_rule(
         named = " and ".join(given) or "none of them"
         raise FeatureError(f"Give exactly one of {name}, share and threshold, not {named}.")
     if count is not None:
-        check_count("The count of nodes to keep", count)
+        check_count(name, count)
     for rule in ("share", "threshold"):
         value = given.get(rule)
         if value is not None and not (_is_number(value) and 0 < value <= 1):

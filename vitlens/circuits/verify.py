@@ -1,60 +1,174 @@
 """Checking edges causally: path patching, the predicted change against the measured one.
 
-An edge from node f of layer l to feature f' of layer l+1 is cut alone: f goes to its baseline on
-all tokens, block l+1 runs, its output is encoded, and only f' takes the activations it has there;
-all else at layer l+1 is as on the untouched model, features and error node. From there the model
-runs on, encoding the stream anew at every layer.
+An edge from node f of a layer to feature f' of the next one is cut alone: f goes to its baseline on
+all tokens, the blocks between run, their output is encoded, and only f' takes the activations it
+has there; all else at that layer is as on the untouched model, features and error node. From there
+the model runs on, encoding the stream again at every layer (docs/method.md, "Checking an edge").
 
 Which features are active stays as on the untouched model, unless asked otherwise: importances take
-it as constant. Where the top k are chosen anew while error nodes are held, a feature that falls
-just behind another takes its whole contribution with it, which the held error node does not make up
-for: then a very small change anywhere can move the target by a jump that is not the edge's.
+it as constant. Where the top k are chosen again while error nodes are held, a feature that falls
+just behind another takes its whole contribution with it, and the held error node does not make up
+for it: then a very small change anywhere can move the target by a jump that is not the edge's.
 
-After Goldowsky-Dill et al., "Localizing model
-behavior with path patching", arXiv 2304.05969; edges as in Kim et al., arXiv 2509.17401, section 3.
+After Goldowsky-Dill et al., "Localizing model behavior with path patching", arXiv 2304.05969; edges
+as in Kim et al., arXiv 2509.17401, section 3.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
-from functools import partial
-from typing import Literal, get_args
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property, partial
+from typing import Any, TypeAlias, get_args
 
+import numpy as np
 import torch
 from jaxtyping import Float
+from numpy.typing import NDArray
 from torch import Tensor
 
-from vitlens.attribution.derivatives import pushforward
-from vitlens.attribution.gradients import backward_rules
-from vitlens.attribution.importances import Importances, importances, layer_edges
-from vitlens.attribution.targets import Target
-from vitlens.circuits.circuit import ERROR, TARGET, Circuit, Edge
-from vitlens.circuits.verification import Link, Verification
-from vitlens.errors import FeatureError
-from vitlens.models.adapter import Block, ViT
+from vitlens.circuits.circuit import ERROR, TARGET, Circuit, Edge, node_name
+from vitlens.circuits.curves import N_RESAMPLES, Array, Estimate, interval
+from vitlens.errors import FeatureError, check_choice
+from vitlens.method.derivatives import pushforward
+from vitlens.method.engines import EdgeColumns
+from vitlens.method.importance import Importances, Target, node_importances
+from vitlens.method.libragrad import backward_rules
+from vitlens.method.logit_lens import contribution
+from vitlens.method.replacement import Active, ErrorNodes, FromSite, ReplacementModel, Trace
+from vitlens.models.vision import Stem
 from vitlens.progress import Progress, steps
-from vitlens.replacement import Baselines, ErrorNodes, Trace
-from vitlens.saes.topk import Encoded, TopKSAE
+from vitlens.repr import ShapeRepr
+from vitlens.saes.base import FeatureId
+from vitlens.tables import text_table
+
+#: The nodes of an edge, or of a path: (layer, feature); feature -1 is an error node, -2 the target.
+Link: TypeAlias = tuple[FeatureId, ...]
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Verification(ShapeRepr):
+    """Predicted and measured changes of the target, edge by edge.
+
+    Attributes
+    ----------
+    edges
+        Both ends of each, (layer, feature); or the nodes of paths.
+    predicted
+        The edges' importances, [n], in units of the target.
+    measured
+        Decrease of the target when only this edge is cut, [n], in the same units (see
+        `vitlens.circuits.verify.measure_edges`).
+    n_given
+        Number of edges from which these were drawn.
+    target
+        The target that was explained.
+    settings
+        Settings of both; anything that JSON can hold.
+    control
+        The same for random edges in the same layers, or None.
+    """
+
+    edges: tuple[Link, ...]
+    predicted: Float[Tensor, " n"]
+    measured: Float[Tensor, " n"]
+    n_given: int
+    target: str
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    control: Verification | None = None
+
+    @cached_property
+    def rank_correlation(self) -> Estimate:
+        """Spearman's, with its 95 % bootstrap interval over edges; NaN where a side is constant."""
+        predicted, measured = self.predicted.numpy(), self.measured.numpy()
+        value = float(rank_correlation(predicted, measured))
+        return interval(
+            value, rank_correlation(predicted[self._draws], measured[self._draws]), len(self)
+        )
+
+    @cached_property
+    def sign_agreement(self) -> Estimate:
+        """Share of edges whose two changes have the same sign, with its bootstrap interval."""
+        same = (self.predicted.sign() == self.measured.sign()).double().numpy()
+        return interval(float(same.mean()), same[self._draws].mean(axis=1), len(self))
+
+    def by_edge(self) -> dict[Link, tuple[float, float]]:
+        """Predicted and measured change of each edge."""
+        values = zip(self.predicted.tolist(), self.measured.tolist(), strict=True)
+        return dict(zip(self.edges, values, strict=True))
+
+    def by_layer(self) -> dict[int, tuple[int, float, float]]:
+        """By the edges' first layer: how many, rank correlation, and sign agreement."""
+        layers = np.array([edge[0][0] for edge in self.edges])
+        found = {}
+        for layer in sorted(set(layers.tolist())):
+            mine = torch.from_numpy(layers == layer)
+            p, m = self.predicted[mine], self.measured[mine]
+            same = float((p.sign() == m.sign()).double().mean())
+            found[layer] = (len(p), float(rank_correlation(p.numpy(), m.numpy())), same)
+        return found
+
+    @cached_property
+    def _draws(self) -> NDArray[np.int64]:
+        generator = np.random.default_rng(0)
+        return generator.integers(len(self), size=(N_RESAMPLES, len(self)))
+
+    def __len__(self) -> int:
+        return len(self.edges)
+
+    def __str__(self) -> str:
+        lines = [
+            f"{len(self)} of {self.n_given} edges, target: {self.target}, "
+            f"error nodes: {self.settings.get('error_nodes', '?')}, baselines: "
+            f"{self.settings.get('baselines', '?')}, 95 % intervals over edges",
+            f"rank correlation of predicted and measured change: {self.rank_correlation}",
+            f"same sign: {self.sign_agreement}",
+        ]
+        if self.control is not None:
+            lines.append(
+                f"random edges: {self.control.rank_correlation}, same sign: "
+                f"{self.control.sign_agreement}; mean size {self.control._mean_size:.2g} against "
+                f"{self._mean_size:.2g}"
+            )
+        order = self.predicted.abs().argsort(descending=True)[:10].tolist()
+        rows = [
+            (
+                " → ".join(node_name(key) for key in self.edges[i]),
+                f"{self.predicted[i]:+.3f}",
+                f"{self.measured[i]:+.3f}",
+            )
+            for i in order
+        ]
+        return "\n".join([*lines, "", text_table(("edge", "predicted", "measured"), rows)])
+
+    @property
+    def _mean_size(self) -> float:
+        return float(self.measured.abs().mean())
+
+
+def rank_correlation(a: Float[Array, "*rows n"], b: Float[Array, "*rows n"]) -> Any:
+    """Spearman's rank correlation over the last axis, [*rows]; NaN where a side is constant."""
+    from scipy.stats import rankdata
+
+    x, y = (rankdata(side, axis=-1) - (side.shape[-1] + 1) / 2 for side in (a, b))
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return (x * y).sum(-1) / np.sqrt((x * x).sum(-1) * (y * y).sum(-1))
+
 
 # Error nodes that are leaves of the gradient are held in the run, and the other way round.
-_ERRORS: dict[str, ErrorNodes] = {"leaf": "clean", "through": "free"}
-_HOW = ("gradient", "errors", "engine")
-
-#: Which features may be active once an edge is cut.
-Active = Literal["clean", "running"]
+_ERROR_NODES: dict[str, ErrorNodes] = {"leaf": "clean", "through": "free"}
+_SETTINGS = ("gradient", "error_gradients", "engine")
 
 
 def verify_circuit(
-    vit: ViT,
-    saes: Sequence[TopKSAE],
+    replacement: ReplacementModel,
     trace: Trace,
-    baselines: Baselines,
     target: Target,
     circuit: Circuit,
     *,
     n: int | None = None,
     paths: Sequence[Link] | None = None,
-    errors: ErrorNodes | None = None,
+    error_nodes: ErrorNodes | None = None,
     active: Active = "clean",
     control: bool = True,
     seed: int = 0,
@@ -67,26 +181,35 @@ def verify_circuit(
     ------
     FeatureError
         If the circuit has no edges or is of another image, a path is not of the circuit's nodes, or
-        `n`, `errors` or `active` is out of range.
+        `n` is out of range.
+    OptionError
+        If `error_nodes` or `active` is unknown.
     """
-    held: ErrorNodes = errors or _ERRORS[circuit.settings.get("errors", "leaf")]
-    if held not in get_args(ErrorNodes):
-        raise FeatureError(f"errors must be one of {get_args(ErrorNodes)}, not {errors!r}.")
-    if active not in get_args(Active):
-        raise FeatureError(f"active must be one of {get_args(Active)}, not {active!r}.")
+    by_default = _ERROR_NODES[circuit.settings.get("error_gradients", "leaf")]
+    held: ErrorNodes = by_default if error_nodes is None else error_nodes
+    check_choice("error_nodes", held, get_args(ErrorNodes))
+    check_choice("active", active, get_args(Active))
     value = float(target.function(trace.logits))
     if abs(value - circuit.target_value) > 1e-3 * max(1.0, abs(value)):
         raise FeatureError(
             f"The circuit explains {circuit.target} = {circuit.target_value:.3f}, and on this "
-            f"image it is {value:.3f}: the circuit is of another image, or of another target."
+            f"image it is {value:.3f}: the circuit was made for another image, or for another "
+            "target."
         )
-    known = (vit, saes, trace, baselines)
-    settings = {**circuit.settings, "error_nodes": held, "active": active, "n": n, "seed": seed}
+    settings = {
+        **circuit.settings,
+        "error_nodes": held,
+        "active": active,
+        "baselines": replacement.baselines.kind,
+        "n": n,
+        "seed": seed,
+    }
     measure = partial(
         measure_edges,
-        *known,
+        replacement,
+        trace,
         target,
-        errors=held,
+        error_nodes=held,
         active=active,
         batch_size=batch_size,
         progress=progress,
@@ -94,31 +217,33 @@ def verify_circuit(
     every = [(edge.source, edge.target) for edge in circuit.edges]
     nodes = None
     if control or paths is not None:
-        made = {name: circuit.settings[name] for name in _HOW if name in circuit.settings}
-        nodes = importances(*known, target, **made, edges=False)
+        made = {name: circuit.settings[name] for name in _SETTINGS if name in circuit.settings}
+        nodes = node_importances(replacement, trace, target, **made)
     if paths is not None:
         assert nodes is not None
         links = tuple(_of_circuit(circuit, path) for path in paths)
         if not links:
             raise FeatureError("There is no path to check.")
-        predicted = predict_edges(*known, nodes, links)
+        predicted = predict_edges(replacement, trace, nodes, links)
         measured = measure(links)
         return Verification(links, predicted, measured, len(links), circuit.target, settings)
     chosen = _draw(circuit, n, seed)
     links = tuple((edge.source, edge.target) for edge in chosen)
-    beside = None
+    comparison = None
     if nodes is not None:
         others = random_edges(trace, links, known=every, seed=seed)
-        predicted = predict_edges(*known, nodes, others)
+        predicted = predict_edges(replacement, trace, nodes, others)
         measured = measure(others)
-        beside = Verification(others, predicted, measured, len(others), circuit.target, settings)
+        comparison = Verification(
+            others, predicted, measured, len(others), circuit.target, settings
+        )
     weights = torch.tensor([edge.weight for edge in chosen], dtype=torch.float64)
     measured = measure(links)
-    return Verification(links, weights, measured, len(every), circuit.target, settings, beside)
+    return Verification(links, weights, measured, len(every), circuit.target, settings, comparison)
 
 
 def _of_circuit(circuit: Circuit, path: Link) -> Link:
-    """A path, all of whose nodes are in the circuit."""
+    """Return a path, all of whose nodes are in the circuit."""
     for layer, feature in path:
         if (layer, feature) != circuit.target_key:
             circuit.node(layer, feature)
@@ -126,7 +251,7 @@ def _of_circuit(circuit: Circuit, path: Link) -> Link:
 
 
 def _draw(circuit: Circuit, n: int | None, seed: int) -> list[Edge]:
-    """Some edges by chance, in the circuit's order."""
+    """Return some edges at random, in the circuit's order."""
     if n is not None and n < 1:
         raise FeatureError(f"n, the number of edges to check, must be at least 1, not {n}.")
     if not circuit.edges:
@@ -138,37 +263,39 @@ def _draw(circuit: Circuit, n: int | None, seed: int) -> list[Edge]:
 
 
 def measure_edges(
-    vit: ViT,
-    saes: Sequence[TopKSAE],
+    replacement: ReplacementModel,
     trace: Trace,
-    baselines: Baselines,
     target: Target,
     edges: Sequence[Link],
     *,
-    errors: ErrorNodes = "clean",
+    error_nodes: ErrorNodes = "clean",
     active: Active = "clean",
     batch_size: int = 16,
     progress: Progress = False,
 ) -> Float[Tensor, " n"]:
-    """How much lower the target is when one edge alone is cut, for each edge.
+    """Measure how much lower the target is when one edge alone is cut, for each edge.
 
     Parameters
     ----------
+    replacement
+        The model, with its baselines.
     trace
         The image's trace.
     target
-        What to measure.
+        The target to measure.
     edges
-        From features or error nodes of a layer to features of the next, or from the last layer to
-        the target; the source of an edge to the target goes to its baseline itself. Or paths of
-        several edges: then at every layer on the way only the path's feature changes.
-    errors
-        What error nodes hold after the edge: "clean" (the untouched model's), "free", "baseline".
+        From features or error nodes of a layer to features of the next one that has an SAE, or
+        from the last layer to the target; the source of an edge to the target goes to its baseline
+        itself. Or paths of several edges: then at every layer on the way only the path's feature
+        changes.
+    error_nodes
+        Values of the error nodes after the edge: "clean" (the untouched model's), "free",
+        "baseline", "zero".
     active
-        Which features may be active: "clean", those that are on the untouched model; "running", the
-        top k of the running stream.
+        Which features may be active: "clean", those that are in the untouched model; "running",
+        those of the running stream.
     batch_size
-        How many edges run at once.
+        Number of edges per batch.
     progress
         See `vitlens.progress`.
 
@@ -184,7 +311,7 @@ def measure_edges(
         If an edge does not go from a node to one of the next layer.
     """
     for edge in edges:
-        _check_path(saes, edge)
+        _check_path(replacement, edge)
 
     def layers(edge: Link) -> tuple[int, int]:
         return edge[0][0], len(edge)
@@ -200,78 +327,84 @@ def measure_edges(
             batches.append([i])
     value = float(target.function(trace.logits))
     measured = torch.empty(len(edges), dtype=torch.float64)
+    # With several reference images as baselines, the mean of the runs with each.
+    models = [
+        ReplacementModel(replacement.vision, replacement.saes, replacement.layers, baselines)
+        for baselines in replacement.baselines.runs
+    ]
     with torch.no_grad():
-        blocks = vit.embed(trace.image[None]).blocks
+        stem = replacement.vision.embed(trace.image[None])
         for batch in steps(batches, "edges", progress):
-            layer, streams = _cut(saes, trace, baselines, blocks, [edges[i] for i in batch], active)
-            streams = _run_on(saes, trace, baselines, blocks, streams, layer, errors, active)
-            for i, logits in zip(batch, vit.readout(streams), strict=True):
+            links = [edges[i] for i in batch]
+            runs = []
+            for model in models:
+                position, streams = _cut(model, trace, stem, links, active)
+                start = FromSite(position, streams, changed=True, clean=trace)
+                runs.append(model.run(start, error_nodes=error_nodes, active=active))
+            for i, logits in zip(batch, torch.stack(runs).mean(0), strict=True):
                 measured[i] = value - float(target.function(logits))
     return measured
 
 
 def predict_edges(
-    vit: ViT,
-    saes: Sequence[TopKSAE],
-    trace: Trace,
-    baselines: Baselines,
-    nodes: Importances,
-    edges: Sequence[Link],
+    replacement: ReplacementModel, trace: Trace, nodes: Importances, edges: Sequence[Link]
 ) -> Float[Tensor, " n"]:
-    """Importances of some edges, float64.
+    """Return the importances of some edges, float64.
 
     Parameters
     ----------
+    replacement, trace
+        See `measure_edges`.
     nodes
         Importances of the image; their edges are not looked at.
     edges
-        As for `measure_edges`.
+        See `measure_edges`.
     """
     predicted = torch.empty(len(edges), dtype=torch.float64)
     for i, edge in enumerate(edges):
-        _check_path(saes, edge)
+        _check_path(replacement, edge)
         if len(edge) > 2:
-            predicted[i] = _predict_path(vit, saes, trace, baselines, nodes, edge)
+            predicted[i] = _predict_path(replacement, trace, nodes, edge)
+    columns = EdgeColumns(replacement, trace, nodes)
     for layer in sorted({edge[0][0] for edge in edges if len(edge) == 2}):
+        position = replacement.position(layer)
         mine = [i for i, edge in enumerate(edges) if edge[0][0] == layer and len(edge) == 2]
-        if layer == len(saes) - 1:
+        if layer == replacement.layers[-1]:
             for i in mine:  # an error node, -1, is the last entry
-                predicted[i] = float(nodes.nodes[layer][edges[i][0][1]])
+                predicted[i] = float(nodes.nodes[position][edges[i][0][1]])
             continue
         ends = sorted({edges[i][1][1] for i in mine})
-        targets = torch.tensor(ends, device=vit.device)
-        columns = layer_edges(vit, saes, trace, baselines, nodes, layer, targets=targets)
+        block = columns(position, torch.tensor(ends))
         for i in mine:
             (_, source), (_, end) = edges[i]
-            predicted[i] = float(columns[source, ends.index(end)])
+            predicted[i] = float(block[source, ends.index(end)])
     return predicted
 
 
 def _predict_path(
-    vit: ViT,
-    saes: Sequence[TopKSAE],
-    trace: Trace,
-    baselines: Baselines,
-    nodes: Importances,
-    path: Link,
+    replacement: ReplacementModel, trace: Trace, nodes: Importances, path: Link
 ) -> float:
-    """Importance of a node by way of one feature a layer, in forward mode."""
+    """Return a node's importance through one feature per layer, in forward mode."""
     (layer, source), *way = [node for node in path if node[1] != TARGET]
-    blocks = vit.embed(trace.image[None]).blocks
-    step = trace.residuals[layer] - _without(saes, trace, baselines, layer, source)
+    with torch.no_grad():
+        stem = replacement.vision.embed(trace.image[None])
+    position = replacement.position(layer)
+    step = trace.residuals[position] - _without(replacement, trace, position, source)
     for at, feature in way:
+        position = replacement.position(at)
 
-        def activation(stream: Tensor, at: int = at, feature: int = feature) -> Tensor:
-            with backward_rules(vit, nodes.gradient):
-                out = blocks[at](stream)
-            among = trace.features[at] > 0
-            return saes[at].encode_with_stats(out, among=among).features[0, :, feature]
+        def activation(stream: Tensor, position: int = position, feature: int = feature) -> Tensor:
+            with backward_rules(replacement.vision.module, nodes.gradient):
+                out = replacement.advance(stem, position)(stream)
+            mask = trace.features[position] > 0
+            return replacement.saes[position].encode(out, active=mask)[0, :, feature]
 
         with torch.no_grad():
-            moved: Tensor = pushforward(activation, trace.residuals[at - 1][None], step[None])
-        step = moved[:, None] * trace.stds[at] * saes[at].W_dec[feature]
+            moved: Tensor = pushforward(activation, trace.residuals[position - 1][None], step[None])
+        step = moved[:, None] * trace.stds[position] * replacement.saes[position].W_dec[feature]
     last, feature = way[-1]
-    return float((moved * nodes.gradients[last][:, feature]).sum())
+    gradients = nodes.gradients[replacement.position(last)]
+    return float((moved * gradients[:, feature]).sum())
 
 
 def random_edges(
@@ -281,108 +414,89 @@ def random_edges(
 
     Parameters
     ----------
+    trace
+        The image's trace.
     edges
-        The edges to go beside; none of them is drawn, nor any edge twice, nor an error node. Fewer
-        come back where a layer has no more.
+        The edges that set how many are drawn per layer; none of them is drawn, nor any edge twice,
+        nor an error node. Fewer come back where a layer has no more.
     known
         More edges that are not drawn.
+    seed
+        Seed of the random order.
     """
     taken = {*edges, *known}
     generator = torch.Generator().manual_seed(seed)
     active = [z.gt(0).any(0).nonzero().squeeze(1).tolist() for z in trace.features]
     drawn: list[Link] = []
     for layer in sorted({edge[0][0] for edge in edges}):
-        wanted = sum(edge[0][0] == layer for edge in edges)
-        last = layer == len(active) - 1
-        ends = [TARGET] if last else active[layer + 1]
-        order = torch.randperm(len(active[layer]) * len(ends), generator=generator)
-        for number in order[: wanted + len(taken)].tolist():
-            if not wanted:
+        missing = sum(edge[0][0] == layer for edge in edges)
+        position = trace.layers.index(layer)
+        if position == len(active) - 1:
+            ends = [(layer + 1, TARGET)]
+        else:
+            ends = [(trace.layers[position + 1], f) for f in active[position + 1]]
+        sources = active[position]
+        order = torch.randperm(len(sources) * len(ends), generator=generator)
+        for number in order[: missing + len(taken)].tolist():
+            if not missing:
                 break
-            source, end = active[layer][number // len(ends)], ends[number % len(ends)]
-            edge = ((layer, source), (layer + 1, end))
+            edge = ((layer, sources[number // len(ends)]), ends[number % len(ends)])
             if edge not in taken:
                 drawn.append(edge)
-                wanted -= 1
+                missing -= 1
     return tuple(drawn)
 
 
-def _check_path(saes: Sequence[TopKSAE], path: Link) -> None:
-    top = len(saes) - 1
-    layers = [layer for layer, _ in path]
-    exists = len(path) > 1 and layers == list(range(layers[0], layers[0] + len(path)))
-    for place, (layer, feature) in enumerate(path):
-        least = ERROR if place == 0 else 0
-        is_target = place == len(path) - 1 and (layer, feature) == (top + 1, TARGET)
-        is_feature = 0 <= layer <= top and least <= feature < saes[layer].size
-        exists = exists and (is_target or is_feature)
+def _check_path(replacement: ReplacementModel, path: Link) -> None:
+    layers = replacement.layers
+    target = (layers[-1] + 1, TARGET)
+    following: dict[int, int] = dict(zip(layers, (*layers[1:], target[0]), strict=True))
+    exists = len(path) > 1
+    for number, (layer, feature) in enumerate(path):
+        if number and layer != following.get(path[number - 1][0]):
+            exists = False
+        if number == len(path) - 1 and (layer, feature) == target:
+            continue
+        least = ERROR if number == 0 else 0
+        exists = exists and layer in layers and least <= feature < replacement.sae(layer).n_features
     if not exists:
         raise FeatureError(
-            f"{path} is no edge: one goes from a feature (or the error node, -1) of a layer to a "
-            f"feature of the next, and from layer {top} to the target, ({top + 1}, {TARGET}); a "
-            "path is several, end to end."
+            f"{path} is not an edge. An edge goes from a feature (or the error node, -1) of one "
+            "layer to a feature of the next layer that has an SAE, or from the last layer to the "
+            f"target, {target}. A path is several edges, end to end."
         )
 
 
 def _without(
-    saes: Sequence[TopKSAE], trace: Trace, baselines: Baselines, layer: int, source: int
+    replacement: ReplacementModel, trace: Trace, position: int, source: int
 ) -> Float[Tensor, "T D"]:
-    """The stream after a layer with one node at its baseline."""
-    if source == ERROR:
-        return trace.residuals[layer] - (trace.errors[layer] - baselines.errors[layer])
-    moved = trace.features[layer][:, source] - baselines.features[layer][:, source]
-    step = moved[:, None] * trace.stds[layer] * saes[layer].W_dec[source]
-    return trace.residuals[layer] - step
+    """Return the stream at a site with one node at its baseline."""
+    step = contribution(replacement, trace, replacement.layers[position], source)
+    return trace.residuals[position] - step
 
 
 def _cut(
-    saes: Sequence[TopKSAE],
+    replacement: ReplacementModel,
     trace: Trace,
-    baselines: Baselines,
-    blocks: Sequence[Block],
+    stem: Stem,
     edges: Sequence[Link],
     active: Active,
 ) -> tuple[int, Float[Tensor, "n T D"]]:
-    """The layer that the edges' cuts reach, and the stream after it for each."""
+    """Return the position that the edges' cuts reach, and the stream there for each edge."""
     ways = [[feature for _, feature in edge if feature != TARGET] for edge in edges]
-    layer = edges[0][0][0]
+    position = replacement.position(edges[0][0][0])
     sources = sorted({way[0] for way in ways})
-    streams = torch.stack([_without(saes, trace, baselines, layer, s) for s in sources])
+    streams = torch.stack([_without(replacement, trace, position, s) for s in sources])
     rows = torch.tensor([sources.index(way[0]) for way in ways], device=streams.device)
-    for place in range(1, len(ways[0])):
-        layer += 1
-        sae, ends = saes[layer], torch.tensor([way[place] for way in ways], device=streams.device)
-        patched = _encode(sae, trace, layer, blocks[layer](streams), active).features
-        moved = patched[rows, :, ends] - trace.features[layer][:, ends].T
-        step = moved[:, :, None] * trace.stds[layer] * sae.W_dec[ends][:, None]
-        streams = trace.residuals[layer] + step
+    for number in range(1, len(ways[0])):
+        position += 1
+        sae = replacement.saes[position]
+        ends = torch.tensor([way[number] for way in ways], device=streams.device)
+        running = replacement.advance(stem, position)(streams)
+        mask = trace.features[position] > 0 if active == "clean" else None
+        patched = sae.encode(running, active=mask)
+        moved = patched[rows, :, ends] - trace.features[position][:, ends].T
+        step = moved[:, :, None] * trace.stds[position] * sae.W_dec[ends][:, None]
+        streams = trace.residuals[position] + step
         rows = torch.arange(len(ways), device=streams.device)
-    return layer, streams[rows]
-
-
-def _run_on(
-    saes: Sequence[TopKSAE],
-    trace: Trace,
-    baselines: Baselines,
-    blocks: Sequence[Block],
-    streams: Float[Tensor, "n T D"],
-    layer: int,
-    errors: ErrorNodes,
-    active: Active,
-) -> Float[Tensor, "n T D"]:
-    """Streams after the last block, from streams after a layer."""
-    for following in range(layer + 1, len(saes)):
-        streams = blocks[following](streams)
-        if errors == "free":
-            continue
-        sae = saes[following]
-        held = trace.errors if errors == "clean" else baselines.errors
-        streams = sae.decode(*_encode(sae, trace, following, streams, active)) + held[following]
-    return blocks[-1](streams)
-
-
-def _encode(
-    sae: TopKSAE, trace: Trace, layer: int, streams: Float[Tensor, "n T D"], active: Active
-) -> Encoded:
-    among = trace.features[layer] > 0 if active == "clean" else None
-    return sae.encode_with_stats(streams, among=among)
+    return position, streams[rows]

@@ -1,4 +1,4 @@
-"""The command line: parses, calls the library, prints. Commands import what is slow when run."""
+"""The command line: parses, calls the library, prints. Slow imports load when a command runs."""
 
 import argparse
 import io
@@ -8,20 +8,20 @@ import warnings
 from collections.abc import Sequence
 from contextlib import suppress
 
-import vitlens
-from vitlens.cli import atlas, demo, explain, faithfulness, info, lab, train_saes, tune_saes
+from vitlens import __version__
+from vitlens.cli import atlas, demo, explain, faithfulness, info, lab, saes
 from vitlens.cli.options import HelpFormatter
 from vitlens.errors import VitlensError
-from vitlens.folders import check_folder
+from vitlens.io import check_folder
 
-#: In the order of the help. A new command is a module with `add_to`, and its name here.
-COMMANDS = (demo, lab, explain, faithfulness, atlas, train_saes, tune_saes, info)
+#: Modules with an `add_to`, in the order of the help.
+COMMANDS = (demo, lab, explain, faithfulness, atlas, saes, info)
 
 _DESCRIPTION = """\
 From an image to a faithful circuit: why a Vision Transformer saw what it saw.
 
-The model "everyday" is part of the package and needs no network. Any other
-Vision Transformer of timm works too, with sparse autoencoders (SAEs) of its own.
+The model "everyday" comes with the package and needs no network. Any other Vision
+Transformer of timm also works, with its own sparse autoencoders (SAEs).
 """
 _EXAMPLES = """\
 examples:
@@ -33,7 +33,7 @@ examples:
   vitlens train-saes photos/ --model vit_base_patch16_224 --out saes/
   vitlens explain cat.jpg --model vit_base_patch16_224 --saes saes/
 
-`vitlens COMMAND --help` tells all options of a command.
+`vitlens COMMAND --help` lists the options of a command.
 """
 
 _INTERRUPTED = 130  # as shells report Ctrl-C
@@ -49,7 +49,7 @@ def parser() -> argparse.ArgumentParser:
         epilog=_EXAMPLES,
         formatter_class=HelpFormatter,
     )
-    root.add_argument("--version", action="version", version=f"vitlens {vitlens.__version__}")
+    root.add_argument("--version", action="version", version=f"vitlens {__version__}")
     commands = root.add_subparsers(
         title="commands", metavar="COMMAND [OPTIONS]", prog="vitlens", required=True
     )
@@ -64,18 +64,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     Parameters
     ----------
     argv
-        Arguments, without the program's name; by default the process's own.
+        Arguments without the program's name; by default those of the process.
 
     Returns
     -------
     int
-        0, or 2 after an error that vitlens can explain, or 130 after Ctrl-C.
+        0 on success, 2 after an error that vitlens can explain, 130 after Ctrl-C.
     """
     if isinstance(sys.stdout, io.TextIOWrapper):
-        # A terminal or file of another encoding than UTF-8 gets "?" for an arrow, not a crash.
+        # A terminal or file with another encoding than UTF-8 gets "?" for an arrow, not a crash.
         sys.stdout.reconfigure(errors="replace")
     arguments = parser().parse_args(argv)
-    # torch's forward mode compiles its own rules this way, and warns of itself.
+    # torch's forward mode compiles its own rules with it, and then warns about it.
     warnings.filterwarnings("ignore", r"`torch\.jit\.script` is deprecated", FutureWarning)
     try:
         if "out" in arguments:
@@ -89,7 +89,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"\nvitlens: stopped. {interrupt}".rstrip(), file=sys.stderr)
         return _INTERRUPTED
     except OSError as error:
-        if not isinstance(error, BrokenPipeError):  # the reader went away, as `| head` does
+        if not isinstance(error, BrokenPipeError):  # the reader is gone, as with `| head`
             print(f"vitlens: {error}", file=sys.stderr)
         _finish_printing()
         return _FAILED
@@ -97,7 +97,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _finish_printing() -> None:
-    """Write out what was printed; where that cannot be, Python must not try again at exit."""
+    """Write out what was printed; if that fails, Python must not try again at exit."""
     try:
         sys.stdout.flush()
     except OSError:

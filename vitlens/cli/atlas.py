@@ -1,4 +1,4 @@
-"""``vitlens atlas``: build an atlas of what features stand for, in one go or in parts."""
+"""``vitlens atlas``: build an atlas of what features respond to, at once or in parts."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ if TYPE_CHECKING:
     from vitlens.lens import Lens
 
 _TEXT = """\
-Find out what every feature of every layer stands for: one pass over images
-gathers the images and patches each feature is most active on, its histogram,
-classes and positions; synthetic stimuli tell edges, curves, colours and
-textures. Writes a folder that Atlas.load opens.
+Find out what every feature of every layer responds to. One pass over images collects
+the images and patches on which each feature is most active, its histogram, classes
+and positions. Synthetic stimuli show which features respond to edges, curves, colours
+and textures. The command writes a folder for vitlens.Atlas.load.
 
-Images come from folders (subfolders are taken for class labels), files, or
-webdataset shards (.tar). A run that was stopped goes on when the same command
-is given again. Parts of the work (--part 1/4 on one machine, 2/4 on another)
-are put together with --merge, and then are the same as one run.
+Images come from folders (names of subfolders are class labels), image files, or
+webdataset shards (.tar). An interrupted run continues when the same command is run
+again. The work can be divided (--part 1/4 on one machine, --part 2/4 on another);
+--merge combines the parts, with the same result as one run.
 """
 _EXAMPLES = """\
   vitlens atlas photos/ --out atlas/
@@ -36,54 +36,63 @@ _EXAMPLES = """\
 def add_to(commands: Commands) -> None:
     """Add the command."""
     command = add_command(
-        commands, "atlas", "find out what every feature stands for", _TEXT, _EXAMPLES
+        commands, "atlas", "find out what every feature responds to", _TEXT, _EXAMPLES
     )
     command.add_argument(
-        "images", nargs="*", type=Path, metavar="PHOTOS", help="folders, image files or .tar shards"
+        "images", nargs="*", type=Path, metavar="IMAGES", help="folders, image files or .tar shards"
     )
     command.add_argument(
-        "--out", type=Path, required=True, metavar="DIR", help="folder to write the atlas to"
+        "--out", type=Path, required=True, metavar="FOLDER", help="folder for the atlas"
     )
     group = command.add_argument_group("atlas")
     for name, what in (
-        ("--n-top", "images it is most active in"),
-        ("--n-sampled", "images of a sample it is active in"),
+        ("--n-top", "images to keep per feature: those on which it is most active"),
+        ("--n-sampled", "images to keep per feature: a sample of those on which it is active"),
     ):
         group.add_argument(
-            name, type=positive, default=16, metavar="N", help=f"{what}, a feature (default: 16)"
+            name, type=positive, default=16, metavar="N", help=f"{what} (default: 16)"
         )
     group.add_argument(
-        "--pictures",
+        "--thumbnails",
         action=argparse.BooleanOptionalAction,
         default=True,
-        help="store small pictures of the images (default), or only where they were",
+        help="store small copies of the images (default), or only their paths",
     )
     group.add_argument(
-        "--picture-size", type=positive, default=160, metavar="PX", help="default: 160"
+        "--thumbnail-size",
+        type=positive,
+        default=160,
+        metavar="PX",
+        help="longer side in pixels (default: 160)",
     )
     group.add_argument(
         "--stimuli",
         action=argparse.BooleanOptionalAction,
         default=True,
-        help="show the features synthetic stimuli (default)",
+        help="also measure responses to synthetic stimuli (default)",
     )
     group.add_argument(
         "--labels",
         choices=("auto", "predictions"),
         default="auto",
-        help="classes from the data where they have any (default), or as the model predicts",
-    )
-    group.add_argument("--batch-size", type=positive, default=16, metavar="N", help="default: 16")
-    group.add_argument(
-        "--part", type=_part, metavar="I/N", help="only every N-th batch, from the I-th on"
+        help="class labels: those of the data if it has any (auto, the default), or predicted ones",
     )
     group.add_argument(
-        "--merge", nargs="+", type=Path, metavar="DIR", help="atlases of parts to put together"
+        "--batch-size", type=positive, default=16, metavar="N", help="images per step (default: 16)"
+    )
+    group.add_argument(
+        "--part",
+        type=_part,
+        metavar="I/N",
+        help="process only every N-th batch, starting with the I-th",
+    )
+    group.add_argument(
+        "--merge", nargs="+", type=Path, metavar="FOLDER", help="atlases of parts to combine"
     )
     group.add_argument(
         "--restart",
         action="store_true",
-        help="build anew, instead of going on with a run that was stopped",
+        help="start again instead of continuing an interrupted run",
     )
     add_model_options(command)
     command.set_defaults(run=run)
@@ -92,7 +101,9 @@ def add_to(commands: Commands) -> None:
 def run(arguments: argparse.Namespace) -> None:
     """Run the command."""
     if bool(arguments.merge) == bool(arguments.images):
-        raise VitlensError("Give images to build an atlas of, or atlases to --merge.")
+        raise VitlensError(
+            "Give either images to build an atlas from, or atlases to combine with --merge."
+        )
     lens = load_lens(arguments)
     if arguments.merge:
         atlas = _merged(arguments, lens)
@@ -100,7 +111,9 @@ def run(arguments: argparse.Namespace) -> None:
         try:
             atlas = _built(arguments, lens)
         except KeyboardInterrupt:
-            raise KeyboardInterrupt("The same command goes on with the images left.") from None
+            raise KeyboardInterrupt(
+                "The same command continues with the remaining images."
+            ) from None
     _report(atlas, arguments.out)
 
 
@@ -108,7 +121,7 @@ def _built(arguments: argparse.Namespace, lens: Lens) -> Atlas:
     from vitlens.atlas.atlas import Atlas
 
     if (arguments.out / "atlas.json").exists() and not arguments.restart:
-        raise VitlensError(f"{arguments.out} is an atlas already. --restart builds it anew.")
+        raise VitlensError(f"{arguments.out} is already an atlas. Use --restart to build it again.")
     given: Any = arguments.images[0] if len(arguments.images) == 1 else arguments.images
     return Atlas.build(
         lens,
@@ -116,7 +129,7 @@ def _built(arguments: argparse.Namespace, lens: Lens) -> Atlas:
         labels=None if arguments.labels == "auto" else arguments.labels,
         n_top=arguments.n_top,
         n_sampled=arguments.n_sampled,
-        pictures=arguments.picture_size if arguments.pictures else None,
+        thumbnails=arguments.thumbnail_size if arguments.thumbnails else None,
         batch_size=arguments.batch_size,
         out=arguments.out,
         resume=not arguments.restart,

@@ -1,4 +1,4 @@
-"""``vitlens demo``: explain a sample picture, offline."""
+"""``vitlens demo``: explain a sample image, offline."""
 
 from __future__ import annotations
 
@@ -9,21 +9,21 @@ from typing import TYPE_CHECKING
 from vitlens.cli.options import Commands, add_command
 from vitlens.cli.report import Stopwatch, indented, prediction, write_circuit, write_curves, written
 from vitlens.errors import VitlensError, near_matches
+from vitlens.tables import text_table
 
 if TYPE_CHECKING:
-    from vitlens.about import Sample
-    from vitlens.circuits.results import Curves, Direction
-    from vitlens.lens import Lens
+    from vitlens.circuits.curves import Curves, Direction
+    from vitlens.lens import Lens, Sample
 
-_SHOWN = (0.02, 0.2)
+_SHARES = (0.02, 0.2)
 _WAYS: tuple[Direction, ...] = ("insertion", "deletion")
 
 _TEXT = """\
-Explain a sample picture with the bundled model "everyday"; no network is needed.
+Explain a sample image with the bundled model "everyday"; no network is needed.
 
-Prints the prediction, the circuit behind it, how much of the output the best
-features carry beside those that Cross-Layer Attribution (CLA) and chance choose,
-and how long each part took.
+The command prints the prediction, the circuit behind it, how much of the output
+the circuit's features carry compared with features chosen by Cross-Layer
+Attribution (CLA) and at random, and how long each part took.
 """
 _EXAMPLES = """\
   vitlens demo
@@ -33,18 +33,18 @@ _EXAMPLES = """\
 
 def add_to(commands: Commands) -> None:
     """Add the command."""
-    command = add_command(commands, "demo", "explain a sample picture", _TEXT, _EXAMPLES)
+    command = add_command(commands, "demo", "explain a sample image", _TEXT, _EXAMPLES)
     command.add_argument(
         "--out",
         type=Path,
         default=Path("vitlens-demo"),
         metavar="FOLDER",
-        help="for the pictures and the circuit's file (default: vitlens-demo)",
+        help="folder for the figures and the circuit file (default: vitlens-demo)",
     )
     command.add_argument(
         "--sample",
         metavar="NAME",
-        help="which sample image; `vitlens info` lists them (default: the first)",
+        help="name of the sample image; `vitlens info` lists them (default: the first)",
     )
     command.set_defaults(run=run)
 
@@ -53,7 +53,7 @@ def run(arguments: argparse.Namespace) -> None:
     """Run the command."""
     watch = Stopwatch()
     with watch.part("loading the libraries"):
-        import vitlens.plots  # noqa: F401  # slow, and here its time is told apart
+        import vitlens.plots  # noqa: F401  # slow; timed separately here
         from vitlens.bundle import load
     with watch.part("loading the model and its SAEs"):
         lens = load("everyday")
@@ -69,17 +69,17 @@ def run(arguments: argparse.Namespace) -> None:
 
     with watch.part("insertion and deletion curves"):
         curves = lens.faithfulness([sample.path], methods=("rrm", "cla", "random"))
-    print(f"\nHow much of the output the features carry, on this image:\n{_scores(curves)}")
+    print(f"\nHow much of the output the features carry on this image:\n{_scores(curves)}")
 
-    with watch.part("pictures and files"):
+    with watch.part("figures and files"):
         paths = write_circuit(circuit, arguments.out)
         paths.append(write_curves(curves, arguments.out / "curves.png"))
-    print(f"\nTime:\n{watch}\n\n{written(paths)}")
+    print(f"\n{watch}\n\n{written(paths)}")
 
 
 def _sample(lens: Lens, name: str | None) -> Sample:
     if not lens.samples:
-        raise VitlensError("The bundle holds no sample images. Install vitlens anew.")
+        raise VitlensError("The sample images are missing. Reinstall vitlens.")
     if name is None:
         return lens.samples[0]
     by_name = {sample.path.stem: sample for sample in lens.samples}
@@ -93,17 +93,18 @@ def _sample(lens: Lens, name: str | None) -> Sample:
 
 
 def _scores(curves: Curves) -> str:
-    """Areas under one image's curves, and what some shares of the features keep."""
-    head = "".join(f"{f'{share:.0%} kept':>12}" for share in _SHOWN)
-    lines = [f"  {'':<8}{'insertion ↑':>12}{'deletion ↓':>12}{head}"]
+    """Areas under the curves of one image, and the output left at some shares of features."""
+    rows = []
     for method in curves.methods:
         kept = curves.band("insertion", method).mean
         numbers = [curves.area(way, method).value for way in _WAYS]
-        numbers += [float(kept[curves.q.index(share)]) for share in _SHOWN]
-        lines.append(f"  {method:<8}" + "".join(f"{number:12.3f}" for number in numbers))
-    lines.append(
-        "  Areas under the curves, and the output that is left when this share of the largest\n"
-        "  layer's features, as many in every layer, is kept; 0 is the model without its\n"
-        "  features, 1 the full one."
+        numbers += [float(kept[curves.q.index(share)]) for share in _SHARES]
+        rows.append([method, *(f"{number:.3f}" for number in numbers)])
+    shares = [f"{share:.0%} kept" for share in _SHARES]
+    table = text_table(["method", "insertion ↑", "deletion ↓", *shares], rows)
+    return indented(
+        f"{table}\n"
+        "The first two columns are areas under the curves. The others are the output that is\n"
+        "left when every layer keeps the same number of features: this share of the largest\n"
+        "layer's. 1 is the output of the full model, 0 that of the model without its features."
     )
-    return "\n".join(lines)

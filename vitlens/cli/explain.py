@@ -17,8 +17,8 @@ from vitlens.cli.options import (
 from vitlens.cli.report import indented, prediction, write_circuit, written
 
 _TEXT = """\
-Find the circuit behind a model's answer on an image; print it as a table, and
-write it as a picture (PNG and SVG) and as a file that vitlens.Circuit.load opens.
+Find the circuit behind a model's answer on an image. The command prints it as a
+table, and writes it as a figure (PNG and SVG) and as a file for vitlens.Circuit.load.
 """
 _EXAMPLES = """\
   vitlens explain photo.jpg
@@ -29,40 +29,46 @@ _EXAMPLES = """\
 
 def add_to(commands: Commands) -> None:
     """Add the command."""
-    command = add_command(commands, "explain", "explain an image of yours", _TEXT, _EXAMPLES)
+    command = add_command(commands, "explain", "explain an image", _TEXT, _EXAMPLES)
     command.add_argument("image", type=Path, metavar="IMAGE", help="an image file")
     command.add_argument(
         "--out",
         type=Path,
         default=Path("vitlens-explain"),
         metavar="FOLDER",
-        help="for the pictures and the circuit's file (default: vitlens-explain)",
+        help="folder for the figures and the circuit file (default: vitlens-explain)",
     )
     group = command.add_argument_group("circuit")
     group.add_argument(
         "--target",
         type=target_of,
         metavar="CLASS",
-        help="class to explain, by name or index (default: the predicted one)",
+        help="class to explain, by name or index (default: the predicted class)",
     )
     rule = group.add_mutually_exclusive_group()
     rule.add_argument(
-        "--nodes-per-layer", type=positive, metavar="N", help="nodes to keep a layer (default: 8)"
+        "--nodes-per-layer",
+        type=positive,
+        metavar="N",
+        help="number of nodes to keep per layer (default: 8)",
     )
     rule.add_argument(
-        "--share", type=float, metavar="X", help="or: this share of a layer's nodes, 0 to 1"
+        "--share",
+        type=float,
+        metavar="X",
+        help="instead: share of each layer's nodes to keep, 0 to 1",
     )
     rule.add_argument(
         "--threshold",
         type=float,
         metavar="X",
-        help="or: the fewest nodes with this share of a layer's importance, 0 to 1",
+        help="instead: keep the fewest nodes that reach this share of a layer's importance, 0 to 1",
     )
     group.add_argument(
         "--top-edges",
         type=positive,
         metavar="N",
-        help="edges to draw between two layers (default: three a node)",
+        help="number of edges to draw between two layers (default: three per node)",
     )
     add_attribution_options(command)
     add_model_options(command)
@@ -80,7 +86,7 @@ def run(arguments: argparse.Namespace) -> None:
         share=arguments.share,
         threshold=arguments.threshold,
         gradient=arguments.gradient,
-        errors=arguments.errors,
+        error_gradients=arguments.error_gradients,
         engine=arguments.engine,
         progress=True,
     )

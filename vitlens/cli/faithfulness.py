@@ -27,12 +27,12 @@ if TYPE_CHECKING:
 
 _TEXT = """\
 Measure how faithful circuits are: keep only the top features of every layer
-(insertion), or take them away (deletion), and see what is left of the output.
-Prints a table with 95 % intervals over images, and writes the curves as a
-picture and as a file that vitlens.Curves.load opens.
+(insertion), or remove them (deletion), and measure how much of the output is left.
+The command prints a table with 95 % confidence intervals over images, and writes the
+curves as a figure and as a file for vitlens.Curves.load.
 
-Subfolders named after the model's classes give labels; misclassified images are
-then left out. A run that was stopped goes on when the same command is given again.
+Subfolders named after the model's classes give labels; misclassified images are then
+left out. An interrupted run continues when the same command is run again.
 """
 _EXAMPLES = """\
   vitlens faithfulness
@@ -50,48 +50,51 @@ def add_to(commands: Commands) -> None:
         nargs="*",
         type=Path,
         metavar="IMAGE",
-        help="image files and folders of them (default: the bundle's sample images)",
+        help="image files and folders of images (default: the model's sample images)",
     )
     command.add_argument(
         "--limit",
         type=positive,
         metavar="N",
-        help="use N of the images, at random but always the same",
+        help="use only N images, chosen at random, the same ones every time",
     )
     command.add_argument(
         "--out",
         type=Path,
         default=Path("vitlens-faithfulness"),
         metavar="FOLDER",
-        help="for curves.png and curves.safetensors (default: vitlens-faithfulness)",
+        help="folder for curves.png and curves.safetensors (default: vitlens-faithfulness)",
     )
     group = command.add_argument_group("curves")
     group.add_argument(
         "--methods",
         default="rrm,cla,random",
         metavar="A,B,…",
-        help="of rrm, cla, node, plain, activation and random (default: rrm,cla,random)",
+        help="methods to compare: rrm, cla, node, plain, activation, random"
+        " (default: rrm,cla,random)",
     )
     group.add_argument(
         "--target",
         type=target_of,
         metavar="CLASS",
-        help="class to explain, by name or index (default: each image's predicted one)",
+        help="class to explain, by name or index (default: the predicted class of each image)",
     )
     group.add_argument(
-        "--errors",
+        "--error-nodes",
         choices=ERROR_NODES,
         default="clean",
-        help="what error nodes hold: the original image's values (clean, the default), what the "
-        "running stream gives (free), or their baseline",
+        help="values of the error nodes: those of the unchanged model (clean, the default), those"
+        " of the running stream (free), their baseline, or zero",
     )
-    group.add_argument("--engine", choices=ENGINES, default="exact", help="default: exact")
+    group.add_argument(
+        "--engine", choices=ENGINES, default="closed_form", help="default: closed_form"
+    )
     group.add_argument(
         "--batch-size",
         type=positive,
         default=16,
         metavar="N",
-        help="replaced runs of the model at once (default: 16)",
+        help="number of replaced runs at once (default: 16)",
     )
     add_model_options(command)
     command.set_defaults(run=run)
@@ -99,23 +102,20 @@ def add_to(commands: Commands) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Run the command."""
-    from vitlens.circuits.curves import estimate
-    from vitlens.circuits.methods import resolve_methods
+    from vitlens.circuits.faithfulness import estimate, resolve_methods
 
     methods = [name.strip() for name in arguments.methods.split(",") if name.strip()]
-    resolve_methods(methods)  # a wrong name is told before anything is loaded
+    resolve_methods(methods)  # an unknown name fails before anything is loaded
     paths = images_in(arguments.images)
     lens = load_lens(arguments)
     paths, labels = _labelled(lens, paths, arguments.limit)
     settings = {
         "methods": methods,
-        "errors": arguments.errors,
+        "error_nodes": arguments.error_nodes,
         "engine": arguments.engine,
         "batch_size": arguments.batch_size,
     }
-    cost = estimate(
-        lens.vit, lens.saes, lens.baselines, lens.tensor(paths[0]), len(paths), **settings
-    )
+    cost = estimate(lens.replacement, lens.tensor(paths[0]), len(paths), **settings)
     print(f"{count(len(paths), 'image')}: {cost}", flush=True)
     out = arguments.out / "curves.safetensors"
     try:
@@ -123,9 +123,9 @@ def run(arguments: argparse.Namespace) -> None:
             paths, labels=labels, target=arguments.target, out=out, **settings
         )
     except KeyboardInterrupt:
-        raise KeyboardInterrupt("The same command goes on with the images left.") from None
-    picture = write_curves(curves, arguments.out / "curves.png")
-    print(f"\n{curves}\n\n{written([picture, out])}")
+        raise KeyboardInterrupt("The same command continues with the remaining images.") from None
+    figure = write_curves(curves, arguments.out / "curves.png")
+    print(f"\n{curves}\n\n{written([figure, out])}")
 
 
 def _labelled(
@@ -137,7 +137,9 @@ def _labelled(
         samples = [sample for sample in lens.samples if sample.label] or lens.samples
         given = [(sample.path, sample.label) for sample in samples]
         if not given:
-            raise VitlensError("This model has no sample images. Give image files or a folder.")
+            raise VitlensError(
+                "This model has no sample images. Give image files or a folder of images."
+            )
     if limit is not None and limit < len(given):
         given = random.Random(0).sample(given, limit)
     known = lens.class_names or ()

@@ -1,4 +1,4 @@
-"""``vitlens info``: what is installed, and what a model and its SAEs are."""
+"""``vitlens info``: versions, a model, its SAEs and its sample images."""
 
 from __future__ import annotations
 
@@ -8,16 +8,18 @@ from collections.abc import Mapping
 from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
+from vitlens import __version__
 from vitlens.cli.options import Commands, add_command, add_model_options, load_lens
 from vitlens.cli.report import indented
+from vitlens.tables import text_table
 
 if TYPE_CHECKING:
     from vitlens.lens import Lens
 
-_PACKAGES = ("vitlens", "torch", "timm", "safetensors", "numpy", "matplotlib")
+_PACKAGES = ("torch", "timm", "safetensors", "numpy", "matplotlib")
 
 _TEXT = """\
-Tell versions, the model's make-up, its SAEs and their figures, and the sample images.
+Print versions, the model's structure, its SAEs with their measured quality, and the sample images.
 """
 _EXAMPLES = """\
   vitlens info
@@ -29,7 +31,7 @@ _EXAMPLES = """\
 def add_to(commands: Commands) -> None:
     """Add the command."""
     command = add_command(
-        commands, "info", "tell about a model, its SAEs and this installation", _TEXT, _EXAMPLES
+        commands, "info", "describe a model, its SAEs and this installation", _TEXT, _EXAMPLES
     )
     command.add_argument("--card", action="store_true", help="print the model card instead")
     add_model_options(command)
@@ -40,7 +42,7 @@ def run(arguments: argparse.Namespace) -> None:
     """Run the command."""
     lens = load_lens(arguments)
     if arguments.card:
-        print(lens.about.card or f"There is no card for {arguments.model!r}.")
+        print(lens.about.card or f"{arguments.model!r} has no model card.")
         return
     parts = [_versions(), _model(arguments.model, lens), _saes(lens), _samples(lens)]
     print("\n\n".join(part for part in parts if part))
@@ -49,50 +51,50 @@ def run(arguments: argparse.Namespace) -> None:
 def _versions() -> str:
     import torch
 
-    versions = [f"{name} {metadata.version(name)}" for name in _PACKAGES]
+    versions = [f"vitlens {__version__}"]
+    versions += [f"{name} {metadata.version(name)}" for name in _PACKAGES]
     cuda = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
     return f"Python {platform.python_version()}, {', '.join(versions)}\nCUDA device: {cuda}"
 
 
 def _model(name: str, lens: Lens) -> str:
-    vit = lens.vit
-    rows, columns = vit.grid
-    prefix = f"{', '.join(vit.prefix_names)} + " if vit.n_prefix else ""
-    n_parameters = sum(weight.numel() for weight in vit.model.parameters())
+    vision = lens.vision
+    rows, columns = vision.grid
+    prefix = f"{', '.join(vision.prefix_names)} + " if vision.n_prefix else ""
+    n_parameters = sum(weight.numel() for weight in vision.module.parameters())
     lines = [
-        f"Model {name} ({type(vit.model).__name__}), fingerprint {lens.fingerprint}",
-        f"  {vit.depth} blocks, width {vit.width}, {n_parameters / 1e6:.1f} M parameters",
-        f"  input {vit.image_size[0]} × {vit.image_size[1]} pixels",
-        f"  {vit.n_tokens} tokens: {prefix}{rows} × {columns} patches",
+        f"Model {name} ({type(vision.module).__name__}), fingerprint {lens.fingerprint}",
+        f"  {vision.depth} blocks, width {vision.d_model}, {n_parameters / 1e6:.1f} M parameters",
+        f"  input {vision.image_size[0]} × {vision.image_size[1]} pixels",
+        f"  {vision.n_tokens} tokens: {prefix}{rows} × {columns} patches",
     ]
     if lens.class_names and len(lens.class_names) <= 20:
         lines.append(f"  {len(lens.class_names)} classes: {', '.join(lens.class_names)}")
     else:
-        lines.append(f"  {vit.n_classes} classes")
+        lines.append(f"  {vision.n_classes} classes")
     return "\n".join(lines)
 
 
 def _saes(lens: Lens) -> str:
-    """SAEs by layer, with the figures of the bundle where it has any."""
+    """List the SAEs by layer, with the measured quality if a bundle contains it."""
     measured = lens.about.figures.get("saes", {})
     by_layer: dict[int, Mapping[str, Any]] = {h["layer"]: h for h in measured.get("layers", ())}
-    head = "layer  features     k"
+    header = ["layer", "kind", "features", "active per token"]
     if by_layer:
-        head += "  explained variance    dead  accuracy kept"
-    lines = ["SAEs", f"  {head}"]
-    for layer, sae in enumerate(lens.saes):
-        line = f"  {layer:5d}  {sae.size:8d}  {sae.k:4d}"
+        header += ["explained variance", "dead", "accuracy kept"]
+    rows = []
+    for layer, sae in zip(lens.layers, lens.saes, strict=True):
+        row = [f"{layer}", sae.kind, f"{sae.n_features}", f"at most {sae.max_active}"]
         if layer in by_layer:
             h = by_layer[layer]
-            line += (
-                f"  {h['explained_variance']:18.3f}  {h['dead_fraction']:6.1%}"
-                f"  {h['accuracy_kept']:13.1%}"
-            )
-        lines.append(line)
+            row += [f"{h['explained_variance']:.3f}", f"{h['dead_fraction']:.1%}"]
+            row += [f"{h['accuracy_kept']:.1%}"]
+        rows.append(row + [""] * (len(header) - len(row)))
+    lines = ["SAEs", indented(text_table(header, rows, align="rl" + "r" * (len(header) - 2)))]
     if by_layer:
         lines.append(
-            f"  all layers replaced, no error nodes: accuracy {measured['accuracy_all']:.1%}, "
-            f"of the model itself {measured['accuracy']:.1%}"
+            "  accuracy with all layers replaced and no error nodes: "
+            f"{measured['accuracy_all']:.1%} (original model: {measured['accuracy']:.1%})"
         )
     return "\n".join(lines)
 

@@ -14,14 +14,14 @@ from vitlens.errors import VitlensError
 _TEXT = """\
 Open JupyterLab on a copy of the tutorial notebooks; no network is needed.
 
-Notebooks that are in the folder already are left as they are.
+Notebooks that already exist in the folder are not changed.
 """
 _EXAMPLES = """\
   vitlens lab
   vitlens lab somewhere/else
   vitlens lab --no-browser
 """
-#: Lab would ask the web for news and new versions.
+#: Without these, Lab asks the web for news and new versions.
 _QUIET = (
     "--LabApp.news_url=",
     "--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate",
@@ -37,7 +37,7 @@ def add_to(commands: Commands) -> None:
         type=Path,
         default=Path("vitlens-lab"),
         metavar="FOLDER",
-        help="for the notebooks (default: vitlens-lab)",
+        help="folder for the notebooks (default: vitlens-lab)",
     )
     command.add_argument(
         "--no-browser", action="store_true", help="print the address instead of opening a browser"
@@ -49,11 +49,11 @@ def run(arguments: argparse.Namespace) -> None:
     """Run the command."""
     if importlib.util.find_spec("jupyterlab") is None:
         raise VitlensError(
-            "JupyterLab is not installed here: python -m pip install 'vitlens[lab]', in a checkout "
-            "python -m pip install '.[lab]'."
+            "JupyterLab is not installed. Install it with python -m pip install 'vitlens[lab]', "
+            "or in a checkout with python -m pip install '.[lab]'."
         )
     first = copy_notebooks(arguments.folder)[0]
-    print(f"Notebooks are in {arguments.folder}; stop JupyterLab with Ctrl-C.")
+    print(f"The notebooks are in {arguments.folder}. Stop JupyterLab with Ctrl-C.")
     options = [f"--LabApp.default_url=/lab/tree/{first.name}", *_QUIET]
     if arguments.no_browser:
         options.append("--no-browser")
@@ -65,23 +65,23 @@ def run(arguments: argparse.Namespace) -> None:
             code = process.wait()
             break
         except KeyboardInterrupt:
-            continue  # Lab gets it too, and asks whether to stop
+            continue  # Lab receives it as well, and asks whether to stop
     if code:
-        raise VitlensError(f"JupyterLab ended with an error ({code}); its words are above.")
+        raise VitlensError(f"JupyterLab stopped with error code {code}; its messages are above.")
 
 
 def copy_notebooks(folder: Path) -> list[Path]:
-    """Copy the notebooks that a folder does not have yet, and return all of them, in order.
+    """Copy the notebooks that a folder does not have yet; return all of them, in order.
 
     Raises
     ------
     VitlensError
-        When the folder cannot be written.
+        If the folder cannot be written.
     """
-    from vitlens.files import atomic_path
+    from vitlens.io import atomic_path
 
     if folder.exists() and not folder.is_dir():
-        raise VitlensError(f"{folder} is a file; notebooks need a folder.")
+        raise VitlensError(f"{folder} is a file; the notebooks need a folder.")
     copies = []
     for notebook in notebooks():
         copy = folder / notebook.name
@@ -95,9 +95,9 @@ def copy_notebooks(folder: Path) -> list[Path]:
 def notebooks() -> list[Path]:
     """Return the notebooks that come with the package, in order."""
     package = Path(__file__).parents[1]
-    # A wheel holds them inside the package, a checkout beside it.
+    # A wheel contains them inside the package, a checkout next to it.
     for folder in (package / "notebooks", package.parent / "notebooks"):
         found = sorted(folder.glob("*.ipynb"))
         if found:
             return found
-    raise VitlensError("The notebooks are missing. Install vitlens anew.")
+    raise VitlensError("The notebooks are missing. Reinstall vitlens.")

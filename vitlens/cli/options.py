@@ -1,4 +1,4 @@
-"""Options that several commands share, and what they stand for."""
+"""Options shared by several commands."""
 
 from __future__ import annotations
 
@@ -14,22 +14,23 @@ from vitlens.errors import ImageError, VitlensError
 if TYPE_CHECKING:
     from vitlens.lens import Lens
 
-#: What `add_subparsers` returns; argparse keeps its name to itself.
+#: What `add_subparsers` returns; argparse gives it no public name.
 Commands: TypeAlias = Any
 
 DEVICES = ("auto", "cpu", "cuda")
 DTYPES = ("float32", "float64")
-# Written out, because importing them from the library would make `--help` wait for torch.
-ENGINES = ("exact", "jvp", "vjp")
+# Repeated here because importing them from the library would make `--help` wait for torch.
+ENGINES = ("closed_form", "jvp", "vjp")
 GRADIENTS = ("libragrad", "plain")
-ERROR_PATHS = ("leaf", "through")
-ERROR_NODES = ("clean", "free", "baseline")
+ERROR_GRADIENTS = ("leaf", "through")
+ERROR_NODES = ("clean", "free", "baseline", "zero")
+BASELINE_KINDS = ("median", "mean", "reference")
 
 _IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif"}
 
 
 class HelpFormatter(argparse.HelpFormatter):
-    """Fits paragraphs to the terminal, keeps examples as they are, gives options room."""
+    """Fits paragraphs to the terminal, keeps examples as they are, widens the option column."""
 
     def __init__(self, prog: str) -> None:
         super().__init__(prog, max_help_position=26)
@@ -45,7 +46,7 @@ class HelpFormatter(argparse.HelpFormatter):
 def add_command(
     commands: Commands, name: str, summary: str, description: str, examples: str
 ) -> argparse.ArgumentParser:
-    """Add a command with its one-line summary, its text and its examples."""
+    """Add a command with its one-line summary, its description and its examples."""
     command: argparse.ArgumentParser = commands.add_parser(
         name,
         help=summary,
@@ -57,42 +58,53 @@ def add_command(
 
 
 def add_model_options(command: argparse.ArgumentParser) -> None:
-    """Add which model, SAEs and baselines to use, and where to run them."""
+    """Add options for the model, its SAEs and baselines, and where to run them."""
     group = command.add_argument_group("model")
     group.add_argument(
         "--model",
         default="everyday",
         metavar="NAME",
-        help='"everyday" (bundled, the default), a model of timm, or "local-dir:FOLDER" with one'
-        " that timm saved",
+        help='"everyday" (comes with vitlens, the default), the name of a timm model, or'
+        ' "local-dir:FOLDER" for a model that timm saved',
     )
     group.add_argument(
         "--saes",
         metavar="FOLDER",
         help="SAEs of the model: a folder or a name on the Hugging Face hub (default: those that"
-        ' come with "everyday", or that were published for the timm model)',
+        ' come with "everyday", or those published for the timm model)',
     )
     group.add_argument(
         "--baselines",
         metavar="PATH",
         type=Path,
-        help="what replaced features are set to: a file that Baselines.save wrote, or a folder of"
-        " images to take medians over (default: zero, or what a bundle brings for its own SAEs)",
+        help="values that replaced features are set to: a file written by Baselines.save, or a"
+        " folder of images to fit them on (default: the baselines that come with the SAEs"
+        " of a bundle, otherwise zero)",
+    )
+    group.add_argument(
+        "--baseline-kind",
+        choices=BASELINE_KINDS,
+        default="median",
+        help="with a folder for --baselines: take the median over its images (default), the mean,"
+        " or the images themselves as references, each in turn",
     )
     group.add_argument(
         "--class-names",
         metavar="FILE",
         type=Path,
-        help="names of a timm model's classes, one a line",
+        help="text file with the class names of a timm model, one per line",
     )
     add_machine_options(command)
 
 
 def add_machine_options(command: argparse.ArgumentParser) -> None:
-    """Add where to run the model, and how precisely."""
+    """Add options for the device and the precision."""
     group = command.add_argument_group("machine")
     group.add_argument(
-        "--device", choices=DEVICES, default="auto", help="default: CUDA if there is any"
+        "--device",
+        choices=DEVICES,
+        default="auto",
+        help="default: CUDA if available, otherwise the CPU",
     )
     group.add_argument("--dtype", choices=DTYPES, default="float32", help="default: float32")
 
@@ -103,13 +115,13 @@ def device_and_dtype(arguments: argparse.Namespace) -> dict[str, Any]:
     Raises
     ------
     VitlensError
-        When CUDA is asked for and there is none.
+        If CUDA is requested and there is none.
     """
     import torch
 
     has_cuda = torch.cuda.is_available()
     if arguments.device == "cuda" and not has_cuda:
-        raise VitlensError("This machine has no CUDA device. Leave --device out, or give cpu.")
+        raise VitlensError("No CUDA device was found. Omit --device, or use --device cpu.")
     use_cuda = has_cuda and arguments.device != "cpu"
     return {"device": "cuda" if use_cuda else "cpu", "dtype": getattr(torch, arguments.dtype)}
 
@@ -120,13 +132,13 @@ def load_lens(arguments: argparse.Namespace) -> Lens:
     Raises
     ------
     VitlensError
-        When an option does not fit the model, or something cannot be loaded.
+        If an option does not fit the model, or something cannot be loaded.
     """
     from vitlens.bundle import bundles, load
 
     if arguments.model in bundles() and arguments.class_names:
         raise VitlensError(
-            f"{arguments.model!r} brings its own class names; --class-names goes with a timm model."
+            f"{arguments.model!r} has its own class names; --class-names needs a timm model."
         )
     sample = images_in([arguments.baselines]) if _is_folder(arguments.baselines) else None
     lens = load(
@@ -136,28 +148,33 @@ def load_lens(arguments: argparse.Namespace) -> Lens:
         class_names=None if arguments.class_names is None else _lines(arguments.class_names),
         **device_and_dtype(arguments),
     )
-    if sample is not None:
-        lens.fit_baselines(sample)
+    if sample is not None and arguments.baseline_kind == "reference":
+        lens.baselines = lens.reference_baselines(sample)
+    elif sample is not None:
+        lens.fit_baselines(sample, kind=arguments.baseline_kind)
     return lens
 
 
 def add_attribution_options(command: argparse.ArgumentParser) -> None:
-    """Add how importances are computed."""
+    """Add options for how importances are computed."""
     group = command.add_argument_group("importances")
     group.add_argument(
-        "--gradient", choices=GRADIENTS, default="libragrad", help="default: libragrad"
+        "--gradient",
+        choices=GRADIENTS,
+        default="libragrad",
+        help="libragrad (default), or the model's plain gradient",
     )
     group.add_argument(
-        "--errors",
-        choices=ERROR_PATHS,
+        "--error-gradients",
+        choices=ERROR_GRADIENTS,
         default="leaf",
-        help="whether gradients end at error nodes (leaf, the default) or go through them",
+        help="whether gradients stop at error nodes (leaf, the default) or flow through them",
     )
     group.add_argument(
         "--engine",
         choices=ENGINES,
-        default="exact",
-        help="exact (default) is by far the fastest; jvp and vjp take any kind of block",
+        default="closed_form",
+        help="closed_form (default) is by far the fastest; jvp and vjp work with any kind of block",
     )
 
 
@@ -170,12 +187,12 @@ def target_of(text: str) -> int | str:
 
 
 def images_in(paths: Iterable[Path], limit: int | None = None) -> list[Path]:
-    """Return the image files among paths, those in folders and their folders in sorted order.
+    """Return the image files at these paths; folders are searched recursively, in sorted order.
 
     Raises
     ------
     ImageError
-        When a path does not exist, or a folder holds no image.
+        If a path does not exist, or a folder contains no image.
     """
     found: list[Path] = []
     for path in paths:
@@ -187,9 +204,17 @@ def images_in(paths: Iterable[Path], limit: int | None = None) -> list[Path]:
         inside = [file for file in sorted(path.rglob("*")) if _is_image(file)]
         if not inside:
             kinds = " ".join(sorted(_IMAGE_SUFFIXES))
-            raise ImageError(f"The folder {path} holds no image ({kinds}).")
+            raise ImageError(f"The folder {path} contains no image ({kinds}).")
         found += inside
     return found[:limit]
+
+
+def layers_of(text: str) -> tuple[int, ...]:
+    """Return block numbers such as 2,5,9, for argparse."""
+    numbers = [part.strip() for part in text.split(",")]
+    if not all(number.isdigit() for number in numbers):
+        raise argparse.ArgumentTypeError(f"must be block numbers such as 2,5,9, not {text}")
+    return tuple(map(int, numbers))
 
 
 def positive(text: str) -> int:
@@ -224,7 +249,7 @@ def _is_folder(path: Path | None) -> bool:
 
 def _lines(path: Path) -> list[str]:
     try:
-        # Editors may put a mark before the first name, and end with empty lines.
+        # Editors may write a byte order mark first, and empty lines last.
         return path.read_text(encoding="utf-8-sig").rstrip().splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise VitlensError(f"Could not read class names from {path}: {error}.") from error
+        raise VitlensError(f"The class names in {path} could not be read: {error}.") from error

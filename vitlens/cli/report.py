@@ -1,4 +1,4 @@
-"""What commands print and write."""
+"""Output of the commands."""
 
 from __future__ import annotations
 
@@ -9,15 +9,17 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from vitlens.tables import text_table
+
 if TYPE_CHECKING:
     from vitlens.circuits.circuit import Circuit
-    from vitlens.circuits.results import Curves
+    from vitlens.circuits.curves import Curves
 
-_SHOWN = 5  # images that could not be read
+_LISTED = 5  # unreadable images
 
 
 class Stopwatch:
-    """Notes how long each part of a command takes."""
+    """Measures how long each part of a command takes."""
 
     def __init__(self) -> None:
         self.parts: list[tuple[str, float]] = []
@@ -30,19 +32,18 @@ class Stopwatch:
         self.parts.append((name, time.perf_counter() - start))
 
     def __str__(self) -> str:
-        rows = [*self.parts, ("in all", sum(seconds for _, seconds in self.parts))]
-        wide = max(len(name) for name, _ in rows)
-        return "\n".join(f"  {name:<{wide}}  {seconds:6.1f} s" for name, seconds in rows)
+        rows = [*self.parts, ("total", sum(seconds for _, seconds in self.parts))]
+        return text_table(["step", "time"], [[name, f"{t:.1f} s"] for name, t in rows])
 
 
 def prediction(ranking: list[tuple[str, float]], count: int = 3) -> str:
-    """Say the most probable classes in one line."""
+    """List the most probable classes in one line."""
     named = [f"{name} {probability:.1%}" for name, probability in ranking[:count]]
     return f"Prediction: {', '.join(named)}"
 
 
 def indented(text: str, *, by: int = 2, width: int = 96) -> str:
-    """Indent every line by so many spaces, and break those that are longer than `width`."""
+    """Indent every line by `by` spaces, and wrap those longer than `width`."""
     lines = [
         textwrap.wrap(line, width) if len(line) > width else [line] for line in text.splitlines()
     ]
@@ -62,7 +63,7 @@ def write_circuit(circuit: Circuit, out: Path, *, top_edges: int | None = None) 
 
 
 def write_curves(curves: Curves, path: Path) -> Path:
-    """Write curves as a picture; return its path."""
+    """Write curves as an image; return its path."""
     from vitlens.plots import curves_figure, save_figure
 
     save_figure(curves_figure(curves), path)
@@ -70,17 +71,17 @@ def write_curves(curves: Curves, path: Path) -> Path:
 
 
 def count(n: int, what: str) -> str:
-    """Say how many of something there are."""
+    """Return a number and its noun, in the plural where it needs one."""
     return f"{n:,} {what}{'s' * (n != 1)}"
 
 
 def unreadable(reasons: Sequence[str], what: str = "could not be read", rest: str = "") -> str:
-    """Say how many images could not be read, and why the first few; `rest` tells of the others."""
-    lines = [f"{count(len(reasons), 'image')} {what}:", *(f"  {why}" for why in reasons[:_SHOWN])]
-    more = len(reasons) - _SHOWN
+    """Say how many images could not be read, and why for the first few; `rest` ends the list."""
+    lines = [f"{count(len(reasons), 'image')} {what}:", *(f"  {why}" for why in reasons[:_LISTED])]
+    more = len(reasons) - _LISTED
     return "\n".join([*lines, f"  and {more} more{rest}"] if more > 0 else lines)
 
 
 def written(paths: list[Path]) -> str:
-    """Say which files were written."""
+    """List the files that were written."""
     return "Written:\n" + "\n".join(f"  {path}" for path in paths)

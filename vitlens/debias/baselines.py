@@ -1,7 +1,7 @@
-"""What debiasing is measured against: linear removal, and re-training the last layer.
+"""Baselines of debiasing: linear concept removal, and re-training the last layer.
 
-All of them see the validation images with their groups, as the search for features does, and
-nothing else. x stands for what the last linear layer reads, [n, E].
+They see what the search for features sees: the validation images with their groups. x is the input
+of the last linear layer, [n, E].
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ _SUBSETS = 10
 def mean_difference(x: Float[Tensor, "n E"], groups: GroupedImages) -> Eraser:
     """Project out the directions in which the attribute values' means differ.
 
-    Means are taken within class and averaged over classes; a is moved to the mean over attribute
-    values along these directions, and stays as it is across them.
+    Means are taken within class and averaged over classes. Along these directions an input is set
+    to the mean over attribute values; its other components stay.
     """
     n_attributes = len(groups.attribute_names)
     x = x.double()
@@ -39,9 +39,9 @@ def mean_difference(x: Float[Tensor, "n E"], groups: GroupedImages) -> Eraser:
 
 
 def leace(x: Float[Tensor, "n E"], groups: GroupedImages) -> Eraser | None:
-    """LEACE: the smallest change after which no linear classifier can tell the attribute.
+    """LEACE: the smallest change after which no linear classifier can predict the attribute.
 
-    From the package ``concept-erasure``; None where it is not installed.
+    Uses the package ``concept-erasure``; None where it is not installed.
 
     Notes
     -----
@@ -59,7 +59,7 @@ def leace(x: Float[Tensor, "n E"], groups: GroupedImages) -> Eraser | None:
 
 
 def erased(eraser: Eraser, x: Float[Tensor, "n E"], head: nn.Linear) -> Float[Tensor, "n C"]:
-    """Logits of the model's own last layer on what an eraser leaves."""
+    """Logits of the model's own last layer after an eraser."""
     weight, bias = (
         None if part is None else part.detach().cpu().double() for part in (head.weight, head.bias)
     )
@@ -69,11 +69,11 @@ def erased(eraser: Eraser, x: Float[Tensor, "n E"], head: nn.Linear) -> Float[Te
 def dfr(
     x: Float[Tensor, "n E"], groups: GroupedImages, *, seed: int = 0
 ) -> Callable[[Tensor], Tensor]:
-    """Deep feature re-weighting: a new last layer from equally many images of every group.
+    """Deep feature reweighting (DFR): a new last layer, trained on groups of equal size.
 
-    Logistic regression (scikit-learn, L2) on standardised x; its strength is chosen on one half
-    of the images by the worst group's accuracy on the other, and the regressions of ten random
-    subsets with equal groups are averaged.
+    Logistic regression (scikit-learn, L2) on standardised x. It is fitted on one half of the
+    images, and its strength chosen by the worst group's accuracy on the other half; then the
+    regressions of ten random subsets with groups of equal size are averaged.
 
     Returns
     -------
@@ -83,7 +83,7 @@ def dfr(
     Notes
     -----
     Kirichenko et al., "Last layer re-training is sufficient for robustness to spurious
-    correlations", ICLR 2023, arXiv 2204.02937; they use L1.
+    correlations", ICLR 2023, arXiv 2204.02937, which uses L1.
     """
     from sklearn.preprocessing import StandardScaler
 
@@ -112,7 +112,7 @@ def dfr(
 def _equal_groups(
     group: Int[np.ndarray, " n"], rng: np.random.Generator, *, share: float = 1.0
 ) -> Int[np.ndarray, " m"]:
-    """Equally many images of every group, this share of the smallest one's."""
+    """Indices with the same number of images per group, this share of the smallest group."""
     members = [np.flatnonzero(group == g) for g in np.unique(group)]
     size = max(1, int(share * min(map(len, members))))
     return np.concatenate([rng.permutation(m)[:size] for m in members])
@@ -121,7 +121,7 @@ def _equal_groups(
 def _fit(
     x: Float[np.ndarray, "n E"], labels: Int[np.ndarray, " n"], strength: float
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Weights [C, E] and biases [C]; the regression of two classes is split between them."""
+    """Weights [C, E] and biases [C]; a regression of two classes is split between them."""
     from sklearn.linear_model import LogisticRegression
 
     fitted = LogisticRegression(C=strength, max_iter=1000).fit(x, labels)

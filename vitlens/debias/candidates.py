@@ -1,4 +1,4 @@
-"""Which features carry the attribute and not the class, and where each suspicion comes from."""
+"""Features that may carry the attribute and not the class, with the evidence for each."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from torch import Tensor
 
 from vitlens.debias.groups import GroupedImages
 from vitlens.errors import FeatureError
+from vitlens.saes.base import FeatureId
 
 DIFFERENCE, CIRCUIT, PICKED = "activation difference", "circuit", "picked"
 
@@ -25,29 +26,29 @@ class Candidate:
     layer, feature
         The feature.
     sources
-        Where the suspicion comes from: "activation difference", "circuit", "picked".
+        Where the candidate comes from: "activation difference", "circuit", "picked".
     attribute
-        The attribute value that it goes along with; "not x" for a feature that goes along with all
-        of three or more values but x.
+        The attribute value on which it is more active; "not x" for a feature that is more active
+        on all of three or more values except x.
     effect
         Cohen's d of its mean activation on images of this value against the others, within
-        class, averaged over the classes that have at least two images of either; 0 if none has.
+        class, averaged over the classes with at least two images of either; 0 without such a class.
     auc
         Probability that an image of this value has the higher activation, within class, averaged
         over classes; .5 is chance.
     p_value
-        Of the stratified rank sum test; not corrected, and as if images were independent: those
-        that share an object or a background are not.
+        P-value of the stratified rank sum test, not corrected, and as if images were independent:
+        those that share an object or a background are not.
     q_value
-        The same with the false discovery rate controlled over all features of all layers
+        The p-value with the false discovery rate controlled over all features of all layers
         (Benjamini and Hochberg 1995).
     class_effect
-        Cohen's d for the class, within attribute value: what it tells about the class.
+        Cohen's d for the class, within attribute value.
     share
-        With "circuit": mean share of the node in the circuits; else 0.
+        With "circuit", mean share of the node in the circuits; otherwise 0.
     relief
-        First-order change of the margin, in logits, when the feature is taken out; mean over the
-        images that are classified wrongly. What `debias` ranks candidates by.
+        First-order change of the margin, in logits, when the feature is removed; mean over the
+        images that are classified wrongly. `debias` ranks candidates by it.
     """
 
     layer: int
@@ -63,13 +64,13 @@ class Candidate:
     relief: float = 0.0
 
     @property
-    def key(self) -> tuple[int, int]:
+    def key(self) -> FeatureId:
         """(layer, feature)."""
         return self.layer, self.feature
 
     @property
     def score(self) -> float:
-        """How many standard deviations more it tells about the attribute than about the class."""
+        """Effect of the attribute minus effect of the class, in standard deviations."""
         return abs(self.effect) - abs(self.class_effect)
 
 
@@ -84,8 +85,8 @@ class Differences:
     value
         The value that differs most from the others, [F].
     without
-        Whether the others are higher than this value, which the figures are then of, [F]; of two
-        values the higher one is named, and this is false.
+        Whether the other values are higher than this one, and the figures are those of the
+        others, [F]; always false for two values, of which the higher one is named.
     """
 
     effect: Float[np.ndarray, " F"]
@@ -100,23 +101,24 @@ def differences(
 ) -> Differences:
     """Compare each value with all others, stratum by stratum, and keep the one that differs most.
 
-    With two values the comparison is one; with more, p-values are multiplied by their number
-    (Bonferroni). What differs most is what tells most, whether it is higher or lower.
+    Two values give one comparison; with more, p-values are multiplied by their number
+    (Bonferroni). The largest difference counts, whether it is higher or lower.
 
     Parameters
     ----------
     activations
-        One number an image and feature.
+        One number per image and feature, [n, F].
     values
-        The variable of interest.
+        The variable of interest, [n].
     strata
-        What is held fixed.
+        The variable that is held fixed, [n].
 
     Notes
     -----
-    Rank sums are joined over strata with weights 1 / (n + 1) (van Elteren 1960), ties corrected.
-    Ranks count in every stratum with both sides, Cohen's d where both have two images or more:
-    one image shows no spread, and a gap over next to no spread would outweigh all other strata.
+    Rank sums are combined over strata with weights 1 / (n + 1) (van Elteren 1960), corrected for
+    ties. Ranks count in every stratum with both sides, Cohen's d only where both sides have two
+    images or more: one image has no spread, and a gap over almost no spread would outweigh all
+    other strata.
     """
     x, v, s = activations.double().numpy(), values.numpy(), strata.numpy()
     levels = np.unique(v)
@@ -140,7 +142,7 @@ def differences(
 def _one_against_others(
     x: Float[np.ndarray, "n F"], chosen: np.ndarray, strata: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Cohen's d, AUC and p-value of every column; strata without both sides are left out."""
+    """Cohen's d, AUC and p-value of every column; strata with one side only are left out."""
     from scipy.stats import norm, rankdata
 
     n_columns = x.shape[1]
@@ -169,10 +171,10 @@ def _one_against_others(
 
 
 def _cohens_d(a: Float[np.ndarray, "p F"], b: Float[np.ndarray, "q F"]) -> np.ndarray:
-    """Gap of the means over the pooled spread, [F]."""
+    """Difference of the means over the pooled standard deviation, [F]."""
     gap = a.mean(0) - b.mean(0)
     pooled = (a.var(0) * len(a) + b.var(0) * len(b)) / (len(a) + len(b) - 2)
-    # A feature that is constant on both sides differs by nothing, or without limit.
+    # A feature that is constant on both sides would differ by 0 or by infinity.
     spread = np.sqrt(np.maximum(pooled, (1e-3 * np.abs(gap)) ** 2))
     return np.divide(gap, spread, out=np.zeros_like(gap), where=spread > 0)
 
@@ -183,10 +185,10 @@ def find_candidates(
     *,
     alpha: float = 0.01,
     at_most: int | None = None,
-    circuits: Mapping[tuple[int, int], float] | None = None,
-    picks: Iterable[tuple[int, int]] = (),
+    circuits: Mapping[FeatureId, float] | None = None,
+    picks: Iterable[FeatureId] = (),
 ) -> tuple[Candidate, ...]:
-    """Rank the features that tell more about the attribute than about the class.
+    """Rank the features that depend more on the attribute than on the class.
 
     Parameters
     ----------
@@ -197,22 +199,22 @@ def find_candidates(
     alpha
         False discovery rate over all features of all these layers.
     at_most
-        How many of the activation differences are kept; by default all.
+        Most candidates by activation difference; by default all.
     circuits
-        Features found by circuits, with their mean shares.
+        Features found in circuits, with their mean shares.
     picks
         Features to add in any case.
 
     Returns
     -------
     tuple of Candidate
-        By `Candidate.score`, the highest first. Features of circuits that tell more about the
+        By `Candidate.score`, the highest first. Features of circuits that depend more on the
         class are left out, picks never.
 
     Raises
     ------
     GroupError
-        If a group is empty, or attribute and class are the same.
+        If a group is empty, or the attribute is identical to the class.
     FeatureError
         If a picked feature does not exist in these layers.
     """
@@ -225,7 +227,7 @@ def find_candidates(
     of_attribute = [differences(activations[x], groups.attributes, groups.labels) for x in layers]
     of_class = [differences(activations[x], groups.labels, groups.attributes) for x in layers]
     adjusted = false_discovery_control(np.concatenate([found.p_value for found in of_attribute]))
-    everything: dict[tuple[int, int], Candidate] = {}
+    everything: dict[FeatureId, Candidate] = {}
     start = 0
     for layer, found, other in zip(layers, of_attribute, of_class, strict=True):
         for feature in range(len(found.effect)):
@@ -245,7 +247,7 @@ def find_candidates(
         start += len(found.effect)
     different = [c for c in everything.values() if c.q_value <= alpha and c.score > 0]
     different.sort(key=lambda c: -c.score)
-    sources: dict[tuple[int, int], list[str]] = {c.key: [DIFFERENCE] for c in different[:at_most]}
+    sources: dict[FeatureId, list[str]] = {c.key: [DIFFERENCE] for c in different[:at_most]}
     for key in circuits:
         if key in everything and everything[key].score > 0:
             sources.setdefault(key, []).append(CIRCUIT)
@@ -256,14 +258,14 @@ def find_candidates(
 
 
 def _checked_picks(
-    picks: Iterable[tuple[int, int]], activations: Mapping[int, Float[Tensor, "n F"]]
-) -> Sequence[tuple[int, int]]:
+    picks: Iterable[FeatureId], activations: Mapping[int, Float[Tensor, "n F"]]
+) -> Sequence[FeatureId]:
     chosen = [(int(layer), int(feature)) for layer, feature in picks]
     for layer, feature in chosen:
         if layer not in activations or not 0 <= feature < activations[layer].shape[1]:
             raise FeatureError(
-                f"There is no feature {layer}/{feature} among the layers looked at "
-                f"({', '.join(map(str, sorted(activations)))}). Is it of another lens?"
+                f"Layers {', '.join(map(str, sorted(activations)))} have no feature "
+                f"{layer}/{feature}. Does it belong to another lens?"
             )
     return list(dict.fromkeys(chosen))
 
@@ -271,7 +273,7 @@ def _checked_picks(
 def conflicting(
     groups: GroupedImages, logits: Float[Tensor, "n C"], *, n: int
 ) -> Int[Tensor, " m"]:
-    """Images of the group with the lowest accuracy that are the most wrong, at most `n`."""
+    """Indices of the most wrong images of the group with the lowest accuracy, at most `n`."""
     right = (logits.argmax(1) == groups.labels).double()
     accuracy = torch.stack(
         [right[groups.groups == g].mean() for g in range(len(groups.group_names))]

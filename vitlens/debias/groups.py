@@ -1,4 +1,4 @@
-"""Images in groups: a class each, and an attribute that should not matter for it."""
+"""Images in groups: each has a class, and an attribute that should not matter for the class."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ _SPLITS = ("train", "validation", "test")
 
 @dataclass(frozen=True)
 class GroupedImages:
-    """Images with a class and an attribute each; a *group* is one class with one attribute value.
+    """Images, each with a class and an attribute; a *group* is one class with one attribute value.
 
     Attributes
     ----------
     images
-        The images: paths, pictures or model inputs, or a sequence that makes them when asked.
+        Paths, PIL images or model inputs; or a sequence that makes them on access.
     labels
-        Class of every image, an index into `class_names`, [n].
+        Class of every image as an index into `class_names`, [n].
     attributes
-        Attribute value of every image, an index into `attribute_names`, [n].
+        Attribute value of every image as an index into `attribute_names`, [n].
     class_names, attribute_names
-        What the numbers stand for.
+        Names of the classes and of the attribute values.
 
     Raises
     ------
@@ -53,7 +53,8 @@ class GroupedImages:
             object.__setattr__(self, what, values)
             if values.shape != (len(self.images),):
                 raise GroupError(
-                    f"{len(self.images)} images need as many {what}, not {list(values.shape)}."
+                    f"{what} must have one entry for each of the {len(self.images)} images, not "
+                    f"{list(values.shape)}."
                 )
             n_names = len(getattr(self, names))
             if len(values) and not 0 <= int(values.min()) <= int(values.max()) < n_names:
@@ -64,7 +65,7 @@ class GroupedImages:
 
     @cached_property
     def groups(self) -> Int[Tensor, " n"]:
-        """Group of every image: class times number of attribute values, plus attribute, [n]."""
+        """Group of every image, [n]: class x number of attribute values + attribute."""
         return self.labels * len(self.attribute_names) + self.attributes
 
     @property
@@ -74,14 +75,14 @@ class GroupedImages:
 
     @property
     def counts(self) -> Int[Tensor, " G"]:
-        """Images in every group, [G]."""
+        """Number of images in every group, [G]."""
         return torch.bincount(self.groups, minlength=len(self.group_names))
 
     def __len__(self) -> int:
         return len(self.images)
 
     def subset(self, index: Iterable[int] | Tensor) -> GroupedImages:
-        """The images of these indices, or of a boolean mask [n]."""
+        """Select images by index, or by a boolean mask [n]."""
         chosen = torch.as_tensor(index if isinstance(index, Tensor) else list(index))
         chosen = chosen.nonzero().squeeze(1) if chosen.dtype == torch.bool else chosen.long()
         return GroupedImages(
@@ -93,13 +94,13 @@ class GroupedImages:
         )
 
     def check(self) -> None:
-        """Raise `GroupError` unless every group has members, so that the two can be told apart.
+        """Raise `GroupError` unless every combination of class and attribute value has images.
 
         Raises
         ------
         GroupError
-            If there are no images, one class or one attribute value only, the attribute is the
-            class in other words, or a group is empty.
+            If there are no images, only one class or attribute value, the attribute is identical to
+            the class, or a group is empty.
         """
         if not len(self):
             raise GroupError("There are no images.")
@@ -110,21 +111,22 @@ class GroupedImages:
             present = values.unique().tolist()
             if len(present) < 2:
                 raise GroupError(
-                    f"All {len(self)} images have the same {what}, {names[present[0]]!r}: groups "
+                    f"All {len(self)} images have the same {what}, {names[present[0]]!r}. Groups "
                     f"need at least two."
                 )
         counts = self.counts.reshape(len(self.class_names), -1)
         if int((counts > 0).sum(0).max()) == 1 and int((counts > 0).sum(1).max()) == 1:
             raise GroupError(
-                "The attribute is equal to the class: every class comes with one attribute value "
-                "of its own, so that nothing can tell them apart. Add images of the other "
+                "The attribute is identical to the class: every class has its own single "
+                "attribute value, so no image separates the two. Add images of the other "
                 "combinations."
             )
         empty = [name for name, n in zip(self.group_names, self.counts, strict=True) if n == 0]
         if empty:
             raise GroupError(
                 f"No image is in the group{'s' if len(empty) > 1 else ''} "
-                f"{'; '.join(map(repr, empty))}. Every class is needed with every attribute value."
+                f"{'; '.join(map(repr, empty))}. Every class needs images with every attribute "
+                "value."
             )
 
     def __str__(self) -> str:
@@ -136,7 +138,7 @@ class GroupedImages:
 
 
 class _Picked(Sequence[ImageLike]):
-    """Some items of a sequence, fetched when they are asked for."""
+    """Some items of a sequence, fetched on access."""
 
     def __init__(self, items: Sequence[ImageLike], index: list[int]):
         self._items, self._index = items, index
@@ -162,12 +164,12 @@ def load_waterbirds(folder: str | Path) -> dict[str, GroupedImages]:
     Parameters
     ----------
     folder
-        Such as ``waterbird_complete95_forest2water2``.
+        The data set's folder, such as ``waterbird_complete95_forest2water2``.
 
     Returns
     -------
     dict
-        "train", "validation" and "test", those that the file has.
+        The splits that the file has, of "train", "validation" and "test".
 
     Raises
     ------
@@ -215,19 +217,19 @@ def load_groups(
         The CSV file, with a header.
     image, label, group
         Columns with the image's path, its class and its group. The group column holds the
-        attribute (such as "water"); or the number of the group as WILDS counts them, class times
-        number of attribute values plus attribute.
+        attribute (such as "water"), or the number of the group as in WILDS: class x number of
+        attribute values + attribute.
     split
-        A column that names the part an image belongs to; by default all are one set.
+        Column with the split that an image belongs to; by default all images are one set.
     folder
-        Where the paths begin; by default the CSV file's folder.
+        Folder that the paths are relative to; by default the CSV file's folder.
     class_names
         Order of the classes, such as the model's; by default they are sorted.
 
     Returns
     -------
     GroupedImages or dict
-        With `split`, one a value of that column.
+        With `split`, one entry per value of that column.
 
     Raises
     ------
@@ -242,7 +244,7 @@ def load_groups(
     unknown = [row[label] for row in rows if row[label] not in classes]
     if unknown:
         raise GroupError(
-            f"{path} has the class {unknown[0]!r}, which is none of `class_names`."
+            f"{path} has the class {unknown[0]!r}, which is not in `class_names`."
             f"{near_matches(unknown[0], classes)}"
         )
     labels = torch.tensor([classes.index(row[label]) for row in rows])
@@ -260,7 +262,7 @@ def load_groups(
 def _attributes(
     groups: list[str], labels: Int[Tensor, " n"], n_classes: int
 ) -> tuple[Int[Tensor, " n"], tuple[str, ...]]:
-    """Attribute values of a group column, which may number class and attribute together."""
+    """Attribute values of a group column, which may number classes and attributes together."""
     names = sorted(set(groups), key=_natural)
     values = torch.tensor([names.index(group) for group in groups])
     n_values, left_over = divmod(len(names), n_classes)
@@ -271,7 +273,7 @@ def _attributes(
 
 
 def _natural(text: str) -> tuple[float, str]:
-    """Numbers by size, before words."""
+    """Sort key: numbers by size, before words."""
     return (float(text), "") if text.isdigit() else (float("inf"), text)
 
 
@@ -305,7 +307,7 @@ def _numbers(path: Path, rows: list[dict[str, str]], column: str, n_values: int)
     for number, row in enumerate(rows, start=2):
         if row[column] not in allowed:
             raise GroupError(
-                f"{path}, line {number}: {column!r} is one of {', '.join(allowed)}, not "
+                f"{path}, line {number}: {column!r} must be one of {', '.join(allowed)}, not "
                 f"{row[column]!r}."
             )
     return [allowed[row[column]] for row in rows]
@@ -316,7 +318,7 @@ def _paths(path: Path, rows: list[dict[str, str]], column: str, folder: Path) ->
     missing = [image for image in images if not image.is_file()]
     if missing:
         raise GroupError(
-            f"{path} names {len(missing)} images that do not exist, the first is {missing[0]}."
+            f"{path} lists {len(missing)} images that do not exist; the first is {missing[0]}."
         )
     return images
 

@@ -1,4 +1,4 @@
-"""Accuracy by group, what a change does to it, and how it goes with the number of features."""
+"""Accuracy by group, and how it changes with the number of features removed."""
 
 from __future__ import annotations
 
@@ -10,23 +10,24 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from vitlens.debias.groups import GroupedImages
+from vitlens.tables import text_table
 
 
 @dataclass(frozen=True)
 class GroupReport:
-    """How a classifier does on every group.
+    """Accuracy of a classifier on every group.
 
     Attributes
     ----------
     name
         What was done to the classifier.
     group_names, class_names
-        Groups [G] and classes [C] in order.
+        Names of the G groups and C classes, in order.
     right, count
-        Images classified correctly, and images, in every group, [G]; means over several runs
+        Images classified correctly, and all images, in every group, [G]; means over several runs
         have fractions.
     n_features
-        Features changed.
+        Number of features removed.
     """
 
     name: str
@@ -43,7 +44,7 @@ class GroupReport:
 
     @property
     def average(self) -> float:
-        """Share of all images that are classified correctly."""
+        """Accuracy over all images."""
         return float(self.right.sum() / self.count.sum())
 
     @property
@@ -61,12 +62,12 @@ class GroupReport:
         return self.accuracy - before.accuracy
 
     def collateral(self, before: GroupReport) -> dict[str, float]:
-        """Groups that lost accuracy, and by how much; the greatest loss first."""
+        """Groups that lost accuracy, and by how much; the largest loss first."""
         lost = zip(self.group_names, self.change(before).tolist(), strict=True)
         return dict(sorted(((name, x) for name, x in lost if x < 0), key=lambda item: item[1]))
 
     def by_class(self) -> dict[str, float]:
-        """Accuracy of every class, its groups' images together."""
+        """Accuracy of every class, over the images of all its groups."""
         shape = len(self.class_names), -1
         right, count = self.right.reshape(shape).sum(1), self.count.reshape(shape).sum(1)
         return dict(zip(self.class_names, (right / count).tolist(), strict=True))
@@ -78,12 +79,12 @@ class GroupReport:
 def group_report(
     name: str, logits: Float[Tensor, "n C"], groups: GroupedImages, *, n_features: int = 0
 ) -> GroupReport:
-    """Count what is right in every group.
+    """Count the images classified correctly in every group.
 
     Parameters
     ----------
     logits
-        Of the images of `groups`, in their order.
+        Logits of the images of `groups`, in the same order.
     """
     right = logits.argmax(1).cpu() == groups.labels
     n_groups = len(groups.group_names)
@@ -98,9 +99,10 @@ def group_report(
 
 
 def mean_report(reports: Sequence[GroupReport], name: str) -> GroupReport:
-    """Mean of reports on the same images.
+    """Average reports on the same images.
 
-    Its `worst` is that of the group means: at least as high as the mean of the reports' own.
+    `worst` of the result is the lowest group mean, which is at least the mean of each report's own
+    `worst`.
     """
     first = reports[0]
     right = torch.stack([report.right for report in reports]).mean(0)
@@ -110,8 +112,8 @@ def mean_report(reports: Sequence[GroupReport], name: str) -> GroupReport:
 
 
 def table(reports: Sequence[GroupReport]) -> str:
-    """Reports as rows: average, worst group, every group; accuracies in per cent."""
-    head = ["", "features", "average", "worst", *reports[0].group_names]
+    """Lay out reports as rows: average, worst group, every group; accuracies in per cent."""
+    header = ["", "features", "average", "worst", *reports[0].group_names]
     rows = [
         [
             report.name,
@@ -120,31 +122,38 @@ def table(reports: Sequence[GroupReport]) -> str:
         ]
         for report in reports
     ]
-    widths = [max(len(row[i]) for row in [head, *rows]) for i in range(len(head))]
-    return "\n".join(
-        "  ".join(
-            cell.ljust(width) if i == 0 else cell.rjust(width)
-            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
-        for row in [head, *rows]
-    )
+    return text_table(header, rows)
+
+
+def wilson(right: float, count: float) -> tuple[float, float]:
+    """Wilson's 95 % interval of a proportion (Wilson 1927), as if images were independent.
+
+    Parameters
+    ----------
+    right, count
+        Images classified correctly, and all images; at least one. Computed by scipy.
+    """
+    from scipy.stats import binomtest
+
+    found = binomtest(round(right), round(count)).proportion_ci(0.95, "wilson")
+    return float(found.low), float(found.high)
 
 
 @dataclass(frozen=True)
 class TradeOff:
-    """Reports along a growing set of features, the first without any.
+    """Reports along a growing set of removed features; the first one is without any.
 
     Attributes
     ----------
     reports
-        One a number of features, in rising order.
+        One report per number of features, in increasing order.
     """
 
     reports: tuple[GroupReport, ...]
 
     @property
     def n_features(self) -> Int[Tensor, " k"]:
-        """Features changed, [k]."""
+        """Numbers of features removed, [k]."""
         return torch.tensor([report.n_features for report in self.reports])
 
     @property
@@ -160,8 +169,7 @@ class TradeOff:
     def best(self, *, max_drop: float = 0.02) -> int:
         """Position of the best worst group among those whose average drops by at most `max_drop`.
 
-        Of equally good ones, the one with the highest average, then the one with the fewest
-        features.
+        Ties go to the highest average, then to the fewest features.
         """
         allowed = self.average >= self.average[0] - max_drop - 1e-9
         order = [

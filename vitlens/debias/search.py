@@ -1,66 +1,63 @@
-"""Find the few features whose removal undoes a shortcut: chosen on one set, reported on another.
+"""Search for the few features whose removal undoes a shortcut.
 
-Features that tell about the attribute and not about the class are candidates (`candidates`). They
-are added one by one: the next is the one whose first-order effect promises the lowest loss, every
-group counting the same. For some numbers of features the model runs with them, so that no promise
-is taken for a result, and their accuracies decide how many are kept.
+Candidates are features that depend on the attribute and not on the class (`candidates`). They are
+added one by one: next comes the one with the lowest loss to first order, where every group has the
+same weight. For some numbers of features the model runs without them, and these measured accuracies
+decide how many features are removed. Reports are on images that the search did not see, if given.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from vitlens.attribution.gradients import Gradient
 from vitlens.debias import baselines
 from vitlens.debias.candidates import Candidate, conflicting, find_candidates
 from vitlens.debias.groups import GroupedImages
-from vitlens.debias.model import DebiasedModel
-from vitlens.debias.readout import last_layer
-from vitlens.debias.removal import Removal
+from vitlens.debias.model import DebiasedModel, Removal
 from vitlens.debias.report import GroupReport, TradeOff, group_report, mean_report, table
-from vitlens.debias.runs import GroupRuns, margins
+from vitlens.debias.runs import GroupRuns, last_layer, margins
 from vitlens.errors import FeatureError, GroupError
-from vitlens.interventions.kinds import Key, ProjectTo
+from vitlens.interventions.kinds import ProjectTo
+from vitlens.lens import Lens
+from vitlens.method.libragrad import Gradient
 from vitlens.progress import Progress, steps
+from vitlens.saes.base import FeatureId
 
-if TYPE_CHECKING:
-    from vitlens.lens import Lens
-    from vitlens.lens_base import LensBase
-
-#: Numbers of features for which the model is run.
+#: Numbers of features for which the model runs.
 NUMBERS = (1, 2, 5, 10, 20, 50, 100)
 _CIRCUIT_NODES = 16
 
 
 @dataclass(frozen=True)
 class Debiasing:
-    """What a search found.
+    """Result of a search.
 
     Attributes
     ----------
     candidates
-        Suspected features, those first whose removal promises most to what is wrong.
+        Candidate features; first those whose removal helps the misclassified images most, to
+        first order (`Candidate.relief`).
     path
         Features in the order in which they were added.
     n_features
-        How many of `path` were chosen.
+        Number of features of `path` that were chosen.
     validation
         Accuracies along `path`, on the images of the search.
     test
-        The same on the test images, for some numbers of features; None without test images.
+        Accuracies along `path` on the test images, for some numbers of features; None without
+        test images.
     table
-        What was chosen beside the alternatives, on the test images; without them on those of the
-        search, where it flatters.
+        Reports on the chosen features and the alternatives, on the test images; without test
+        images on those of the search, which is too optimistic.
     random
-        Single draws of as many random features, on the same images.
+        Reports on single draws of as many random features, on the same images.
     removal
-        How features were taken out.
+        How features were removed.
     tested
         Whether `table` is of images that the search did not see.
     lens
@@ -68,7 +65,7 @@ class Debiasing:
     """
 
     candidates: tuple[Candidate, ...]
-    path: tuple[Key, ...]
+    path: tuple[FeatureId, ...]
     n_features: int
     validation: TradeOff
     test: TradeOff | None
@@ -79,7 +76,7 @@ class Debiasing:
     lens: Lens = field(repr=False, compare=False)
 
     @property
-    def features(self) -> tuple[Key, ...]:
+    def features(self) -> tuple[FeatureId, ...]:
         """The chosen features."""
         return self.path[: self.n_features]
 
@@ -90,14 +87,20 @@ class Debiasing:
 
     @property
     def collateral(self) -> dict[str, float]:
-        """Groups that lost accuracy by the chosen removal, and how much."""
+        """Groups that lost accuracy when the chosen features were removed, and how much."""
         return self.reports["removed"].collateral(self.reports["nothing"])
 
     def model(self, n_features: int | None = None) -> DebiasedModel:
-        """The classifier without the chosen features, or without the first `n_features`."""
+        """Return the classifier without the chosen features, or without the first `n_features`.
+
+        Raises
+        ------
+        FeatureError
+            If `path` has fewer features.
+        """
         n = self.n_features if n_features is None else n_features
         if not 0 <= n <= len(self.path):
-            raise FeatureError(f"There are 0 to {len(self.path)} features to take out, not {n}.")
+            raise FeatureError(f"n_features must be 0 to {len(self.path)}, not {n}.")
         how = self.removal
         return DebiasedModel(self.lens, self.path[:n], to=how.to, project=how.project)
 
@@ -121,8 +124,8 @@ def debias(
     *,
     test: GroupedImages | None = None,
     layers: Sequence[int] | None = None,
-    picks: Iterable[Key] = (),
-    features: Iterable[Key] | None = None,
+    picks: Iterable[FeatureId] = (),
+    features: Iterable[FeatureId] | None = None,
     circuits: int = 0,
     max_features: int = 20,
     max_drop: float = 0.02,
@@ -135,7 +138,7 @@ def debias(
     batch_size: int = 16,
     progress: Progress = True,
 ) -> Debiasing:
-    """Find features that carry an attribute and not the class, take them out, and report.
+    """Find features that carry an attribute but not the class, remove them, and report the effect.
 
     Parameters
     ----------
@@ -146,41 +149,44 @@ def debias(
     test
         Images to report on.
     layers
-        Where to look; by default the three in the middle. Their streams are kept in memory, images
-        x T x D numbers a layer.
+        Layers to search; by default the three with SAEs closest to the middle of the model. Their
+        streams are kept in memory, n x T x D numbers per layer.
     picks
-        Features of yours that are candidates in any case.
+        Features that are always candidates.
     features
-        Take out exactly these, in this order, instead of searching.
+        Remove exactly these features, in this order, instead of searching.
     circuits
-        From how many circuits of the worst group's most wrong images features are taken, too.
+        Number of circuits whose features are candidates too; the circuits are those of the most
+        wrong images of the worst group.
     max_features
-        Most features to take out.
+        Most features to remove.
     max_drop
-        By how much the average accuracy may fall on `groups`.
+        Largest fall of the average accuracy on `groups` that is allowed.
     alpha
         False discovery rate of candidates.
     to, project
-        How: see `vitlens.debias.removal.Removal`.
+        How features are removed; see `vitlens.debias.model.Removal`.
     gradient
-        For the first-order effects: "plain", the derivative itself; or "libragrad", whose promises
-        are far off here.
+        Gradient of the first-order effects: "plain", the derivative itself; or "libragrad", which
+        predicts poorly here.
     n_random
-        Draws of the control: as many features, of the same layers, that are active on `groups`.
+        Draws of the control: as many features of the same layers that are active on `groups`.
     seed
-        Of the control and of DFR's subsets.
+        Seed of the control and of DFR's subsets.
     batch_size
-        Images that are run together.
+        Number of images per batch.
     progress
-        As for `Lens.importances`.
+        See `Lens.importances`.
 
     Raises
     ------
     GroupError
-        If a group is empty, there is one class only, the attribute is equal to the class, or the
-        classes are not the model's.
+        If a group is empty, there is one class only, the attribute is identical to the class, or
+        the classes are not those of the model.
     FeatureError
-        If a layer or picked feature does not exist, or `to` is unknown.
+        If a layer or feature does not exist.
+    OptionError
+        If `to`, `project` or `gradient` is unknown.
     """
     removal = Removal(to, project)
     for part in (groups, *([test] if test is not None else [])):
@@ -209,20 +215,20 @@ def debias(
     else:
         path = tuple((int(layer), int(feature)) for layer, feature in features)
         validation, chosen = _curve(runs, path, len(path), removal), len(path)
-    shown = runs
+    test_runs = runs
     if test is not None:
         used = sorted({layer for layer, _ in path}) or [max(runs.layers)]
-        shown = GroupRuns(lens, test, used, batch_size=batch_size, progress=progress)
-    curve = _curve(shown, path, chosen, removal)
+        test_runs = GroupRuns(lens, test, used, batch_size=batch_size, progress=progress)
+    curve = _curve(test_runs, path, chosen, removal)
     controls = [
-        shown.report(draw, name="random features", removal=removal)
+        test_runs.report(draw, name="random features", removal=removal)
         for draw in _random_features(runs, path[:chosen], n_random, seed)
     ]
     reports = [
-        shown.report((), name="nothing"),
+        test_runs.report((), name="nothing"),
         next(report for report in curve.reports if report.n_features == chosen),
         *([mean_report(controls, "random features")] if controls else []),
-        *_alternatives(lens, runs, shown, seed),
+        *_alternatives(lens, runs, test_runs, seed),
     ]
     return Debiasing(
         candidates,
@@ -238,32 +244,32 @@ def debias(
     )
 
 
-def default_layers(lens: LensBase) -> tuple[int, ...]:
-    """Where to look by default: the three layers in the middle.
+def default_layers(lens: Lens) -> tuple[int, ...]:
+    """Layers to search by default: the three with SAEs that are closest to the middle block.
 
     There a shortcut is in few features, and half of the model still reads them.
     """
-    middle = lens.vit.depth // 2
-    return tuple(range(max(0, middle - 1), min(len(lens.saes), middle + 2)))
+    middle = lens.vision.depth // 2
+    return tuple(sorted(sorted(lens.layers, key=lambda layer: abs(layer - middle))[:3]))
 
 
 def _check_classes(lens: Lens, groups: GroupedImages) -> None:
     names = lens.class_names
-    if len(groups.class_names) != (len(names) if names else lens.vit.n_classes):
+    if len(groups.class_names) != (len(names) if names else lens.vision.n_classes):
         raise GroupError(
             f"The images have {len(groups.class_names)} classes ({', '.join(groups.class_names)}), "
-            f"the model {lens.vit.n_classes}."
+            f"the model has {lens.vision.n_classes}."
         )
     if names and set(names) == set(groups.class_names) and tuple(names) != groups.class_names:
         raise GroupError(
-            f"The images' classes are in another order ({', '.join(groups.class_names)}) than the "
-            f"model's ({', '.join(names)}). Give `class_names` to the loader."
+            f"The classes of the images are in another order ({', '.join(groups.class_names)}) "
+            f"than those of the model ({', '.join(names)}). Give `class_names` to the loader."
         )
 
 
-def _from_circuits(lens: Lens, runs: GroupRuns, n: int) -> dict[Key, float]:
-    """Mean share of the features in circuits of wrong answers."""
-    shares: dict[Key, float] = {}
+def _from_circuits(lens: Lens, runs: GroupRuns, n: int) -> dict[FeatureId, float]:
+    """Mean share of every feature in circuits of wrong predictions."""
+    shares: dict[FeatureId, float] = {}
     index = conflicting(runs.groups, runs.logits.cpu(), n=n).tolist()
     for i in index:
         wrong = int(runs.logits[i].argmax())
@@ -277,7 +283,7 @@ def _from_circuits(lens: Lens, runs: GroupRuns, n: int) -> dict[Key, float]:
 def _with_relief(
     runs: GroupRuns, candidates: Sequence[Candidate], effects: Float[Tensor, "n k"]
 ) -> tuple[tuple[Candidate, ...], Float[Tensor, "n k"]]:
-    """Rank candidates by what their removal promises to the images that are classified wrongly."""
+    """Rank candidates by their mean effect on the images that are classified wrongly."""
     margin = margins(runs.logits, runs.groups.labels).cpu()
     reliefs = effects[margin <= max(0.0, float(margin.min()))].mean(0)
     order = reliefs.argsort(descending=True, stable=True)
@@ -293,10 +299,10 @@ def _search(
     removal: Removal,
     gradient: Gradient,
     progress: Progress,
-) -> tuple[tuple[Key, ...], TradeOff]:
-    """Add features one by one; the reports are of `NUMBERS` of them, beginning with none."""
+) -> tuple[tuple[FeatureId, ...], TradeOff]:
+    """Add features one by one, with reports for 0 and `NUMBERS` of them."""
     groups, left = runs.groups, [candidate.key for candidate in candidates]
-    path: list[Key] = []
+    path: list[FeatureId] = []
     reports = [runs.report((), name="nothing")]
     margin = margins(runs.logits, groups.labels).cpu()
     taken_at = 0
@@ -318,20 +324,20 @@ def _search(
 
 
 def _balanced_loss(margin: Float[Tensor, "n k"], groups: GroupedImages) -> Float[Tensor, " k"]:
-    """Mean over groups of the mean logistic loss, for every column of margins."""
+    """Logistic loss, averaged within groups and then over groups, for every column."""
     loss = torch.nn.functional.softplus(-margin)
     means = [loss[groups.groups == g].mean(0) for g in range(len(groups.group_names))]
     return torch.stack(means).mean(0)
 
 
 def _random_features(
-    runs: GroupRuns, features: Sequence[Key], n_draws: int, seed: int
-) -> list[tuple[Key, ...]]:
-    """Draws of other features of the same layers that are active on some image."""
+    runs: GroupRuns, features: Sequence[FeatureId], n_draws: int, seed: int
+) -> list[tuple[FeatureId, ...]]:
+    """Draw other features of the same layers that are active on some image."""
     generator = torch.Generator().manual_seed(seed)
     draws = []
     for _ in range(n_draws if features else 0):
-        draw: list[Key] = []
+        draw: list[FeatureId] = []
         for layer in sorted({layer for layer, _ in features}):
             active = (runs.activations[layer] > 0).any(0)
             active[[f for at, f in features if at == layer]] = False
@@ -343,22 +349,24 @@ def _random_features(
     return [draw for draw in draws if draw]
 
 
-def _alternatives(lens: Lens, runs: GroupRuns, shown: GroupRuns, seed: int) -> list[GroupReport]:
-    """Linear removal and DFR, fitted on the images of the search."""
+def _alternatives(
+    lens: Lens, runs: GroupRuns, test_runs: GroupRuns, seed: int
+) -> list[GroupReport]:
+    """Linear concept removal and DFR, fitted on the images of the search."""
     head = last_layer(lens)
-    if head is None or runs.inputs is None or shown.inputs is None:
+    if head is None or runs.inputs is None or test_runs.inputs is None:
         return []
-    seen, x = runs.inputs.cpu(), shown.inputs.cpu()
+    seen, x = runs.inputs.cpu(), test_runs.inputs.cpu()
     found = {
         "mean difference": baselines.mean_difference(seen, runs.groups),
         "LEACE": baselines.leace(seen, runs.groups),
     }
     logits = {name: baselines.erased(eraser, x, head) for name, eraser in found.items() if eraser}
     logits["DFR"] = baselines.dfr(seen, runs.groups, seed=seed)(x)
-    return [group_report(name, value, shown.groups) for name, value in logits.items()]
+    return [group_report(name, value, test_runs.groups) for name, value in logits.items()]
 
 
-def _curve(shown: GroupRuns, path: tuple[Key, ...], chosen: int, removal: Removal) -> TradeOff:
-    """Reports for `NUMBERS` of features, for those chosen, and for all."""
+def _curve(runs: GroupRuns, path: tuple[FeatureId, ...], chosen: int, removal: Removal) -> TradeOff:
+    """Reports for `NUMBERS` of features, for the chosen number, and for all."""
     numbers = sorted({0, chosen, len(path), *(n for n in NUMBERS if n < len(path))})
-    return TradeOff(tuple(shown.report(path[:n], name="removed", removal=removal) for n in numbers))
+    return TradeOff(tuple(runs.report(path[:n], name="removed", removal=removal) for n in numbers))

@@ -1,9 +1,9 @@
-"""The benchmark that ships: birds and mammals whose backgrounds give the class away, in training.
+"""The bundled benchmark: birds and mammals whose backgrounds predict the class, in training only.
 
-In training 95 % of the birds are before water or sky and 95 % of the mammals before plants; in
-validation and test the two are independent. Cut-outs and photographs of one split are in no other.
-After Waterbirds (Sagawa et al., "Distributionally robust neural networks for group shifts", ICLR
-2020), whose pictures are made in the same way.
+In training 95 % of the birds are in front of water or sky and 95 % of the mammals in front of
+plants; in validation and test class and background are independent. No cut-out and no photograph is
+in two splits. The images are composed as those of Waterbirds (Sagawa et al., "Distributionally
+robust neural networks for group shifts", ICLR 2020).
 """
 
 from __future__ import annotations
@@ -23,21 +23,20 @@ from jaxtyping import Int
 from PIL import Image
 from torch import Tensor, nn
 
-from vitlens.about import About
 from vitlens.bundle import load
 from vitlens.debias.groups import GroupedImages
-from vitlens.debias.readout import readout_inputs
-from vitlens.files import read_json, read_tensors
+from vitlens.debias.runs import readout_inputs
 from vitlens.images import ImageLike
-from vitlens.lens import Lens
+from vitlens.io import read_json, read_tensors
+from vitlens.lens import About, Lens
 
 Split = Literal["train", "validation", "test"]
 
 FOLDER = Path(__file__).parents[1] / "bundles" / "spurious"
 SIZES: dict[Split, int] = {"train": 400, "validation": 160, "test": 200}
-BIAS = 0.95  # share of the training images of a class that are before its own background
+BIAS = 0.95  # share of a class's training images with the background of that class
 SIDE = 224
-COVER = (0.18, 0.36)  # side of the cut-out relative to the side of the picture
+COVER = (0.18, 0.36)  # side of the cut-out relative to the side of the image
 
 _STRENGTH = 1e-3  # C of the probe's logistic regression, on standardised inputs
 
@@ -49,7 +48,7 @@ class Spurious:
     Attributes
     ----------
     lens
-        The `everyday` backbone and SAEs, with a linear probe that was trained on `train`.
+        The backbone and SAEs of `everyday` with a linear probe that was trained on `train`.
     train, validation, test
         Images in four groups. Choose on validation, report on test.
     """
@@ -65,15 +64,15 @@ def spurious(
 ) -> Spurious:
     """Make the benchmark of one seed.
 
-    Pictures are made when they are asked for, the same ones every time. Probes of the seeds 0 to
-    4 are stored; another one is trained here, which takes a pass over the training images.
+    Images are composed on access, the same ones every time. The probes of seeds 0 to 4 are stored;
+    that of another seed is trained here, which takes a pass over the training images.
 
     Parameters
     ----------
     seed
-        Of the pictures (cut-out, place, size, background, light), and so of the probe.
+        Seed of the images (cut-out, position, size, background, light), and so of the probe.
     device, dtype
-        Of the model.
+        Device and dtype of the model.
 
     Returns
     -------
@@ -81,8 +80,8 @@ def spurious(
         A lens, and the images of the three splits.
     """
     probe = _stored_probe(seed) or probe_weights(seed)
-    n_classes, width = probe["weight"].shape
-    head = nn.Linear(width, n_classes).requires_grad_(False)
+    n_classes, n_inputs = probe["weight"].shape
+    head = nn.Linear(n_inputs, n_classes).requires_grad_(False)
     head.load_state_dict(probe)
     everyday = load("everyday", device=device, dtype=dtype)
     lens = _with_head(everyday, head, _facts()["class_names"])
@@ -97,10 +96,10 @@ def spurious_images(split: Split, seed: int = 0, *, n: int | None = None) -> Gro
     split
         "train", "validation" or "test".
     seed
-        As for `spurious`.
+        See `spurious`.
     n
-        How many; by default 400, 160 and 200. In training the classes come equally often, in the
-        other two all four groups do.
+        Number of images; by default 400, 160 and 200. In training the classes have the same size,
+        in the other splits all four groups do.
     """
     n = SIZES[split] if n is None else n
     rng = np.random.default_rng([seed, *split.encode()])
@@ -123,19 +122,19 @@ def spurious_images(split: Split, seed: int = 0, *, n: int | None = None) -> Gro
 
 
 def _stored_probe(seed: int) -> dict[str, Tensor]:
-    """What `probe_weights` gave when the bundle was made; empty for a seed that it lacks."""
+    """The stored result of `probe_weights`; empty for a seed that is not stored."""
     stored, _ = read_tensors(FOLDER / "probes.safetensors")
     names = ("weight", "bias") if f"{seed}.weight" in stored else ()
     return {name: stored[f"{seed}.{name}"] for name in names}
 
 
 def probe_weights(seed: int) -> dict[str, Tensor]:
-    """Train the probe of a seed: logistic regression on what the head of `everyday` reads.
+    """Train the probe of a seed: logistic regression on the input of the head of `everyday`.
 
     Returns
     -------
     dict
-        "weight" [2, 2 D] and "bias" [2], half of the regression's for either class.
+        "weight" [2, 2 D] and "bias" [2]; each class has half of the regression's weights.
     """
     from sklearn.linear_model import LogisticRegression
     from sklearn.preprocessing import StandardScaler
@@ -157,13 +156,13 @@ def probe_weights(seed: int) -> dict[str, Tensor]:
 def _with_head(lens: Lens, head: nn.Linear, class_names: Sequence[str]) -> Lens:
     """A lens with the same backbone, SAEs and baselines, and another last layer."""
     # Only the head differs: the copy shares every other weight with the original.
-    shared = {id(p): p for p in (*lens.vit.model.parameters(), *lens.vit.model.buffers())}
-    model = copy.deepcopy(lens.vit.model, shared)
-    model.head = head.to(device=lens.vit.device, dtype=lens.vit.dtype)
+    shared = {id(p): p for p in (*lens.vision.module.parameters(), *lens.vision.module.buffers())}
+    model = copy.deepcopy(lens.vision.module, shared)
+    model.head = head.to(device=lens.vision.device, dtype=lens.vision.dtype)
     model.num_classes = head.out_features
     return Lens(
         model.eval(),
-        lens.saes,
+        dict(zip(lens.layers, lens.saes, strict=True)),
         baselines=lens.baselines,
         class_names=class_names,
         transform=lens.transform,
@@ -172,7 +171,7 @@ def _with_head(lens: Lens, head: nn.Linear, class_names: Sequence[str]) -> Lens:
 
 
 class _Composites(Sequence[ImageLike]):
-    """Cut-outs on backgrounds; picture `i` depends on the seed and `i` alone."""
+    """Cut-outs on backgrounds; image `i` depends on the seed and `i` alone."""
 
     def __init__(
         self, cutouts: Int[np.ndarray, " n"], backgrounds: Int[np.ndarray, " n"], seed: Any
@@ -186,12 +185,12 @@ class _Composites(Sequence[ImageLike]):
         if isinstance(index, slice):
             return [self[i] for i in range(*index.indices(len(self)))]
         if not -len(self) <= index < len(self):
-            raise IndexError(f"There are {len(self)} pictures, and no number {index}.")
+            raise IndexError(f"There are {len(self)} images; there is no image {index}.")
         index %= len(self)
         rng = np.random.default_rng([*self._seed, index])
         return _composite(
-            _picture(f"cutout.{self._cutouts[index]}"),
-            _picture(f"background.{self._backgrounds[index]}"),
+            _source(f"cutout.{self._cutouts[index]}"),
+            _source(f"background.{self._backgrounds[index]}"),
             rng,
         )
 
@@ -199,7 +198,7 @@ class _Composites(Sequence[ImageLike]):
 def _composite(
     thing: Image.Image, background: Image.Image, rng: np.random.Generator
 ) -> Image.Image:
-    """Put a cut-out on a random square of a background, both mirrored half the time."""
+    """Put a cut-out on a random square of a background; each is mirrored half of the time."""
     side = round(min(background.size) * rng.uniform(0.6, 1.0))
     left, top = (int(rng.integers(0, s - side + 1)) for s in background.size)
     canvas = background.resize(
@@ -220,9 +219,10 @@ def _composite(
     return canvas
 
 
-def _lit(picture: Image.Image, rng: np.random.Generator) -> Image.Image:
+def _lit(image: Image.Image, rng: np.random.Generator) -> Image.Image:
+    """Change the brightness of an image by a random factor."""
     gain = math.exp(rng.normal(0, 0.15))
-    return picture.point(lambda value: min(255, round(gain * value)))
+    return image.point(lambda value: min(255, round(gain * value)))
 
 
 def _dealt(
@@ -232,13 +232,13 @@ def _dealt(
     values: Int[np.ndarray, " n"],
     rng: np.random.Generator,
 ) -> Int[np.ndarray, " n"]:
-    """For each class or attribute value an entry of its own, all of them equally often."""
+    """Draw an entry of the right class or attribute value for each image, all equally often."""
     chosen = np.zeros(len(values), dtype=int)
     for value in (0, 1):
         deck = [i for i, e in enumerate(entries) if (e[what], e["split"]) == (value, split)]
-        places = np.flatnonzero(values == value)
-        rounds = [rng.permutation(deck) for _ in range(math.ceil(len(places) / len(deck)))]
-        chosen[places] = np.concatenate(rounds)[: len(places)]
+        images = np.flatnonzero(values == value)
+        rounds = [rng.permutation(deck) for _ in range(math.ceil(len(images) / len(deck)))]
+        chosen[images] = np.concatenate(rounds)[: len(images)]
     return chosen
 
 
@@ -253,6 +253,6 @@ def _blobs() -> dict[str, Tensor]:
 
 
 @cache
-def _picture(name: str) -> Image.Image:
-    picture = Image.open(io.BytesIO(_blobs()[name].numpy().tobytes()))
-    return picture.convert("RGBA" if name.startswith("cutout") else "RGB")
+def _source(name: str) -> Image.Image:
+    image = Image.open(io.BytesIO(_blobs()[name].numpy().tobytes()))
+    return image.convert("RGBA" if name.startswith("cutout") else "RGB")

@@ -1,20 +1,25 @@
-"""The user's own model with interventions, inside a `with` block."""
+"""The user's own model with interventions, inside a `with` block; and kept apart from them."""
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import partial
-from typing import Any
+from functools import partial, wraps
+from typing import Any, TypeVar, cast
 from weakref import WeakKeyDictionary
 
+import torch
 from torch import Tensor, nn
 
 from vitlens.errors import FeatureError
-from vitlens.interventions.run import Pass, Plan
-from vitlens.saes.topk import TopKSAE
+from vitlens.interventions.run import Plan
+from vitlens.method.replacement import ReplacedPass
+from vitlens.models.vision import VisionModel
+from vitlens.saes.base import SAE
+
+_Verb = TypeVar("_Verb", bound=Callable[..., Any])
 
 
 @dataclass(eq=False)
@@ -23,8 +28,8 @@ class _Active:
 
     plans: list[Plan]
     paused: bool = False
-    passing: Pass | None = None
-    due: int = 0
+    passing: ReplacedPass | None = None
+    next_layer: int = 0
     handles: list[Any] = field(default_factory=list)
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -42,10 +47,10 @@ class _Active:
     ) -> Tensor:
         if self.paused or threading.get_ident() != thread:
             return stream
-        # A pass that starts anew or was cut off: nothing of the one before may be used.
-        if self.passing is None or layer != self.due or layer == 0:
-            self.passing = Pass(self.plans[-1], self.plans[-1].last_clean)
-        self.due = layer + 1
+        # A pass that starts again or was cut off: nothing of the one before may be used.
+        if self.passing is None or layer != self.next_layer or layer == 0:
+            self.passing = self.plans[-1].passing()
+        self.next_layer = layer + 1
         # `forward` itself, so that hooks see only the changed stream.
         again = partial(_again, block, args[1:], kwargs)
         return self.passing.after_block(layer, stream, again)
@@ -54,7 +59,7 @@ class _Active:
 _active: WeakKeyDictionary[nn.Module, dict[int, _Active]] = WeakKeyDictionary()
 
 
-def outer_plan(model: nn.Module, saes: Sequence[TopKSAE]) -> Plan | None:
+def outer_plan(model: nn.Module, saes: Sequence[SAE]) -> Plan | None:
     """What is done to a model in this thread at present.
 
     Raises
@@ -65,14 +70,16 @@ def outer_plan(model: nn.Module, saes: Sequence[TopKSAE]) -> Plan | None:
     active = _in_this_thread(model)
     if active is None:
         return None
-    if active.plans[-1].saes is not saes:
-        raise FeatureError("Another lens is intervening on this model; its features are others.")
+    if active.plans[-1].replacement.saes is not saes:
+        raise FeatureError(
+            "Another lens is already intervening on this model, and its features differ."
+        )
     return active.plans[-1]
 
 
 @contextmanager
 def untouched(model: nn.Module) -> Iterator[None]:
-    """Run the untouched model, although a `Lens.intervene` block is open around."""
+    """Run the untouched model, even inside a `Lens.intervene` block."""
     active = _in_this_thread(model)
     if active is None or active.paused:
         yield
@@ -92,8 +99,14 @@ def intervening(plan: Plan) -> Iterator[None]:
     ----------
     plan
         All that is to be done, what `outer_plan` does included.
+
+    Raises
+    ------
+    FeatureError
+        See `Plan.passing`.
     """
-    model, thread = plan.vit.model, threading.get_ident()
+    plan.passing()  # what one forward pass cannot do is refused before the block begins
+    model, thread = plan.replacement.vision.module, threading.get_ident()
     by_thread = _active.setdefault(model, {})
     active = by_thread.get(thread)
     if active is None:
@@ -101,7 +114,7 @@ def intervening(plan: Plan) -> Iterator[None]:
         hook = active.after_block
         active.handles = [
             block.register_forward_hook(partial(hook, layer, thread), with_kwargs=True)
-            for layer, block in enumerate(plan.vit.blocks)
+            for layer, block in enumerate(plan.replacement.vision.blocks)
         ]
     active.plans.append(plan)
     active.passing = None
@@ -115,6 +128,32 @@ def intervening(plan: Plan) -> Iterator[None]:
             for handle in active.handles:
                 handle.remove()
             del by_thread[thread]
+
+
+@contextmanager
+def isolated_model(vision: VisionModel) -> Iterator[None]:
+    """Context whose results do not depend on the surrounding contexts.
+
+    Inside, interventions of `Lens.intervene` rest, and neither `torch.inference_mode` nor
+    `torch.autocast` has an effect. (Nor has `torch.no_grad`: attribution asks for gradients.)
+    """
+    with (
+        untouched(vision.module),
+        torch.inference_mode(False),
+        torch.autocast(vision.device.type, enabled=False),
+    ):
+        yield
+
+
+def isolated(verb: _Verb) -> _Verb:
+    """Make a method of a lens run in `isolated_model`."""
+
+    @wraps(verb)
+    def wrapped(self: Any, *args: Any, **kwargs: Any) -> Any:
+        with isolated_model(self.vision):
+            return verb(self, *args, **kwargs)
+
+    return cast(_Verb, wrapped)
 
 
 def _in_this_thread(model: nn.Module) -> _Active | None:

@@ -1,25 +1,31 @@
-"""What a change is: values that name features, tokens, and what becomes of the activations.
+"""Interventions as values: which features, on which tokens, and their new activations.
 
 A feature is (layer, feature), a token (row, column) from 0, or (-1, i) for prefix token i (CLS and
 registers). Let z be a feature's activation on a token of the *running* stream, which interventions
-on earlier layers have changed already and which is encoded anew at every layer. Interventions on
-one layer are done one after the other, in the order given; each sees the z that those before it
-left. Whatever z becomes, it is decoded as it is: top-k is not applied again.
+on earlier layers have changed already and which is encoded again at every layer. Interventions on
+one layer run one after the other, in the order given; each sees the z that the ones before it
+left. The new z is decoded as it is: the SAE does not choose active features again.
 """
 
 from __future__ import annotations
 
+import math
+import operator
 from collections.abc import Iterable, Iterator
 from dataclasses import KW_ONLY, dataclass, fields
+from numbers import Real
 from typing import Any, ClassVar, Literal, TypeAlias, get_args
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from vitlens.errors import FeatureError, near_matches
+from vitlens.errors import FeatureError, check_choice
 from vitlens.images import ImageLike, as_images
-from vitlens.interventions.names import Key, Patch, feature_keys, finite_number, listed, patch_keys
+from vitlens.saes.base import FeatureId
+
+#: (row, column), or (-1, i) for prefix token i.
+Position: TypeAlias = tuple[int, int]
 
 ProjectTo: TypeAlias = Literal["baseline", "zero"]
 To: TypeAlias = Literal["baseline", "zero", "mean"]
@@ -28,20 +34,20 @@ _SHOWN = 4
 
 
 class Intervention:
-    """A change of one feature or several: `Ablate`, `Project`, `Scale`, `SetTo`, `Steer`, `Swap`.
+    """A change of one feature or several: `Ablate`, `Project`, `Scale`, `Clamp`, `Steer`, `Patch`.
 
     ``a + b`` does a, then b.
     """
 
-    features: tuple[Key, ...]
-    patches: tuple[Patch, ...] | None
+    features: tuple[FeatureId, ...]
+    patches: tuple[Position, ...] | None
 
     #: Whether z is replaced, whatever it was.
     sets: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "features", feature_keys(self.features))
-        object.__setattr__(self, "patches", patch_keys(self.patches))
+        object.__setattr__(self, "features", feature_ids(self.features))
+        object.__setattr__(self, "patches", positions(self.patches))
 
     @property
     def only_active(self) -> bool:
@@ -56,14 +62,14 @@ class Intervention:
     def changed(
         self, now: Float[Tensor, "n T k"], reference: Float[Tensor, "T k"] | None
     ) -> Float[Tensor, "n T k"]:
-        """Activations of the features, as if every token were meant.
+        """Return new activations of the features on every token.
 
         Parameters
         ----------
         now
             What they are in the running stream.
         reference
-            What `Ablate` and `Swap` replace them with.
+            What `Ablate` and `Patch` replace them with.
         """
         raise NotImplementedError
 
@@ -99,15 +105,16 @@ class Intervention:
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Ablate(Intervention):
-    """Take features away: z becomes what it usually is, zero, or a mean.
+    """Remove features: z becomes its baseline, zero, or a mean.
 
     Parameters
     ----------
     features
-        (layer, feature), or several; nodes of a circuit will do.
+        (layer, feature), or several; nodes of a circuit work, too.
     to
-        "baseline": the lens' baseline at each position, also where the feature is not active (RRM
-        paper, section 3); "zero"; "mean": the mean over the images `over` at each position.
+        "baseline": the lens's baseline at each position, also where the feature is not active
+        (docs/method.md, "Residual replacement"); "zero"; "mean": the mean over the images `over`
+        at each position.
     patches
         Tokens; None for every token.
     over
@@ -116,10 +123,11 @@ class Ablate(Intervention):
     Raises
     ------
     FeatureError
-        If there are no features or no tokens, `to` is unknown, or `over` and "mean" do not come
-        together.
+        If there are no features or no tokens, or only one of "mean" and `over` is given.
+    OptionError
+        If `to` is unknown.
     ImageError
-        If `over` is no image and no list of them.
+        If `over` is neither an image nor a list of images.
     """
 
     features: Any
@@ -130,10 +138,12 @@ class Ablate(Intervention):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _check_to(self, self.to, get_args(To))
+        check_choice(f"{type(self).__name__}: `to`", self.to, get_args(To))
         object.__setattr__(self, "over", tuple(as_images(self.over)))
         if (self.to == "mean") != bool(self.over):
-            raise FeatureError(f'{self!r}: to="mean" and the images `over` belong together.')
+            raise FeatureError(
+                f'{self!r}: to="mean" and the images `over` belong together; give both.'
+            )
 
     @property
     def images(self) -> tuple[ImageLike, ...]:
@@ -149,16 +159,17 @@ class Ablate(Intervention):
 class Project(Intervention):
     """Project features out of the stream: nothing is left along their decoder directions.
 
-    `Ablate` takes away what the features themselves add to the stream; other features that are not
-    orthogonal to them, and the error node, still have a component along their directions. Here
-    this goes, too. With U an orthonormal basis of the span of the features' rows of W_dec at a
-    layer, and v = x - mu - sd · b_dec the stream without the SAE's centre, v becomes
-    v - U Uᵀ (v - v̄): one joint projection, so that the order of the features does not matter.
+    `Ablate` removes what the features themselves add to the stream; other features that are not
+    orthogonal to them, and the error node, still have a component along their directions.
+    `Project` removes that component, too. With U an orthonormal basis of the span of the features'
+    rows of W_dec at a layer, and v = x - mu - sd · b_dec the stream without the SAE's centre, v
+    becomes v - U Uᵀ (v - v̄): one joint projection, so that the order of the features does not
+    matter.
 
     Parameters
     ----------
     features, patches
-        As for `Ablate`.
+        See `Ablate`.
     to
         "baseline": v̄ is what baseline features and the baseline error node give, sd · z̄ W_dec + ē;
         "zero": v̄ = 0.
@@ -166,7 +177,9 @@ class Project(Intervention):
     Raises
     ------
     FeatureError
-        If there are no features or no tokens, or `to` is unknown.
+        If there are no features or no tokens.
+    OptionError
+        If `to` is unknown.
 
     Notes
     -----
@@ -181,7 +194,7 @@ class Project(Intervention):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _check_to(self, self.to, get_args(ProjectTo))
+        check_choice(f"{type(self).__name__}: `to`", self.to, get_args(ProjectTo))
 
     def changed(self, now: Tensor, reference: Tensor | None) -> Tensor:
         """The reference; without one, zero."""
@@ -189,7 +202,7 @@ class Project(Intervention):
 
 
 class _ByNumber(Intervention):
-    """A change by the number that is its second field."""
+    """An intervention whose second field is a number."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -207,7 +220,7 @@ class Scale(_ByNumber):
     Parameters
     ----------
     features, patches
-        As for `Ablate`.
+        See `Ablate`.
     factor
         Any finite number.
     """
@@ -225,13 +238,13 @@ class Scale(_ByNumber):
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class SetTo(_ByNumber):
+class Clamp(_ByNumber):
     """Set: z becomes a value.
 
     Parameters
     ----------
     features
-        As for `Ablate`.
+        See `Ablate`.
     value
         Any finite number, in units of the SAE's activations.
     patches
@@ -264,7 +277,7 @@ class Steer(_ByNumber):
     Parameters
     ----------
     features, patches
-        As for `Ablate`.
+        See `Ablate`.
     strength
         Any finite number, in units of the SAE's activations.
     """
@@ -282,13 +295,13 @@ class Steer(_ByNumber):
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Swap(Intervention):
+class Patch(Intervention):
     """Patch in: z becomes the feature's activation on another image, at the same position.
 
     Parameters
     ----------
     features, patches
-        As for `Ablate`.
+        See `Ablate`.
     image
         The other image; the untouched model runs on it.
     """
@@ -338,23 +351,24 @@ def interventions(*parts: InterventionsLike) -> Interventions:
     ------
     FeatureError
         If something else is given, or two contradict each other: when one sets (`Ablate`,
-        `Project`, `SetTo`, `Swap`) a feature on a token on which an earlier one has set or changed
+        `Project`, `Clamp`, `Patch`) a feature on a token on which an earlier one has set or changed
         it already.
     """
     items: list[Any] = []
     for part in parts:
-        items.extend([part] if isinstance(part, Intervention) else listed(part))
+        items.extend([part] if isinstance(part, Intervention) else _listed(part))
     for item in items:
         if not isinstance(item, Intervention):
             raise FeatureError(
-                f"An intervention is Ablate, Project, Scale, SetTo, Steer or Swap, not {item!r}."
+                "An intervention must be Ablate, Project, Scale, Clamp, Steer or Patch, not "
+                f"{item!r}."
             )
     _check_contradictions(items)
     return Interventions(tuple(items))
 
 
 def _check_contradictions(items: list[Intervention]) -> None:
-    earlier: dict[Key, list[Intervention]] = {}
+    earlier: dict[FeatureId, list[Intervention]] = {}
     for item in items:
         for key in item.features:
             known = earlier.setdefault(key, [])
@@ -366,28 +380,20 @@ def _check_contradictions(items: list[Intervention]) -> None:
                         "same tokens."
                         if other.sets
                         else f"{other!r} and {item!r} contradict each other: the second sets "
-                        f"{name} on the same tokens, and nothing of the first is left."
+                        f"{name} on the same tokens and cancels the first."
                     )
             known.append(item)
 
 
-def _overlap(a: tuple[Patch, ...] | None, b: tuple[Patch, ...] | None) -> bool:
+def _overlap(a: tuple[Position, ...] | None, b: tuple[Position, ...] | None) -> bool:
     return a is None or b is None or not set(a).isdisjoint(b)
-
-
-def _check_to(item: Intervention, to: str, known: tuple[str, ...]) -> None:
-    if to not in known:
-        raise FeatureError(
-            f"{type(item).__name__} takes features to one of {', '.join(known)}, not {to!r}."
-            f"{near_matches(str(to), known)}"
-        )
 
 
 def _replaced(now: Tensor, reference: Tensor | None) -> Tensor:
     return torch.zeros_like(now) if reference is None else reference.expand_as(now)
 
 
-def _few(patches: tuple[Patch, ...]) -> str:
+def _few(patches: tuple[Position, ...]) -> str:
     shown = ", ".join(map(str, patches[:_SHOWN]))
     return f"[{shown}{', …' if len(patches) > _SHOWN else ''}]"
 
@@ -397,3 +403,89 @@ def _same(a: Any, b: Any) -> bool:
     if isinstance(a, tuple) and isinstance(b, tuple):
         return len(a) == len(b) and all(map(_same, a, b))
     return a is b or (type(a) is type(b) and not hasattr(a, "shape") and bool(a == b))
+
+
+def feature_ids(features: Any) -> tuple[FeatureId, ...]:
+    """Features in any form that interventions accept, each once.
+
+    Parameters
+    ----------
+    features
+        (layer, feature), a node with a `key`, or several of them.
+
+    Raises
+    ------
+    FeatureError
+        If there are none, one is an error node, or something else is given.
+    """
+    one = _pair(getattr(features, "key", features))
+    named = [features] if one else _listed(features)
+    keys = []
+    for item in named:
+        key = _pair(getattr(item, "key", item))
+        if key is None or key[0] < 0 or key[1] < -1:
+            raise FeatureError(f"A feature must be (layer, feature), not {item!r}.")
+        if key[1] == -1:
+            raise FeatureError(
+                f"({key[0]}, -1) is an error node. Use `error_nodes` to set error nodes."
+            )
+        keys.append(key)
+    if not keys:
+        raise FeatureError("An intervention needs at least one feature.")
+    return tuple(dict.fromkeys(keys))
+
+
+def positions(patches: Any) -> tuple[Position, ...] | None:
+    """Tokens, each once: (row, column), (-1, i), or several of them; None for all.
+
+    Raises
+    ------
+    FeatureError
+        If there are none, or something else is given.
+    """
+    if patches is None:
+        return None
+    named = [patches] if _pair(patches) else _listed(patches)
+    pairs = []
+    for item in named:
+        pair = _pair(item)
+        if pair is None or pair[0] < -1 or pair[1] < 0:
+            raise FeatureError(
+                f"A patch must be (row, column), and a prefix token (-1, number), not {item!r}."
+            )
+        pairs.append(pair)
+    if not pairs:
+        raise FeatureError(
+            "An intervention needs at least one patch; patches=None means every token."
+        )
+    return tuple(dict.fromkeys(pairs))
+
+
+def finite_number(value: Any) -> float | None:
+    """Return a number of Python's, NumPy's or PyTorch's; None for anything else that is given."""
+    if getattr(value, "requires_grad", False):  # which would be lost
+        return None
+    if getattr(value, "ndim", None) == 0:
+        value = value.item()
+    if isinstance(value, bool) or not isinstance(value, Real) or not math.isfinite(value):
+        return None
+    return float(value)
+
+
+def _listed(value: Any) -> list[Any]:
+    """Return the items of a collection, or a list of the one value."""
+    try:
+        return list(value)
+    except TypeError:
+        return [value]
+
+
+def _pair(item: Any) -> tuple[int, int] | None:
+    """Return two whole numbers as such, anything else as None."""
+    try:
+        first, second = item
+        if isinstance(first, bool) or isinstance(second, bool):
+            return None
+        return operator.index(first), operator.index(second)
+    except (TypeError, ValueError):
+        return None

@@ -1,4 +1,4 @@
-"""What became of the output: before and after."""
+"""The model's output before and after interventions."""
 
 from __future__ import annotations
 
@@ -9,17 +9,18 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from vitlens.attribution.targets import TargetLike, resolve_target
-from vitlens.brief import Brief
 from vitlens.interventions.kinds import Interventions
-from vitlens.replacement import ErrorNodes
+from vitlens.method.importance import TargetLike, resolve_target
+from vitlens.method.replacement import BaselineKind, ErrorNodes
+from vitlens.repr import ShapeRepr
+from vitlens.tables import text_table
 
-_SHOWN = 5
-_FEW = 10  # classes: with no more, all are told
+_N_SHOWN = 5
+_FEW = 10  # with no more classes than this, all are printed
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Outcome(Brief):
+class Outcome(ShapeRepr):
     """The output for one image, before and after interventions.
 
     Attributes
@@ -27,18 +28,21 @@ class Outcome(Brief):
     before, after
         Logits, [C].
     class_names
-        A name a class.
+        One name per class.
     interventions
-        What was changed.
-    errors
-        What each layer's error node held.
+        The interventions.
+    error_nodes
+        Value of each site's error node.
+    baselines
+        Kind of the baselines.
     """
 
     before: Float[Tensor, " C"]
     after: Float[Tensor, " C"]
     class_names: tuple[str, ...]
     interventions: Interventions
-    errors: tuple[ErrorNodes, ...]
+    error_nodes: tuple[ErrorNodes, ...]
+    baselines: BaselineKind
 
     @property
     def probabilities(self) -> tuple[Float[Tensor, " C"], Float[Tensor, " C"]]:
@@ -69,12 +73,12 @@ class Outcome(Brief):
         ]
 
     def effect(self, target: TargetLike = None) -> float:
-        """How far a target rose: after minus before.
+        """Change of a target: after minus before.
 
         Parameters
         ----------
         target
-            As for `Lens.importances`; by default the class predicted before: its logit minus the
+            See `Lens.importances`; by default the class predicted before: its logit minus the
             mean of all logits.
 
         Raises
@@ -86,32 +90,35 @@ class Outcome(Brief):
         return float(resolved.function(self.after) - resolved.function(self.before))
 
     def __str__(self) -> str:
-        shown = _union(self.before, self.after)
-        width = max(len(self.class_names[i]) for i in shown)
         before, after = self.probabilities
-        lines = [
-            f"{self.interventions} (error nodes: {_held(self.errors)})",
-            f"{'':{width}}  {'probability':^17}  {'logit':^17}  change",
-        ]
-        for i in shown:
-            lines.append(
-                f"{self.class_names[i]:{width}}  {before[i]:7.1%} → {after[i]:7.1%}  "
-                f"{self.before[i]:7.2f} → {self.after[i]:7.2f}  {self.change[i]:+6.2f}"
+        indices = _best(self.before, self.after)
+        rows = [
+            (
+                self.class_names[i],
+                f"{before[i]:.1%} → {after[i]:6.1%}",
+                f"{self.before[i]:.2f} → {self.after[i]:6.2f}",
+                f"{self.change[i]:+.2f}",
             )
-        if len(shown) < len(self.before):
-            lines.append(f"and {len(self.before) - len(shown)} more classes")
+            for i in indices
+        ]
+        lines = [
+            f"{self.interventions} ({_settings(self.error_nodes, self.baselines)})",
+            text_table(("class", "probability", "logit", "change"), rows),
+        ]
+        if len(indices) < len(self.before):
+            lines.append(f"and {len(self.before) - len(indices)} more classes")
         return "\n".join(lines)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class BatchOutcome(Brief):
+class BatchOutcome(ShapeRepr):
     """The output for several images, before and after interventions; iterating gives `Outcome`s.
 
     Attributes
     ----------
     before, after
         Logits, [n, C].
-    class_names, interventions, errors
+    class_names, interventions, error_nodes, baselines
         As in `Outcome`.
     """
 
@@ -119,7 +126,8 @@ class BatchOutcome(Brief):
     after: Float[Tensor, "n C"]
     class_names: tuple[str, ...]
     interventions: Interventions
-    errors: tuple[ErrorNodes, ...]
+    error_nodes: tuple[ErrorNodes, ...]
+    baselines: BaselineKind
 
     @property
     def probabilities(self) -> tuple[Float[Tensor, "n C"], Float[Tensor, "n C"]]:
@@ -151,7 +159,8 @@ class BatchOutcome(Brief):
             self.after[index],
             self.class_names,
             self.interventions,
-            self.errors,
+            self.error_nodes,
+            self.baselines,
         )
 
     def __iter__(self) -> Iterator[Outcome]:
@@ -160,27 +169,29 @@ class BatchOutcome(Brief):
     def __str__(self) -> str:
         n_flipped = int(self.flipped.sum())
         lines = [
-            f"{self.interventions} (error nodes: {_held(self.errors)})",
+            f"{self.interventions} ({_settings(self.error_nodes, self.baselines)})",
             f"{len(self)} images; another class is predicted for {n_flipped}.",
         ]
         counts = torch.stack([p.bincount(minlength=len(self.class_names)) for p in self.predicted])
-        shown = counts.sum(0).argsort(descending=True, stable=True)[: 2 * _SHOWN].tolist()
-        width = max(len(self.class_names[i]) for i in shown)
-        for i in shown:
-            if counts[:, i].any():
-                before, after = counts[:, i].tolist()
-                lines.append(f"{self.class_names[i]:{width}}  predicted {before:4} → {after:4}")
+        most = counts.sum(0).argsort(descending=True, stable=True)[: 2 * _N_SHOWN].tolist()
+        rows = [
+            (self.class_names[i], *map(str, counts[:, i].tolist()))
+            for i in most
+            if counts[:, i].any()
+        ]
+        lines.append(text_table(("predicted class", "before", "after"), rows))
         return "\n".join(lines)
 
 
-def _union(before: Tensor, after: Tensor) -> list[int]:
+def _best(before: Tensor, after: Tensor) -> list[int]:
     """Return the best classes of both, in the order before; all of a few."""
     order = before.argsort(descending=True).tolist()
     if len(order) <= _FEW:
         return order
-    best = {*order[:_SHOWN], *after.topk(_SHOWN).indices.tolist()}
+    best = {*order[:_N_SHOWN], *after.topk(_N_SHOWN).indices.tolist()}
     return [i for i in order if i in best]
 
 
-def _held(errors: tuple[ErrorNodes, ...]) -> str:
-    return errors[0] if len(set(errors)) == 1 else ", ".join(errors)
+def _settings(error_nodes: tuple[ErrorNodes, ...], baselines: BaselineKind) -> str:
+    held = error_nodes[:1] if len(set(error_nodes)) == 1 else error_nodes
+    return f"error nodes: {', '.join(held)}; baselines: {baselines}"

@@ -1,314 +1,330 @@
 """Running the model with interventions: checked once, then quick on any batch.
 
-At every layer the running stream x is encoded anew: x = x_hat(z) + e. Interventions change z, and
-the stream goes on as x_hat(z') plus what the layer's error node holds, plus what projections take
-out of this sum. Source: Kim et al., NeurIPS 2025, arXiv 2509.17401, section 3.
+At every site the running stream x is encoded again: x = x_hat(z) + e. Interventions change z, and
+the stream goes on as x_hat(z') plus what the site's error node holds, plus what projections remove
+from this sum. `ReplacementModel.run` does it; a `Plan` is the change that it applies.
+Source: docs/method.md, "Residual replacement"; Kim et al., NeurIPS 2025, arXiv 2509.17401, section
+3.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from vitlens.errors import FeatureError
 from vitlens.images import ImageLike
-from vitlens.interventions.edits import Edit, LayerEdits, projection
 from vitlens.interventions.kinds import (
     Ablate,
     Intervention,
     Interventions,
     InterventionsLike,
+    Position,
     Project,
     interventions,
 )
-from vitlens.interventions.names import Patch
-from vitlens.models.adapter import ViT
-from vitlens.replacement import Baselines, ErrorNodes, Trace, error_nodes
-from vitlens.saes.stream import batched
-from vitlens.saes.topk import TopKSAE
+from vitlens.method.replacement import (
+    Change,
+    ErrorNodes,
+    ReplacedPass,
+    ReplacementModel,
+    SiteState,
+    SiteValues,
+    Trace,
+    check_error_nodes,
+)
+from vitlens.models.vision import VisionModel
+from vitlens.saes.base import SAE
+from vitlens.saes.data import batched
 
 _BATCH = 16
 
 
-class Clean(NamedTuple):
-    """One layer of the untouched model."""
+@dataclass(frozen=True, eq=False)
+class Projection:
+    """The subspace that a `Project` removes at one site.
 
-    features: Float[Tensor, "*n T F"]
-    error: Float[Tensor, "*n T D"]
+    Attributes
+    ----------
+    basis
+        Orthonormal columns U that span the features' decoder rows.
+    decoder
+        All decoder rows along U; None for a projection to zero.
+    """
+
+    basis: Float[Tensor, "D r"]
+    decoder: Float[Tensor, "F r"] | None
+
+    @classmethod
+    def of(cls, item: Project, sae: SAE, features: list[int]) -> Projection:
+        """Return the subspace that some features of a site span."""
+        rows = sae.W_dec[features]
+        # There is no SVD in half precision.
+        wide = rows.to(torch.promote_types(rows.dtype, torch.float32))
+        left, sizes, _ = torch.linalg.svd(wide.T, full_matrices=False)
+        # Parallel rows span less than there are of them.
+        limit = float(sizes[0]) * max(rows.shape) * torch.finfo(wide.dtype).eps
+        basis = left[:, sizes > limit].to(rows.dtype)
+        return cls(basis, None if item.to == "zero" else sae.W_dec @ basis)
+
+    def __call__(
+        self, v: Float[Tensor, "n T D"], std: Float[Tensor, "n T 1"], baseline: SiteValues
+    ) -> Float[Tensor, "n T D"]:
+        """Return what has to be added to v, the stream without the SAE's centre."""
+        stays: Tensor | float = 0.0
+        if self.decoder is not None:
+            stays = baseline.features @ self.decoder * std + baseline.error @ self.basis
+        return (stays - v @ self.basis) @ self.basis.T
 
 
 @dataclass(frozen=True, eq=False)
-class Plan:
+class Edit:
+    """One intervention at one site.
+
+    Attributes
+    ----------
+    intervention
+        What is done.
+    features, columns
+        Its features, and which of the site's touched features they are.
+    tokens
+        True where it acts, [T, 1].
+    reference
+        What `Intervention.changed` replaces activations with, [T, k]; None for zero, or where the
+        run's baselines are to be used.
+    projection
+        What is removed from the stream as well, or None.
+    """
+
+    intervention: Intervention
+    features: Int[Tensor, " k"]
+    columns: Int[Tensor, " k"]
+    tokens: Bool[Tensor, "T 1"]
+    reference: Float[Tensor, "T k"] | None
+    projection: Projection | None
+
+    def changed(
+        self, z: Float[Tensor, "n T k"], clean: Float[Tensor, "*n T k"], baseline: SiteValues
+    ) -> Float[Tensor, "n T k"]:
+        """Return activations of the site's touched features after this one."""
+        part = z[..., self.columns]
+        acts = self.tokens
+        if self.intervention.only_active:
+            acts = acts & (clean[..., self.columns] > 0)
+        reference = self.reference
+        if _to_baseline(self.intervention):
+            reference = baseline.features[:, self.features]
+        new = self.intervention.changed(part, reference)
+        return z.index_copy(-1, self.columns, torch.where(acts, new, part))
+
+
+@dataclass(frozen=True, eq=False)
+class SiteEdits:
+    """All that is done at one site: `features` are touched, by `edits` in this order."""
+
+    features: Int[Tensor, " k"]
+    edits: tuple[Edit, ...]
+
+    @property
+    def need_clean(self) -> bool:
+        """Whether they depend on where features are active in the untouched model."""
+        return any(edit.intervention.only_active for edit in self.edits)
+
+    def difference(
+        self, state: SiteState, stream: Float[Tensor, "n T D"]
+    ) -> Float[Tensor, "n T D"]:
+        """Return what all edits together add to the stream that would go on without them."""
+        now = state.features[..., self.features]
+        clean = now if state.clean is None else state.clean.features[..., self.features]
+        rows, std = state.sae.W_dec[self.features], state.std
+        z, removed = now, torch.zeros((), dtype=now.dtype, device=now.device)
+        for edit in self.edits:
+            z = edit.changed(z, clean, state.baseline)
+            if edit.projection is not None:
+                centred = stream - state.mean - state.sae.b_dec * std
+                v = centred + (z - now) @ rows * std + removed
+                part = edit.projection(v, std, state.baseline)
+                removed = removed + torch.where(edit.tokens, part, 0)
+        return (z - now) @ rows * std + removed
+
+
+@dataclass(frozen=True, eq=False)
+class Plan(Change):
     """Interventions that were checked against a model, ready to run; made by `make_plan`.
 
     Attributes
     ----------
-    vit, saes, baselines
-        The model.
+    replacement
+        The model with its SAEs and baselines.
     interventions
-        What is changed.
-    errors
-        What each layer's error node holds: "clean", what it holds on the untouched model; "free",
+        The interventions.
+    error_nodes
+        Value of each site's error node: "clean", what it holds in the untouched model; "free",
         what the running stream gives, so that only the changed features' difference is added to
-        it; "baseline".
-    layers
-        What is done after each block but the last; None for nothing.
+        it; "baseline"; "zero", nothing.
+    sites
+        What is done at each site; None for nothing.
     """
 
-    vit: ViT
-    saes: Sequence[TopKSAE]
-    baselines: Baselines
+    replacement: ReplacementModel
     interventions: Interventions
-    errors: tuple[ErrorNodes, ...]
-    layers: tuple[LayerEdits | None, ...]
+    error_nodes: tuple[ErrorNodes, ...]
+    sites: tuple[SiteEdits | None, ...]
 
-    @property
-    def first(self) -> int:
-        """The first layer at which the stream changes; B where none does."""
-        changed = (
-            layer
-            for layer, (edits, held) in enumerate(zip(self.layers, self.errors, strict=True))
-            if edits is not None or held == "baseline"
-        )
-        return next(changed, len(self.layers) + 1)
+    def touches(self, position: int) -> bool:
+        """Whether a site's stream is changed."""
+        return self.sites[position] is not None
 
-    @property
-    def last_clean(self) -> int:
-        """The last layer of which something of the untouched model is needed; -1 for none."""
-        return max(
-            (x for x in range(self.first + 1, len(self.layers)) if self.needs(x)), default=-1
-        )
+    def needs_clean(self, position: int) -> bool:
+        """Whether what is done at a site depends on the untouched model."""
+        edits = self.sites[position]
+        return edits is not None and edits.need_clean
 
-    def needs(self, layer: int) -> bool:
-        """Whether what happens at a layer depends on the untouched model."""
-        edits = self.layers[layer]
-        return self.errors[layer] == "clean" or (edits is not None and edits.need_clean)
-
-    def change(
-        self, layer: int, stream: Float[Tensor, "n T D"], clean: Clean | None
-    ) -> Float[Tensor, "n T D"]:
-        """The stream as it leaves a layer.
-
-        Parameters
-        ----------
-        stream
-            What the block gave.
-        clean
-            The same layer of the untouched model; None where `stream` still is the untouched
-            model's, or the layer does not need it.
-        """
-        edits, held, sae = self.layers[layer], self.errors[layer], self.saes[layer]
-        keeps_error = held == "free" or (held == "clean" and clean is None)
-        if edits is None and keeps_error:
-            return stream
-        features, mean, std = sae.encode_with_stats(stream)
-        if keeps_error:
-            base = stream
-        elif held == "clean" and clean is not None:
-            base = sae.decode(features, mean, std) + clean.error
-        else:
-            base = sae.decode(features, mean, std) + self.baselines.errors[layer]
-        if edits is None:
-            return base
-        now = features[..., edits.features]
-        known = now if clean is None else clean.features[..., edits.features]
-        return base + edits.difference(
-            now, known, sae.W_dec[edits.features], std, lambda: base - mean - sae.b_dec * std
-        )
+    def edit(self, state: SiteState, stream: Float[Tensor, "n T D"]) -> Float[Tensor, "n T D"]:
+        """Return the stream that continues."""
+        edits = self.sites[state.position]
+        return stream if edits is None else stream + edits.difference(state, stream)
 
     def logits(self, images: Float[Tensor, "n 3 H W"]) -> Float[Tensor, "n C"]:
-        """Logits with the interventions."""
-        with torch.no_grad():
-            return self.vit.readout(self._run(images, self.last_clean)[1])
+        """Return logits with the interventions."""
+        return self.replacement.run(images, self, error_nodes=self.error_nodes)
 
     def before_and_after(
         self, images: Float[Tensor, "n 3 H W"]
     ) -> tuple[Float[Tensor, "n C"], Float[Tensor, "n C"]]:
-        """Logits of the untouched model, and with the interventions."""
-        with torch.no_grad():
-            clean, stream = self._run(images, self.vit.depth)
-            after = self.vit.readout(stream)
-            return after if clean is None else self.vit.readout(clean), after
+        """Return logits of the untouched model, and with the interventions."""
+        return self.replacement.before_and_after(images, self, error_nodes=self.error_nodes)
 
-    def logits_of(self, trace: Trace) -> Float[Tensor, " C"]:
-        """Logits of one image with the interventions; its trace saves the untouched run."""
-        if self.first > len(self.saes):
-            return trace.logits
-        with torch.no_grad():
-            blocks = self.vit.embed(trace.image[None]).blocks
-            stream = self.change(self.first, trace.residuals[self.first][None], None)
-            for layer in range(self.first + 1, len(self.saes)):
-                clean = Clean(trace.features[layer], trace.errors[layer])
-                stream = self.change(layer, blocks[layer](stream), clean)
-            return self.vit.readout(blocks[-1](stream))[0]
+    def logits_of(self, trace: Trace) -> Float[Tensor, "*n C"]:
+        """Return logits with the interventions; the trace saves the untouched run."""
+        logits = self.replacement.run(trace, self, error_nodes=self.error_nodes)
+        return logits if trace.batched else logits[0]
 
-    def _run(self, images: Tensor, until: int) -> tuple[Tensor | None, Tensor]:
-        """The streams after the last block: the untouched one (see `Pass.clean`), and the other."""
-        stem = self.vit.embed(images)
-        stream, passing = stem.tokens, Pass(self, until)
-        for layer, block in enumerate(stem.blocks):
-            stream = passing.after_block(layer, block(stream), block)
-        return passing.clean, stream
+    def passing(self) -> ReplacedPass:
+        """Start one forward pass, to be followed block by block.
 
-
-class Pass:
-    """One forward pass. The untouched stream goes along from where the two part.
-
-    Parameters
-    ----------
-    plan
-        What is done.
-    until
-        The last layer to which the untouched stream is followed.
-
-    Attributes
-    ----------
-    clean
-        The untouched stream after the latest block; None while nothing has changed.
-    """
-
-    def __init__(self, plan: Plan, until: int):
-        self._plan, self._until = plan, until
-        self.clean: Tensor | None = None
-
-    def after_block(
-        self, layer: int, stream: Float[Tensor, "n T D"], block: Callable[[Tensor], Tensor]
-    ) -> Float[Tensor, "n T D"]:
-        """What goes on after a block that gave `stream`; called for block after block.
-
-        Parameters
-        ----------
-        block
-            The block itself, for the untouched stream.
+        Raises
+        ------
+        FeatureError
+            If the plan replaces something by the baselines of several reference images.
         """
-        plan = self._plan
-        if self.clean is None:
-            if layer < plan.first or layer >= len(plan.saes):
-                return stream
-            self.clean = stream.detach()
-            return plan.change(layer, stream, None)
-        if layer <= self._until:
-            with torch.no_grad():
-                self.clean = block(self.clean)
-        if layer >= len(plan.saes):
-            return stream
-        clean = None
-        if plan.needs(layer):
-            with torch.no_grad():
-                out = plan.saes[layer](self.clean)
-            clean = Clean(out.features, out.error)
-        return plan.change(layer, stream, clean)
+        uses_baselines = "baseline" in self.error_nodes or any(
+            map(_to_baseline, self.interventions)
+        )
+        if uses_baselines and self.replacement.baselines.references:
+            raise FeatureError(
+                "With several reference images, a replaced run is the mean of several runs, but a "
+                "forward pass of the model is a single run. Use run_with, or one reference image."
+            )
+        return ReplacedPass(self.replacement, self, self.error_nodes)
 
 
 def make_plan(
-    vit: ViT,
-    saes: Sequence[TopKSAE],
-    baselines: Baselines,
-    wanted: InterventionsLike,
+    replacement: ReplacementModel,
+    requested: InterventionsLike,
     *,
-    errors: ErrorNodes | Sequence[ErrorNodes] = "clean",
+    error_nodes: ErrorNodes | Sequence[ErrorNodes] = "clean",
     tensor: Callable[[ImageLike], Float[Tensor, "3 H W"]],
 ) -> Plan:
-    """Check interventions against a model, and make them ready to run.
+    """Check interventions against a model, and prepare them to run.
 
     Parameters
     ----------
-    wanted
-        Interventions; none is allowed, too.
-    errors
-        For all layers, or for each; see `Plan`.
+    replacement
+        The model with its SAEs and baselines.
+    requested
+        Interventions; may be empty.
+    error_nodes
+        For all sites, or for each; see `Plan`.
     tensor
-        Makes the model's input of the images in `Swap` and `Ablate`.
+        Makes the model's input of the images in `Patch` and `Ablate`.
 
     Raises
     ------
     FeatureError
-        If a feature or patch does not exist, interventions contradict each other, or `errors` is
-        unknown.
+        If a feature or patch does not exist, interventions contradict each other, or there is not
+        one `error_nodes` per site.
+    OptionError
+        If `error_nodes` is unknown.
     """
-    joined = interventions(wanted)
+    vision = replacement.vision
+    joined = interventions(requested)
     for item in joined:
-        _check_features(item, saes)
-    by_layer: list[list[tuple[Intervention, list[int]]]] = [[] for _ in saes]
-    for item in joined:
-        for layer in sorted({layer for layer, _ in item.features}):
-            by_layer[layer].append((item, [f for at, f in item.features if at == layer]))
-    tokens = {id(item): _tokens(vit, item) for item in joined}
-    means = {id(item): _means(vit, saes, item, tensor) for item in joined if item.images}
-    layers = []
-    for layer, parts in enumerate(by_layer):
+        _check_features(item, replacement)
+    tokens = {id(item): _tokens(vision, item) for item in joined}
+    means = {id(item): _means(replacement, item, tensor) for item in joined if item.images}
+    sites: list[SiteEdits | None] = []
+    for layer, sae in zip(replacement.layers, replacement.saes, strict=True):
+        parts = [(item, [f for at, f in item.features if at == layer]) for item in joined]
         touched = sorted({feature for _, features in parts for feature in features})
-        place = {feature: column for column, feature in enumerate(touched)}
+        column = {feature: number for number, feature in enumerate(touched)}
         edits = []
         for item, features in parts:
-            reference = None
-            if item.images:
-                reference = means[id(item)][layer][:, features]
-            elif isinstance(item, Ablate | Project) and item.to == "baseline":
-                reference = baselines.features[layer][:, features]
-            taken = None
-            if isinstance(item, Project):
-                taken = projection(item, saes[layer], baselines, layer, features)
-            columns = torch.tensor([place[f] for f in features], device=vit.device)
-            edits.append(Edit(item, columns, tokens[id(item)], reference, taken))
-        chosen = torch.tensor(touched, device=vit.device)
-        layers.append(LayerEdits(chosen, tuple(edits)) if edits else None)
-    held = tuple(error_nodes(errors, len(saes)))
-    return Plan(vit, saes, baselines, joined, held, tuple(layers))
+            if not features:
+                continue
+            edits.append(
+                Edit(
+                    item,
+                    torch.tensor(features, device=vision.device),
+                    torch.tensor([column[f] for f in features], device=vision.device),
+                    tokens[id(item)],
+                    means[id(item)][layer][:, features] if item.images else None,
+                    Projection.of(item, sae, features) if isinstance(item, Project) else None,
+                )
+            )
+        chosen = torch.tensor(touched, device=vision.device)
+        sites.append(SiteEdits(chosen, tuple(edits)) if edits else None)
+    held = check_error_nodes(error_nodes, len(replacement))
+    return Plan(replacement, joined, held, tuple(sites))
 
 
-def _check_features(item: Intervention, saes: Sequence[TopKSAE]) -> None:
+def _to_baseline(item: Intervention) -> bool:
+    return isinstance(item, Ablate | Project) and item.to == "baseline"
+
+
+def _check_features(item: Intervention, replacement: ReplacementModel) -> None:
     for layer, feature in item.features:
-        if layer >= len(saes):
-            raise FeatureError(
-                f"{item!r}: layers with features are 0 to {len(saes) - 1}; there is no {layer}."
-            )
-        if feature >= saes[layer].size:
-            raise FeatureError(
-                f"{item!r}: layer {layer} has features 0 to {saes[layer].size - 1}; there is no "
-                f"{feature}. Is it of another lens?"
-            )
+        try:
+            replacement.check_node(layer, feature)
+        except FeatureError as error:
+            raise FeatureError(f"{item!r}: {error} Does it belong to another lens?") from None
 
 
-def _tokens(vit: ViT, item: Intervention) -> Bool[Tensor, "T 1"]:
+def _tokens(vision: VisionModel, item: Intervention) -> Bool[Tensor, "T 1"]:
     if item.patches is None:
-        return torch.ones(vit.n_tokens, 1, dtype=torch.bool, device=vit.device)
-    mask = torch.zeros(vit.n_tokens, 1, dtype=torch.bool, device=vit.device)
+        return torch.ones(vision.n_tokens, 1, dtype=torch.bool, device=vision.device)
+    mask = torch.zeros(vision.n_tokens, 1, dtype=torch.bool, device=vision.device)
     for patch in item.patches:
-        mask[_token(vit, item, patch)] = True
+        mask[_token(vision, item, patch)] = True
     return mask
 
 
-def _token(vit: ViT, item: Intervention, patch: Patch) -> int:
-    (row, column), (rows, columns) = patch, vit.grid
-    if row == -1 and column < vit.n_prefix:
+def _token(vision: VisionModel, item: Intervention, patch: Position) -> int:
+    (row, column), (rows, columns) = patch, vision.grid
+    if row == -1 and column < vision.n_prefix:
         return column
     if not (0 <= row < rows and column < columns):
         raise FeatureError(
             f"{item!r}: there is no patch {patch}: the grid has {rows} rows and {columns} columns, "
-            f"counted from 0, and {vit.n_prefix} prefix tokens come as (-1, number)."
+            f"counted from 0, and {vision.n_prefix} prefix tokens are (-1, number)."
         )
-    return vit.n_prefix + row * columns + column
+    return vision.n_prefix + row * columns + column
 
 
 def _means(
-    vit: ViT,
-    saes: Sequence[TopKSAE],
-    item: Intervention,
-    tensor: Callable[[ImageLike], Tensor],
+    replacement: ReplacementModel, item: Intervention, tensor: Callable[[ImageLike], Tensor]
 ) -> dict[int, Float[Tensor, "T F"]]:
-    """Mean activations over an intervention's images, for the layers it is about."""
+    """Mean activations over an intervention's images, by layer, for the layers it is about."""
+    vision = replacement.vision
     layers = sorted({layer for layer, _ in item.features})
     sums: dict[int, Tensor] = {}
     with torch.no_grad():
-        for batch in batched(map(tensor, item.images), _BATCH, vit.image_size):
-            streams = vit.residuals(batch)
-            for layer in layers:
-                total = saes[layer].encode(streams[layer]).sum(0)
+        for batch in batched(map(tensor, item.images), _BATCH, vision.image_size):
+            for layer, stream in zip(layers, vision.residuals(batch, layers), strict=True):
+                total = replacement.sae(layer).encode(stream).sum(0)
                 sums[layer] = sums[layer] + total if layer in sums else total
     return {layer: total / len(item.images) for layer, total in sums.items()}

@@ -45,7 +45,9 @@ def quantize(state_dict: Mapping[str, Tensor], *, keep: Collection[str] = ()) ->
         if name in keep:
             stored[name] = tensor.half()
             if not torch.isfinite(stored[name]).all():
-                raise ValueError(f"{name} holds values too large for float16; do not keep it.")
+                raise ValueError(
+                    f"{name} holds values too large for float16 and cannot be stored in it."
+                )
         elif tensor.ndim < 2 or tensor.shape[0] < 2:
             stored[name] = tensor.clone()
         else:

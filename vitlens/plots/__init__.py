@@ -1,18 +1,14 @@
 """Figures of results, with matplotlib; none needs a display."""
 
-from vitlens.plots.atlas import feature_sheet
+from vitlens.plots.atlas import evolution_figure, map_figure
 from vitlens.plots.circuit import circuit_figure
 from vitlens.plots.curves import curves_figure
-from vitlens.plots.evolution import evolution_figure
-from vitlens.plots.feature import feature_figure, features_figure
-from vitlens.plots.feature_map import map_figure
+from vitlens.plots.feature import feature_figure, feature_sheet, tuning_figure
 from vitlens.plots.groups import groups_figure
 from vitlens.plots.heatmap import heatmap_figure, heatmaps_figure
-from vitlens.plots.save import save_figure
-from vitlens.plots.table import table_figure
-from vitlens.plots.tuning import tuning_figure
+from vitlens.plots.style import save_figure
+from vitlens.plots.tables import features_figure, table_figure, text_figure
 from vitlens.plots.verify import verification_figure
-from vitlens.plots.words import words_figure
 
 __all__ = [
     "circuit_figure",
@@ -27,7 +23,7 @@ __all__ = [
     "map_figure",
     "save_figure",
     "table_figure",
+    "text_figure",
     "tuning_figure",
     "verification_figure",
-    "words_figure",
 ]

@@ -1,242 +1,292 @@
-"""A contact sheet of features: pictures, place, tuning and scores, a row each."""
+"""All features of an atlas: their scores by layer, next to the controls, and their map."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.gridspec import GridSpec, SubplotSpec
 from matplotlib.lines import Line2D
+from matplotlib.ticker import FixedLocator, MaxNLocator, PercentFormatter
 from numpy.typing import NDArray
-from torch import Tensor
 
-from vitlens.atlas.scores import KINDS, kind_of
+from vitlens.atlas.evolution import Course, Evolution
+from vitlens.atlas.scores import KINDS
 from vitlens.errors import FeatureError
-from vitlens.plots.heat import POSITIVE, colours, heat_on_picture
-from vitlens.plots.page import INK, QUIET, literal
-from vitlens.plots.tuning import draw_arcs, draw_hues, draw_orientation, draw_textures
+from vitlens.plots.style import (
+    BLUE,
+    GREEN,
+    GREY,
+    PINK,
+    VERMILION,
+    AnyFigure,
+    axes_for,
+    literal,
+    new_figure,
+    root_of,
+    set_heading,
+    styled,
+    theme_of,
+)
 
-if TYPE_CHECKING:
-    from vitlens.atlas.atlas import Atlas
-    from vitlens.atlas.profile import FeatureProfile, Shown
-    from vitlens.atlas.tuning import Tuning
+#: Scores of the upper panels, where they were measured.
+ACTIVITY = (
+    "frequency", "image_frequency", "extent", "selectivity", "monosemanticity", "trust"
+)  # fmt: skip
 
-_PIXELS = 224
-# Heights in inches.
-_TITLE = 0.3
-_HEAD = 0.66
-_ROW = 1.75  # of the panels
-_FOOT = 0.38  # the labels below the last row
-_BETWEEN = 0.58  # labels below a row, and the line before the next one
-_ABOVE = 0.18  # from that line to the next row's panels
-_HEADINGS = {
-    "feature": ("feature", "layer/number"),
-    "pictures": ("top pictures", "largest activation, class; below, blue where active"),
-    "place": ("by place", "mean activation"),
-    "shapes": ("orientations; below, arcs", ""),
-    "colours": ("hues; below, textures", ""),
-    "scores": ("scores", "line: chance; blue: above"),
+_COLUMNS = 6
+
+
+@dataclass(frozen=True)
+class _Style:
+    colour: str
+    marker: str
+    dash: str | tuple[int, tuple[int, ...]]
+
+
+# Markers and dashes differ too, for those who cannot tell the colours apart.
+_ATLAS = _Style(BLUE, "o", "-")
+_CONTROLS = {"shuffled": _Style(GREY, "X", ":"), "untrained": _Style(VERMILION, "s", "--")}
+_OTHERS = (_Style(GREEN, "^", "-."), _Style(PINK, "D", (0, (1, 1))))
+
+# Of the map's kinds: Okabe and Ito's colours, the pale ones darker, as in the widget.
+_KIND_COLOURS = {
+    "position": "#0072b2",
+    "class": "#d55e00",
+    "orientation": "#009e73",
+    "curve": "#b85d92",
+    "hue": "#c08300",
+    "texture": "#4a4aa8",
 }
-_WORTH_SAYING = 0.05  # a smaller share on prefix tokens is not named
-_SCORES = tuple(names[0] for names in KINDS.values())
+_NO_KIND = "#b4b9bf"
 
 
-def feature_sheet(
-    atlas: Atlas,
-    nodes: Sequence[tuple[int, int]],
+@styled
+def evolution_figure(
+    evolution: Evolution,
     *,
-    n_pictures: int = 6,
     title: str = "",
-    width: float = 15.0,
+    width: float = 13.0,
+    figure: AnyFigure | None = None,
 ) -> Figure:
-    """Draw features one below the other, to look through.
+    """Draw medians and quartiles of the scores by layer, and how many features exceed chance.
 
     Parameters
     ----------
-    atlas
-        With pictures, or a lens and the originals.
-    nodes
-        (layer, feature) of each.
-    n_pictures
-        How many top pictures of each; below them, where the feature is active in them.
+    evolution
+        Evolution of an atlas, with its controls; from `Atlas.evolution`.
     title
-        Above the sheet.
+        Title above the figure.
     width
-        Of the figure, in inches.
+        Width of a new figure, in inches.
+    figure
+        Figure or subfigure to draw in; by default a new figure.
 
     Returns
     -------
     matplotlib.figure.Figure
-        Not known to pyplot. From the left: the name, the top pictures, the mean activation by
-        place, the responses to the stimuli (orientations and arcs, hues and textures), and the
-        scores, with a black line at the level of chance. Radii of arcs are in patches.
+        A line is the median of the layer's live features, a band goes from the first quartile to
+        the third; the short dark lines are the layer's chance level. The last row is the share
+        of features of each kind, those with scores above this level.
 
     Raises
     ------
     FeatureError
-        If there are no features, or one does not exist.
+        If there is nothing to draw.
     """
-    if not nodes:
-        raise FeatureError("A sheet needs at least one feature.")
-    head = _HEAD + (_TITLE if title else 0.0)
-    height = head + _ROW * len(nodes) + _BETWEEN * (len(nodes) - 1) + _FOOT
-    figure = Figure(figsize=(width, height), facecolor="white")
-    slots = max(n_pictures, 4)  # fewer would be narrower than their heading
-    columns = _columns(slots)
-    grid = GridSpec(
-        len(nodes), len(columns), figure=figure, left=0.005, right=0.99, wspace=0,
-        top=1 - head / height, bottom=_FOOT / height, hspace=_BETWEEN / _ROW,
-        width_ratios=list(columns.values()),
-    )  # fmt: skip
-    at = {name: number for number, name in enumerate(columns)}
-    for row, (layer, feature) in enumerate(nodes):
-        profile = atlas.feature(layer, feature)
-        _draw_words(figure.add_subplot(grid[row, at["feature"]]), profile)
-        places = grid[row, at["pictures"]].subgridspec(1, slots, wspace=0.06)
-        for column, one in enumerate(atlas.top(layer, feature, n_pictures)):
-            _draw_picture(figure, places[0, column], one, atlas.grid)
-        _draw_place(figure.add_subplot(grid[row, at["place"]]), profile.mean_map, atlas.grid)
-        if profile.tuning is not None:
-            shapes, colours = grid[row, at["shapes"]], grid[row, at["colours"]]
-            _draw_tuning(figure, shapes, colours, profile.tuning)
-        _draw_scores(figure.add_subplot(grid[row, at["scores"]]), profile)
-        if row:
-            y = 1 - (head + (_ROW + _BETWEEN) * row - _ABOVE) / height
-            figure.add_artist(Line2D((0.005, 0.99), (y, y), color="#C8C8C8", lw=0.6))
-    _draw_head(figure, {name: grid[0, number] for name, number in at.items()})
-    figure.suptitle(literal(title), fontsize=11, x=0.005, ha="left", va="top", y=1 - 0.06 / height)
-    return figure
+    course = evolution.course
+    activity = [name for name in ACTIVITY if name in course.quartiles]
+    kinds = [kind for kind in KINDS if kind in course.kinds]
+    rows = [row for row in (activity, kinds, kinds) if row]
+    if not rows:
+        raise FeatureError("This evolution has none of the scores that the figure shows.")
+    if figure is None:
+        figure = new_figure(width, 0.5 + 2.15 * len(rows))
+    panels = figure.subplots(len(rows), _COLUMNS, squeeze=False)
+    for axes in panels.ravel():
+        axes.set_visible(False)
+    styles = _styles(tuple(evolution.controls))
+    for axes, name in zip(panels[0], activity, strict=False):
+        _draw_score(axes, evolution, name, styles)
+    for number, kind in enumerate(kinds):
+        _draw_score(panels[-2, number], evolution, KINDS[kind][0], styles)
+        _draw_shares(panels[-1, number], evolution, kind, styles)
+    for number, axes in enumerate(panels.ravel()):
+        if axes.get_visible() and number // _COLUMNS == len(rows) - 1:
+            axes.set_xlabel("layer", fontsize=8)
+    for row, words in enumerate(("score", "score", "share of features")[-len(rows) :]):
+        panels[row, 0].set_ylabel(words, fontsize=8)
+    _draw_legend(figure, evolution, styles)
+    set_heading(figure, title, left=True)
+    return root_of(figure)
 
 
-def _columns(slots: int) -> dict[str, float]:
-    """Widths of the columns, in inches at the default width; those named by a blank are gaps."""
-    columns = {
-        "feature": 1.4,
-        "pictures": min(0.82 * slots, 4.7),
-        " ": 0.15,
-        "place": 1.35,
-        "  ": 0.5,
-        "shapes": 1.8,
-        "   ": 0.85,
-        "colours": 1.6,
-        "    ": 1.2,
-        "scores": 1.15,
-    }
-    spare = max(14.8 - sum(columns.values()), 0.0)
-    for name, share in (("shapes", 0.4), ("colours", 0.35), ("scores", 0.25)):
-        columns[name] += share * spare
-    return columns
+def _styles(controls: Sequence[str]) -> dict[str, _Style]:
+    spare = iter(_OTHERS * len(controls))
+    return {name: _CONTROLS.get(name) or next(spare) for name in controls}
 
 
-def _draw_head(figure: Figure, places: dict[str, SubplotSpec]) -> None:
-    """Head each column, and explain once what all rows show."""
-    inch = 1 / figure.get_figheight()
-    top = places["feature"].get_position(figure).y1 + _ABOVE * inch
-    lines = {
-        label: line
-        for axes in figure.axes
-        for line, label in zip(*axes.get_legend_handles_labels(), strict=True)
-    }
-    for name, (heading, words) in _HEADINGS.items():
-        if name in ("shapes", "colours") and not lines:
-            continue
-        x = places[name].get_position(figure).x0
-        figure.text(x, top + 0.26 * inch, heading, fontsize=9, weight="bold", color=INK)
-        figure.text(x, top + 0.1 * inch, words, fontsize=7, color=INK)
-    if lines:
-        x = places["shapes"].get_position(figure).x0
-        figure.legend(
-            lines.values(), lines.keys(), loc="lower left", bbox_to_anchor=(x, top + 0.07 * inch),
-            ncols=len(lines), fontsize=7, frameon=False, borderpad=0, borderaxespad=0,
-            handlelength=2.4, handletextpad=0.4, columnspacing=1.2,
-        )  # fmt: skip
+def _draw_score(axes: Axes, evolution: Evolution, name: str, styles: dict[str, _Style]) -> None:
+    layers = np.array(evolution.layers)
+    for control, style in styles.items():
+        course = evolution.controls[control]
+        if name in course.quartiles:
+            _draw_course(axes, layers, course, name, style, opacity=0.1)
+    _draw_course(axes, layers, evolution.course, name, _ATLAS, opacity=0.22)
+    if name in evolution.chance:
+        level = np.array(evolution.chance[name])
+        axes.hlines(level, layers - 0.35, layers + 0.35, color=theme_of(axes).ink, lw=1.0, zorder=4)
+    _frame(axes, name.replace("_", " "), layers)
 
 
-def _draw_words(axes: Axes, profile: FeatureProfile) -> None:
-    axes.set_axis_off()
-    kind = kind_of(profile.scores, profile.chance)
-    on_prefix = profile.scores.get("prefix_share", 0.0)
-    proposed = f"{profile.proposals[0].text}?" if profile.proposals else ""
-    lines = [
-        profile.name or proposed,
-        str(kind),
-        f"highest for {profile.best_class}" if _is_of_class(profile) else "",
-        f"{profile.image_frequency:.1%} of images",
-        f"{profile.frequency:.2%} of tokens",
-        f"{on_prefix:.0%} on prefix tokens" if on_prefix >= _WORTH_SAYING else "",
-        f"trust {profile.trust.value:.2f}",
-    ]
-    axes.text(
-        0, 1, f"{profile.layer}/{profile.feature}", fontsize=11, weight="bold", va="top",
-        color=INK, transform=axes.transAxes,
-    )  # fmt: skip
-    words = literal("\n".join(line[:26] for line in lines if line))
-    axes.text(
-        0, 0.82, words, fontsize=7.5, va="top", color=INK, linespacing=1.35,
-        transform=axes.transAxes,
-    )  # fmt: skip
+def _draw_course(
+    axes: Axes, layers: np.ndarray, course: Course, name: str, style: _Style, *, opacity: float
+) -> None:
+    low, middle, high = np.array(course.quartiles[name]).T
+    axes.fill_between(layers, low, high, color=style.colour, alpha=opacity, lw=0)
+    _line(axes, layers, middle, style)
 
 
-def _is_of_class(profile: FeatureProfile) -> bool:
-    (name,) = KINDS["class"]
-    return profile.scores.get(name, 0.0) > profile.chance.get(name, np.inf)
+def _draw_shares(axes: Axes, evolution: Evolution, kind: str, styles: dict[str, _Style]) -> None:
+    layers = np.array(evolution.layers)
+    for control, style in styles.items():
+        shares = evolution.controls[control].kinds
+        if kind in shares:
+            _line(axes, layers, np.array(shares[kind]), style)
+    _line(axes, layers, np.array(evolution.course.kinds[kind]), _ATLAS)
+    _frame(axes, f"{kind} features", layers)
+    axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=None))
 
 
-def _draw_picture(figure: Figure, place: SubplotSpec, shown: Shown, grid: tuple[int, int]) -> None:
-    above, below = place.subgridspec(2, 1, hspace=0.03).subplots(squeeze=False)[:, 0]
-    picture, heat = shown.picture, shown.heat
-    for axes in (above, below):
-        axes.set_axis_off()
-        axes.set_anchor("N")
-    pixels = None if picture is None else np.asarray(picture.convert("RGB"))
-    if pixels is not None:
-        above.imshow(pixels, interpolation="antialiased")
-    if heat is not None:
-        n_patches = grid[0] * grid[1]
-        patches = heat.double().numpy()[-n_patches:].reshape(grid) / (shown.peak or 1.0)
-        size = (round(_PIXELS * grid[0] / max(grid)), round(_PIXELS * grid[1] / max(grid)))
-        below.imshow(heat_on_picture(pixels, patches, size=size), interpolation="none")
-    above.set_title(literal(f"{shown.peak:.3g} {shown.label}"[:14]), fontsize=6, pad=1.5)
+def _line(axes: Axes, layers: np.ndarray, values: np.ndarray, style: _Style) -> None:
+    axes.plot(
+        layers,
+        values,
+        color=style.colour,
+        marker=style.marker,
+        ls=style.dash,
+        lw=1.4,
+        ms=3.5,
+        clip_on=False,
+        zorder=3,
+    )
 
 
-def _draw_place(axes: Axes, mean_map: Float[Tensor, " T"], grid: tuple[int, int]) -> None:
-    patches = mean_map.double().numpy()[-grid[0] * grid[1] :].reshape(grid)
-    axes.imshow(patches, cmap=colours(signed=False), vmin=0, interpolation="none")
-    axes.set_anchor("N")
-    axes.set_xticks([])
-    axes.set_yticks([])
-    axes.spines[:].set_color(QUIET)
-    axes.spines[:].set_linewidth(0.4)
-    axes.set_title(f"blue up to {patches.max():.2g}", fontsize=6.5, pad=2)
-
-
-def _draw_tuning(figure: Figure, shapes: SubplotSpec, colours: SubplotSpec, tuning: Tuning) -> None:
-    # Hues are low, so that each of the textures has room for its name.
-    for place, heights, draws in (
-        (shapes, (1.1, 1), (draw_orientation, draw_arcs)),
-        (colours, (0.7, 1.4), (draw_hues, draw_textures)),
-    ):
-        cells = place.subgridspec(2, 1, hspace=0.52, height_ratios=heights)
-        for row, draw in enumerate(draws):
-            draw(figure.add_subplot(cells[row, 0]), tuning, size=6.5)
-
-
-def _draw_scores(axes: Axes, profile: FeatureProfile) -> None:
-    names = [name for name in _SCORES if name in profile.scores]
-    values = np.nan_to_num([profile.scores[name] for name in names])
-    chance = [profile.chance.get(name, np.nan) for name in names]
-    spots = np.arange(len(names))
-    beyond: NDArray[np.bool_] = values > np.array(chance)
-    axes.barh(spots, values, height=0.62, color=[POSITIVE if b else "#B5B5B5" for b in beyond])
-    axes.vlines(chance, spots - 0.42, spots + 0.42, color="black", lw=1.0)
-    axes.set_xlim(0, 1)
-    axes.set_ylim(len(names) - 0.4, -0.6)
-    words = [f"{name.replace('_', ' ')} {v:.2f}" for name, v in zip(names, values, strict=True)]
-    axes.set_yticks(spots, [text.replace("-", "−") for text in words], color=INK)
-    axes.set_xticks((0, 0.5, 1), ("0", "0.5", "1"))
-    axes.tick_params(labelsize=6, length=1.5, pad=1)
+def _frame(axes: Axes, name: str, layers: np.ndarray) -> None:
+    axes.set_visible(True)
+    axes.set_title(name, fontsize=9)
+    axes.set_xlim(layers[0] - 0.5, layers[-1] + 0.5)
+    axes.set_ylim(bottom=min(0.0, axes.get_ylim()[0]))
+    few = len(layers) <= 6
+    axes.xaxis.set_major_locator(
+        FixedLocator(layers.tolist()) if few else MaxNLocator(6, integer=True)
+    )
+    axes.yaxis.set_major_locator(MaxNLocator(4))
+    axes.tick_params(labelsize=7)
+    axes.grid(color=theme_of(axes).faint, lw=0.6)
     axes.spines[["top", "right"]].set_visible(False)
+
+
+def _draw_legend(figure: AnyFigure, evolution: Evolution, styles: dict[str, _Style]) -> None:
+    drawn = {"atlas (median, quartiles)": _ATLAS, **styles}
+    handles = [
+        Line2D(
+            [], [], color=s.colour, marker=s.marker, ls=s.dash, lw=1.4, ms=4, label=literal(name)
+        )
+        for name, s in drawn.items()
+    ]
+    if evolution.chance:
+        label, ink = "99% level of shuffled features", theme_of(figure).ink
+        handles.append(Line2D([], [], color=ink, lw=1.0, label=label))
+    figure.legend(
+        handles=handles, loc="outside lower center", ncols=len(handles), fontsize=8.5, frameon=False
+    )  # fmt: skip
+
+
+@styled
+def map_figure(
+    points: Float[NDArray[np.float32], "N 2"],
+    values: Float[NDArray[np.float32], " N"] | Sequence[str],
+    *,
+    name: str,
+    chosen: Bool[NDArray[np.bool_], " N"] | None = None,
+    logarithmic: bool = False,
+    title: str = "",
+    width: float = 6.5,
+    ax: Axes | None = None,
+) -> Figure:
+    """Draw features as points, coloured by a value or by a kind.
+
+    Parameters
+    ----------
+    points
+        Their coordinates, [N, 2]; see `Atlas.layout`.
+    values
+        One number per feature, [N], NaN for none; or the name of its kind.
+    name
+        Name of the values.
+    chosen
+        Features to circle, [N].
+    logarithmic
+        Whether colours follow the logarithm; values of 0 are grey then.
+    title
+        Title above the map.
+    width
+        Width of a new figure, in inches.
+    ax
+        Axes to draw in; by default a new figure.
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+        A new figure is unknown to pyplot.
+
+    Raises
+    ------
+    FeatureError
+        When the numbers of values and points differ.
+    """
+    if len(points) != len(values):
+        raise FeatureError(f"{len(values)} values do not match {len(points)} points.")
+    axes = axes_for(ax, width, 0.8 * width, bare=True)
+    axes.set_aspect("equal")
+    axes.set_title(literal(title), fontsize=10, loc="left", color=theme_of(axes).ink)
+    x, y = np.asarray(points, dtype=float).T
+    size = 6.0 if len(points) < 20_000 else 2.0
+    if values is not None and isinstance(values[0] if len(values) else "", str):
+        kinds = np.asarray(values)
+        for kind in ("none", *sorted(set(kinds.tolist()) - {"none"})):
+            some = kinds == kind
+            words = "none above chance" if kind == "none" else kind
+            axes.scatter(
+                x[some],
+                y[some],
+                s=size,
+                c=_KIND_COLOURS.get(kind, _NO_KIND),
+                lw=0,
+                label=literal(words),
+            )
+        axes.legend(
+            fontsize=7, markerscale=2, frameon=False, loc="center left", bbox_to_anchor=(1, 0.5)
+        )
+    else:
+        numbers = np.asarray(values, dtype=float)
+        known = np.isfinite(numbers) & ((numbers > 0) | (not logarithmic))
+        axes.scatter(x[~known], y[~known], s=size, c=_NO_KIND, lw=0)
+        shade = np.log10(numbers[known]) if logarithmic else numbers[known]
+        drawn = axes.scatter(x[known], y[known], s=size, c=shade, cmap="viridis", lw=0)
+        words = f"{name}, log10" if logarithmic else name
+        axes.figure.colorbar(drawn, ax=axes, shrink=0.6, label=literal(words))
+    if chosen is not None and chosen.any():
+        axes.scatter(
+            x[chosen],
+            y[chosen],
+            s=4 * size,
+            facecolors="none",
+            edgecolors=theme_of(axes).ink,
+            lw=0.6,
+        )
+    return root_of(axes)

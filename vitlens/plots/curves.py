@@ -1,16 +1,34 @@
 """Insertion and deletion curves, side by side."""
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import get_args
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
-from vitlens.circuits.areas import Array, Axis
-from vitlens.circuits.results import Band, Curves, Direction, Metric
-from vitlens.plots.page import QUIET, literal
+from vitlens.circuits.curves import Array, Axis, Band, Curves, Direction, Metric
+from vitlens.errors import check_choice
+from vitlens.plots.style import (
+    BLUE,
+    GREEN,
+    GREY,
+    ORANGE,
+    PINK,
+    SKY,
+    VERMILION,
+    AnyFigure,
+    literal,
+    new_figure,
+    root_of,
+    set_heading,
+    styled,
+    theme_of,
+)
 
 
 @dataclass(frozen=True)
@@ -19,24 +37,25 @@ class _Style:
     marker: str
 
 
-# Okabe and Ito's palette; each method keeps its colour, whatever it is shown beside.
+# Each method keeps its colour, whatever it is shown next to.
 _STYLES = {
-    "rrm": _Style("#0072B2", "o"),
-    "cla": _Style("#D55E00", "s"),
-    "node": _Style("#009E73", "^"),
-    "plain": _Style("#CC79A7", "D"),
-    "activation": _Style("#56B4E9", "v"),
-    "random": _Style("#7F7F7F", "X"),
+    "rrm": _Style(BLUE, "o"),
+    "cla": _Style(VERMILION, "s"),
+    "node": _Style(GREEN, "^"),
+    "plain": _Style(PINK, "D"),
+    "activation": _Style(SKY, "v"),
+    "random": _Style(GREY, "X"),
 }
-_OTHERS = (_Style("#E69F00", "P"), _Style("#000000", "*"), _Style("#8C510A", "<"))
+_OTHERS = (_Style(ORANGE, "P"), _Style("#8A5FBF", "*"), _Style("#8C510A", "<"))
 _METRIC_NAMES = {
     "target": "target",
     "logit": "logit",
     "probability": "probability",
-    "top1": "share still first",
+    "top1": "top-1 rate",
 }
 
 
+@styled
 def curves_figure(
     curves: Curves,
     *,
@@ -44,8 +63,9 @@ def curves_figure(
     axis: Axis = "log",
     width: float = 10.5,
     title: str | None = None,
+    figure: AnyFigure | None = None,
 ) -> Figure:
-    """Draw what is left of the output when features are kept (left) or taken away (right).
+    """Draw the output when only some features are kept (left) or some are removed (right).
 
     Parameters
     ----------
@@ -54,37 +74,47 @@ def curves_figure(
     metric
         "target", "logit", "probability" or "top1".
     axis
-        How the share of features is drawn, and counts in the areas of the legend: "linear", or
-        "log", where every step of q is as wide as the next (see `Curves.area`).
+        How the share of features is drawn and weighted in the areas of the legend: "linear", or
+        "log", where all steps of q are equally wide (see `Curves.area`).
     width
-        Of the figure, in inches.
+        Width of a new figure, in inches.
     title
-        Above both panels; by default how many images, and what error nodes held.
+        Title above both panels; by default the number of images, the target and the error nodes.
+    figure
+        Figure or subfigure to draw in; by default a new figure.
 
     Returns
     -------
     matplotlib.figure.Figure
         Each curve is the mean over images, the empty model being 0 and the full one 1, with its
-        95 % interval as a band; the legend gives the area under each. Where the full model is
-        not above the empty one, the means are drawn as measured, and the axis says so.
+        95% interval as a band; the legend gives the area under each. Where the full model is
+        not above the empty one, the means are drawn as measured, and the axis label says so.
+
+    Raises
+    ------
+    OptionError
+        When `metric` or `axis` is unknown.
     """
-    figure = Figure(figsize=(width, 0.52 * width), facecolor="white", layout="constrained")
+    check_choice("metric", metric, get_args(Metric))
+    check_choice("axis", axis, get_args(Axis))
+    if figure is None:
+        figure = new_figure(width, 0.52 * width)
     left, right = figure.subplots(1, 2, sharey=True)
     adjusted = not np.isnan(curves.band("insertion", curves.methods[0], metric).mean).any()
     styles = _styles(curves.methods)
     panels: tuple[tuple[Axes, Direction, str], ...] = (
-        (left, "insertion", "Insertion: only the top features kept (high is good)"),
-        (right, "deletion", "Deletion: the top features taken away (low is good)"),
+        (left, "insertion", "Insertion: only the top features are kept (higher is better)"),
+        (right, "deletion", "Deletion: the top features are removed (lower is better)"),
     )
     for axes, direction, heading in panels:
         for method in curves.methods:
             _draw(axes, curves, direction, method, metric, axis, styles[method], adjusted)
         axes.set_title(heading, fontsize=10)
         _share_axis(axes, curves.q, axis)
-        axes.grid(color="#E3E3E3", lw=0.6)
+        axes.grid(color=theme_of(axes).faint, lw=0.6)
         axes.spines[["top", "right"]].set_visible(False)
         axes.legend(
-            title=f"area under the curve as drawn ({axis} share)" if adjusted else None,
+            title=f"area under the curve as drawn ({axis} axis)" if adjusted else None,
             fontsize=8.5,
             title_fontsize=8.5,
             frameon=False,
@@ -94,11 +124,11 @@ def curves_figure(
         )
         if adjusted:
             for level in (0, 1):
-                axes.axhline(level, color=QUIET, lw=0.7, ls=":", zorder=1)
+                axes.axhline(level, color=theme_of(axes).quiet, lw=0.7, ls=":", zorder=1)
     name = _METRIC_NAMES[metric]
     left.set_ylabel(f"{name} (empty model 0, full model 1)" if adjusted else f"{name}, as measured")
-    figure.suptitle(literal(_heading(curves) if title is None else title), fontsize=11)
-    return figure
+    set_heading(figure, title, _heading(curves))
+    return root_of(figure)
 
 
 def _draw(
@@ -150,7 +180,7 @@ def _share_axis(axes: Axes, q: Sequence[float], axis: Axis) -> None:
         axes.xaxis.set_minor_locator(FixedLocator(ticks) if many else NullLocator())
     axes.set_xlim(0, 1)
     axes.xaxis.set_major_formatter(FuncFormatter(lambda share, _: f"{100 * share:g}%"))
-    axes.set_xlabel("share of the largest layer's features, in every layer")
+    axes.set_xlabel("features per layer, as a share of the largest layer")
 
 
 def _styles(methods: Sequence[str]) -> dict[str, _Style]:
@@ -161,6 +191,6 @@ def _styles(methods: Sequence[str]) -> dict[str, _Style]:
 
 def _heading(curves: Curves) -> str:
     n = len(curves.images)
-    return f"{n} image{'s' * (n != 1)}, target: {curves.target}, error nodes: {curves.errors}" + (
-        ", 95% intervals over images" if n > 1 else ""
-    )
+    intervals = ", 95% intervals over images" if n > 1 else ""
+    images = f"{n} image{'s' * (n != 1)}"
+    return f"{images}, target: {curves.target}, error nodes: {curves.error_nodes}{intervals}"

@@ -1,4 +1,4 @@
-"""Accuracies by group before and after, and how they go with the number of features."""
+"""Accuracy per group before and after, and as a function of the number of features."""
 
 from __future__ import annotations
 
@@ -7,13 +7,24 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from vitlens.debias.live import wilson
-from vitlens.debias.report import GroupReport, TradeOff
-from vitlens.plots.page import INK, QUIET, literal
+from vitlens.debias.report import GroupReport, TradeOff, wilson
+from vitlens.plots.style import (
+    BLUE,
+    GREY,
+    VERMILION,
+    AnyFigure,
+    literal,
+    new_figure,
+    root_of,
+    set_heading,
+    styled,
+    theme_of,
+)
 
-_GROUP, _WORST, _AVERAGE = "#0072B2", "#D55E00", "#555555"
+_GROUP, _WORST, _AVERAGE = BLUE, VERMILION, GREY
 
 
+@styled
 def groups_figure(
     before: GroupReport,
     after: GroupReport,
@@ -21,34 +32,39 @@ def groups_figure(
     curve: TradeOff | None = None,
     width: float = 10.5,
     title: str | None = None,
+    figure: AnyFigure | None = None,
 ) -> Figure:
-    """Draw accuracies by group as bars with 95 % intervals (Wilson) and marks for before.
+    """Draw accuracy per group as bars with 95% intervals (Wilson), and lines for before.
 
     Parameters
     ----------
     before, after
         Reports on the same groups.
     curve
-        Drawn beside the bars, with the point of `after`.
+        Drawn next to the bars, with the point of `after`.
     width
-        Of the figure, in inches.
+        Width of a new figure, in inches.
     title
-        Above all; by default how many features were changed.
+        Title above the figure; by default how many features were removed.
+    figure
+        Figure or subfigure to draw in; by default a new figure.
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+        A new figure is unknown to pyplot.
     """
     rows = len(after.group_names) + 1
     height = max(2.6, 1.3 + 0.42 * rows)
-    figure = Figure(figsize=(width, height), facecolor="white", layout="constrained")
+    if figure is None:
+        figure = new_figure(width, height)
     axes = figure.subplots(1, 2 if curve else 1, squeeze=False)[0]
     _bars(axes[0], before, after)
     if curve is not None:
         _curve(axes[1], curve, after)
     n = after.n_features
-    figure.suptitle(
-        f"{n} feature{'' if n == 1 else 's'} taken out" if title is None else literal(title),
-        color=INK,
-        fontsize=11,
-    )
-    return figure
+    set_heading(figure, title, f"{n} feature{'' if n == 1 else 's'} removed")
+    return root_of(figure)
 
 
 def _bars(axes: Axes, before: GroupReport, after: GroupReport) -> None:
@@ -56,7 +72,7 @@ def _bars(axes: Axes, before: GroupReport, after: GroupReport) -> None:
     now = [numbers[0], *zip(after.right.tolist(), after.count.tolist(), strict=True)]
     was = [numbers[1], *zip(before.right.tolist(), before.count.tolist(), strict=True)]
     names = ["average", *after.group_names]
-    worst = after.worst_group
+    worst, ink = after.worst_group, theme_of(axes).ink
     for row, (name, (right, count), (old_right, old_count)) in enumerate(
         zip(names, now, was, strict=True)
     ):
@@ -64,16 +80,16 @@ def _bars(axes: Axes, before: GroupReport, after: GroupReport) -> None:
             continue
         colour = _AVERAGE if row == 0 else _WORST if name == worst else _GROUP
         axes.barh(row, right / count, 0.55, color=colour, alpha=0.85)
-        axes.plot(wilson(right, count), [row, row], color=INK, lw=1.2, marker="|", ms=5)
+        axes.plot(wilson(right, count), [row, row], color=ink, lw=1.2, marker="|", ms=5)
         if old_count:
-            axes.plot([old_right / old_count] * 2, [row - 0.4, row + 0.4], color=INK, lw=2)
-        axes.text(1.02, row, f"{100 * right / count:.1f}", va="center", color=INK, fontsize=9)
+            axes.plot([old_right / old_count] * 2, [row - 0.4, row + 0.4], color=ink, lw=2)
+        axes.text(1.02, row, f"{100 * right / count:.1f}", va="center", fontsize=9)
     shown = [f"{name} (worst)" if name == worst else name for name in names]
     axes.set_yticks(range(len(names)), [literal(name) for name in shown])
     axes.invert_yaxis()
     axes.set_xlim(0, 1.12)
     axes.set_xticks(np.linspace(0, 1, 6), [f"{x:.0f}" for x in np.linspace(0, 100, 6)])
-    axes.set_xlabel("accuracy in %; the black bar across is before", fontsize=9)
+    axes.set_xlabel("accuracy in % (upright line: before)", fontsize=9)
     _plain(axes)
 
 
@@ -85,10 +101,17 @@ def _curve(axes: Axes, curve: TradeOff, after: GroupReport) -> None:
     ):
         axes.plot(n, 100 * values.numpy(), line, color=colour, marker=marker, ms=4, label=name)
         axes.plot(
-            after.n_features, 100 * point, "D", ms=9, mfc="none", mec=INK, mew=1.6, clip_on=False
+            after.n_features,
+            100 * point,
+            "D",
+            ms=9,
+            mfc="none",
+            mec=theme_of(axes).ink,
+            mew=1.6,
+            clip_on=False,
         )
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.set_xlabel("features taken out; the diamonds are the choice", fontsize=9)
+    axes.set_xlabel("features removed (diamonds: the current choice)", fontsize=9)
     axes.set_ylabel("accuracy in %", fontsize=9)
     axes.set_ylim(0, 102)
     axes.legend(frameon=False, fontsize=9, loc="lower right")
@@ -97,6 +120,6 @@ def _curve(axes: Axes, curve: TradeOff, after: GroupReport) -> None:
 
 def _plain(axes: Axes) -> None:
     axes.spines[["top", "right"]].set_visible(False)
-    axes.tick_params(labelsize=9, colors=INK)
+    axes.tick_params(labelsize=9)
     for spine in axes.spines.values():
-        spine.set_color(QUIET)
+        spine.set_color(theme_of(axes).quiet)

@@ -4,36 +4,46 @@ from collections.abc import Sequence
 from typing import TypeAlias
 
 import numpy as np
-from matplotlib.figure import Figure
+from matplotlib.axes import Axes
 from matplotlib.font_manager import FontProperties
 from matplotlib.patches import FancyBboxPatch, PathPatch, Rectangle
 from matplotlib.path import Path
 from matplotlib.textpath import text_to_path
 from numpy.typing import NDArray
 
-Colour: TypeAlias = str | tuple[float, ...]
+from vitlens.plots.style import axes_for, literal, root_of, theme_of
 
-INK = "#222222"
-QUIET = "#666666"
+Colour: TypeAlias = str | tuple[float, ...]
 
 
 class Page:
-    """A white figure measured in inches from its lower left corner.
+    """Axes measured in inches from their lower left corner.
 
     Parameters
     ----------
     width, height
-        In inches, before scaling.
+        Size in inches, before scaling.
     scale
         Everything, text and lines too, is drawn this many times as large.
+    ax
+        Axes to draw in; by default axes that fill a new figure. The page is scaled to fit into
+        the given axes, whose size at this moment sets the size of the text.
     """
 
-    def __init__(self, width: float, height: float, scale: float = 1.0) -> None:
+    def __init__(
+        self, width: float, height: float, scale: float = 1.0, *, ax: Axes | None = None
+    ) -> None:
+        self.axes = axes_for(ax, width * scale, height * scale, bare=True, constrained=False)
         self.scale = scale
-        self.figure = Figure(figsize=(width * scale, height * scale), facecolor="white")
-        self.axes = self.figure.add_axes((0, 0, 1, 1))
-        self.axes.set(xlim=(0, width), ylim=(0, height))
-        self.axes.set_axis_off()
+        if ax is not None:
+            dpi = root_of(ax).dpi
+            self.scale = min(ax.bbox.width / dpi / width, ax.bbox.height / dpi / height)
+        self.theme = theme_of(self.axes)
+        self._size = (width, height)
+        self._limit()
+
+    def _limit(self) -> None:
+        self.axes.set(xlim=(0, self._size[0]), ylim=(0, self._size[1]), aspect="equal")
 
     def text(
         self,
@@ -46,14 +56,15 @@ class Page:
         rise: str = "center",
         bold: bool = False,
         italic: bool = False,
-        colour: str = INK,
+        colour: str | None = None,
         backed: bool = False,
     ) -> None:
-        """Write words; `size` in points, `align` and `rise` as matplotlib's ha and va.
+        """Write text; `size` in points, `align` and `rise` as matplotlib's ha and va.
 
-        Backed by the page's colour, words hide lines that pass behind them.
+        The colour is the theme's ink by default. Text backed by the page's colour hides the lines
+        that pass behind it.
         """
-        ground = self.figure.get_facecolor()
+        ground = self.theme.page
         backing = {"boxstyle": "square,pad=0.06", "fc": ground, "ec": "none"} if backed else None
         self.axes.text(
             x,
@@ -62,7 +73,7 @@ class Page:
             fontsize=size * self.scale,
             ha=align,
             va=rise,
-            color=colour,
+            color=colour or self.theme.ink,
             weight="bold" if bold else "normal",
             style="italic" if italic else "normal",
             linespacing=1.25,
@@ -76,10 +87,7 @@ class Page:
         """Place pixels with their lower left corner at x, y."""
         extent = (x, x + width, y, y + height)
         self.axes.imshow(pixels, extent=extent, interpolation="none", aspect="auto", zorder=3)
-        self.axes.set(
-            xlim=(0, self.figure.get_figwidth() / self.scale),
-            ylim=(0, self.figure.get_figheight() / self.scale),
-        )
+        self._limit()
 
     def frame(
         self,
@@ -88,7 +96,7 @@ class Page:
         width: float,
         height: float,
         *,
-        colour: str = INK,
+        colour: str | None = None,
         line: float = 0.6,
         dashed: bool = False,
         hatched: bool = False,
@@ -103,8 +111,8 @@ class Page:
         style = (0, (2.5, 1.5)) if dashed else "solid"
         self.axes.add_patch(
             Rectangle(
-                (x, y), width, height, fill=False, ec=colour, lw=line * self.scale, ls=style,
-                zorder=5,
+                (x, y), width, height, fill=False, ec=colour or self.theme.ink,
+                lw=line * self.scale, ls=style, zorder=5,
             )
         )  # fmt: skip
 
@@ -112,18 +120,20 @@ class Page:
         """Draw a filled rectangle with a thin outline."""
         self.axes.add_patch(
             Rectangle(
-                (x, y), width, height, fc=colour, ec=QUIET, lw=0.5 * self.scale, zorder=5
+                (x, y), width, height, fc=colour, ec=self.theme.quiet, lw=0.5 * self.scale,
+                zorder=5,
             )
         )  # fmt: skip
 
     def card(self, x: float, y: float, width: float, height: float) -> None:
-        """Draw a box with round corners, for words to stand in."""
+        """Draw a box with round corners, to write in."""
         style = "round,pad=0,rounding_size=0.08"
         self.axes.add_patch(
             FancyBboxPatch(
-                (x, y), width, height, boxstyle=style, fc="white", ec=INK, lw=self.scale, zorder=3
+                (x, y), width, height, boxstyle=style, fc=self.theme.page, ec=self.theme.ink,
+                lw=self.scale, zorder=3,
             )
-        )
+        )  # fmt: skip
 
     def curve(
         self,
@@ -154,11 +164,6 @@ class Page:
                 zorder=order,
             )
         )
-
-
-def literal(words: str) -> str:
-    """Return words as matplotlib draws them to the letter: a $ would begin a formula."""
-    return words.replace("$", r"\$")
 
 
 def text_width(words: str, size: float) -> float:

@@ -1,4 +1,4 @@
-"""Predicted against measured changes of the target, one point an edge."""
+"""Predicted against measured changes of the target, one point per edge."""
 
 from __future__ import annotations
 
@@ -9,39 +9,51 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
-from vitlens.circuits.areas import Array
-from vitlens.circuits.verification import Verification
-from vitlens.plots.page import QUIET, literal
+from vitlens.circuits.curves import Array
+from vitlens.circuits.verify import Verification
+from vitlens.plots.style import (
+    AnyFigure,
+    literal,
+    new_figure,
+    root_of,
+    set_heading,
+    styled,
+    theme_of,
+)
 
 _COLOURS = "viridis"
 _DECADES = 3  # whole ones, on each side
 
 
+@styled
 def verification_figure(
     checked: Verification | Mapping[str, Verification],
     *,
     notes: Mapping[str, str] | None = None,
     width: float = 10.5,
     title: str | None = None,
+    figure: AnyFigure | None = None,
 ) -> Figure:
-    """Draw predicted changes (across) against measured ones (up); on the line both are equal.
+    """Draw predicted changes (x) against measured ones (y); on the line both are equal.
 
     Parameters
     ----------
     checked
-        One verification, drawn beside its control if it has one; or several, by name.
+        One verification, drawn next to its control if it has one; or several, by name.
     notes
-        What to write below a panel's name instead of its own rank correlation.
+        What to write below a panel's name instead of its rank correlation.
     width
-        Of the figure, in inches.
+        Width of a new figure, in inches.
     title
-        Above all; by default the target and what error nodes held.
+        Title above the figure; by default the target and the error nodes.
+    figure
+        Figure or subfigure to draw in; by default a new figure.
 
     Returns
     -------
     matplotlib.figure.Figure
-        Scales are linear around zero and logarithmic beyond, the same in all panels; colours say
-        the layer at which an edge starts.
+        Scales are linear around zero and logarithmic beyond, the same in all panels; the colour
+        is the layer of the edge's source.
     """
     if isinstance(checked, Verification):
         panels = {"edges of the circuit": checked}
@@ -51,21 +63,26 @@ def verification_figure(
     else:
         panels = dict(checked)
         first = next(iter(panels.values()))
-    figure = Figure(
-        figsize=(width, 0.9 * width / max(len(panels), 2) + 1.1),
-        facecolor="white",
-        layout="constrained",
-    )
+    if figure is None:
+        figure = new_figure(width, 0.9 * width / max(len(panels), 2) + 1.1)
     row = figure.subplots(1, len(panels), squeeze=False, sharex=True, sharey=True)[0]
     values = np.concatenate([_values(side) for v in panels.values() for side in _sides(v)])
     scale, limit = _scale(values)
-    top = max(edge[0][0] for v in panels.values() for edge in v.edges)
+    sources = sorted({edge[0][0] for v in panels.values() for edge in v.edges})
     points = None
     for axes, (name, one) in zip(row, panels.items(), strict=True):
         predicted, measured = _sides(one)
         layers = [edge[0][0] for edge in one.edges]
         points = axes.scatter(
-            predicted, measured, c=layers, cmap=_COLOURS, vmin=0, vmax=top, s=12, alpha=0.65, lw=0
+            predicted,
+            measured,
+            c=layers,
+            cmap=_COLOURS,
+            vmin=0,
+            vmax=sources[-1],
+            s=12,
+            alpha=0.65,
+            lw=0,
         )
         _frame(axes, scale, limit)
         note = (notes or {}).get(name) or f"rank correlation {one.rank_correlation}"
@@ -74,12 +91,11 @@ def verification_figure(
     row[0].set_ylabel("measured change (edge cut)", fontsize=9)
     assert points is not None
     bar = figure.colorbar(points, ax=list(row), shrink=0.8, pad=0.015)
-    bar.set_label("layer where the edge starts", fontsize=9)
-    bar.set_ticks([layer for layer in range(top + 1) if top < 8 or layer % 2 == 0])
-    held = first.settings.get("error_nodes", "?")
-    above = f"target: {first.target}, error nodes: {held}" if title is None else title
-    figure.suptitle(literal(above), fontsize=11)
-    return figure
+    bar.set_label("layer of the edge's source", fontsize=9)
+    bar.set_ticks(sources if len(sources) < 9 else sources[::2])
+    error_nodes = first.settings.get("error_nodes", "?")
+    set_heading(figure, title, f"target: {first.target}, error nodes: {error_nodes}")
+    return root_of(figure)
 
 
 def _sides(verification: Verification) -> tuple[Array, Array]:
@@ -98,7 +114,7 @@ def _scale(sizes: Array) -> tuple[float, float]:
 
 def _frame(axes: Axes, linear: float, limit: float) -> None:
     def named(value: float, _: int | None) -> str:
-        """Leave out the ends of the linear part, which stand too close to zero."""
+        """Leave out the ends of the linear part, which are too close to zero."""
         return "" if abs(value) == linear else f"{value:.3g}".replace("-", "−")
 
     for which in ("x", "y"):
@@ -110,8 +126,8 @@ def _frame(axes: Axes, linear: float, limit: float) -> None:
         axis.set_minor_locator(NullLocator())
         axis.set_major_formatter(FuncFormatter(named))
     axes.tick_params(labelsize=8)
-    axes.plot([-limit, limit], [-limit, limit], color=QUIET, lw=0.8, zorder=1)
-    axes.axhline(0, color="#E3E3E3", lw=0.8, zorder=0)
-    axes.axvline(0, color="#E3E3E3", lw=0.8, zorder=0)
+    axes.plot([-limit, limit], [-limit, limit], color=theme_of(axes).quiet, lw=0.8, zorder=1)
+    axes.axhline(0, color=theme_of(axes).faint, lw=0.8, zorder=0)
+    axes.axvline(0, color=theme_of(axes).faint, lw=0.8, zorder=0)
     axes.set_aspect("equal")
     axes.spines[["top", "right"]].set_visible(False)

@@ -1,37 +1,36 @@
-"""Sparse autoencoders of the residual stream: the model, its files, training and health."""
+"""Sparse autoencoders of the residual stream: kinds, files, importers, batches of images."""
 
-from vitlens.saes.chain import ChainLosses, chain_losses
-from vitlens.saes.config import TrainConfig, TuneConfig
-from vitlens.saes.estimate import Estimate, TuneEstimate, estimate, estimate_tuning
-from vitlens.saes.files import load_sae, load_saes, save_sae, save_saes
-from vitlens.saes.health import HealthReport, SAEHealth, measure
-from vitlens.saes.topk import Encoded, Normalized, SAEOutput, TopKSAE, check_saes
-from vitlens.saes.train import TrainResult, train_saes
-from vitlens.saes.tune import TuneResult, tune_saes
+from vitlens.saes.base import (
+    SAE,
+    SAE_KINDS,
+    Encoded,
+    FeatureId,
+    Normalized,
+    SAEOutput,
+    check_widths,
+    register,
+)
+from vitlens.saes.io import load_sae, load_saes, resolve_saes, save_sae, save_saes
+from vitlens.saes.threshold import BatchTopKSAE, JumpReLUSAE, MatryoshkaSAE, ReLUSAE
+from vitlens.saes.topk import TopKSAE
 
 __all__ = [
-    "ChainLosses",
+    "SAE",
+    "SAE_KINDS",
+    "BatchTopKSAE",
     "Encoded",
-    "Estimate",
-    "HealthReport",
+    "FeatureId",
+    "JumpReLUSAE",
+    "MatryoshkaSAE",
     "Normalized",
-    "SAEHealth",
+    "ReLUSAE",
     "SAEOutput",
     "TopKSAE",
-    "TrainConfig",
-    "TrainResult",
-    "TuneConfig",
-    "TuneEstimate",
-    "TuneResult",
-    "chain_losses",
-    "check_saes",
-    "estimate",
-    "estimate_tuning",
+    "check_widths",
     "load_sae",
     "load_saes",
-    "measure",
+    "register",
+    "resolve_saes",
     "save_sae",
     "save_saes",
-    "train_saes",
-    "tune_saes",
 ]

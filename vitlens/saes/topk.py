@@ -1,107 +1,65 @@
-"""The top-k sparse autoencoder of the residual stream (RRM paper, arXiv 2509.17401)."""
+"""The top-k SAE of the paper, and the same with an image budget.
+
+Top-k keeps the `k` strongest features of each token (Kim et al., NeurIPS 2025, arXiv 2509.17401,
+after Gao et al., arXiv 2406.04093)::
+
+    mask[t] = the k largest a[t, :]
+
+With an image budget of M features, at most M features are active on one image at all: those with
+the largest ``sum_t a[t, f]^2`` over the image's tokens (ties: the lowest index). All other
+entries of ``a`` are 0 before top-k (docs/method.md, "SAE with an image budget").
+"""
 
 from __future__ import annotations
 
 import operator
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Bool, Float
-from torch import Tensor, nn
+from torch import Tensor
 
 from vitlens.errors import CheckpointError
-
-STD_EPS = 1e-5
-
-
-# Named tuples and not dataclasses: torch.func takes them through jvp, vjp and vmap as they are.
-class Normalized(NamedTuple):
-    """Tokens with mean 0 and standard deviation 1, and what was taken out of them."""
-
-    values: Float[Tensor, "*batch D"]
-    mean: Float[Tensor, "*batch 1"]
-    std: Float[Tensor, "*batch 1"]
+from vitlens.saes.base import SAE, Normalization, register
 
 
-class Encoded(NamedTuple):
-    """Feature activations, with the statistics that `TopKSAE.decode` needs."""
-
-    features: Float[Tensor, "*batch F"]
-    mean: Float[Tensor, "*batch 1"]
-    std: Float[Tensor, "*batch 1"]
-
-
-class SAEOutput(NamedTuple):
-    """One pass through the autoencoder; ``reconstruction + error`` is the input."""
-
-    features: Float[Tensor, "*batch F"]
-    reconstruction: Float[Tensor, "*batch D"]
-    error: Float[Tensor, "*batch D"]
-    mean: Float[Tensor, "*batch 1"]
-    std: Float[Tensor, "*batch 1"]
-
-
-class TopKSAE(nn.Module):
+@register
+class TopKSAE(SAE):
     """Sparse autoencoder that keeps the `k` strongest features of each token.
 
-    For a token ``x`` with mean ``mu`` and Bessel-corrected standard deviation ``sd``::
-
-        xn    = (x - mu) / (sd + 1e-5)
-        z     = TopK(ReLU((xn - b_dec) W_enc))
-        x_hat = (z W_dec + b_dec) sd + mu
-        e     = x - x_hat
-
-    In every derivative ``sd`` and the choice of the k features are constants; ``mu`` is not.
-    The parameters are made without `requires_grad`: explaining needs only the input's gradient.
+    Equations and conventions are those of `vitlens.saes.base`. The choice of the features, per
+    token and per image, is a constant in every derivative.
 
     Parameters
     ----------
-    width : int
-        D, the width of the residual stream.
-    size : int
-        F, the number of features.
-    k : int
-        Most features that may be active on one token, 1 to F.
-    dtype, device
-        Of the parameters, which start as zeros; see `from_weights`.
+    tensors, normalization, subtract_b_dec
+        See `vitlens.saes.base.SAE`; `from_weights` names each tensor.
+    k
+        Largest number of active features per token, 1 to F.
+    budget
+        Largest number M of active features per image, 1 to F; None for no limit.
 
     Raises
     ------
     CheckpointError
-        If a size is below 1, or `k` is outside 1 to F.
-
-    Notes
-    -----
-    Kim et al., NeurIPS 2025, arXiv 2509.17401, after Gao et al., arXiv 2406.04093.
+        If the tensors do not fit together, or `k` or `budget` is outside 1 to F.
     """
 
-    W_enc: Float[Tensor, "D F"]
-    W_dec: Float[Tensor, "F D"]
-    b_dec: Float[Tensor, " D"]
+    kind: ClassVar[str] = "topk"
 
     def __init__(
         self,
-        width: int,
-        size: int,
-        k: int,
+        tensors: Mapping[str, Tensor],
         *,
-        dtype: torch.dtype = torch.float32,
-        device: torch.device | str | None = None,
+        k: int,
+        budget: int | None = None,
+        normalization: Normalization = "layer",
+        subtract_b_dec: bool = True,
     ) -> None:
-        super().__init__()
-        if width < 1 or size < 1:
-            raise CheckpointError(
-                f"An SAE needs a width and a size of 1 or more, not {width}, {size}."
-            )
-        self.k = _checked_k(k, size)
-        for name, shape in (
-            ("W_enc", (width, size)),
-            ("W_dec", (size, width)),
-            ("b_dec", (width,)),
-        ):
-            zeros = torch.zeros(shape, dtype=dtype, device=device)
-            self.register_parameter(name, nn.Parameter(zeros, requires_grad=False))
+        super().__init__(tensors, normalization=normalization, subtract_b_dec=subtract_b_dec)
+        self.k = _count("k", k, self.n_features)
+        self.budget = None if budget is None else _count("The budget", budget, self.n_features)
 
     @classmethod
     def from_weights(
@@ -111,6 +69,12 @@ class TopKSAE(nn.Module):
         W_dec: Float[Tensor, "F D"],
         b_dec: Float[Tensor, " D"],
         k: int,
+        b_enc: Float[Tensor, " F"] | None = None,
+        budget: int | None = None,
+        normalization: Normalization = "layer",
+        input_mean: Float[Tensor, " D"] | None = None,
+        input_scale: Float[Tensor, ""] | None = None,
+        subtract_b_dec: bool = True,
     ) -> TopKSAE:
         """Build an SAE from its weights, which are copied.
 
@@ -119,121 +83,55 @@ class TopKSAE(nn.Module):
         W_enc : Tensor [D, F]
             Encoder; column f reads feature f from a normalised token.
         W_dec : Tensor [F, D]
-            Decoder; row f is the direction feature f writes, of unit length as trained.
+            Decoder; row f is the direction that feature f writes, of unit length as trained.
         b_dec : Tensor [D]
-            Bias, taken off before encoding and added after decoding.
+            Bias, subtracted before encoding and added after decoding.
         k : int
-            Active features a token, 1 to F.
+            Active features per token, 1 to F.
+        b_enc : Tensor [F], optional
+            Bias of the encoder; the published encoder has none.
+        budget : int, optional
+            Active features per image, 1 to F.
+        normalization : "layer", "none" or "fixed"
+            How tokens are normalised; "fixed" needs `input_mean` and `input_scale`.
+        input_mean : Tensor [D], optional
+            Mean to subtract.
+        input_scale : Tensor [], optional
+            Number to divide by.
+        subtract_b_dec : bool
+            Whether `b_dec` is subtracted before encoding.
 
         Raises
         ------
         CheckpointError
-            If shapes do not fit together, a value is not finite, the weights are not floating
-            point of one dtype, or `k` is out of range.
+            As for the class.
         """
-        weights = {
-            name: torch.as_tensor(value).detach()
-            for name, value in (("W_enc", W_enc), ("W_dec", W_dec), ("b_dec", b_dec))
-        }
-        _check_weights(weights)
-        width, size = weights["W_enc"].shape
-        sae = cls(width, size, k, dtype=weights["W_enc"].dtype, device=weights["W_enc"].device)
-        sae.load_state_dict(weights)
-        return sae
+        tensors = named_tensors(W_enc, W_dec, b_dec, b_enc, input_mean, input_scale)
+        return cls(
+            tensors, k=k, budget=budget, normalization=normalization, subtract_b_dec=subtract_b_dec
+        )
 
     @property
-    def width(self) -> int:
-        """D, the width of the residual stream."""
-        return self.W_enc.shape[0]
+    def max_active(self) -> int:
+        """`k`, or the budget where it is smaller."""
+        return self.k if self.budget is None else min(self.k, self.budget)
 
     @property
-    def size(self) -> int:
-        """F, the number of features."""
-        return self.W_enc.shape[1]
+    def needs_whole_images(self) -> bool:
+        """With a budget, yes."""
+        return self.budget is not None
 
-    @property
-    def std_eps(self) -> float:
-        """What is added to the standard deviation before dividing by it."""
-        return STD_EPS
+    def kind_settings(self) -> dict[str, Any]:
+        """`k` and `budget`."""
+        return {"k": self.k, "budget": self.budget}
 
-    def extra_repr(self) -> str:
-        """Sizes shown by `repr`."""
-        return f"width={self.width}, size={self.size}, k={self.k}"
-
-    def normalize(self, x: Float[Tensor, "*batch D"]) -> Normalized:
-        """Take mean and standard deviation out of each token.
-
-        Parameters
-        ----------
-        x : Tensor [..., D]
-            Residual stream, in its own units.
-
-        Returns
-        -------
-        Normalized
-            Values [..., D], mean [..., 1] and Bessel-corrected std [..., 1]. The std is a
-            constant in the backward pass, the mean is not.
-
-        Raises
-        ------
-        CheckpointError
-            If the tokens' width is not the SAE's.
-        """
-        if x.shape[-1] != self.width:
-            raise CheckpointError(
-                f"This SAE reads a residual stream of width {self.width}, the tokens have width"
-                f" {x.shape[-1]}: it was trained for another model."
-            )
-        return normalize_tokens(x)
-
-    def encode(self, x: Float[Tensor, "*batch D"]) -> Float[Tensor, "*batch F"]:
-        """Feature activations of tokens x [..., D]; at most `k` a token are above zero."""
-        return self.encode_with_stats(x).features
-
-    def encode_with_stats(
-        self, x: Float[Tensor, "*batch D"], *, among: Bool[Tensor, "*batch F"] | None = None
-    ) -> Encoded:
-        """Feature activations of tokens x [..., D], with their mean and std [..., 1].
-
-        Parameters
-        ----------
-        x : Tensor [..., D]
-            Residual stream, in its own units.
-        among : Tensor [..., F], optional
-            True for features that may be active, in place of each token's `k` strongest.
-        """
-        values, mean, std = self.normalize(x)
-        return Encoded(self.encode_normalized(values, among=among), mean, std)
-
-    def encode_normalized(
-        self, values: Float[Tensor, "*batch D"], *, among: Bool[Tensor, "*batch F"] | None = None
-    ) -> Float[Tensor, "*batch F"]:
-        """Feature activations of tokens that are normalised already."""
-        activations = torch.relu((values - self.b_dec) @ self.W_enc)
-        mask = top_k_mask(activations, self.k) if among is None else among
-        return torch.where(mask, activations, 0.0)
-
-    def decode(
-        self,
-        features: Float[Tensor, "*batch F"],
-        mean: Float[Tensor, "*batch 1"],
-        std: Float[Tensor, "*batch 1"],
-    ) -> Float[Tensor, "*batch D"]:
-        """Residual stream [..., D] that the features stand for, in the stream's own units."""
-        return (features @ self.W_dec + self.b_dec) * std + mean
-
-    def forward(self, x: Float[Tensor, "*batch D"]) -> SAEOutput:
-        """Encode and decode tokens x [..., D]."""
-        features, mean, std = self.encode_with_stats(x)
-        reconstruction = self.decode(features, mean, std)
-        return SAEOutput(features, reconstruction, x - reconstruction, mean, std)
-
-
-def normalize_tokens(x: Float[Tensor, "*batch D"]) -> Normalized:
-    """Take mean and (constant, Bessel-corrected) standard deviation out of each token."""
-    mean = x.mean(dim=-1, keepdim=True)
-    std = x.detach().std(dim=-1, keepdim=True)
-    return Normalized((x - mean) / (std + STD_EPS), mean, std)
+    def active_mask(self, activations: Float[Tensor, "*batch F"]) -> Bool[Tensor, "*batch F"]:
+        """The image's budget, then the `k` strongest features of each token."""
+        fixed = activations.detach()
+        if self.budget is None or self.budget == self.n_features:
+            return top_k_mask(fixed, self.k)
+        allowed = budget_mask(fixed, self.budget)
+        return top_k_mask(torch.where(allowed, fixed, 0.0), self.k) & allowed
 
 
 def top_k_mask(activations: Float[Tensor, "*batch F"], k: int) -> Bool[Tensor, "*batch F"]:
@@ -243,49 +141,54 @@ def top_k_mask(activations: Float[Tensor, "*batch F"], k: int) -> Bool[Tensor, "
     return torch.zeros_like(fixed, dtype=torch.bool).scatter(-1, strongest, True)
 
 
-def check_saes(saes: Sequence[TopKSAE], *, depth: int, width: int) -> None:
-    """Check that there is one SAE of the model's width for every block but the last.
+def budget_mask(activations: Float[Tensor, "*n T F"], budget: int) -> Bool[Tensor, "*n 1 F"]:
+    """True at the features with the largest sum of squares over the image's tokens.
 
     Raises
     ------
     CheckpointError
-        If there are more or fewer, or one has another width.
+        If there is no token axis.
     """
-    if len(saes) != depth - 1:
-        raise CheckpointError(
-            f"The model has {depth} blocks and so {depth - 1} SAEs, one after every block but the"
-            f" last; got {len(saes)}."
-        )
-    for layer, sae in enumerate(saes):
-        if sae.width != width:
-            raise CheckpointError(
-                f"The SAE of layer {layer} has width {sae.width}, the model {width}: it was trained"
-                " for another model."
-            )
+    if activations.ndim < 2:
+        raise CheckpointError("An image budget needs all tokens of an image, [..., T, D].")
+    strength = activations.detach().square().sum(-2, keepdim=True)
+    # A stable sort, so that the lowest index comes first among equals.
+    order = strength.sort(dim=-1, descending=True, stable=True).indices[..., :budget]
+    return torch.zeros_like(strength, dtype=torch.bool).scatter(-1, order, True)
 
 
-def _checked_k(k: int, size: int) -> int:
+def named_tensors(
+    W_enc: Tensor,
+    W_dec: Tensor,
+    b_dec: Tensor,
+    b_enc: Tensor | None,
+    input_mean: Tensor | None,
+    input_scale: Tensor | None,
+) -> dict[str, Tensor]:
+    """Tensors that every kind has, by name, without those that are absent; scalars as tensors."""
+    like = torch.as_tensor(W_enc)
+    given = {
+        "W_enc": W_enc,
+        "W_dec": W_dec,
+        "b_dec": b_dec,
+        "b_enc": b_enc,
+        "input_mean": input_mean,
+        "input_scale": None
+        if input_scale is None
+        else torch.as_tensor(input_scale, dtype=like.dtype, device=like.device),
+    }
+    return {name: torch.as_tensor(value) for name, value in given.items() if value is not None}
+
+
+def _count(name: str, value: int, n_features: int) -> int:
     try:
-        number = operator.index(k)
+        number = operator.index(value)
     except TypeError:
-        raise CheckpointError(f"k is a whole number of features, not {k!r}.") from None
-    if isinstance(k, bool) or not 1 <= number <= size:
-        raise CheckpointError(f"k must be between 1 and the {size} features of the SAE, not {k}.")
+        raise CheckpointError(
+            f"{name} must be a whole number of features, not {value!r}."
+        ) from None
+    if isinstance(value, bool) or not 1 <= number <= n_features:
+        raise CheckpointError(
+            f"{name} must be between 1 and the {n_features} features of the SAE, not {value}."
+        )
     return number
-
-
-def _check_weights(weights: dict[str, Tensor]) -> None:
-    shapes = ", ".join(f"{name} {list(weight.shape)}" for name, weight in weights.items())
-    fitting = weights["W_enc"].ndim == 2 and (
-        weights["W_dec"].shape == weights["W_enc"].T.shape
-        and weights["b_dec"].shape == weights["W_enc"].shape[:1]
-    )
-    if not fitting:
-        raise CheckpointError(f"Expected W_enc [D, F], W_dec [F, D], b_dec [D], got {shapes}.")
-    dtypes = {weight.dtype for weight in weights.values()}
-    if len(dtypes) > 1 or not weights["W_enc"].is_floating_point():
-        names = ", ".join(sorted(str(dtype) for dtype in dtypes))
-        raise CheckpointError(f"SAE weights must share one floating-point dtype, got {names}.")
-    for name, weight in weights.items():
-        if not torch.isfinite(weight).all():
-            raise CheckpointError(f"{name} holds values that are not finite (NaN or infinity).")

@@ -1,31 +1,32 @@
-"""Widgets for notebooks: views of results that are linked through plain traits.
+"""Widgets for notebooks: views of results, linked through plain traits.
 
-The names load on first use (PEP 562): ipywidgets is not imported with vitlens.
+The names load on first use (PEP 562): vitlens does not import ipywidgets.
 """
 
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-_MODULE_OF = {
-    "CircuitDiagram": "vitlens.widgets.diagram",
-    "CurvePlot": "vitlens.widgets.curve_plot",
-    "DebiasPanel": "vitlens.widgets.debias",
-    "Explorer": "vitlens.widgets.explorer",
-    "FeatureBrowser": "vitlens.widgets.browser",
-    "FeatureCard": "vitlens.widgets.feature",
-    "FeatureMap": "vitlens.widgets.feature_map",
-    "PatchHeatmap": "vitlens.widgets.heatmap",
-}
-
 if TYPE_CHECKING:
     from vitlens.widgets.browser import FeatureBrowser
-    from vitlens.widgets.curve_plot import CurvePlot
+    from vitlens.widgets.card import FeatureCard
+    from vitlens.widgets.curves import CurvePlot
     from vitlens.widgets.debias import DebiasPanel
     from vitlens.widgets.diagram import CircuitDiagram
     from vitlens.widgets.explorer import Explorer
-    from vitlens.widgets.feature import FeatureCard
-    from vitlens.widgets.feature_map import FeatureMap
     from vitlens.widgets.heatmap import PatchHeatmap
+    from vitlens.widgets.map import FeatureMap
+
+_MODULE_OF = {
+    "CircuitDiagram": "vitlens.widgets.diagram",
+    "CurvePlot": "vitlens.widgets.curves",
+    "DebiasPanel": "vitlens.widgets.debias",
+    "Explorer": "vitlens.widgets.explorer",
+    "FeatureBrowser": "vitlens.widgets.browser",
+    "FeatureCard": "vitlens.widgets.card",
+    "FeatureMap": "vitlens.widgets.map",
+    "PatchHeatmap": "vitlens.widgets.heatmap",
+    "explore": "vitlens.widgets.explorer",  # for `Lens.explore`
+}
 
 __all__ = [
     "CircuitDiagram",

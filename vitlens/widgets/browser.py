@@ -1,4 +1,4 @@
-"""All features of a layer in a cell: sorted, searched, chosen."""
+"""The features of one layer in a cell, to sort, filter and search."""
 
 from __future__ import annotations
 
@@ -12,34 +12,28 @@ import traitlets as t
 from jaxtyping import Float, Int
 from numpy.typing import NDArray
 
-from vitlens.attribution.targets import TargetLike
+from vitlens.errors import FeatureError
 from vitlens.images import ImageLike
 from vitlens.lens import Lens
-from vitlens.widgets.atlas_table import (
-    ATLAS_COLUMNS,
-    chance_of,
-    columns_of,
-    scores_of,
-    texts_of,
-)
-from vitlens.widgets.base import Widget
-from vitlens.widgets.buffers import from_bytes, to_bytes
-from vitlens.widgets.part import ScenePart, scene_of
-from vitlens.widgets.scene import Node, Scene
+from vitlens.method.importance import TargetLike
+from vitlens.saes.base import FeatureId
+from vitlens.widgets.base import Widget, from_bytes, to_bytes
+from vitlens.widgets.columns import ATLAS_COLUMNS, chance_of, columns_of, scores_of, texts_of
+from vitlens.widgets.scene import Scene, ScenePart, scene_of
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-#: Columns of a list on one image; those of the atlas follow.
+#: Columns of a list for one image; those of the atlas follow.
 COLUMNS = ("importance", "max_activation", "mean_activation", "active_tokens")
 
 _ROWS_DRAWN = 24
-# Short heads, as the view has them; the others are the columns' names.
-_HEADS = {"class_information": "class", "monosemanticity": "one meaning"}
+# Short headers, as in the view; the others are the names of the columns.
+_HEADERS = {"class_information": "class", "monosemanticity": "one meaning"}
 
 
 class BrowserPart(ScenePart):
-    """The traits behind a list of features; see `FeatureBrowser`."""
+    """The traits of a list of features; see `FeatureBrowser`."""
 
     layer = t.Int(0, min=0).tag(sync=True)
     browser = t.Dict().tag(sync=True)
@@ -51,22 +45,23 @@ class BrowserPart(ScenePart):
     min_activation = t.Float(0.0, min=0.0).tag(sync=True)
     at_least = t.Dict().tag(sync=True)
 
-    def look_at(self, scene: Scene) -> None:
-        """Show another scene, at the same layer where it has that."""
-        super().look_at(scene)
-        self.layer = min(self.layer, scene.n_layers - 1)
+    def show_scene(self, scene: Scene) -> None:
+        """Show another scene, at the same layer or else at the last."""
+        super().show_scene(scene)
+        if self.layer not in scene.layers:
+            self.layer = scene.layers[-1]
         self._list_layer()
 
-    def look_without_image(self, lens: Lens) -> None:
-        """Show what the lens's atlas knows of many images."""
-        super().look_without_image(lens)
+    def show_atlas(self, lens: Lens) -> None:
+        """Show the lens's atlas, without an image."""
+        super().show_atlas(lens)
         if self.sort in COLUMNS:
             self.sort = "trust"
         self._list_layer()
 
     @property
-    def listed(self) -> list[Node]:
-        """The nodes of the list, in its order: filtered, searched and sorted."""
+    def listed(self) -> list[FeatureId]:
+        """The nodes of the list in its order: filtered, searched and sorted."""
         if not self.browser:
             return []
         layer, names = self.browser["layer"], self.browser["columns"]
@@ -89,9 +84,9 @@ class BrowserPart(ScenePart):
         from vitlens.plots import features_figure, table_figure
 
         rows = self.listed
-        shown = rows[:_ROWS_DRAWN]
+        drawn = rows[:_ROWS_DRAWN]
         title = (
-            f"Layer {self.layer}: {len(shown)} of {len(rows)} features, "
+            f"Layer {self.layer}: {len(drawn)} of {len(rows)} features, "
             f"by {self.sort.replace('_', ' ')}"
         )
         if self._scene is None:
@@ -100,23 +95,23 @@ class BrowserPart(ScenePart):
             texts = [
                 [
                     str(feature),
-                    self._called(feature),
+                    self._name_of(feature),
                     *(plain(value) for value in columns[:, feature].tolist()),
                 ]
-                for _, feature in shown
+                for _, feature in drawn
             ]
-            heads = ["feature", "name", *(_HEADS.get(name, name) for name in names)]
-            return table_figure(heads, texts, title=title)
+            headers = ["feature", "name", *(_HEADERS.get(name, name) for name in names)]
+            return table_figure(headers, texts, title=title)
         return features_figure(
-            table(self._scene, self.layer)[:, [feature for _, feature in shown]],
-            names=[str(feature) for _, feature in shown],
-            labels=[self._called(feature) for _, feature in shown],
+            table(self._scene, self.layer)[:, [feature for _, feature in drawn]],
+            names=[str(feature) for _, feature in drawn],
+            labels=[self._name_of(feature) for _, feature in drawn],
             positive=self._scene.positive(self.layer),
             title=title,
         )
 
-    def _called(self, feature: int) -> str:
-        """The feature's name, or what is proposed with a question mark."""
+    def _name_of(self, feature: int) -> str:
+        """The feature's name, or a proposal with a question mark."""
         texts = self.browser["texts"]
         proposed = f"{texts[feature]}?" if texts and texts[feature] else ""
         return self.labels.get((self.browser["layer"], feature), proposed)
@@ -124,11 +119,11 @@ class BrowserPart(ScenePart):
     @t.validate("layer")
     def _layer_exists(self, proposal: Any) -> int:
         layer: int = proposal.value
-        if self._owner is not None and layer >= len(self._owner.saes):
-            raise t.TraitError(
-                f"{type(self).__name__}.layer: layers with features are 0 to "
-                f"{len(self._owner.saes) - 1}; there is no {layer}."
-            )
+        if self._lens is not None:
+            try:
+                self._lens.replacement.position(layer)
+            except FeatureError as error:
+                raise t.TraitError(f"{type(self).__name__}.layer: {error}") from error
         return layer
 
     @t.validate("at_least")
@@ -139,7 +134,7 @@ class BrowserPart(ScenePart):
             number = isinstance(value, int | float) and math.isfinite(value)
             if name not in known or not number or isinstance(value, bool):
                 raise t.TraitError(
-                    f"{type(self).__name__}.at_least is a dictionary of numbers by column "
+                    f"{type(self).__name__}.at_least must be a dictionary of numbers by column "
                     f"({', '.join(known)}), not {name!r}: {value!r}."
                 )
             least[name] = float(value)
@@ -147,27 +142,28 @@ class BrowserPart(ScenePart):
 
     @t.observe("layer")
     def _list_layer(self, _: Any = None) -> None:
-        lens, scene, atlas = self._owner, self._scene, self.atlas
-        if lens is None or (scene is None and atlas is None):
+        lens, scene, atlas = self._lens, self._scene, self.atlas
+        if lens is None or (scene is None and atlas is None) or self.layer not in lens.layers:
             return
         columns: dict[str, Any] = {}
-        about: dict[str, Any] = {
+        payload: dict[str, Any] = {
             "layer": self.layer,
-            "sizes": [sae.size for sae in lens.saes],
+            "layers": list(lens.layers),
+            "n_features": lens.replacement.sae(self.layer).n_features,
             "texts": [],
             "chance": {},
         }
         if scene is not None:
             columns |= dict(zip(COLUMNS, table(scene, self.layer), strict=True))
-            about |= {
+            payload |= {
                 "n_tokens": len(scene.trace.features[0]),
                 "positive": scene.positive(self.layer),
-                "target": scene.importances.target,
+                "target": scene.target,
             }
         if atlas is not None:
             scores, unreadable = scores_of(atlas, self.layer)
             columns |= columns_of(scores)
-            about |= {
+            payload |= {
                 "n_images": atlas.n_images,
                 "texts": [] if unreadable else texts_of(atlas, self.layer),
                 "chance": chance_of(scores),
@@ -175,63 +171,69 @@ class BrowserPart(ScenePart):
             }
         with self.hold_sync():
             self.browser_table = to_bytes(np.stack(list(columns.values())))
-            self.browser = {**about, "columns": list(columns)}
+            self.browser = {**payload, "columns": list(columns)}
 
     @t.observe("selected")
     def _follow_selected(self, _: Any) -> None:
-        if self.selected is not None and self._owner is not None:
-            self.layer = min(self.selected[0], len(self._owner.saes) - 1)
+        if self.selected is not None and self._lens is not None:
+            layer = self.selected[0]
+            self.layer = layer if layer in self._lens.layers else self._lens.layers[-1]
 
 
 class FeatureBrowser(BrowserPart, Widget, bundle="browser"):
-    """The features of a layer, to sort, filter, search and choose from.
+    """The features of one layer, to sort, filter, search and select.
 
     Parameters
     ----------
     lens
         The lens.
     image
-        Any image; or a `Scene`, to share what was computed with another widget. None lists what
-        the lens's atlas knows.
+        Any image; or a `Scene`, to share computed values with another widget. None lists the
+        columns of the lens's atlas.
     layer
-        The layer to begin with; by default that of `selected`, or the last.
+        The first layer; by default that of `selected`, or the last.
     target
-        As for `Lens.importances`.
-    traits
-        First values of other traits.
+        See `Lens.importances`.
+    labels
+        Names of nodes; they take precedence over those of the atlas, and are not saved.
+    sort, descending, query, active_only, min_activation, at_least
+        First values of the attributes.
+    author
+        Author of the names that are saved; by default the name of the user account.
 
     Attributes
     ----------
     selected
-        The feature chosen, (layer, feature), or None.
+        The selected feature, (layer, feature), or None.
     labels
-        Names people gave to nodes, {(layer, feature): text}.
+        Names that people gave to nodes, {(layer, feature): text}.
     layer
         The layer listed; it follows `selected`.
     sort, descending
         The order: by "importance", "max_activation", "mean_activation" (over the tokens where the
         feature is active), "active_tokens", "feature" (its number) or "label"; with an atlas also
         by "frequency", "trust", "position", "orientation", "curvature", "hue", "selectivity",
-        "class_information" or "monosemanticity". What was not measured comes last.
+        "class_information" or "monosemanticity". Values that were not measured come last.
     query
-        Shows features whose number begins with this, or whose name, proposal or best class holds
+        Shows features whose number starts with this text, or whose name or proposed name contains
         it.
     active_only, min_activation
-        Shows features active on this image, and those whose largest activation is no less.
+        Shows only features that are active on this image, and only those with at least this
+        largest activation.
     at_least
-        The least value by column, such as ``{"orientation": 0.5}``.
+        Minimum by column, such as ``{"orientation": 0.5}``.
     listed
         The nodes of the list, in its order.
     browser_table
-        float32 [K, F], the columns that ``browser["columns"]`` names; NaN where the atlas's file
-        of this layer is damaged, which ``browser["unreadable"]`` then says.
+        float32 [K, F], the columns named in ``browser["columns"]``; NaN where the atlas's file of
+        this layer is damaged, and ``browser["unreadable"]`` then gives the reason.
 
     Raises
     ------
     FeatureError
-        When neither an image nor an atlas is there.
+        When there is neither an image nor an atlas.
     ImageError, TargetError, ModelError
-        As `Lens.importances` does.
+        See `Lens.importances`.
     traitlets.TraitError
         When there is no such layer or feature.
     """
@@ -243,22 +245,40 @@ class FeatureBrowser(BrowserPart, Widget, bundle="browser"):
         *,
         layer: int | None = None,
         target: TargetLike = None,
-        selected: Node | None = None,
-        **traits: Any,
+        selected: FeatureId | None = None,
+        labels: Mapping[FeatureId, str] | None = None,
+        sort: str = "importance",
+        descending: bool = True,
+        query: str = "",
+        active_only: bool = True,
+        min_activation: float = 0.0,
+        at_least: Mapping[str, float] | None = None,
+        author: str | None = None,
     ):
-        super().__init__(**traits)
+        super().__init__(
+            {
+                "labels": dict(labels or {}),
+                "sort": sort,
+                "descending": descending,
+                "query": query,
+                "active_only": active_only,
+                "min_activation": min_activation,
+                "at_least": dict(at_least or {}),
+                "author": author,
+            }
+        )
         scene = None if image is None else scene_of(lens, image, target)
-        self._scene = scene  # from here on, traits are held against it
-        self.use_lens(lens)
+        self._scene = scene  # from here on, traits are checked against it
+        self.set_lens(lens)
         self.selected = selected
         if layer is not None:
             self.layer = layer
         elif selected is None:
-            self.layer = len(lens.saes) - 1
+            self.layer = lens.layers[-1]
         if scene is None:
-            self.look_without_image(lens)
+            self.show_atlas(lens)
         else:
-            self.look_at(scene)
+            self.show_scene(scene)
 
     def figure(self) -> Figure:
         """Return the first rows of the list as a matplotlib figure."""
@@ -266,11 +286,12 @@ class FeatureBrowser(BrowserPart, Widget, bundle="browser"):
 
 
 def table(scene: Scene, layer: int) -> Float[NDArray[np.float32], "4 F"]:
-    """Return `COLUMNS` of every feature of a layer, on this image."""
-    activations = scene.trace.features[layer]
+    """Return `COLUMNS` of every feature of a layer, for this image."""
+    position = scene.lens.replacement.position(layer)
+    activations = scene.trace.features[position]
     active = (activations > 0).sum(0)
     columns = [
-        scene.importances.nodes[layer][:-1],
+        scene.importances.nodes[position][:-1],
         activations.amax(0),
         activations.sum(0) / active.clamp(min=1),
         active,
@@ -279,7 +300,7 @@ def table(scene: Scene, layer: int) -> Float[NDArray[np.float32], "4 F"]:
 
 
 def plain(value: float) -> str:
-    """Return a number with three figures and no power of ten, as the view writes it."""
+    """Return a number with three digits and no power of ten, as the view writes it."""
     if math.isnan(value):
         return "–"
     if 0 < abs(value) < 1e-3:
@@ -301,15 +322,15 @@ def order(
     min_activation: float = 0.0,
     at_least: Mapping[str, float] | None = None,
 ) -> Int[NDArray[np.int64], " n"]:
-    """Return the features of the list, in its order; the browser does the same.
+    """Return the features of the list in its order; the browser applies the same rules.
 
-    1. A feature is in it if its largest activation is `min_activation` or more, above 0 if
-       `active_only`, and each column of `at_least` no less than that. Columns that are not there
-       ask for nothing. The query, without surrounding blanks and in lower case, begins its number
-       or is in its label or text, in lower case.
-    2. Sorted by the column, NaN last whatever the direction; by the number for "feature", and
-       ascending for a column that is not there; by the label in lower case for "label", features
-       without one last, whatever the direction. Equal ones by number, ascending.
+    1. A feature is listed if its largest activation is at least `min_activation`, and above 0 with
+       `active_only`, and each column of `at_least` has at least that value. Conditions on missing
+       columns are ignored. The query, stripped and in lower case, is the start of its number or
+       part of its label or text, in lower case.
+    2. The list is sorted by the column, NaN last in both directions; by the number for "feature",
+       and ascending for a missing column; by the label in lower case for "label", features
+       without a label last in both directions. Ties are sorted by number, ascending.
 
     Parameters
     ----------
@@ -318,7 +339,7 @@ def order(
     labels
         Names by feature.
     texts
-        What else the query looks at: a text a feature, or none.
+        Further text per feature that the query searches, or none.
     """
     column = dict(zip(names, columns, strict=True))
     keep = np.ones(columns.shape[1], dtype=bool)

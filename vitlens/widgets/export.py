@@ -1,4 +1,4 @@
-"""One self-contained page of a widget's state; it opens from disk, with the network off."""
+"""One self-contained page of a widget's state; it opens from disk, without a network."""
 
 from __future__ import annotations
 
@@ -6,21 +6,39 @@ import base64
 import html
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
-from vitlens.files import atomic_path, finite_values
-from vitlens.widgets.base import STATIC, Widget
+from vitlens.io import atomic_path, finite_values
 
-_OURS = ("_", "layout", "tabbable", "tooltip")  # how ipywidgets' own traits begin
+#: The built bundles.
+STATIC = Path(__file__).parent / "static"
+
+_INTERNAL = ("_", "layout", "tabbable", "tooltip")  # prefixes of the traits of ipywidgets
 
 
-def write_page(widget: Widget, path: str | Path, *, title: str) -> None:
-    """Write a page that shows the widget as it is now.
+class Exportable(Protocol):
+    """What a page needs of a widget."""
+
+    _esm: Any
+    _css: Any
+    keys: Any
+
+    def get_state(self, key: str) -> dict[str, Any]:
+        """Return the state that the browser receives."""
+        ...
+
+    def offline_answers(self) -> dict[str, list[tuple[Any, Any]]]:
+        """Return the requests that a page can answer."""
+        ...
+
+
+def write_page(widget: Exportable, path: str | Path, *, title: str) -> None:
+    """Write a page that shows the current state of the widget.
 
     Parameters
     ----------
     title
-        Of the page.
+        Title of the page.
 
     Raises
     ------
@@ -31,7 +49,7 @@ def write_page(widget: Widget, path: str | Path, *, title: str) -> None:
         temporary.write_text(page(widget, title=title), "utf-8")
 
 
-def page(widget: Widget, *, title: str) -> str:
+def page(widget: Exportable, *, title: str) -> str:
     """Return the page of `write_page` as text."""
     values, buffers = state(widget)
     content = json.dumps(
@@ -45,7 +63,7 @@ def page(widget: Widget, *, title: str) -> str:
         ),
         allow_nan=False,
     )
-    content = content.replace("<", "\\u003c")  # neither </script> nor <!-- can stand in it
+    content = content.replace("<", "\\u003c")  # it may contain neither </script> nor <!--
     program = (STATIC / "page.js").read_text("utf-8")
     return f"""<!doctype html>
 <html lang="en">
@@ -70,12 +88,12 @@ body {{ margin: 1rem; font-family: system-ui, sans-serif }}
 """
 
 
-def state(widget: Widget) -> tuple[dict[str, Any], dict[str, str]]:
-    """Return the traits the browser sees: plain values, and bytes in base64."""
+def state(widget: Exportable) -> tuple[dict[str, Any], dict[str, str]]:
+    """Return the traits that the browser receives: plain values, and bytes in base64."""
     values: dict[str, Any] = {}
     buffers: dict[str, str] = {}
     for name in sorted(widget.keys):
-        if name.startswith(_OURS):
+        if name.startswith(_INTERNAL):
             continue
         value = widget.get_state(name)[name]
         if isinstance(value, bytes | bytearray | memoryview):
@@ -85,8 +103,8 @@ def state(widget: Widget) -> tuple[dict[str, Any], dict[str, str]]:
     return {**values, "notice": "", "progress": {}}, buffers
 
 
-def answers(widget: Widget) -> dict[str, dict[str, Any]]:
-    """Return the answers a page knows without Python: by question, then by payload as JSON."""
+def answers(widget: Exportable) -> dict[str, dict[str, Any]]:
+    """Return the answers that a page gives without Python, by request and by payload as JSON."""
     return {
         what: {
             json.dumps(payload, sort_keys=True, separators=(",", ":"), ensure_ascii=False): value
@@ -97,5 +115,5 @@ def answers(widget: Widget) -> dict[str, dict[str, Any]]:
 
 
 def _inside_element(code: str) -> str:
-    """Keep code from ending the element it stands in, or from opening a comment there."""
+    """Return code that neither ends its element nor opens a comment there."""
     return code.replace("</", "<\\/").replace("<!--", "<\\!--")

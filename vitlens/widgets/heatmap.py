@@ -1,4 +1,4 @@
-"""Values of a feature over the patches of images; and from a patch to its features."""
+"""Values of a feature over the patches of images, and the features that are active at a patch."""
 
 from __future__ import annotations
 
@@ -9,56 +9,62 @@ import numpy as np
 import torch
 import traitlets as t
 from jaxtyping import Float
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
-from vitlens.attribution.targets import TargetLike
 from vitlens.errors import FeatureError, ImageError
 from vitlens.images import ImageLike, open_image
 from vitlens.lens import Lens
-from vitlens.widgets.base import Widget
-from vitlens.widgets.buffers import decode_strip, encode_strip, from_bytes, to_bytes
-from vitlens.widgets.part import ScenePart, scene_of
-from vitlens.widgets.scene import Scene
-from vitlens.widgets.token_features import token_features
-from vitlens.widgets.traits import ImageTraits
+from vitlens.method.importance import TargetLike
+from vitlens.method.replacement import Trace
+from vitlens.saes.base import FeatureId
+from vitlens.widgets.base import (
+    ImageTraits,
+    Widget,
+    decode_strip,
+    encode_strip,
+    from_bytes,
+    to_bytes,
+)
+from vitlens.widgets.scene import Scene, ScenePart, node_title, scene_of
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 Show = Literal["activation", "importance"]
+Colours = Literal["heat", "cividis"]
+
+_RANKED = 12  # features per layer
 
 
 class HeatmapPart(ImageTraits, ScenePart):
-    """The traits of a heatmap, and its answers.
+    """The traits of a heatmap, and its answers to the browser.
 
     Attributes
     ----------
     values
-        float32 [n_images, T]: by token, those before the patches first. `array` reads them.
+        float32 [n_images, T]: per token, prefix tokens first; see `array`.
     value_name
-        What the values are, for the colour bar.
+        Name of the values, for the colour bar.
     signed
-        Whether the colours show both sides of 0.
+        Whether the colours distinguish values below 0.
     limits
-        The values of the weakest and the strongest colour; None takes them from the values, the
+        The values of the weakest and the strongest colour; None derives them from the values, the
         same for all images. Signed colours are always symmetric about 0.
     show
-        "activation" or "importance" of `selected`; for a heatmap of a scene.
+        "activation" or "importance" of `selected`, for a heatmap of a scene.
     opacity
-        Of the strongest colour, 0 to 1.
+        Opacity of the strongest colour, 0 to 1.
     colours
-        "heat" (blue adds, orange takes away) or "cividis", which shows only sizes.
+        "heat" (blue is positive, orange is negative) or "cividis" (one direction).
     smooth
-        Interpolate between the patches' centres.
+        Interpolate between the centres of patches.
     show_grid
         Draw the borders of the patches.
     grey
-        Show the picture in pale greys, so that only heat has a colour.
+        Show the image in pale grey, so that only the heat has a colour.
     title, image_titles
-        Above everything, and above every image.
-    n_layers
-        Layers whose features a click on a patch brings; 0 where only values are known.
+        Title of the heatmap, and of each image.
     """
 
     values = t.Bytes(b"").tag(sync=True)
@@ -67,27 +73,26 @@ class HeatmapPart(ImageTraits, ScenePart):
     limits = t.Tuple(t.Float(), t.Float(), default_value=None, allow_none=True).tag(sync=True)
     show = t.Enum(get_args(Show), default_value="importance").tag(sync=True)
     opacity = t.Float(0.8, min=0.0, max=1.0).tag(sync=True)
-    colours = t.Enum(("heat", "cividis"), default_value="heat").tag(sync=True)
+    colours = t.Enum(get_args(Colours), default_value="heat").tag(sync=True)
     smooth = t.Bool(False).tag(sync=True)
     show_grid = t.Bool(False).tag(sync=True)
     grey = t.Bool(True).tag(sync=True)
     title = t.Unicode("").tag(sync=True)
     image_titles = t.Tuple().tag(sync=True)
-    n_layers = t.Int(0, min=0).tag(sync=True)
 
     _scenes: tuple[Scene, ...] = ()
 
     @property
     def array(self) -> Float[NDArray[np.float32], "n T"]:
-        """The values as an array; tokens before the patches come first."""
+        """The values as an array, prefix tokens first."""
         return from_bytes(self.values, "float32", (self.n_images, -1))
 
-    def look_at(self, scene: Scene) -> None:
+    def show_scene(self, scene: Scene) -> None:
         """Show the selected node, or else the most important of the last layer, on one image."""
-        super().look_at(scene)
-        self.look_at_all([scene])
+        super().show_scene(scene)
+        self.show_scenes([scene])
 
-    def look_at_all(self, scenes: Sequence[Scene]) -> None:
+    def show_scenes(self, scenes: Sequence[Scene]) -> None:
         """Show the selected node on several images of one lens, on one scale."""
         self._scenes = tuple(scenes)
         first = scenes[0]
@@ -96,8 +101,7 @@ class HeatmapPart(ImageTraits, ScenePart):
             self.grid = first.grid
             self.prefix_names = first.prefix_names
             self.patches = ()
-            self.picture = encode_strip([scene.picture for scene in scenes])
-            self.n_layers = first.n_layers
+            self.image_strip = encode_strip([scene.pixels for scene in scenes])
             self._draw_node()
 
     def set_values(
@@ -113,18 +117,18 @@ class HeatmapPart(ImageTraits, ScenePart):
         Parameters
         ----------
         values
-            By token, those before the patches first.
+            Per token, prefix tokens first.
         name
-            What the values are.
+            Name of the values.
         signed
-            By default, whether one is below 0.
+            Whether the colours distinguish values below 0; by default whether there are any.
         title
-            Above everything.
+            Title of the heatmap.
 
         Raises
         ------
         ImageError
-            When the values do not fit the images or are not finite.
+            When the shape does not match the images, or values are not finite.
         """
         tokens = len(self.prefix_names) + self.grid[0] * self.grid[1]
         if tuple(values.shape) != (self.n_images, tokens):
@@ -133,7 +137,7 @@ class HeatmapPart(ImageTraits, ScenePart):
                 f"not {list(values.shape)}."
             )
         if not torch.isfinite(values).all():
-            raise ImageError("A heatmap must be finite, and holds NaN or infinite values.")
+            raise ImageError("A heatmap needs finite values; these include NaN or infinity.")
         with self.hold_trait_notifications():
             self.values = to_bytes(values)
             self.value_name = name
@@ -141,9 +145,9 @@ class HeatmapPart(ImageTraits, ScenePart):
             self.title = title
 
     def heatmap_figure(self) -> Figure:
-        """Return the images and their heat, for a page."""
+        """Return the images and their heat as a matplotlib figure."""
         from vitlens.plots import heatmaps_figure
-        from vitlens.plots.heat import Scale
+        from vitlens.plots.heatmap import Scale
 
         values = torch.from_numpy(self.array)
         patches = values[:, len(self.prefix_names) :].reshape(self.n_images, *self.grid)
@@ -151,7 +155,7 @@ class HeatmapPart(ImageTraits, ScenePart):
         if self.signed and self.limits is not None:  # symmetric about 0
             low, limit = None, max(abs(x) for x in self.limits)
         return heatmaps_figure(
-            decode_strip(self.picture, self.n_images),
+            decode_strip(self.image_strip, self.n_images),
             patches,
             prefix=values[:, : len(self.prefix_names)],
             prefix_names=self.prefix_names,
@@ -171,24 +175,25 @@ class HeatmapPart(ImageTraits, ScenePart):
             self._draw_node()
 
     def _draw_node(self) -> None:
-        node = self.selected or self._scenes[0].most_important(self.n_layers - 1)
-        if node[0] >= self.n_layers:
-            return  # the target is on no patch
+        first = self._scenes[0]
+        node = self.selected or first.most_important(first.layers[-1])
+        if node == first.target_node:
+            return  # it has no values per patch
         if self.show == "activation":
             values, unit = [scene.activation(node) for scene in self._scenes], "activation"
         else:
             values = [scene.token_importance(node) for scene in self._scenes]
-            targets = {scene.importances.target for scene in self._scenes}
+            targets = {scene.target for scene in self._scenes}
             unit = f"importance for {targets.pop() if len(targets) == 1 else 'its target'}"
         self.set_values(
             torch.stack(values).detach().cpu(),
             name=unit,
             signed=self.show == "importance",
-            title=_title(node, self.labels),
+            title=node_title(node, self.labels.get(node, "")),
         )
 
     @t.validate("values")
-    def _values_of_every_token(self, proposal: Any) -> Any:
+    def _one_value_per_token(self, proposal: Any) -> Any:
         tokens = len(self.prefix_names) + self.grid[0] * self.grid[1]
         if len(proposal.value) not in (0, 4 * self.n_images * tokens):
             raise t.TraitError(
@@ -202,7 +207,7 @@ class HeatmapPart(ImageTraits, ScenePart):
         limits = proposal.value
         if limits is not None and not (np.isfinite(limits).all() and limits[0] < limits[1]):
             raise t.TraitError(
-                f"{type(self).__name__}.limits are (low, high) with low < high, not {limits}."
+                f"{type(self).__name__}.limits must be (low, high) with low < high, not {limits}."
             )
         return limits
 
@@ -210,23 +215,28 @@ class HeatmapPart(ImageTraits, ScenePart):
         return self.features_at(payload["token"], image=payload["image"])
 
     def features_at(self, token: int, *, image: int = 0) -> dict[str, Any]:
-        """Return the features active at a token; see `vitlens.widgets.token_features`.
+        """Return the features that are active at a token.
 
         Parameters
         ----------
         token
-            Those before the patches come first, then the patches row by row.
+            Prefix tokens come first, then the patches row by row.
         image
-            Which of the images.
+            Index of the image.
+
+        Returns
+        -------
+        dict
+            See `token_features`.
 
         Raises
         ------
         FeatureError
-            When the heatmap was made of bare values, or there is no such token or image.
+            When the heatmap is of bare values, or there is no such token or image.
         """
         if not self._scenes:
             raise FeatureError(
-                "This heatmap was made of bare values; `PatchHeatmap.of(lens, ...)` knows features."
+                "This heatmap holds values only. `PatchHeatmap.of(lens, ...)` also lists features."
             )
         if not 0 <= image < len(self._scenes):
             raise FeatureError(f"There is no image {image}; there are {len(self._scenes)}.")
@@ -242,37 +252,62 @@ class HeatmapPart(ImageTraits, ScenePart):
         for image in range(len(self._scenes)):
             for token in range(tokens):
                 answer = self.features_at(token, image=image)
-                answer["layers"] = [
-                    # four figures are all a page shows, and halve it
+                answer["features"] = [
+                    # a page shows four digits; rounding halves its size
                     [[feature, float(f"{x:.4g}"), label] for feature, x, label in ranked]
-                    for ranked in answer["layers"]
+                    for ranked in answer["features"]
                 ]
                 known.append(({"image": image, "token": token}, answer))
         return {**super().offline_answers(), "features_at": known}
 
 
 class PatchHeatmap(HeatmapPart, Widget, bundle="heatmap"):
-    """Images with values over their patches.
+    """Images with values per patch.
 
     Parameters
     ----------
-    pictures
-        An image, or None for a plain ground; or several images of one size.
+    images
+        An image, or None for a plain background; or a list of images of the same size.
     values
-        One value a patch, [rows, columns]; or [n, rows, columns] for n images.
+        One value per patch, [rows, columns]; or [n, rows, columns] for n images.
     prefix
-        Values of tokens that are no patches, [P] or [n, P].
+        Values of the prefix tokens, [P] or [n, P].
     prefix_names
         Their names, such as ("CLS",).
     value_name
-        What the values are, for the colour bar.
-    traits
-        Any trait of `HeatmapPart`.
+        Name of the values, for the colour bar.
+    signed
+        Whether the colours distinguish values below 0; by default whether there are any.
+    title, image_titles, limits, opacity, colours, smooth, show_grid, grey, patches
+        First values of the attributes.
+
+    Attributes
+    ----------
+    values
+        float32 [n_images, T]: per token, prefix tokens first; see `array`.
+    value_name, signed
+        Name of the values, and whether the colours distinguish values below 0.
+    limits
+        The values of the weakest and the strongest colour; None derives them from the values, the
+        same for all images.
+    opacity
+        Opacity of the strongest colour, 0 to 1.
+    colours
+        "heat" (blue is positive, orange is negative) or "cividis" (one direction).
+    smooth, show_grid, grey
+        Interpolate between patches; draw their borders; show the image in pale grey.
+    title, image_titles
+        Title of the heatmap, and of each image.
+    selected, show
+        The feature shown, (layer, feature), and whether its "activation" or "importance"; setting
+        them shows others.
+    patches
+        The selected patches, ((row, column), ...); prefix token i is (-1, i).
 
     Raises
     ------
     ImageError
-        When an image cannot be read, the shapes do not fit, or values are not finite.
+        When an image cannot be read, shapes do not match, or values are not finite.
 
     Examples
     --------
@@ -282,40 +317,61 @@ class PatchHeatmap(HeatmapPart, Widget, bundle="heatmap"):
 
     def __init__(
         self,
-        pictures: ImageLike | Sequence[ImageLike | None] | None = None,
-        values: Any = None,
+        images: ImageLike | Sequence[ImageLike | None] | None = None,
+        values: ArrayLike | Tensor | None = None,
         *,
-        prefix: Any = None,
+        prefix: ArrayLike | Tensor | None = None,
         prefix_names: Iterable[str] = (),
         value_name: str = "value",
-        **traits: Any,
+        signed: bool | None = None,
+        title: str = "",
+        image_titles: Iterable[str] = (),
+        limits: tuple[float, float] | None = None,
+        opacity: float = 0.8,
+        colours: Colours = "heat",
+        smooth: bool = False,
+        show_grid: bool = False,
+        grey: bool = True,
+        patches: Iterable[tuple[int, int]] = (),
     ) -> None:
-        patches = traits.pop("patches", ())  # can only be checked once there is a grid
-        super().__init__(**traits)
+        super().__init__(
+            {
+                "title": title,
+                "image_titles": tuple(image_titles),
+                "limits": limits,
+                "opacity": opacity,
+                "colours": colours,
+                "smooth": smooth,
+                "show_grid": show_grid,
+                "grey": grey,
+            }
+        )
         if values is None:
             return
-        images = _listed(pictures)
-        heat = _stacked(values, len(images), "values", ends=2)
+        opened = _listed(images)
+        heat = _stacked(values, len(opened), "values", ends=2)
         names = tuple(prefix_names)
-        before = torch.zeros(len(images), 0) if prefix is None else prefix
-        before = _stacked(before, len(images), "prefix", ends=1)
+        before = torch.zeros(len(opened), 0) if prefix is None else prefix
+        before = _stacked(before, len(opened), "prefix", ends=1)
         if before.shape[1] != len(names):
-            raise ImageError(f"{before.shape[1]} prefix values need as many names, not {names}.")
+            raise ImageError(
+                f"{before.shape[1]} prefix values need as many prefix_names, not {names}."
+            )
         strip = encode_strip(
-            [None if image is None else np.asarray(open_image(image)) for image in images]
+            [None if image is None else np.asarray(open_image(image)) for image in opened]
         )
         with self.hold_trait_notifications():
-            self.n_images = len(images)
+            self.n_images = len(opened)
             self.grid = (heat.shape[1], heat.shape[2])
             self.prefix_names = names
-            self.picture = strip
+            self.image_strip = strip
             self.set_values(
                 torch.cat([before, heat.flatten(1)], dim=1),
                 name=value_name,
-                signed=traits.get("signed"),
-                title=self.title,
+                signed=signed,
+                title=title,
             )
-            self.patches = patches
+            self.patches = tuple(patches)
 
     @classmethod
     def of(
@@ -327,9 +383,17 @@ class PatchHeatmap(HeatmapPart, Widget, bundle="heatmap"):
         *,
         show: Show = "importance",
         target: TargetLike = None,
-        **traits: Any,
+        labels: Mapping[FeatureId, str] | None = None,
+        image_titles: Iterable[str] | None = None,
+        limits: tuple[float, float] | None = None,
+        opacity: float = 0.8,
+        colours: Colours = "heat",
+        smooth: bool = False,
+        show_grid: bool = False,
+        grey: bool = True,
+        patches: Iterable[tuple[int, int]] = (),
     ) -> PatchHeatmap:
-        """Show a feature on one image or on several; setting `selected` shows another one.
+        """Show a feature on one image or on several; setting `selected` shows another feature.
 
         Parameters
         ----------
@@ -342,9 +406,13 @@ class PatchHeatmap(HeatmapPart, Widget, bundle="heatmap"):
         show
             "activation", or "importance" for the target.
         target
-            As for `Lens.importances`; by default each image's predicted class.
-        traits
-            Any trait of `HeatmapPart`.
+            See `Lens.importances`; by default each image's predicted class.
+        labels
+            Names of nodes, {(layer, feature): text}; they are not saved.
+        image_titles
+            By default each image's target, where there are several images.
+        limits, opacity, colours, smooth, show_grid, grey, patches
+            First values of the attributes.
 
         Raises
         ------
@@ -355,25 +423,35 @@ class PatchHeatmap(HeatmapPart, Widget, bundle="heatmap"):
         """
         scenes = [scene_of(lens, image, target) for image in _listed(images)]
         scenes[0].check((layer, feature))
-        if len(scenes) > 1:  # each may have its own target
-            traits.setdefault("image_titles", [scene.importances.target for scene in scenes])
-        patches = traits.pop("patches", ())
-        heatmap = cls(selected=(layer, feature), show=show, **traits)
+        if image_titles is None:  # each image may have a target of its own
+            image_titles = [s.target for s in scenes] if len(scenes) > 1 else ()
+        heatmap = cls(
+            image_titles=image_titles,
+            limits=limits,
+            opacity=opacity,
+            colours=colours,
+            smooth=smooth,
+            show_grid=show_grid,
+            grey=grey,
+        )
         heatmap._scene = scenes[0]
-        heatmap.look_at_all(scenes)
-        heatmap.patches = patches
+        heatmap.labels = dict(labels or {})
+        heatmap.set_lens(lens)
+        heatmap.selected, heatmap.show = (layer, feature), show
+        heatmap.show_scenes(scenes)
+        heatmap.patches = tuple(patches)
         return heatmap
 
     def figure(self) -> Figure:
-        """Return the images and their heat, for a page."""
+        """Return the images and their heat as a matplotlib figure."""
         return self.heatmap_figure()
 
 
 def _listed(images: Any) -> list[Any]:
-    """Return one thing or several as a list."""
+    """Return one image or a list of images as a list."""
     several = list(images) if isinstance(images, list | tuple) else [images]
     if not several:
-        raise ImageError("There must be an image.")
+        raise ImageError("At least one image is needed.")
     return several
 
 
@@ -392,8 +470,30 @@ def _stacked(values: Any, n: int, name: str, *, ends: int) -> Float[Tensor, "n .
     return tensor
 
 
-def _title(node: tuple[int, int], labels: Mapping[tuple[int, int], str]) -> str:
-    layer, feature = node
-    name = f"Layer {layer}, error node" if feature < 0 else f"Layer {layer}, feature {feature}"
-    label = labels.get(node, "")
-    return f"{name}: {label}" if label else name
+def token_features(trace: Trace, token: int, labels: Mapping[FeatureId, str]) -> dict[str, Any]:
+    """Return the features that are active at a token, by layer, most active first.
+
+    Parameters
+    ----------
+    trace
+        Trace of the image.
+    token
+        Prefix tokens come first, then the patches row by row.
+    labels
+        Names of features, by (layer, feature).
+
+    Returns
+    -------
+    dict
+        ``layers``, the block numbers; ``features``, for each layer a list of [feature,
+        activation, label]; ``counts``, for each layer how many features are active there, of
+        which the list holds the first 12.
+    """
+    listed, counts = [], []
+    for layer, features in zip(trace.layers, trace.features, strict=True):
+        active = int((features[token] > 0).sum())
+        values, indices = features[token].topk(min(_RANKED, active))
+        ranked = zip(indices.tolist(), values.tolist(), strict=True)
+        listed.append([[f, z, labels.get((layer, f), "")] for f, z in ranked])
+        counts.append(active)
+    return {"layers": list(trace.layers), "features": listed, "counts": counts}

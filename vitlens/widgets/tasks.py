@@ -1,4 +1,4 @@
-"""Work in the background of a notebook: one thing at a time, and only the last wish counts."""
+"""Background work in a notebook: one task at a time, and the latest request replaces the others."""
 
 from __future__ import annotations
 
@@ -10,110 +10,110 @@ from typing import TypeAlias, TypeVar
 
 Result = TypeVar("Result")
 Check: TypeAlias = Callable[[], None]
-Teller: TypeAlias = Callable[[Check, Callable[[], None]], None]
+Dispatch: TypeAlias = Callable[[Check, Callable[[], None]], None]
 
 
-class Cancelled(Exception):  # noqa: N818 - it says what happened, and is no error
-    """Raised inside work that nobody waits for any more."""
+class Cancelled(Exception):  # noqa: N818 - it reports an event, not an error
+    """Raised inside work whose result is no longer wanted."""
 
 
-class Latest:
-    """Runs work in one thread; a new wish cancels what runs and what waits.
+class LatestTask:
+    """Runs work in one thread; a new request cancels work that runs or waits.
 
-    Where no asyncio loop runs (a plain script, a test) the work is done at once instead.
+    Where no asyncio loop runs (a plain script, a test) the work runs at once, in this thread.
 
     Parameters
     ----------
-    failed
+    on_error
         Called with the exception when work fails, on the loop's thread.
 
     Attributes
     ----------
     busy
-        Whether the last wish is still to be fulfilled.
+        Whether the latest request still runs or waits.
     """
 
-    def __init__(self, failed: Callable[[Exception], None]) -> None:
+    def __init__(self, on_error: Callable[[Exception], None]) -> None:
         self.busy = False
-        self._failed = failed
-        self._wish = 0
+        self._on_error = on_error
+        self._request = 0
         self._thread: ThreadPoolExecutor | None = None
         self._tasks: set[asyncio.Task[None]] = set()  # the loop itself only holds weak references
 
     def run(self, work: Callable[[Check], Result], then: Callable[[Result], None]) -> None:
-        """Start work, in place of any earlier.
+        """Start work, and cancel earlier work.
 
         Parameters
         ----------
         work
-            Gets `check`, which it calls now and then: it raises `Cancelled` once a newer wish
-            came or `cancel` was called. It runs in another thread and sets no traits.
+            Receives `check`, which it calls from time to time: `check` raises `Cancelled` after a
+            newer request or a call of `cancel`. The work runs in another thread and sets no traits.
         then
-            Gets what `work` returned, on the loop's thread; not called for cancelled work.
+            Receives what `work` returned, on the loop's thread; not called for cancelled work.
         """
-        self._wish += 1
-        wish = self._wish
+        self._request += 1
+        request = self._request
         self.busy = True
 
         def check() -> None:
-            if wish != self._wish:
+            if request != self._request:
                 raise Cancelled
 
         try:
             loop = asyncio.get_running_loop()
         except RuntimeError:
-            with self._reported(wish):
+            with self._reported(request):
                 result = work(check)
                 check()
                 self.busy = False
                 then(result)
         else:
-            task = loop.create_task(self._in_thread(loop, wish, work, then, check))
+            task = loop.create_task(self._in_thread(loop, request, work, then, check))
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
 
     def cancel(self) -> None:
-        """Let nothing that runs or waits come to an end."""
-        self._wish += 1
+        """Cancel all work that runs or waits."""
+        self._request += 1
         self.busy = False
 
     async def _in_thread(
         self,
         loop: asyncio.AbstractEventLoop,
-        wish: int,
+        request: int,
         work: Callable[[Check], Result],
         then: Callable[[Result], None],
         check: Check,
     ) -> None:
         def attempt() -> Result:
-            check()  # it may have waited behind other work
+            check()  # it may have waited for other work
             return work(check)
 
         if self._thread is None:
             self._thread = ThreadPoolExecutor(1, thread_name_prefix="vitlens")
-        with self._reported(wish):
+        with self._reported(request):
             result = await loop.run_in_executor(self._thread, attempt)
             check()
             self.busy = False
             then(result)
 
     @contextmanager
-    def _reported(self, wish: int) -> Iterator[None]:
+    def _reported(self, request: int) -> Iterator[None]:
         try:
             yield
         except Cancelled:
             pass
         except Exception as error:
-            if wish == self._wish:
+            if request == self._request:
                 self.busy = False
-                self._failed(error)
+                self._on_error(error)
 
 
-def teller() -> Teller:
-    """Return how work in the background has something done on this thread, while it counts.
+def dispatcher() -> Dispatch:
+    """Return a function through which background work runs actions on the current thread.
 
-    The function returned takes the work's `check` and an action; the action is left out once
-    `check` raises `Cancelled`.
+    The function takes the work's `check` and an action; the action is skipped once `check` raises
+    `Cancelled`.
     """
     try:
         loop = asyncio.get_running_loop()
@@ -121,13 +121,13 @@ def teller() -> Teller:
         return lambda check, action: action()
 
     def later(check: Check, action: Callable[[], None]) -> None:
-        def still() -> None:
+        def run_unless_cancelled() -> None:
             try:
                 check()
             except Cancelled:
                 return
             action()
 
-        loop.call_soon_threadsafe(still)
+        loop.call_soon_threadsafe(run_unless_cancelled)
 
     return later

@@ -1,14 +1,16 @@
 """Widgets in real notebook programs, driven in Chromium.
 
 `lab`, `notebook7` and `marimo` are each a `Host` (see hosts.py); `jupyter_host` is the first two,
-one after the other, `host` all three. `static_page(path)` opens a file with the network off. When
-a test ends, its page must have asked nothing of the network and logged no error.
+`host` all three. `static_page(path)` opens a file without a network. When a test ends, its page
+must have sent no request to the network and logged no error. Servers, kernels and caches are
+shared by all tests of a session.
 """
 
 from __future__ import annotations
 
 import importlib.util
 import os
+import secrets
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -31,7 +33,7 @@ if not missing:
     import nbclient
     import nbformat
     from nbformat.sign import NotebookNotary
-    from playwright.sync_api import Browser, Page, sync_playwright
+    from playwright.sync_api import Browser, BrowserContext, Page, sync_playwright
 
     from tests.widgets.browser import hosts
 
@@ -52,7 +54,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     # background: tests that do not wait for it come first.
     items.sort(key=lambda item: here in item.path.parents)
     for item in items:
-        if missing and here in item.path.parents:
+        if here not in item.path.parents:
+            continue
+        item.add_marker(pytest.mark.browser)
+        if missing:
             item.add_marker(pytest.mark.skip(reason=REASON))
 
 
@@ -71,9 +76,21 @@ def browser() -> Iterator[Browser]:
         browser.close()
 
 
+@pytest.fixture(scope="session")
+def context(browser: Browser) -> Iterator[BrowserContext]:
+    with hosts.new_context(browser) as context:
+        yield context
+
+
+@pytest.fixture(scope="session")
+def offline_context(browser: Browser) -> Iterator[BrowserContext]:
+    with hosts.new_context(browser, offline=True) as context:
+        yield context
+
+
 @pytest.fixture
-def page(browser: Browser) -> Iterator[Page]:
-    with hosts.new_page(browser) as page:
+def page(context: BrowserContext) -> Iterator[Page]:
+    with hosts.new_page(context) as page:
         yield page
         assert hosts.complaints(page) == []
 
@@ -84,11 +101,22 @@ def jupyter_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[hosts.S
         yield server
 
 
+@pytest.fixture(scope="session")
+def lab_page(context: BrowserContext) -> Iterator[Page]:
+    with hosts.new_page(context) as page:
+        yield page
+
+
 @pytest.fixture
-def lab(page: Page, jupyter_server: hosts.Server) -> Iterator[hosts.Host]:
-    host = hosts.Jupyter(page, jupyter_server, "lab")
+def lab(lab_page: Page, jupyter_server: hosts.Server) -> Iterator[hosts.Host]:
+    host = hosts.Jupyter(lab_page, jupyter_server, "lab")
     yield host
+    # Before the notebook is dropped: while it disposes of one, JupyterLab logs errors of its own.
+    # What closing does to a widget is checked in Notebook 7, whose page is new for every test.
+    found = hosts.complaints(lab_page)
     host.close()
+    hosts.forget(lab_page)
+    assert found == []
 
 
 @pytest.fixture
@@ -98,9 +126,15 @@ def notebook7(page: Page, jupyter_server: hosts.Server) -> Iterator[hosts.Host]:
     host.close()
 
 
+@pytest.fixture(scope="session")
+def marimo_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[hosts.Server]:
+    with hosts.marimo(tmp_path_factory.mktemp("marimo")) as server:
+        yield server
+
+
 @pytest.fixture
-def marimo(page: Page, tmp_path: Path) -> Iterator[hosts.Host]:
-    host = hosts.Marimo(page, hosts.Server("", "", tmp_path), "marimo")
+def marimo(page: Page, marimo_server: hosts.Server) -> Iterator[hosts.Host]:
+    host = hosts.Marimo(page, marimo_server, "marimo")
     yield host
     host.close()
 
@@ -117,8 +151,9 @@ def notebook_with_state(jupyter_server: hosts.Server) -> Callable[[Sequence[str]
         client.execute()
         # Without a signature Jupyter shows the picture only.
         NotebookNotary(data_dir=str(jupyter_server.root / ".data")).sign(notebook)
-        nbformat.write(notebook, jupyter_server.root / "stored.ipynb")
-        return "stored.ipynb"
+        name = f"stored-{secrets.token_hex(4)}.ipynb"
+        nbformat.write(notebook, jupyter_server.root / name)
+        return name
 
     return write
 
@@ -134,8 +169,8 @@ def host(request: pytest.FixtureRequest) -> hosts.Host:
 
 
 @pytest.fixture
-def static_page(browser: Browser) -> Iterator[Callable[[Path], Page]]:
-    with hosts.new_page(browser, offline=True) as page:
+def static_page(offline_context: BrowserContext) -> Iterator[Callable[[Path], Page]]:
+    with hosts.new_page(offline_context) as page:
 
         def show(path: Path) -> Page:
             page.goto(path.resolve().as_uri())

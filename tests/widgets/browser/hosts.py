@@ -1,4 +1,9 @@
-"""Notebook programs with a browser in front of them: what a test does in either of them."""
+"""Notebook programs with a browser: how tests run cells in them and talk to their kernels.
+
+Starting is slow (a kernel imports PyTorch, a page loads a notebook program), so servers, kernels
+and browser caches are shared by all tests: after each test its names are deleted from the kernel
+and its widgets are closed. A test that changes modules sets `Host.discard_kernel`.
+"""
 
 from __future__ import annotations
 
@@ -15,11 +20,12 @@ import time
 import urllib.request
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import nbformat
-from playwright.sync_api import Browser, Page, Route
+from playwright.sync_api import Browser, BrowserContext, Page, Route
 
 REPOSITORY = Path(__file__).parents[3]
 PATIENCE = 90_000  # ms: these programs share two cores with whatever else runs
@@ -36,12 +42,21 @@ def chromium() -> str | None:
 
 
 @contextmanager
-def new_page(browser: Browser, *, offline: bool = False) -> Iterator[Page]:
-    """A page that notes requests leaving the machine (`outside`), and in `logs` its console.
-
-    A log is its kind, its text, and the address of what logs it.
-    """
+def new_context(browser: Browser, *, offline: bool = False) -> Iterator[BrowserContext]:
+    """A context whose pages share a cache."""
     context = browser.new_context(viewport={"width": 1200, "height": 900}, offline=offline)
+    try:
+        yield context
+    finally:
+        context.close()
+
+
+@contextmanager
+def new_page(context: BrowserContext) -> Iterator[Page]:
+    """A page that records requests leaving the machine (`outside`), and its console (`logs`).
+
+    An entry of the log is its kind, its text, and the address of the script.
+    """
     page = context.new_page()
     page.outside, page.logs = [], []  # type: ignore[attr-defined]
 
@@ -56,24 +71,32 @@ def new_page(browser: Browser, *, offline: bool = False) -> Iterator[Page]:
     def note(kind: str, text: str, url: str) -> None:
         page.logs.append((kind, text, url))  # type: ignore[attr-defined]
 
-    context.route("**/*", gate)
-    page.on("console", lambda told: note(told.type, told.text, told.location["url"]))
+    page.route("**/*", gate)
+    page.on("console", lambda entry: note(entry.type, entry.text, entry.location["url"]))
     page.on("pageerror", lambda error: note("pageerror", str(error), first_url(error.stack or "")))
     page.set_default_timeout(PATIENCE)
     try:
         yield page
     finally:
-        context.close()
+        page.close()
 
 
 def complaints(page: Page) -> list[str]:
-    """Return what went wrong on a page: requests that leave the machine, and errors."""
+    """Return the problems of a page: requests that leave the machine, and errors."""
     errors = [
         f"{text} ({url})"
         for kind, text, url in page.logs  # type: ignore[attr-defined]
         if kind in ("error", "pageerror") and not is_noise(text, url)
     ]
     return [*(f"request to {url}" for url in page.outside), *errors]  # type: ignore[attr-defined]
+
+
+def forget(page: Page) -> None:
+    """Make a page that another test used as good as new."""
+    page.outside.clear()  # type: ignore[attr-defined]
+    page.logs.clear()  # type: ignore[attr-defined]
+    page.set_default_timeout(PATIENCE)
+    page.mouse.move(0, 0)
 
 
 def is_noise(text: str, url: str) -> bool:
@@ -89,11 +112,24 @@ def first_url(stack: str) -> str:
 
 @dataclass
 class Server:
-    """A running notebook server."""
+    """A running notebook server, and the kernel that its notebooks share ("" before the first)."""
 
     base: str
     token: str
     root: Path
+    kernel: str = ""
+
+    def request(self, method: str, path: str, content: object = None) -> Any:
+        """Call the REST API of a Jupyter server, and return what it answers."""
+        request = urllib.request.Request(
+            f"{self.base}/api/{path}",
+            data=None if content is None else json.dumps(content).encode(),
+            headers={"Authorization": f"token {self.token}"},
+            method=method,
+        )
+        with urllib.request.urlopen(request) as answer:
+            text = answer.read()
+        return json.loads(text) if text else None
 
 
 @contextmanager
@@ -126,6 +162,21 @@ def jupyter(root: Path) -> Iterator[Server]:
     environment = {name: str(root / folder) for name, folder in folders.items()}
     with served(arguments, root, environment, f"{base}/api/status?token={token}"):
         yield Server(base, token, root)
+
+
+@contextmanager
+def marimo(root: Path) -> Iterator[Server]:
+    """Start one server for all marimo apps: every page reads the file of the app again."""
+    settings = root / "config" / "marimo"
+    settings.mkdir(parents=True)
+    (settings / "marimo.toml").write_text('[display]\ntheme = "system"\n')
+    app = root / "app.py"
+    app.write_text("import marimo\napp = marimo.App()\n")
+    port = free_port()
+    base = f"http://127.0.0.1:{port}"
+    arguments = ["marimo", "-q", "run", "--headless", "--no-token", f"--port={port}", str(app)]
+    with served(arguments, root, {"XDG_CONFIG_HOME": str(root / "config")}, base):
+        yield Server(base, "", root)
 
 
 @contextmanager
@@ -180,11 +231,18 @@ def free_port() -> int:
 
 @dataclass
 class Host:
-    """A notebook program: `drive` runs cells in it, `ask` and `run` talk to its kernel."""
+    """A notebook program: `drive` runs cells in it, `ask` and `run` talk to its kernel.
+
+    Attributes
+    ----------
+    discard_kernel
+        Whether the next test needs a new kernel: this one changes modules.
+    """
 
     page: Page
     server: Server
     name: str
+    discard_kernel: bool = False
 
     def drive(self, cells: Sequence[str]) -> Page:
         """Open a new notebook of these cells and run them all."""
@@ -216,6 +274,14 @@ _READY = """async () => {
   await panel.context.ready; await panel.sessionContext.ready;
   await panel.sessionContext.session.kernel.info;
 }"""
+_OPEN = """async (path) => {
+  const app = window.jupyterapp;
+  const panel = await app.commands.execute("docmanager:open", { path });
+  app.shell.activateById(panel.id);
+}"""
+_CLOSE = """() => {
+  for (const panel of [...window.jupyterapp.shell.widgets("main")]) panel.dispose();
+}"""
 _ERRORS = """() => window.jupyterapp.shell.currentWidget.content.widgets.flatMap(cell =>
   (cell.model.toJSON().outputs ?? []).filter(o => o.output_type === "error")
     .map(o => o.traceback.join("\\n")))"""
@@ -241,6 +307,7 @@ class Jupyter(Host):
         """Open a new notebook of these cells and run them all."""
         name = f"{self.name}-{secrets.token_hex(4)}.ipynb"
         nbformat.write(notebook_of(cells), self.server.root / name)
+        self.share_kernel(name)
         self.open(name)
         self.command("notebook:run-all-cells")
         self.ask("None")
@@ -248,10 +315,20 @@ class Jupyter(Host):
         assert not errors, "\n".join(errors)
         return self.page
 
+    def share_kernel(self, name: str) -> None:
+        """Let a notebook use the kernel that all notebooks share."""
+        server = self.server
+        server.kernel = server.kernel or server.request("POST", "kernels")["id"]
+        session = {"path": name, "name": name, "type": "notebook", "kernel": {"id": server.kernel}}
+        server.request("POST", "sessions", session)
+
     def open(self, name: str) -> None:
-        """Open a notebook that is there, and wait for its kernel."""
-        folder = {"lab": "lab/tree", "notebook7": "notebooks"}[self.name]
-        self.page.goto(f"{self.server.base}/{folder}/{name}?token={self.server.token}&reset")
+        """Open a notebook that exists, and wait for its kernel."""
+        if self.page.url.startswith(f"{self.server.base}/lab"):  # another notebook was open there
+            self.page.evaluate(_OPEN, name)
+        else:
+            folder = {"lab": "lab/tree", "notebook7": "notebooks"}[self.name]
+            self.page.goto(f"{self.server.base}/{folder}/{name}?token={self.server.token}&reset")
         self.page.wait_for_function("() => window.jupyterapp?.shell?.currentWidget?.sessionContext")
         self.page.evaluate(_READY)
 
@@ -277,19 +354,20 @@ class Jupyter(Host):
         self.page.wait_for_selector("body[data-jp-theme-light=false]", state="attached")
 
     def close(self) -> None:
-        """End the kernels, each of which holds a copy of PyTorch, and let the server be light."""
+        """Empty the shared kernel, end all others, close notebooks, restore the light theme."""
         if self.darkened:
             self.command("apputils:change-theme", theme="JupyterLab Light")
             self.page.wait_for_selector("body[data-jp-theme-light=true]", state="attached")
-        url = f"{self.server.base}/api/sessions"
-        header = {"Authorization": f"token {self.server.token}"}
-        with urllib.request.urlopen(urllib.request.Request(url, headers=header)) as answer:
-            sessions = json.load(answer)
-        for session in sessions:
-            request = urllib.request.Request(
-                f"{url}/{session['id']}", headers=header, method="DELETE"
-            )
-            urllib.request.urlopen(request).close()
+        self.darkened = False
+        server = self.server
+        if server.kernel and not self.discard_kernel:
+            self.run(_EMPTY)
+        self.page.evaluate(_CLOSE)
+        kept = "" if self.discard_kernel else server.kernel
+        for kernel in server.request("GET", "kernels"):
+            if kernel["id"] != kept:
+                server.request("DELETE", f"kernels/{kernel['id']}")
+        server.kernel = kept
 
     def _execute(self, code: str, expression: str) -> str:
         status, text = self.page.evaluate(_EXECUTE, [code, expression])
@@ -297,6 +375,14 @@ class Jupyter(Host):
         return str(text)
 
 
+#: Closes all widgets of a kernel and deletes the names of its notebook.
+_EMPTY = """
+import ipywidgets
+ipywidgets.Widget.close_all()
+for _name in set(get_ipython().user_ns) - set(get_ipython().user_ns_hidden):
+    if not _name.startswith("_"):
+        del get_ipython().user_ns[_name]
+"""
 _CELL = "@app.cell\ndef _():\n{}\n    return\n"
 _ASKING = (
     "import marimo as mo",
@@ -319,7 +405,6 @@ mo.Html(f"<pre data-testid='answer' data-question='{question.value.partition(':'
 class Marimo(Host):
     """A marimo app; its last cells evaluate what is typed into a field, which takes the focus."""
 
-    stack: list[object] = field(default_factory=list)
     asked: int = 0
 
     def drive(self, cells: Sequence[str]) -> Page:
@@ -329,20 +414,10 @@ class Marimo(Host):
             "\n".join(f"    {line}" for line in cell.strip().splitlines())
             for cell in (*cells, *_ASKING)
         ]
-        app = root / "app.py"
-        app.write_text(
+        (root / "app.py").write_text(
             "import marimo\napp = marimo.App()\n\n" + "\n".join(map(_CELL.format, lines))
         )
-        (root / "marimo").mkdir()
-        (root / "marimo" / "marimo.toml").write_text('[display]\ntheme = "system"\n')
-        port = free_port()
-        arguments = ["marimo", "-q", "run", "--headless", "--no-token", f"--port={port}", str(app)]
-        serving = served(
-            arguments, root, {"XDG_CONFIG_HOME": str(root)}, f"http://127.0.0.1:{port}"
-        )
-        serving.__enter__()
-        self.stack.append(serving)
-        self.page.goto(f"http://127.0.0.1:{port}")
+        self.page.goto(self.server.base)
         self.page.get_by_test_id("answer-text").wait_for()
         return self.page
 
@@ -359,9 +434,7 @@ class Marimo(Host):
         self.page.emulate_media(color_scheme="dark")
 
     def close(self) -> None:
-        """Stop the server."""
-        for serving in self.stack:
-            serving.__exit__(None, None, None)  # type: ignore[attr-defined]
+        """Nothing is left to close: the session ends with its page."""
 
     def _send(self, kind: str, text: str) -> str:
         self.asked += 1

@@ -16,9 +16,9 @@ from tests.widgets.browser.hosts import Host
 from tests.widgets.tiny import tiny_atlas, tiny_lens, tiny_picture
 from vitlens.atlas.atlas import Atlas
 from vitlens.widgets import FeatureBrowser, FeatureCard, FeatureMap
-from vitlens.widgets.atlas_table import ATLAS_COLUMNS
+from vitlens.widgets.base import from_bytes
 from vitlens.widgets.browser import COLUMNS
-from vitlens.widgets.buffers import from_bytes
+from vitlens.widgets.columns import ATLAS_COLUMNS
 
 MARGIN = 14  # pixels around the map, in vitlens/widgets/js/src/map/view.js
 
@@ -87,14 +87,14 @@ def test_browse_sort_filter_search_name_close_and_open_again(
 
     # Filter, by another.
     page.get_by_label("Column to filter by").select_option("frequency")
-    page.get_by_label("Least value").fill("0.05")
+    page.get_by_label("Minimum").fill("0.05")
     host.wait("browser.at_least == {'frequency': 0.05}")
     n = host.ask("len(browser.listed)")
     expect(page.locator(".vl-browser-tools [role=status]")).to_have_text(f"{n} of 60 features")
-    page.get_by_label("No longer only frequency").click()
+    page.get_by_label("Remove the filter: frequency").click()
     host.wait("browser.at_least == {} and len(browser.listed) == 60")
 
-    # Browse: the card follows, with pictures and scores beside chance.
+    # Browse: the card follows, with images, and scores next to chance.
     page.locator(".vl-browser-row[data-index='2']").click()
     host.wait("card.selected == browser.listed[2] and card.card['node'] == list(card.selected)")
     card = page.locator(".vl-card")
@@ -114,7 +114,10 @@ def test_browse_sort_filter_search_name_close_and_open_again(
     node = host.ask("card.selected")
 
     # Close, open again: another notebook with another kernel.
+    page.wait_for_timeout(400)  # views send what is hovered with a delay
+    host.discard_kernel = True
     host.close()
+    host.discard_kernel = False
     page = host.drive(cells(folder, names))
     host.run(f"card.selected = {node}")
     expect(page.locator(".vl-card").get_by_label("Name")).to_have_value("edges of discs")
@@ -135,7 +138,7 @@ def test_the_lasso_reaches_python(lab: Host, folder: Path, tmp_path: Path) -> No
     corners = [(3, 3), (box["width"] - 3, 3), (box["width"] - 3, box["height"] - 3)]
     draw(page, stage, [*corners, (3, box["height"] - 3)])
     lab.wait("len(features.chosen) == 180")
-    page.get_by_label("Choose none").click()
+    page.get_by_label("Clear the choice").click()
     lab.wait("features.chosen == ()")
 
     # Layers that are not shown are not chosen.
@@ -238,9 +241,9 @@ def test_a_page_of_the_map(
     draw(page, stage, [(1, 1), (half + 1, 1), (half + 1, size[1] - 1), (1, size[1] - 1)])
     inside = int((at[:, 0] < half).sum())
     near = int((np.abs(at[:, 0] - half) < 2).sum())
-    told = page.locator(".vl-map-chosen [role=status]")
-    expect(told).to_contain_text(re.compile("^[1-9]"))  # drawn in the next frame
-    assert abs(int(told.inner_text().split()[0]) - inside) <= near
+    status = page.locator(".vl-map-chosen [role=status]")
+    expect(status).to_contain_text(re.compile("^[1-9]"))  # drawn in the next frame
+    assert abs(int(status.inner_text().split()[0]) - inside) <= near
 
 
 def test_a_drag_on_the_map_ends_when_the_button_is_let_go_outside(
@@ -278,7 +281,7 @@ def test_a_proposal_says_which_score_it_has(
 
 
 @pytest.mark.parametrize(
-    "wish",
+    "options",
     [
         {"sort": "trust", "descending": True},
         {"sort": "position", "descending": False, "at_least": {"frequency": 0.03}},
@@ -286,18 +289,18 @@ def test_a_proposal_says_which_score_it_has(
         {"sort": "frequency", "descending": True, "query": "4"},
         {"sort": "curvature", "descending": False, "query": "strip"},
     ],
-    ids=lambda wish: "-".join(map(str, wish.values())),
+    ids=lambda options: "-".join(map(str, options.values())),
 )
 @pytest.mark.parametrize("image", [False, True])
 def test_python_and_the_view_list_the_same(
     static_page: Callable[[Path], Page],
     lens: vitlens.Lens,
     tmp_path: Path,
-    wish: dict[str, object],
+    options: dict[str, object],
     image: bool,
 ) -> None:
     picture = tiny_picture() if image else None
-    browser = FeatureBrowser(lens, picture, layer=1, active_only=False, **wish)  # type: ignore[arg-type]
+    browser = FeatureBrowser(lens, picture, layer=1, active_only=False, **options)  # type: ignore[arg-type]
     texts = ["stripes" if f % 7 == 0 else "" for f in range(60)]
     browser.browser = {**browser.browser, "texts": texts}
     table = from_bytes(browser.browser_table, shape=(len(browser.browser["columns"]), -1))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
-from playwright.sync_api import Browser, Page, Route
+from playwright.sync_api import BrowserContext, Page, Route
 
 from tests.widgets.browser import hosts
 
@@ -14,7 +14,7 @@ THEIRS = "http://127.0.0.1:1/static/notebook/notebook_core.c9.js"
 
 
 @pytest.fixture
-def page(browser: Browser) -> Iterator[Page]:
+def page(context: BrowserContext) -> Iterator[Page]:
     """A page whose complaints the test itself looks at."""
 
     def answer(route: Route) -> None:
@@ -26,7 +26,7 @@ def page(browser: Browser) -> Iterator[Page]:
         else:
             route.fulfill(status=404)
 
-    with hosts.new_page(browser) as page:
+    with hosts.new_page(context) as page:
         page.route(f"{OURS}**", answer)
         page.route(THEIRS, answer)
         page.goto(OURS)

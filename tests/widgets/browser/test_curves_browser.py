@@ -8,11 +8,11 @@ from pathlib import Path
 from playwright.sync_api import Locator, Page, expect
 
 from tests.widgets.browser.hosts import Host
-from tests.widgets.test_curve_plot import make_curves
+from tests.widgets.test_curves import make_curves
 from vitlens.widgets import CurvePlot
 
 CELL = """
-from tests.widgets.test_curve_plot import make_curves
+from tests.widgets.test_curves import make_curves
 from vitlens.widgets import CurvePlot
 plot = CurvePlot(make_curves(), nodes_per_layer=6)
 plot
@@ -20,7 +20,7 @@ plot
 
 
 def handle(page: Page) -> Locator:
-    return page.get_by_role("slider", name="Nodes a layer").first
+    return page.get_by_role("slider", name="Nodes per layer").first
 
 
 def panel(page: Page, heading: str) -> Locator:
@@ -38,12 +38,12 @@ def test_in_a_notebook(jupyter_host: Host) -> None:
     page = jupyter_host.drive([CELL])
     expect(handle(page)).to_have_attribute("aria-valuenow", "6")
     expect(page.locator(".vl-curves-place")).to_have_text(
-        "At the point: 6 nodes a layer, 20% of the largest dictionary"
+        "At the marker: 6 nodes per layer, 20% of the largest dictionary"
     )
 
     hover(page, "Insertion", 0.25)
     tip = page.locator(".vl-curves-tip")
-    expect(tip).to_contain_text("10%: 3 a layer")
+    expect(tip).to_contain_text("10%: 3 per layer")
     expect(tip).to_contain_text("0.600 [0.")
     page.mouse.move(0, 0)
     expect(tip).to_be_hidden()

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Page
 
-from tests.tiny import tiny_image, tiny_lens
+from tests.builders import tiny_image, tiny_lens
 from vitlens.widgets import CircuitDiagram
 
 # The colour of the edges that is seen most, after so many frames; null when nothing is drawn.

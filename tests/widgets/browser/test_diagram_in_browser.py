@@ -10,15 +10,15 @@ from typing import Any
 import pytest
 from playwright.sync_api import Locator, Page, expect
 
-from tests.tiny import tiny_image, tiny_lens
+from tests.builders import tiny_image, tiny_lens
 from tests.widgets.browser.hosts import Host
-from vitlens.circuits.candidates import Candidates
 from vitlens.circuits.circuit import Circuit
+from vitlens.circuits.graph import AttributionGraph
 from vitlens.widgets import CircuitDiagram
 
 CELLS = (
     """
-from tests.tiny import tiny_image, tiny_lens
+from tests.builders import tiny_image, tiny_lens
 from vitlens.widgets import CircuitDiagram
 lens = tiny_lens(1)
 diagram = CircuitDiagram.of(lens, tiny_image(1), at_most=12, nodes_per_layer=4)
@@ -28,22 +28,22 @@ diagram
 STEPS, MOST = 200, {"node_share": 0.5, "edge_share": 0.25}
 
 
-def candidates() -> Candidates:
-    return tiny_lens(1).candidates(tiny_image(1), at_most=12)
+def attribution() -> AttributionGraph:
+    return tiny_lens(1).attribute(tiny_image(1), at_most=12)
 
 
-def node(page: Page, known: Candidates, key: tuple[int, int]) -> Locator:
+def node(page: Page, known: AttributionGraph, key: tuple[int, int]) -> Locator:
     number = "target" if key[1] == -2 else known.keys.index(key)
     return page.locator(f'.vl-node[data-key="{number}"]')
 
 
-def shown(page: Page, known: Candidates) -> set[tuple[int, int]]:
+def shown(page: Page, known: AttributionGraph) -> set[tuple[int, int]]:
     """The nodes that are visible, the target left out."""
     script = "nodes => nodes.map(n => n.dataset.key).filter(k => k !== 'target').map(Number)"
     return {known.keys[i] for i in page.locator(".vl-node").evaluate_all(script)}
 
 
-def expect_circuit(page: Page, known: Candidates, circuit: Circuit) -> None:
+def expect_circuit(page: Page, known: AttributionGraph, circuit: Circuit) -> None:
     expect(page.locator(".vl-diagram-count")).to_have_text(
         f"{len(circuit.nodes)} nodes, {len(circuit.edges)} edges"
     )
@@ -75,10 +75,10 @@ def strongest(circuit: Circuit, key: tuple[int, int], *, after: bool) -> tuple[i
 
 
 def test_it_works_in_a_notebook(host: Host) -> None:
-    known = candidates()
+    known = attribution()
     page = host.drive(CELLS)
     expect(page.locator(".vl-node")).to_have_count(13)
-    circuit = known.circuit(4)
+    circuit = known.prune(4)
     expect_circuit(page, known, circuit)
     keys = [n.key for n in circuit.nodes if n.feature >= 0]
     first, second, last = keys[0], keys[1], keys[-1]
@@ -96,26 +96,26 @@ def test_it_works_in_a_notebook(host: Host) -> None:
 
     slide(page, "nodes_per_layer", 1)
     host.wait("diagram.nodes_per_layer == 1")
-    expect_circuit(page, known, known.circuit(1, pinned=[last]))
+    expect_circuit(page, known, known.prune(1, pinned=[last]))
     slide(page, "edge_share", 120)
     share = share_at("edge_share", 120)
     host.wait(f"diagram.edge_share == {share}")
-    expect_circuit(page, known, known.circuit(1, edge_share=share, pinned=[last]))
+    expect_circuit(page, known, known.prune(1, edge_share=share, pinned=[last]))
 
     host.run("diagram.nodes_per_layer = 5; diagram.edge_share = 0; diagram.pinned = []")
     host.run(f"diagram.labels = {{{first}: 'left ear'}}; diagram.selected = {second}")
-    expect_circuit(page, known, known.circuit(5))
+    expect_circuit(page, known, known.prune(5))
     expect(node(page, known, first).locator(".vl-node-name")).to_have_text("left ear")
     expect(node(page, known, second)).to_have_attribute("aria-pressed", "true")
-    assert host.ask("diagram.circuit == diagram.candidates.circuit(5, labels=diagram.labels)")
+    assert host.ask("diagram.circuit == diagram.graph.prune(5, labels=diagram.labels)")
     host.dark()
     expect(page.locator(".vl-root")).to_have_class("vl-root vl-circuit-diagram vl-dark")
 
 
 def test_the_keyboard_walks_and_marks(host: Host) -> None:
-    known = candidates()
+    known = attribution()
     page = host.drive(CELLS)
-    circuit = known.circuit(4)
+    circuit = known.prune(4)
     start = next(n.key for n in circuit.nodes if n.feature >= 0)
     node(page, known, start).focus()
     path = [start]
@@ -149,9 +149,9 @@ def test_the_keyboard_walks_and_marks(host: Host) -> None:
 
 
 def test_groups(lab: Host) -> None:
-    known = candidates()
+    known = attribution()
     page = lab.drive(CELLS)
-    circuit = known.circuit(4)
+    circuit = known.prune(4)
     one, two = [n.key for n in circuit.nodes if n.layer == 1][:2]
     for key in (one, two):
         node(page, known, key).click(modifiers=["Shift"])
@@ -186,10 +186,10 @@ def test_groups(lab: Host) -> None:
 
 
 def test_a_live_ablation(host: Host) -> None:
-    known = candidates()
+    known = attribution()
     page = host.drive(CELLS)
     panel = page.locator(".vl-ablation")
-    keys = [n.key for n in known.circuit(4).nodes if n.feature >= 0 and n.layer == 2]
+    keys = [n.key for n in known.prune(4).nodes if n.feature >= 0 and n.layer == 2]
     node(page, known, keys[0]).click()
     node(page, known, keys[0]).focus()
     page.keyboard.press("x")
@@ -198,7 +198,7 @@ def test_a_live_ablation(host: Host) -> None:
     layer, feature = keys[0]
     host.wait(f"diagram.ablations == (({layer}, {feature}, None),)")
     equal = (
-        "max(abs(a - float(lens.run_with(tiny_image(1), keep=[[f for f in range(s.size) if "
+        "max(abs(a - float(lens.run_with(tiny_image(1), keep=[[f for f in range(s.n_features) if "
         f"(l, f) != {keys[0]}] for l, s in enumerate(lens.saes)])[i])) "
         "for a, i in zip(diagram.outcome['after']['logits'], diagram.outcome['indices'])) < 1e-5"
     )
@@ -208,10 +208,10 @@ def test_a_live_ablation(host: Host) -> None:
     page.keyboard.press("Enter")
     host.wait(f"diagram.ablations == (({layer}, {feature}, 1.5),) and len(diagram.history) == 2")
     expect(panel.locator("summary")).to_have_text("History (2)")
-    told = host.ask("[c for c, p in zip(diagram.outcome['classes'], range(9))]")
-    assert isinstance(told, list)
+    expected = host.ask("[c for c, p in zip(diagram.outcome['classes'], range(9))]")
+    assert isinstance(expected, list)
     rows = panel.locator(".vl-bars-table tbody th").all_inner_texts()
-    assert sorted(rows) == sorted(told)
+    assert sorted(rows) == sorted(expected)
     panel.get_by_role("button", name="Reset").click()
     expect(panel.locator(".vl-bars")).to_be_hidden()
     panel.locator("summary").click()
@@ -221,14 +221,15 @@ def test_a_live_ablation(host: Host) -> None:
     expect(panel.locator(".vl-ablation-name")).to_have_text("0/error")
 
 
-def test_an_error_in_python_is_told_in_words(lab: Host) -> None:
-    known = candidates()
+def test_an_error_in_python_is_reported_in_words(lab: Host) -> None:
+    known = attribution()
     page = lab.drive(CELLS)
     lab.run(
-        "import vitlens.widgets.ablation as a\ndef fail(*_): raise RuntimeError('out of luck')\n"
-        "a._outcome = fail"
+        "import vitlens.widgets.diagram as a\ndef fail(*_): raise RuntimeError('out of luck')\n"
+        "a._outcome_payload = fail"
     )
-    node(page, known, known.circuit(4).nodes[0].key).focus()
+    lab.discard_kernel = True
+    node(page, known, known.prune(4).nodes[0].key).focus()
     page.keyboard.press("x")
     expect(page.locator(".vl-notice")).to_contain_text("RuntimeError: out of luck")
 
@@ -271,7 +272,7 @@ def test_zoom_and_drag(lab: Host) -> None:
 
 def test_a_page_prunes_as_python_does(static_page: Callable[[Path], Page], tmp_path: Path) -> None:
     lens, image = tiny_lens(2, features=120), tiny_image(2)
-    known = lens.candidates(image, at_most=40)
+    known = lens.attribute(image, at_most=40)
     CircuitDiagram(known).to_html(tmp_path / "page.html")
     page = static_page(tmp_path / "page.html")
     drawn = random.Random(0)
@@ -286,7 +287,7 @@ def test_a_page_prunes_as_python_does(static_page: Callable[[Path], Page], tmp_p
 
 
 def test_a_page_needs_no_python(static_page: Callable[[Path], Page], tmp_path: Path) -> None:
-    known = candidates()
+    known = attribution()
     diagram = CircuitDiagram.of(tiny_lens(1), tiny_image(1), at_most=12, nodes_per_layer=3)
     key = diagram.circuit.nodes[0].key
     diagram.labels, diagram.selected = {key: "<b>fur</b>"}, key
@@ -295,7 +296,7 @@ def test_a_page_needs_no_python(static_page: Callable[[Path], Page], tmp_path: P
     expect(node(page, known, key).locator(".vl-node-name")).to_have_text("<b>fur</b>")
     other = node(page, known, diagram.circuit.nodes[1].key)
     other.hover()
-    expect(page.locator(".vl-side-words")).to_contain_text("of its layer")
+    expect(page.locator(".vl-side-text")).to_contain_text("of its layer")
     other.click(modifiers=["ControlOrMeta"])
     expect(other).to_contain_class("vl-pinned")
     slide(page, "nodes_per_layer", 1)
@@ -308,7 +309,7 @@ def test_a_page_needs_no_python(static_page: Callable[[Path], Page], tmp_path: P
 def test_a_drag_ends_when_the_button_is_let_go_outside(
     static_page: Callable[[Path], Page], tmp_path: Path
 ) -> None:
-    CircuitDiagram(candidates(), nodes_per_layer=4).to_html(tmp_path / "circuit.html")
+    CircuitDiagram(attribution(), nodes_per_layer=4).to_html(tmp_path / "circuit.html")
     page = static_page(tmp_path / "circuit.html")
     page.locator(".vl-node-target").wait_for()
     stage = page.locator(".vl-stage").bounding_box()
@@ -327,19 +328,22 @@ def test_a_drag_ends_when_the_button_is_let_go_outside(
 def test_a_target_of_zero_has_no_shares(
     static_page: Callable[[Path], Page], tmp_path: Path
 ) -> None:
-    known = candidates()
-    edge = known.circuit(4).edges[0]
+    known = attribution()
+    edge = known.prune(4).edges[0]
     measured = {(edge.source, edge.target): (0.5, 0.25)}
     diagram = CircuitDiagram(known, nodes_per_layer=4, measured=measured, selected=edge.source)
-    diagram.graph = {**diagram.graph, "target": {**diagram.graph["target"], "value": 0.0}}
+    diagram.graph_info = {
+        **diagram.graph_info,
+        "target": {**diagram.graph_info["target"], "value": 0.0},
+    }
     diagram.to_html(tmp_path / "circuit.html")
     page = static_page(tmp_path / "circuit.html")
     expect(page.locator(".vl-side-measured td[title]")).to_have_text(["–", "–"])
 
 
 def test_what_was_measured_is_shown(static_page: Callable[[Path], Page], tmp_path: Path) -> None:
-    lens, known = tiny_lens(1), candidates()
-    circuit = known.circuit(4)
+    lens, known = tiny_lens(1), attribution()
+    circuit = known.prune(4)
     checked = lens.verify(circuit, tiny_image(1), control=False).by_edge()
     diagram = CircuitDiagram(known, nodes_per_layer=4, measured=checked)
     diagram.to_html(tmp_path / "circuit.html")

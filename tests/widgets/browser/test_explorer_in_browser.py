@@ -23,24 +23,24 @@ lens = lens_with_samples(pathlib.Path(tempfile.mkdtemp()))
 CELLS = (START, "explorer = lens.explore(at_most=12, nodes_per_layer=4)\nexplorer")
 SLOW = """
 import time
-quick = lens.candidates
+quick = lens.attribute
 def slow(image, *, progress, **settings):
     for i in range(600):
         progress(i / 600, "edges")
         time.sleep(0.05)
-lens.candidates = slow
+lens.attribute = slow
 """
 SLOW_ABLATION = """
 import threading
-import vitlens.widgets.ablation as ablation
-real, go, before, asked = ablation._outcome, threading.Event(), explorer.ablations, []
-ablation._outcome = lambda *given: go.wait(20) and real(*given)
+import vitlens.widgets.diagram as ablation
+real, go, before, asked = ablation._outcome_payload, threading.Event(), explorer.ablations, []
+ablation._outcome_payload = lambda *given: go.wait(20) and real(*given)
 explorer._answer_cancel = lambda *_: asked.append("cancel")
 """
 
 
 def node(page: Page, explorer: Explorer, key: tuple[int, int]) -> Locator:
-    return page.locator(f'.vl-node[data-key="{explorer.candidates.keys.index(key)}"]')
+    return page.locator(f'.vl-node[data-key="{explorer.graph.keys.index(key)}"]')
 
 
 def prediction(explorer: Explorer) -> str:
@@ -117,22 +117,24 @@ def test_images_and_targets(jupyter_host: Host, tmp_path: Path, twin: Explorer) 
     page = jupyter_host.drive(CELLS)
     expect(page.locator(".vl-node").first).to_be_visible()
     page.get_by_role("radio").nth(1).click()
-    jupyter_host.wait("explorer.image_choice == 1 and explorer.graph and not explorer.progress")
+    jupyter_host.wait(
+        "explorer.image_choice == 1 and explorer.graph_info and not explorer.progress"
+    )
     expect(page.get_by_role("radio").nth(1)).to_have_attribute("aria-checked", "true")
     apart(lambda: twin.set_trait("image_choice", 1))
     expect(page.locator(".vl-x-prediction")).to_contain_text(prediction(twin))
 
     page.get_by_label("Explain").select_option("2")
-    jupyter_host.wait("explorer.explained['name'] == 'fruit' and explorer.graph")
+    jupyter_host.wait("explorer.explained['name'] == 'fruit' and explorer.graph_info")
     expect(page.locator(".vl-node[data-key=target]")).to_contain_text("fruit")
 
     picture(5).save(tmp_path / "mine.png")
     page.locator("input[type=file]").set_input_files(tmp_path / "mine.png")
-    jupyter_host.wait("explorer.image_name == 'mine.png' and explorer.graph")
+    jupyter_host.wait("explorer.image_name == 'mine.png' and explorer.graph_info")
     expect(page.locator(".vl-x-name")).to_have_text("mine.png")
     (tmp_path / "no.png").write_text("no image")
     page.locator("input[type=file]").set_input_files(tmp_path / "no.png")
-    expect(page.locator(".vl-notice")).to_contain_text("no.png is not an image")
+    expect(page.locator(".vl-notice")).to_contain_text("no.png is damaged, or not an image")
     page.get_by_role("button", name="Dismiss").click()
     expect(page.locator(".vl-notice")).to_be_hidden()
 
@@ -164,7 +166,7 @@ def test_ablation_and_curves(jupyter_host: Host) -> None:
     jupyter_host.wait("len(explorer.ablations) == 2")
     panel.get_by_role("button", name="Cancel").click()
     jupyter_host.wait("explorer.ablations == before")
-    jupyter_host.run("go.set()")
+    jupyter_host.run("go.set(); ablation._outcome_payload = real")
     expect(panel.get_by_role("button", name="Cancel")).to_be_hidden()
     assert jupyter_host.ask("asked") == []
 
@@ -184,13 +186,13 @@ def test_cancel_while_it_computes(lab: Host) -> None:
     page = lab.drive([START + SLOW, "explorer = lens.explore(at_most=12)\nexplorer"])
     expect(page.locator(".vl-progress-what")).to_contain_text("edges")
     expect(page.locator(".vl-x-prediction")).to_contain_text("Predicted")
-    expect(page.locator(".vl-x-waiting")).to_contain_text("being computed")
+    expect(page.locator(".vl-x-waiting")).to_contain_text("Computing the circuit")
     page.get_by_role("button", name="Cancel").first.click()
     expect(page.locator(".vl-progress")).to_be_hidden()
     expect(page.locator(".vl-x-waiting")).to_contain_text("no circuit yet")
-    lab.wait("explorer.progress == {} and explorer.graph == {}")
-    lab.run("lens.candidates = quick")
-    page.get_by_role("button", name="Compute it").click()
+    lab.wait("explorer.progress == {} and explorer.graph_info == {}")
+    lab.run("lens.attribute = quick")
+    page.get_by_role("button", name="Compute the circuit").click()
     expect(page.locator(".vl-node").first).to_be_visible()
 
 
@@ -212,10 +214,12 @@ def test_layout(lab: Host) -> None:
 def test_a_stored_notebook_without_its_kernel(
     lab: Jupyter, notebook_with_state: Callable[[Sequence[str]], str], twin: Explorer
 ) -> None:
-    lab.open(notebook_with_state((*CELLS, "await explorer.ready(); None")))
+    name = notebook_with_state((*CELLS, "await explorer.ready(); None"))
+    lab.share_kernel(name)  # a kernel that does not know the widgets
+    lab.open(name)
     page = lab.page
     expect(page.locator(".vl-node")).to_have_count(len(twin.circuit.nodes) + 1)
-    expect(page.locator(".vl-no-kernel")).to_contain_text("no kernel runs", timeout=20_000)
+    expect(page.locator(".vl-no-kernel")).to_contain_text("no kernel is running", timeout=20_000)
     one = twin.circuit.nodes[0].key
     node(page, twin, one).hover()
     expect(heat_title(page)).to_contain_text(f"Layer {one[0]}")
@@ -243,7 +247,7 @@ def test_saved_page(static_page: Callable[[Path], Page], tmp_path: Path, twin: E
     page.locator("input[data-rule=nodes_per_layer]").fill("1")
     expect(node(page, twin, kept)).to_be_visible()
     open_tab(page, "Curves")
-    expect(page.locator(".vl-curves-place")).to_contain_text("1 node a layer")
+    expect(page.locator(".vl-curves-place")).to_contain_text("1 node per layer")
 
     open_tab(page, "Map")
     expect(page.locator(".vl-map")).to_contain_text("There is no map")

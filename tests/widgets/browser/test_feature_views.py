@@ -15,10 +15,10 @@ from playwright.sync_api import Page, expect
 from tests.widgets.browser.hosts import Host
 from tests.widgets.tiny import tiny_lens, tiny_picture
 from vitlens.widgets import FeatureBrowser, FeatureCard
+from vitlens.widgets.base import encode_strip, to_bytes
 from vitlens.widgets.browser import order
-from vitlens.widgets.buffers import encode_strip, to_bytes
+from vitlens.widgets.card import CardPart
 from vitlens.widgets.diagram import DiagramPart
-from vitlens.widgets.feature import CardPart
 from vitlens.widgets.scene import Scene
 
 CELLS = (
@@ -130,7 +130,7 @@ def test_a_card_as_a_page(static_page: Callable[[Path], Page], tmp_path: Path) -
     expect(page.locator(".vl-card-id")).to_have_text("/".join(map(str, card.selected)))
     expect(page.locator(".vl-card-class").first).to_have_text(card.card["up"][0][0])
     lens = page.locator(".vl-card-section:visible", has_text="logit lens")
-    expect(lens).to_contain_text("past the blocks above")
+    expect(lens).to_contain_text("bypassing the blocks above")
     expect(page.locator(".vl-card")).to_contain_text("This lens has no atlas")
     name = page.get_by_label("Name")
     name.fill("kept <b>here</b>")
@@ -169,7 +169,7 @@ def test_a_silent_feature_shows_no_blanks(
 
 
 class _Both(DiagramPart, CardPart, bundle="card"):
-    """A card beside a diagram, as in the Explorer."""
+    """A card next to a diagram, as in the Explorer."""
 
 
 def test_without_a_kernel_a_card_says_what_the_diagram_knows(
@@ -177,8 +177,8 @@ def test_without_a_kernel_a_card_says_what_the_diagram_knows(
 ) -> None:
     found = scene()
     both = _Both()
-    candidates = found.lens.candidates(tiny_picture(), at_most=64)
-    both.look_at(replace(found, candidates=candidates))
+    graph = found.lens.attribute(tiny_picture(), at_most=64)
+    both.show_scene(replace(found, graph=graph))
     both.selected = found.most_important(2)
     both.update_card()
     both.to_html(tmp_path / "card.html")
@@ -228,13 +228,13 @@ ORDERS = [
 ]
 
 
-@pytest.mark.parametrize("wish", ORDERS, ids=lambda wish: "-".join(map(str, wish.values())))
+@pytest.mark.parametrize("order", ORDERS, ids=lambda order: "-".join(map(str, order.values())))
 def test_python_and_the_view_list_the_same(
-    static_page: Callable[[Path], Page], tmp_path: Path, wish: dict[str, object]
+    static_page: Callable[[Path], Page], tmp_path: Path, order: dict[str, object]
 ) -> None:
     found = scene()
     labels = {(1, 7): "Été", (1, 40): "zebra", (1, 3): "étoile", (1, 30): "Zebra", (0, 2): "no"}
-    browser = FeatureBrowser(found.lens, found, layer=1, labels=labels, **wish)  # type: ignore[arg-type]
+    browser = FeatureBrowser(found.lens, found, layer=1, labels=labels, **order)  # type: ignore[arg-type]
     browser.to_html(tmp_path / "browser.html")
     page = static_page(tmp_path / "browser.html")
     page.set_viewport_size({"width": 700, "height": 3000})
@@ -256,7 +256,7 @@ class _Top(FeatureCard, bundle="card"):
         pictures = [torch.randint(0, 255, (48, 48, 3), dtype=torch.uint8) for _ in range(n)]
         heats = torch.rand(n, *self.grid)
         items = [{"label": f"image {i}", "activation": float(heats[i].max())} for i in range(n)]
-        self.top_pictures = encode_strip(pictures)
+        self.top_strip = encode_strip(pictures)
         self.top_heats = to_bytes(heats, "float16")
         self.card = {**self.card, "top_images": {"available": True, "items": items}}
 
@@ -286,7 +286,7 @@ def test_a_hundred_thousand_features_stay_fluid(
     browser = FeatureBrowser(found.lens, found, layer=1, active_only=False)
     columns = rng.gamma(0.3, 1.0, (4, n)).astype(np.float32)
     browser.browser_table = to_bytes(columns)
-    browser.browser = {**browser.browser, "sizes": [60, n, 60]}
+    browser.browser = {**browser.browser, "n_features": n}
     browser.to_html(tmp_path / "browser.html")
     page = static_page(tmp_path / "browser.html")
     expect(page.locator(".vl-browser-grid")).to_have_attribute("aria-rowcount", str(n + 1))

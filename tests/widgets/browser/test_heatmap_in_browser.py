@@ -8,13 +8,13 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Locator, Page, expect
 
-from tests.tiny import tiny_image, tiny_lens
+from tests.builders import tiny_image, tiny_lens
 from tests.widgets.browser.hosts import Host, Jupyter
 from vitlens.widgets import PatchHeatmap
 
 CELLS = (
     """
-from tests.tiny import tiny_image, tiny_lens
+from tests.builders import tiny_image, tiny_lens
 from vitlens.widgets import PatchHeatmap
 lens = tiny_lens()
 heatmap = PatchHeatmap.of(lens, tiny_image(), layer=1, feature=3)
@@ -50,7 +50,7 @@ def press(page: Page, *keys: str) -> None:
 
 def test_it_works_in_a_notebook(host: Host) -> None:
     page = host.drive(CELLS)
-    picture = page.locator(".vl-heat-picture")
+    picture = page.locator(".vl-heat-image")
     readout = page.locator(".vl-heat-readout")
     expect(page.locator(".vl-heatmap .vl-title").first).to_have_text("Layer 1, feature 3")
     expect(page.locator(".vl-heat-name")).to_have_text("CLS")
@@ -64,7 +64,7 @@ def test_it_works_in_a_notebook(host: Host) -> None:
     picture.click(position=at(picture, 1, 2))
     host.wait("heatmap.patches == ((1, 2),)")
     first = page.locator(".vl-heat-feature").first
-    active = host.ask("heatmap.features_at(6)['layers']")
+    active = host.ask("heatmap.features_at(6)['features']")
     assert isinstance(active, list)
     expect(first).to_contain_text(str(active[0][0][0]))
     expect(page.locator(".vl-heat-layer")).to_have_count(3)
@@ -103,12 +103,14 @@ def test_it_works_in_a_notebook(host: Host) -> None:
 def test_a_saved_notebook_without_its_kernel(
     lab: Jupyter, notebook_with_state: Callable[[Sequence[str]], str]
 ) -> None:
-    lab.open(notebook_with_state(CELLS))
+    name = notebook_with_state(CELLS)
+    lab.share_kernel(name)  # a kernel that does not know the widgets
+    lab.open(name)
     page = lab.page
-    picture = page.locator(".vl-heat-picture")
+    picture = page.locator(".vl-heat-image")
     picture.hover(position=at(picture, 1, 2))
     expect(page.locator(".vl-heat-readout")).to_contain_text("row 2, column 3: ")
-    expect(page.locator(".vl-no-kernel")).to_contain_text("no kernel runs", timeout=20_000)
+    expect(page.locator(".vl-no-kernel")).to_contain_text("no kernel is running", timeout=20_000)
 
 
 def test_heatmaps_are_linked_through_their_traits(lab: Host) -> None:
@@ -126,16 +128,16 @@ other
     )
     second = page.locator(".vl-heatmap").nth(1)
     expect(second.locator(".vl-title").first).to_have_text("Layer 1, feature 3")
-    picture = page.locator(".vl-heat-picture").first
+    picture = page.locator(".vl-heat-image").first
     picture.click(position=at(picture, 0, 2))
     expect(second.locator(".vl-heat-chosen.vl-heat-light")).to_have_attribute("x", "2")
     lab.run("other.selected = (2, 7)")
     expect(page.locator(".vl-title").first).to_have_text("Layer 2, feature 7")
 
 
-def test_an_error_in_python_is_told_in_words(lab: Host) -> None:
+def test_an_error_in_python_is_reported_in_words(lab: Host) -> None:
     page = lab.drive(CELLS)
-    page.locator(".vl-heat-picture").wait_for()
+    page.locator(".vl-heat-image").wait_for()
     lab.run("heatmap._scenes = heatmap._scenes * 0; heatmap._answer_features_at = lambda *_: 1 / 0")
     lab.run("heatmap.patches = [(0, 0)]")
     notice = page.locator(".vl-notice")
@@ -158,15 +160,15 @@ def test_a_page_needs_no_python_and_no_network(
     assert page.title() == "A <title>"
     expect(page.locator(".vl-title").first).to_contain_text("</script><script>alert(1)")
     expect(page.locator(".vl-heat-caption")).to_have_text(["</script>", "<!-- b"])
-    second = page.locator(".vl-heat-picture").nth(1)
+    second = page.locator(".vl-heat-image").nth(1)
     second.hover(position=at(second, 0, 1))
     expect(page.locator(".vl-heat-readout")).to_contain_text("row 1, column 2: ")
     second.click(position=at(second, 0, 1))
-    top = heatmap.features_at(2, image=1)["layers"][0][0]
+    top = heatmap.features_at(2, image=1)["features"][0][0]
     expect(page.locator(".vl-heat-feature").first).to_contain_text(str(top[0]))
     page.get_by_label("Smooth").check()
     expect(page.get_by_label("Show")).to_be_hidden()
-    expect(page.locator(".vl-no-kernel")).to_contain_text("A saved view")
+    expect(page.locator(".vl-no-kernel")).to_contain_text("a saved view")
 
 
 @pytest.mark.parametrize(

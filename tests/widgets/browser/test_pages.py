@@ -9,9 +9,9 @@ from typing import Literal
 import pytest
 from playwright.sync_api import Page, expect
 
-from tests.tiny import tiny_image, tiny_lens
+from tests.builders import tiny_image, tiny_lens
 from tests.widgets import tiny
-from tests.widgets.test_curve_plot import make_curves
+from tests.widgets.test_curves import make_curves
 from vitlens.widgets import CircuitDiagram, CurvePlot, FeatureBrowser, FeatureCard, PatchHeatmap
 from vitlens.widgets.base import Widget
 
@@ -89,7 +89,7 @@ def test_text_is_readable_and_fits_a_narrow_screen(
     page.emulate_media(color_scheme=scheme)
     page.set_viewport_size({"width": 600, "height": 900})
     expect(page.locator(f".vl-root.vl-{scheme}")).to_be_visible()
-    expect(page.locator(".vl-no-kernel")).to_contain_text("A saved view")
+    expect(page.locator(".vl-no-kernel")).to_contain_text("a saved view")
     assert page.evaluate(CONTRAST) == []
     assert page.evaluate("document.documentElement.scrollWidth") <= 600
 
@@ -202,7 +202,7 @@ def test_long_names_and_shares_stay_in_their_places(static_page: Show, tmp_path:
     page = static_page(tmp_path / "page.html")
     page.locator(".vl-node-target").wait_for()
     assert page.evaluate(OUTSIDE, [".vl-node-target .vl-node-name", ".vl-node-target"]) == []
-    # A share with a sign beside the longest name: one line, whatever it is.
+    # A share with a sign next to the longest name: one line, whatever it is.
     share = page.locator(".vl-node:not(.vl-node-target) .vl-node-share").first
     high = "x => x.parentElement.getBoundingClientRect().height"
     before = share.evaluate(high)
@@ -219,7 +219,7 @@ def test_many_tokens_before_the_patches_and_a_long_target(
     heatmap.to_html(tmp_path / "page.html")
     page = static_page(tmp_path / "page.html")
     page.set_viewport_size({"width": 270, "height": 900})
-    box = page.locator(".vl-heat-picture").bounding_box()
+    box = page.locator(".vl-heat-image").bounding_box()
     assert box is not None
     assert box["width"] == pytest.approx(box["height"], abs=1)
     assert not page.evaluate(OVERLAPPING, ".vl-legend-ends > span")

@@ -1,4 +1,4 @@
-// The program of an exported page: a stand-in model around the state, and the widget's module.
+// The program of an exported page: a model that holds the state, and the widget's module.
 
 /** @import { Model } from "./lib/types" */
 

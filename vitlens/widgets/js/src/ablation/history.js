@@ -1,10 +1,10 @@
-// What was tried before, to go back to.
+// Earlier ablations, to restore.
 
 /** @import { Model } from "../lib/types" */
-import { apart, fill, h, percent, show } from "../lib/dom.js";
+import { fill, h, isolated, percent, show } from "../lib/dom.js";
 import { same } from "../lib/model.js";
 import { nameOf } from "./lines.js";
-import { ablations, wish } from "./wish.js";
+import { ablations, request } from "./request.js";
 
 /** @param {Model} model */
 export function history(model) {
@@ -32,11 +32,11 @@ export function history(model) {
               {
                 class: "vl-button",
                 "aria-pressed": String(same(entry.ablations, ablations(model))),
-                onclick: () => wish(model, entry.ablations),
+                onclick: () => request(model, entry.ablations),
               },
-              inWords(model, entry.ablations),
+              describe(model, entry.ablations),
             ),
-            h("span", {}, `${apart(entry.top[0])} ${percent(entry.top[1])}`),
+            h("span", {}, `${isolated(entry.top[0])} ${percent(entry.top[1])}`),
             entry.target != null && h("span", { class: "vl-muted" }, `target ${show(entry.target)}`),
           ),
         ),
@@ -45,8 +45,8 @@ export function history(model) {
   };
 }
 
-/** @param {Model} model @param {import("./wish.js").Ablation[]} list */
-function inWords(model, list) {
-  const words = list.map(([l, f, value]) => `${nameOf(model, [l, f])} ${value == null ? "off" : `= ${show(value)}`}`);
-  return words.length > 4 ? `${words.slice(0, 3).join(", ")} and ${words.length - 3} more` : words.join(", ");
+/** @param {Model} model @param {import("./request.js").Ablation[]} list */
+function describe(model, list) {
+  const text = list.map(([l, f, value]) => `${nameOf(model, [l, f])} ${value == null ? "off" : `= ${show(value)}`}`);
+  return text.length > 4 ? `${text.slice(0, 3).join(", ")} and ${text.length - 3} more` : text.join(", ");
 }

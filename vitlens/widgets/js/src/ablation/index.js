@@ -1,15 +1,15 @@
-// Nodes switched off or set to a value, and what becomes of the output.
+// Nodes that are switched off or set to a value, and the effect on the output.
 
 /** @import { Model, Mount, NodeKey } from "../lib/types" */
-import { apart, h, percent, show } from "../lib/dom.js";
+import { h, isolated, percent, show } from "../lib/dom.js";
 import { listen, same } from "../lib/model.js";
 import { bars } from "./bars.js";
 import { history } from "./history.js";
 import { lines, nameOf } from "./lines.js";
 import "./style.css";
-import { ablations, toggle, wish } from "./wish.js";
+import { ablations, request, toggle } from "./request.js";
 
-const SHOWN = ["ablations", "outcome", "history", "selected", "labels", "graph", "can_ablate"];
+const SHOWN = ["ablations", "outcome", "history", "selected", "labels", "graph_info", "can_ablate"];
 
 /** @type {Mount} */
 export function mount(model, el, signal) {
@@ -24,13 +24,13 @@ export function mount(model, el, signal) {
     },
     "Switch off",
   );
-  const reset = h("button", { class: "vl-button", onclick: () => wish(model, []) }, "Reset");
+  const reset = h("button", { class: "vl-button", onclick: () => request(model, []) }, "Reset");
   const cancel = h(
     "button",
     {
       class: "vl-button",
-      // The last wish wins: what is computed for the one before is given up.
-      onclick: () => wish(model, model.get("outcome")?.ablations ?? []),
+      // The latest request wins: the computation of the previous one is cancelled.
+      onclick: () => request(model, model.get("outcome")?.ablations ?? []),
     },
     "Cancel",
   );
@@ -38,7 +38,7 @@ export function mount(model, el, signal) {
   const empty = h(
     "p",
     { class: "vl-muted vl-ablation-empty" },
-    "Select a node and switch it off (x) to see what becomes of the output.",
+    "Select a node and switch it off (x) to see the effect on the output.",
   );
   const list = lines(model);
   const result = bars();
@@ -52,7 +52,7 @@ export function mount(model, el, signal) {
     result.element,
     past.element,
   );
-  // JupyterLab would take Enter from a field, which then never tells its new value.
+  // JupyterLab would intercept Enter in a field, which then never reports its new value.
   root.addEventListener("keydown", (event) => event.stopPropagation(), { signal });
   el.append(root);
 
@@ -71,7 +71,7 @@ export function mount(model, el, signal) {
     reset.disabled = !wanted.length;
     cancel.hidden = !pending;
     empty.hidden = wanted.length > 0;
-    state.textContent = pending ? "computing …" : inWords(outcome);
+    state.textContent = pending ? "computing…" : describe(outcome);
     root.classList.toggle("vl-pending", pending);
     list.update(wanted);
     result.update(wanted.length ? outcome : {});
@@ -87,14 +87,14 @@ export function mount(model, el, signal) {
  */
 const canAblate = (model, node) => Boolean(model.get("can_ablate") && node && node[1] >= -1);
 
-/** What changed, in a sentence. @param {any} outcome */
-function inWords({ before, after, classes, target }) {
+/** The change in one sentence. @param {any} outcome */
+function describe({ before, after, classes, target }) {
   if (!after) return "";
   const best = (/** @type {number[]} */ values) => values.indexOf(Math.max(...values));
   const [was, is] = [best(before.probabilities), best(after.probabilities)];
-  const words =
+  const text =
     was === is
-      ? `still ${apart(classes[is])}, ${percent(before.probabilities[is])} → ${percent(after.probabilities[is])}`
-      : `${apart(classes[was])} → ${apart(classes[is])} (${percent(after.probabilities[is])})`;
-  return target == null ? words : `${words}; target ${show(target)}`;
+      ? `still ${isolated(classes[is])}, ${percent(before.probabilities[is])} → ${percent(after.probabilities[is])}`
+      : `${isolated(classes[was])} → ${isolated(classes[is])} (${percent(after.probabilities[is])})`;
+  return target == null ? text : `${text}; target ${show(target)}`;
 }

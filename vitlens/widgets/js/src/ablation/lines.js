@@ -1,13 +1,13 @@
 // The nodes that are ablated, each with its value.
 
 /** @import { Model, NodeKey } from "../lib/types" */
-/** @import { Ablation } from "./wish.js" */
+/** @import { Ablation } from "./request.js" */
 import { fill, h, show } from "../lib/dom.js";
 import { halfs, ints, same } from "../lib/model.js";
-import { setTo, without, wish } from "./wish.js";
+import { request, setTo, without } from "./request.js";
 
 const ERROR = -1;
-const WAIT = 120; // ms between wishes while a slider moves
+const WAIT = 120; // ms between requests while a slider moves
 const BEYOND = 2; // the slider ends at twice the feature's largest activation
 
 /** @param {Model} model */
@@ -27,9 +27,9 @@ export function lines(model) {
         row.update(value);
         return row.element;
       });
-      // Rows that are there stay untouched: a slider in hand must not be taken away.
-      const there = [...element.children];
-      if (rows.length !== there.length || rows.some((row, i) => row !== there[i])) fill(element, rows);
+      // Existing rows are kept: a slider must not disappear during a drag.
+      const existing = [...element.children];
+      if (rows.length !== existing.length || rows.some((row, i) => row !== existing[i])) fill(element, rows);
     },
   };
 }
@@ -70,10 +70,10 @@ function line(model, key) {
   });
   const off = h(
     "button",
-    { class: "vl-button", title: "at its baseline", onclick: () => setTo(model, key, null) },
+    { class: "vl-button", title: "set to its baseline", onclick: () => setTo(model, key, null) },
     "off",
   );
-  const back = h("button", { class: "vl-button", onclick: () => wish(model, without(model, [key])) }, "restore");
+  const back = h("button", { class: "vl-button", onclick: () => request(model, without(model, [key])) }, "restore");
   const isError = key[1] === ERROR;
   const element = h(
     "li",
@@ -81,22 +81,22 @@ function line(model, key) {
     name,
     off,
     !isError && h("span", { class: "vl-ablation-value" }, slider, number),
-    !isError && most > 0 && h("span", { class: "vl-muted" }, `at most ${show(most)} here`),
+    !isError && most > 0 && h("span", { class: "vl-muted" }, `largest on this image: ${show(most)}`),
     back,
   );
   return {
     element,
     /** @param {number | null} value */
     update(value) {
-      const called = nameOf(model, key);
-      name.textContent = called;
+      const text = nameOf(model, key);
+      name.textContent = text;
       off.setAttribute("aria-pressed", String(value === null));
-      off.setAttribute("aria-label", `Switch ${called} off`);
-      back.setAttribute("aria-label", `Restore ${called}`);
-      slider.setAttribute("aria-label", `Value of ${called}`);
-      number.setAttribute("aria-label", `Value of ${called}, as a number`);
+      off.setAttribute("aria-label", `Switch ${text} off`);
+      back.setAttribute("aria-label", `Restore ${text}`);
+      slider.setAttribute("aria-label", `Value of ${text}`);
+      number.setAttribute("aria-label", `Value of ${text}, as a number`);
       if (timer === undefined) slider.value = String(value ?? 0);
-      // What is being typed stays until the value itself changes.
+      // Text that is being typed stays until the value itself changes.
       if (value !== last) number.value = value === null ? "" : String(Number(value.toPrecision(4)));
       last = value;
     },
@@ -115,12 +115,13 @@ export function nameOf(model, key) {
  * @param {Model} model @param {NodeKey} key
  */
 function largest(model, [layer, feature]) {
-  const counts = model.get("graph")?.counts ?? [];
+  const { layers = [], counts = [] } = model.get("graph_info") ?? {};
+  const column = layers.indexOf(layer);
   const features = ints(model, "node_features");
   const activations = halfs(model, "node_activations");
   let id = 0;
-  for (let l = 0; l < layer; l++) id += counts[l] ?? 0;
-  const end = id + (counts[layer] ?? 0);
+  for (let i = 0; i < column; i++) id += counts[i];
+  const end = id + (counts[column] ?? 0);
   while (id < end && features[id] !== feature) id++;
   const tokens = activations.length / (features.length || 1);
   if (id >= end || !tokens) return 0;

@@ -1,10 +1,10 @@
-// The head of the table, and its rows.
+// The header of the table, and its rows.
 
 /** @import { Column } from "./columns.js" */
 /** @import { Sort } from "./order.js" */
 import { fill, fixed, h, plain } from "../lib/dom.js";
 import { tenths } from "../lib/share.js";
-import { PROPOSED, said } from "./columns.js";
+import { format, PROPOSED } from "./columns.js";
 
 /** @param {(by: Sort) => void} choose */
 export function createHead(choose) {
@@ -16,14 +16,14 @@ export function createHead(choose) {
   const element = h("div", { role: "rowgroup" }, row);
 
   /** @param {Column} column @param {number | undefined} chance */
-  function cell({ by, words, hint }, chance) {
-    const level = chance === undefined ? "" : `; chance reaches ${fixed(chance)} (99% level); what is not above it is pale`;
-    // The name by which Python knows it: of `sort`, `at_least` and the atlas's scores.
+  function cell({ by, header, hint }, chance) {
+    const level = chance === undefined ? "" : `; chance level ${fixed(chance)} (99%); values not above it are pale`;
+    // The name in Python: of `sort`, `at_least` and the scores of the atlas.
     const title = by === PROPOSED.by ? hint : `${by}: ${hint}${level}`;
     const content =
       by === PROPOSED.by
-        ? h("span", { class: "vl-browser-title", title }, words)
-        : h("button", { type: "button", title, onclick: () => choose(by) }, words, h("span"));
+        ? h("span", { class: "vl-browser-title", title }, header)
+        : h("button", { type: "button", title, onclick: () => choose(by) }, header, h("span"));
     return h("div", { class: `vl-browser-cell vl-browser-${by}`, role: "columnheader" }, content);
   }
 
@@ -40,16 +40,16 @@ export function createHead(choose) {
     update(by, descending) {
       for (const [i, cell] of cells.entries()) {
         const sorted = columns[i].by === by;
-        const way = descending ? "descending" : "ascending";
-        cell.setAttribute("aria-sort", sorted ? way : "none");
-        const mark = cell.querySelector("button > span");
-        if (mark) mark.textContent = sorted ? (descending ? " ▾" : " ▴") : "";
+        const direction = descending ? "descending" : "ascending";
+        cell.setAttribute("aria-sort", sorted ? direction : "none");
+        const arrow = cell.querySelector("button > span");
+        if (arrow) arrow.textContent = sorted ? (descending ? " ▾" : " ▴") : "";
       }
     },
   };
 }
 
-/** An empty row; `fillRow` writes into it again and again.
+/** An empty row, which `fillRow` reuses.
  * @param {Column[]} columns
  */
 export function createRow(columns) {
@@ -68,7 +68,7 @@ export function createRow(columns) {
  * @typedef {object} RowState
  * @property {number} feature
  * @property {string} label
- * @property {string} text what a program proposes
+ * @property {string} text proposed names
  * @property {(by: string) => number} value
  * @property {Record<string, number>} chance by column
  * @property {number} positive the layer's positive importance
@@ -82,9 +82,9 @@ export function fillRow(row, columns, { feature, label, text, value, chance, pos
     const { by } = column;
     if (by === "feature") put(cell, String(feature));
     else if (by === "label" || by === PROPOSED.by) {
-      const words = by === "label" ? label : text;
-      put(cell, words);
-      cell.title = words;
+      const name = by === "label" ? label : text;
+      put(cell, name);
+      cell.title = name;
     } else if (by === "importance") {
       const importance = value(by);
       put(cell, positive > 0 ? tenths(importance / positive) : plain(importance));
@@ -92,14 +92,14 @@ export function fillRow(row, columns, { feature, label, text, value, chance, pos
       bar.style.transform = `scaleX(${(importance / widest).toFixed(3)})`;
       bar.classList.toggle("vl-negative", importance < 0);
     } else {
-      put(cell, said(column, value(by)));
+      put(cell, format(column, value(by)));
       cell.classList.toggle("vl-chance", !(value(by) > (chance[by] ?? -Infinity)));
     }
   }
 }
 
-/** @param {HTMLElement} cell @param {string} words */
-function put(cell, words) {
+/** @param {HTMLElement} cell @param {string} content */
+function put(cell, content) {
   const text = /** @type {HTMLElement} */ (cell.lastElementChild);
-  if (text.textContent !== words) text.textContent = words;
+  if (text.textContent !== content) text.textContent = content;
 }

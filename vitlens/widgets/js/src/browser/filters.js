@@ -1,9 +1,9 @@
-// The least value of any column: one is set at a time, those set are seen and taken away singly.
+// Minimum values of columns: one is set at a time; each can be removed with its button.
 
 /** @import { Model } from "../lib/types" */
 import { field, fill, h, show } from "../lib/dom.js";
 import { same, save, slowSave } from "../lib/model.js";
-import { headOf, ON_IMAGE } from "./columns.js";
+import { headerOf, ON_IMAGE } from "./columns.js";
 
 /** @param {Model} model @param {AbortSignal} signal */
 export function createFilters(model, signal) {
@@ -20,7 +20,7 @@ export function createFilters(model, signal) {
     type: "number",
     step: "any",
     placeholder: "any",
-    "aria-label": "Least value",
+    "aria-label": "Minimum",
     oninput: () => {
       const { [which.value]: _, ...others } = set();
       const value = least.value === "" ? NaN : Number(least.value);
@@ -31,7 +31,7 @@ export function createFilters(model, signal) {
   const element = h(
     "span",
     { class: "vl-browser-filters", hidden: true },
-    field("only", which),
+    field("filter", which),
     field("at least", least),
     chips,
   );
@@ -55,7 +55,7 @@ export function createFilters(model, signal) {
       const found = all.filter((name) => !ON_IMAGE.includes(name));
       if (!same(found, columns)) {
         columns = found;
-        fill(which, columns.map((name) => h("option", { value: name, title: name }, headOf(name))));
+        fill(which, columns.map((name) => h("option", { value: name, title: name }, headerOf(name))));
         least.value = text(set()[which.value]);
       }
       element.hidden = !columns.length;
@@ -70,10 +70,10 @@ export function createFilters(model, signal) {
               type: "button",
               class: "vl-browser-filter",
               title: name,
-              "aria-label": `No longer only ${headOf(name)} at least ${show(value)}`,
+              "aria-label": `Remove the filter: ${headerOf(name)} at least ${show(value)}`,
               onclick: () => drop(name),
             },
-            `${headOf(name)} ≥ ${show(value)} ×`,
+            `${headerOf(name)} ≥ ${show(value)} ×`,
           ),
         ),
       );

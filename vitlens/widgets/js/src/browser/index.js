@@ -1,11 +1,11 @@
-// All features of a layer: a table that is sorted, filtered, searched and walked by keys.
+// The features of one layer: a table to sort, filter, search and navigate by keys.
 
 /** @import { Model, NodeKey } from "../lib/types" */
 /** @import { Sort } from "./order.js" */
 import { ask } from "../lib/ask.js";
 import { counted, h } from "../lib/dom.js";
 import { floats, listen, same, save, slowSave } from "../lib/model.js";
-import { tell } from "../lib/notice.js";
+import { showError } from "../lib/notice.js";
 import { strongest } from "../lib/scale.js";
 import { createHead, createRow, fillRow } from "./cells.js";
 import { shownColumns } from "./columns.js";
@@ -35,8 +35,8 @@ export function mount(model, el, signal) {
   const unreadable = h("p", { class: "vl-unreadable", hidden: true });
   const empty = h("p", { class: "vl-browser-empty vl-muted", hidden: true });
   const keys =
-    "Up and down, page up and down, home and end walk; Enter selects; left and right change " +
-    "the layer.";
+    "Arrow up and down, Page Up, Page Down, Home and End move. Enter selects. Arrow left and right " +
+    "change the layer.";
   const root = h(
     "div",
     { class: "vl-browser" },
@@ -57,14 +57,14 @@ export function mount(model, el, signal) {
   /** @type {Uint32Array} */
   let features = new Uint32Array(0);
   let named = false; // whether names have a column
-  let active = 0; // place in the list of the row that keys act on
+  let active = 0; // index of the row that keys act on
   let widest = 1; // largest size of an importance, for the bars
 
-  const about = () => model.get("browser") ?? {};
+  const info = () => model.get("browser") ?? {};
   const hoverSoon = slowSave(model, 120);
 
   function readTable() {
-    const { columns: names = [], texts = [], chance = {} } = about();
+    const { columns: names = [], texts = [], chance = {} } = info();
     const table = floats(model, "browser_table");
     const size = table.length / (names.length || 1);
     columns = new Map();
@@ -75,7 +75,7 @@ export function mount(model, el, signal) {
     named = anyNamed(model);
     const next = shownColumns(names, texts.length > 0, named);
     head.columns(next, chance);
-    unreadable.textContent = about().unreadable ?? "";
+    unreadable.textContent = info().unreadable ?? "";
     unreadable.hidden = !unreadable.textContent;
     if (same(next, shown)) return;
     shown = next;
@@ -87,11 +87,11 @@ export function mount(model, el, signal) {
   }
 
   function list() {
-    const { layer, sizes } = about();
+    const { layer, n_features = 0 } = info();
     tools.update();
     head.update(model.get("sort"), model.get("descending"));
     labels = labelsOf(model, layer);
-    features = order(columns, labels, about().texts ?? [], {
+    features = order(columns, labels, info().texts ?? [], {
       sort: model.get("sort"),
       descending: model.get("descending"),
       query: model.get("query"),
@@ -104,15 +104,14 @@ export function mount(model, el, signal) {
     grid.setAttribute("aria-rowcount", `${features.length + 1}`);
     rows.show(features.length);
     empty.hidden = features.length > 0 || layer === undefined;
-    empty.textContent = "No feature of this layer fits; widen the search or the filter.";
-    const total = sizes?.[layer] ?? 0;
-    tools.say(`${features.length.toLocaleString("en")} of ${counted(total, "feature")}`);
+    empty.textContent = "No feature of this layer matches the search and the filters.";
+    tools.setStatus(`${features.length.toLocaleString("en")} of ${counted(n_features, "feature")}`);
   }
 
   /** @param {HTMLElement} row @param {number} index */
   function draw(row, index) {
     const feature = features[index];
-    const { layer, positive, texts = [], chance = {} } = about();
+    const { layer, positive, texts = [], chance = {} } = info();
     row.id = `${id}-${index}`;
     row.setAttribute("aria-rowindex", `${index + 2}`);
     fillRow(row, shown, {
@@ -132,7 +131,7 @@ export function mount(model, el, signal) {
   }
 
   /** @param {number} index */
-  function walkTo(index) {
+  function moveTo(index) {
     active = Math.max(0, Math.min(features.length - 1, index));
     rows.reveal(active);
     rows.refresh();
@@ -142,8 +141,8 @@ export function mount(model, el, signal) {
 
   function followSelected() {
     const selected = model.get("selected");
-    const place = selected && selected[0] === about().layer ? features.indexOf(selected[1]) : -1;
-    if (place >= 0) walkTo(place);
+    const index = selected && selected[0] === info().layer ? features.indexOf(selected[1]) : -1;
+    if (index >= 0) moveTo(index);
     else rows.refresh();
   }
 
@@ -151,27 +150,27 @@ export function mount(model, el, signal) {
   function choose(index) {
     if (index >= features.length) return;
     /** @type {NodeKey} */
-    const node = [about().layer, features[index]];
-    walkTo(index);
+    const node = [info().layer, features[index]];
+    moveTo(index);
     save(model, { selected: node });
   }
 
   /** @param {Sort} by */
   function sortBy(by) {
-    const turn = model.get("sort") === by;
-    const fresh = by !== "feature" && by !== "label"; // numbers start high, names start low
-    save(model, { sort: by, descending: turn ? !model.get("descending") : fresh });
+    const reverse = model.get("sort") === by;
+    const first = by !== "feature" && by !== "label"; // numbers start descending, names ascending
+    save(model, { sort: by, descending: reverse ? !model.get("descending") : first });
   }
 
   /** @param {number} layer */
   function setLayer(layer) {
-    const { sizes, layer: listed } = about();
-    if (!sizes || layer < 0 || layer >= sizes.length || layer === model.get("layer")) return;
+    const { layers, layer: listed } = info();
+    if (!layers?.includes(layer) || layer === model.get("layer")) return;
     save(model, { layer });
-    // Python fills the table; where there is none, the layer listed stays.
+    // Python fills the table; without a kernel the listed layer stays.
     ask(model, "ping").catch((error) => {
       save(model, { layer: listed });
-      tell(model, error);
+      showError(model, error);
     });
   }
 
@@ -181,16 +180,16 @@ export function mount(model, el, signal) {
     if (!ours || event.ctrlKey || event.metaKey || event.altKey) return;
     /** @type {Record<string, () => void>} */
     const actions = {
-      ArrowDown: () => walkTo(active + 1),
-      ArrowUp: () => walkTo(active - 1),
-      PageDown: () => walkTo(active + rows.page()),
-      PageUp: () => walkTo(active - rows.page()),
-      Home: () => walkTo(0),
-      End: () => walkTo(features.length - 1),
+      ArrowDown: () => moveTo(active + 1),
+      ArrowUp: () => moveTo(active - 1),
+      PageDown: () => moveTo(active + rows.page()),
+      PageUp: () => moveTo(active - rows.page()),
+      Home: () => moveTo(0),
+      End: () => moveTo(features.length - 1),
       Enter: () => choose(active),
       " ": () => choose(active),
-      ArrowLeft: () => setLayer(model.get("layer") - 1),
-      ArrowRight: () => setLayer(model.get("layer") + 1),
+      ArrowLeft: () => setLayer(tools.neighbour(-1)),
+      ArrowRight: () => setLayer(tools.neighbour(1)),
     };
     const action = actions[event.key];
     if (!action) return;
@@ -207,7 +206,7 @@ export function mount(model, el, signal) {
 
   /** @param {number} index */
   function hover(index) {
-    const node = index >= 0 && index < features.length ? [about().layer, features[index]] : null;
+    const node = index >= 0 && index < features.length ? [info().layer, features[index]] : null;
     if (!same(node, model.get("hovered"))) hoverSoon({ hovered: node });
   }
 
@@ -230,7 +229,7 @@ export function mount(model, el, signal) {
     () => (head.row.scrollLeft = rows.viewport.scrollLeft),
     { signal, passive: true },
   );
-  // A head that got the focus may have scrolled itself.
+  // A header that receives the focus may scroll.
   head.row.addEventListener(
     "scroll",
     () => (rows.viewport.scrollLeft = head.row.scrollLeft),
@@ -245,13 +244,13 @@ export function mount(model, el, signal) {
       if (others || named !== anyNamed(model)) readTable();
       const onlyNames = changed.size === 1 && changed.has("labels");
       if (onlyNames && model.get("sort") !== "label" && !model.get("query").trim()) {
-        labels = labelsOf(model, about().layer);
+        labels = labelsOf(model, info().layer);
         head.update(model.get("sort"), model.get("descending"));
-        rows.refresh(); // the place in the list stays
+        rows.refresh(); // the scroll position stays
         return;
       }
       list();
-      // Another order is read from its top; another layer where the selected feature is.
+      // A new order starts at its top; a new layer at the selected feature.
       if (others) followSelected();
     },
     signal,

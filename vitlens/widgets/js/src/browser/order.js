@@ -1,12 +1,12 @@
-// Which features are listed, and in what order; `vitlens.widgets.browser.order` says the same.
+// Which features are listed, and in which order, as in `vitlens.widgets.browser.order`.
 
 /** @typedef {string} Sort a column, "feature" or "label" */
 
 /**
- * @typedef {object} Wish
+ * @typedef {object} ListOptions
  * @property {Sort} sort
  * @property {boolean} descending
- * @property {string} query begins a feature's number, or is in its label or text
+ * @property {string} query start of a feature's number, or part of its label or text
  * @property {boolean} activeOnly
  * @property {number} minActivation
  * @property {Record<string, number>} atLeast
@@ -15,19 +15,19 @@
 /**
  * @param {Map<string, Float32Array>} columns [F] by name
  * @param {Map<number, string>} labels by feature
- * @param {string[]} texts what else the query looks at: one a feature, or none
- * @param {Wish} wish
- * @returns {Uint32Array} features; equal ones by number, those without a label last under "label",
+ * @param {string[]} texts further text that the query searches: one per feature, or none
+ * @param {ListOptions} options
+ * @returns {Uint32Array} features; ties by number, those without a label last under "label",
  *   NaN last
  */
-export function order(columns, labels, texts, wish) {
-  const { sort, descending, query, activeOnly } = wish;
+export function order(columns, labels, texts, options) {
+  const { sort, descending, query, activeOnly } = options;
   const size = columns.values().next().value?.length ?? 0;
   const peak = columns.get("max_activation");
   const wanted = query.trim().toLowerCase();
   /** @type {[Float32Array, number][]} */
-  const least = peak ? [[peak, Math.fround(wish.minActivation)]] : [];
-  for (const [name, value] of Object.entries(wish.atLeast)) {
+  const least = peak ? [[peak, Math.fround(options.minActivation)]] : [];
+  for (const [name, value] of Object.entries(options.atLeast)) {
     const column = columns.get(name);
     if (column) least.push([column, Math.fround(value)]);
   }

@@ -1,4 +1,4 @@
-// A window onto many rows: only those in sight exist, and they are used again while scrolling.
+// A window onto many rows: only visible rows exist, and they are reused while scrolling.
 
 import { h } from "../lib/dom.js";
 
@@ -9,9 +9,9 @@ const SPARE = 4; // rows beyond the edges, so that a slow frame shows no gap
  * @typedef {object} Rows
  * @property {HTMLElement} viewport
  * @property {(count: number) => void} show shows other rows, from the top
- * @property {() => void} renew makes the rows anew, for other columns
- * @property {() => void} refresh fills the rows in sight anew
- * @property {(index: number) => void} reveal scrolls as little as needed to have a row in sight
+ * @property {() => void} renew creates the rows again, for other columns
+ * @property {() => void} refresh fills the visible rows again
+ * @property {(index: number) => void} reveal scrolls as little as needed to show a row
  * @property {() => number} page rows that fit
  */
 
@@ -23,7 +23,7 @@ const SPARE = 4; // rows beyond the edges, so that a slow frame shows no gap
  */
 export function createRows(create, fill, signal) {
   const space = h("div", { class: "vl-browser-space", role: "presentation" });
-  // Chromium makes what scrolls a tab stop; here the grid around it is the one.
+  // Chromium makes scrolling elements a tab stop; here the grid around it is the tab stop.
   const viewport = h(
     "div",
     { class: "vl-browser-viewport", role: "rowgroup", tabindex: -1 },
@@ -32,10 +32,10 @@ export function createRows(create, fill, signal) {
   /** @type {HTMLElement[]} */
   let pool = [];
   /** @type {Int32Array} */
-  let shown = new Int32Array(0); // which row each element of the pool holds
+  let shown = new Int32Array(0); // the row of each element of the pool
   let count = 0;
   let waiting = false;
-  let hiddenWish = -1; // the row to reveal once there is room: a hidden element cannot scroll
+  let pendingRow = -1; // the row to reveal once it is visible: a hidden element cannot scroll
 
   function resize() {
     const needed = Math.ceil(viewport.clientHeight / ROW_HEIGHT) + 2 * SPARE + 1;
@@ -53,16 +53,16 @@ export function createRows(create, fill, signal) {
     resize();
   }
 
-  function place() {
+  function arrange() {
     waiting = false;
     if (!pool.length) return;
     const last = Math.max(0, count - pool.length);
     const first = Math.min(last, Math.max(0, Math.floor(viewport.scrollTop / ROW_HEIGHT) - SPARE));
-    // In the order of the rows, which is the order in which a screen reader reads them.
-    for (const [place, row] of pool.entries()) {
-      const index = first + place;
-      if (shown[place] === index) continue;
-      shown[place] = index;
+    // In the order of the rows, in which a screen reader reads them.
+    for (const [slot, row] of pool.entries()) {
+      const index = first + slot;
+      if (shown[slot] === index) continue;
+      shown[slot] = index;
       row.hidden = index >= count;
       if (row.hidden) continue;
       row.style.transform = `translateY(${index * ROW_HEIGHT}px)`;
@@ -71,30 +71,30 @@ export function createRows(create, fill, signal) {
   }
 
   function soon() {
-    if (!waiting) requestAnimationFrame(place);
+    if (!waiting) requestAnimationFrame(arrange);
     waiting = true;
   }
 
   function refresh() {
     shown.fill(-1);
-    place();
+    arrange();
   }
 
   viewport.addEventListener("scroll", soon, { signal, passive: true });
   /** @param {number} index */
   function reveal(index) {
-    hiddenWish = viewport.clientHeight ? -1 : index;
+    pendingRow = viewport.clientHeight ? -1 : index;
     const top = index * ROW_HEIGHT;
     const bottom = top + ROW_HEIGHT - viewport.clientHeight;
     if (viewport.scrollTop > top) viewport.scrollTop = top;
     else if (viewport.scrollTop < bottom) viewport.scrollTop = bottom;
-    place();
+    arrange();
   }
 
   const watcher = new ResizeObserver(() => {
     resize();
-    if (hiddenWish >= 0 && viewport.clientHeight) reveal(hiddenWish);
-    else place();
+    if (pendingRow >= 0 && viewport.clientHeight) reveal(pendingRow);
+    else arrange();
   });
   watcher.observe(viewport);
   signal.addEventListener("abort", () => watcher.disconnect(), { once: true });

@@ -1,8 +1,8 @@
-// Above the table: which layer, and what of it.
+// Above the table: the layer, the search and the filters.
 
 /** @import { Model } from "../lib/types" */
 import { field, fill, h } from "../lib/dom.js";
-import { save, slowSave } from "../lib/model.js";
+import { same, save, slowSave } from "../lib/model.js";
 import { createFilters } from "./filters.js";
 
 /**
@@ -16,13 +16,13 @@ export function createTools(model, setLayer, signal) {
     class: "vl-select",
     onchange: () => setLayer(Number(layers.value)),
   });
-  const before = step("Layer before", "‹", -1);
+  const before = step("Previous layer", "‹", -1);
   const after = step("Next layer", "›", 1);
   const query = h("input", {
     class: "vl-input vl-browser-query",
     type: "search",
     placeholder: "number or name",
-    title: "begins the number, or is in a name, a proposal or a class",
+    title: "start of the number, or part of a name, a proposal or a class",
     oninput: () => saveSoon({ query: query.value }),
   });
   const activeOnly = h("input", {
@@ -48,7 +48,7 @@ export function createTools(model, setLayer, signal) {
 
   /** @param {string} label @param {string} sign @param {number} by */
   function step(label, sign, by) {
-    const go = () => setLayer(model.get("layer") + by);
+    const go = () => setLayer(neighbour(by));
     return h(
       "button",
       { class: "vl-button", type: "button", "aria-label": label, title: label, onclick: go },
@@ -56,24 +56,28 @@ export function createTools(model, setLayer, signal) {
     );
   }
 
+  /** The layer before or after the current one in the list; -1 for none. @param {number} by */
+  function neighbour(by) {
+    const layers = known();
+    return layers[layers.indexOf(model.get("layer")) + by] ?? -1;
+  }
+
+  /** @returns {number[]} */
+  const known = () => model.get("browser")?.layers ?? [];
+
   function update() {
-    const sizes = model.get("browser")?.sizes ?? [];
+    const numbers = known();
     const layer = model.get("layer");
     activity.hidden = !(model.get("browser")?.columns ?? []).includes("max_activation");
     filters.update();
-    if (layers.options.length !== sizes.length) {
-      fill(
-        layers,
-        sizes.map((/** @type {number} */ _, /** @type {number} */ l) =>
-          h("option", { value: l }, `${l}`),
-        ),
-      );
+    if (!same([...layers.options].map((option) => Number(option.value)), numbers)) {
+      fill(layers, numbers.map((number) => h("option", { value: number }, `${number}`)));
     }
     layers.value = `${layer}`;
-    before.disabled = layer <= 0;
-    after.disabled = layer >= sizes.length - 1;
+    before.disabled = neighbour(-1) < 0;
+    after.disabled = neighbour(1) < 0;
     activeOnly.checked = model.get("active_only");
-    // What is being typed stays as it is typed.
+    // Text that is being typed stays unchanged.
     if (query.value !== model.get("query")) query.value = model.get("query");
     const typed = Math.max(0, Number(least.value) || 0);
     if (typed !== model.get("min_activation")) least.value = `${model.get("min_activation")}`;
@@ -92,9 +96,10 @@ export function createTools(model, setLayer, signal) {
   return {
     element,
     update,
-    /** @param {string} words */
-    say(words) {
-      if (status.textContent !== words) status.textContent = words;
+    neighbour,
+    /** @param {string} text */
+    setStatus(text) {
+      if (status.textContent !== text) status.textContent = text;
     },
   };
 }

@@ -1,4 +1,4 @@
-// What the atlas knows of a feature: its images, how often it is active, its scores, its kin.
+// A feature in the atlas: its images, frequency, scores and nearest features.
 
 /** @import { Model, NodeKey } from "../lib/types" */
 import { counted, decimals, fill, h, percent, show } from "../lib/dom.js";
@@ -15,13 +15,13 @@ import { topImages } from "./top.js";
 import { tuningPlots } from "./tuning.js";
 
 const LENS =
-  "Straight to the read-out, past the blocks above: change of each logit by one unit of the " +
-  "feature, less the mean.";
+  "Direct effect on the read-out, bypassing the blocks above: change of each logit per unit of the " +
+  "feature, minus the mean.";
 const MAP = "Mean activation over all images.";
 const NEAR = "By the cosine of decoder rows.";
-const CHANCE = "The mark and “chance”: the 99% level of the same measure on shuffled data.";
-const WAYS = [
-  ["before", "in the layer before"],
+const CHANCE = "Vertical line and “chance”: the 99% level of the same measure on shuffled data.";
+const NEIGHBOURS = [
+  ["before", "in the previous layer"],
   ["same", "in this layer"],
   ["after", "in the next layer"],
 ];
@@ -46,9 +46,9 @@ export function createAtlas(model, to) {
   const sections = {
     top: section("Top images", parts.top),
     hist: section("Activation", parts.hist),
-    map: section("Where in the image", map.element, MAP),
-    classes: section("Classes on whose images it is most active", parts.classes),
-    lens: section("Classes it pushes (logit lens)", parts.lens, LENS),
+    map: section("Position in the image", map.element, MAP),
+    classes: section("Classes with the highest activation", parts.classes),
+    lens: section("Classes it raises and lowers (logit lens)", parts.lens, LENS),
     scores: section("Scores", parts.scores, CHANCE),
     tuning: section("Response to synthetic stimuli", parts.tuning),
     near: section("Nearest features", parts.near, NEAR),
@@ -65,8 +65,8 @@ export function createAtlas(model, to) {
   let card = {};
 
   function drawTop() {
-    const pictures = { strip, heats: halfs(model, "top_heats"), grid: model.get("grid") };
-    fill(parts.top, topImages(card.top_images, pictures));
+    const images = { strip, heats: halfs(model, "top_heats"), grid: model.get("grid") };
+    fill(parts.top, topImages(card.top_images, images));
   }
 
   /** @param {Record<string, any>} next the card */
@@ -78,11 +78,11 @@ export function createAtlas(model, to) {
     drawTop();
     facts.hidden = !atlas;
     for (const [name, part] of Object.entries(sections)) part.hidden = name !== "top" && !atlas;
-    title.textContent = "Over many images";
+    title.textContent = "On many images";
     if (!atlas) return;
-    title.textContent = `Over the ${counted(atlas.n_images, "image")} of the atlas`;
+    title.textContent = `On the ${counted(atlas.n_images, "image")} of the atlas`;
     fill(facts, factsOf(atlas));
-    const tokens = { active: atlas.active, tokens: atlas.n_tokens, none: "Active on no image." };
+    const tokens = { active: atlas.active, tokens: atlas.n_tokens, none: "Not active on any image." };
     fill(parts.hist, histogram(atlas.histogram, tokens));
     map.draw(floats(model, "mean_map"), {
       strip: null,
@@ -97,10 +97,10 @@ export function createAtlas(model, to) {
     if (atlas.tuning) fill(parts.tuning, tuningPlots(atlas.tuning));
     fill(
       parts.near,
-      WAYS.map(([way, words]) =>
-        linkList(words, links(atlas.neighbours[way]), "There is none.", {
+      NEIGHBOURS.map(([key, text]) =>
+        linkList(text, links(atlas.neighbours[key]), "None.", {
           ...to,
-          say: (cosine) => decimals(cosine, 2),
+          write: (cosine) => decimals(cosine, 2),
         }),
       ),
     );
@@ -111,7 +111,7 @@ export function createAtlas(model, to) {
     draw,
     drawTop,
     async loadTop() {
-      strip = await loadStrip(model.get("top_pictures"));
+      strip = await loadStrip(model.get("top_strip"));
       if (card.top_images) drawTop();
     },
   };
@@ -125,16 +125,16 @@ const factsOf = (atlas) => [
   h("div", { class: "vl-card-fact" }, h("span", {}, kindsOf(atlas.token_kinds))),
 ];
 
-/** Where its active tokens are. @param {[string, number][]} kinds */
+/** The kinds of its active tokens. @param {[string, number][]} kinds */
 function kindsOf(kinds) {
   const some = kinds.filter(([, share]) => share > 0);
-  const words = some.map(([kind, share]) => `${kind} ${tenths(share)}`);
-  return words.length ? `active tokens: ${words.join(", ")}` : "";
+  const text = some.map(([kind, share]) => `${kind} ${tenths(share)}`);
+  return text.length ? `active tokens: ${text.join(", ")}` : "";
 }
 
-/** @param {string} value @param {string} words @param {string} [title] */
-export const fact = (value, words, title) =>
-  h("div", { class: "vl-card-fact", title }, h("strong", {}, value), h("span", {}, words));
+/** @param {string} value @param {string} text @param {string} [title] */
+export const fact = (value, text, title) =>
+  h("div", { class: "vl-card-fact", title }, h("strong", {}, value), h("span", {}, text));
 
 /** @param {[number, number, number][]} near */
 const links = (near = []) =>
@@ -142,9 +142,9 @@ const links = (near = []) =>
 
 /** @param {Record<string, any>} atlas */
 function classList({ classes, labels_from }) {
-  if (!classes.length) return h("p", { class: "vl-muted" }, "It is active on none.");
+  if (!classes.length) return h("p", { class: "vl-muted" }, "Not active on any class.");
   const widest = Math.max(...classes.map((/** @type {[string, number, number]} */ [, mean]) => mean));
-  const source = labels_from === "predictions" ? "Classes as the model predicts them." : "";
+  const source = labels_from === "predictions" ? "Classes are the predictions of the model." : "";
   return h(
     "div",
     {},

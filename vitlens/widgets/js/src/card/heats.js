@@ -1,4 +1,4 @@
-// Where on the image a node is active, and where it matters.
+// The activation and importance of a node per patch.
 
 import { drawHeat, tokenColour } from "../lib/heat.js";
 import { fill, h, show } from "../lib/dom.js";
@@ -8,30 +8,30 @@ import { strongest } from "../lib/scale.js";
 const PIXELS = 336;
 
 /**
- * @typedef {object} Place the image
+ * @typedef {object} ImageInfo
  * @property {ImageBitmap | null} strip
- * @property {number} count pictures in the strip
+ * @property {number} count images in the strip
  * @property {[number, number]} grid
  * @property {string[]} prefixNames
  */
 
 /** One heatmap with its name, colour bar and prefix tokens.
- * @param {string} words
+ * @param {string} text
  */
-export function createHeat(words) {
+export function createHeat(text) {
   const canvas = h("canvas", { class: "vl-card-canvas", role: "img" });
   const prefix = h("div", { class: "vl-card-prefix" });
   const bar = legend({ limit: 1, signed: false, label: "" });
   const element = h(
     "figure",
     { class: "vl-card-heat" },
-    words && h("figcaption", {}, words),
+    text && h("figcaption", {}, text),
     canvas,
     prefix,
     bar.element,
   );
 
-  /** @param {Float32Array} values [T], prefix tokens first @param {Place} place */
+  /** @param {Float32Array} values [T], prefix tokens first @param {ImageInfo} image */
   function draw(values, { strip, count, grid, prefixNames }) {
     element.hidden = !values.length;
     if (!values.length) return;
@@ -41,7 +41,7 @@ export function createHeat(words) {
     canvas.height = Math.round((PIXELS * rows) / longer);
     const limit = strongest(values);
     drawHeat(canvas, { strip, count }, { values, offset: prefixNames.length, grid, limit });
-    canvas.setAttribute("aria-label", `${words || "Heat"}: ${summary(values, grid, prefixNames)}`);
+    canvas.setAttribute("aria-label", `${text || "Heat"}: ${summary(values, grid, prefixNames)}`);
     bar.update({ limit, signed: values.some((x) => x < 0), label: "" });
     fill(
       prefix,
@@ -62,7 +62,7 @@ export function createHeat(words) {
   return { element, draw };
 }
 
-/** A colour as an image, to lie on the ground of pictures in any theme.
+/** A colour as a CSS image, over the background of images in any theme.
  * @param {string} colour
  */
 const flat = (colour) => `linear-gradient(${colour}, ${colour})`;

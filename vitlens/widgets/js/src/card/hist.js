@@ -1,4 +1,4 @@
-// How strongly a feature is active: a small histogram.
+// A small histogram of activations.
 
 import { counted, h, s, show } from "../lib/dom.js";
 
@@ -10,7 +10,7 @@ const HEAD = 16;
 /**
  * @param {{ edges: number[], counts: number[] }} histogram over active tokens; bars are equally
  *   wide
- * @param {{ active: number, tokens: number, none?: string }} about `none`: what to say of no token
+ * @param {{ active: number, tokens: number, none?: string }} about `none`: text without active tokens
  */
 export function histogram({ edges, counts }, { active, tokens, none = "Not active on this image." }) {
   if (!counts.length) return h("p", { class: "vl-muted" }, none);
@@ -29,10 +29,10 @@ export function histogram({ edges, counts }, { active, tokens, none = "Not activ
       s("title", {}, `${show(edges[i])} to ${show(edges[i + 1])}: ${counted(count, "token")}`),
     ),
   );
-  const words = `Activation over ${active.toLocaleString("en")} active of ${tokens.toLocaleString("en")} tokens, up to ${show(edges.at(-1) ?? 0)}`;
+  const text = `Activation over ${active.toLocaleString("en")} active of ${tokens.toLocaleString("en")} tokens, up to ${show(edges.at(-1) ?? 0)}`;
   return s(
     "svg",
-    { class: "vl-card-hist", viewBox: `0 0 ${WIDTH} ${HEIGHT}`, role: "img", "aria-label": words },
+    { class: "vl-card-hist", viewBox: `0 0 ${WIDTH} ${HEIGHT}`, role: "img", "aria-label": text },
     bars,
     s("line", { x1: 0, x2: WIDTH, y1: floor, y2: floor }),
     s("text", { x: 0, y: 10, class: "vl-quieter" }, `tokens, up to ${most.toLocaleString("en")}`),

@@ -1,8 +1,8 @@
-// One feature: its name, where it is on this image, what it says, and what it is over many.
+// One feature: its name, its activation and effects on this image, and its images in the atlas.
 
 /** @import { Model, NodeKey } from "../lib/types" */
 import { ask } from "../lib/ask.js";
-import { apart, fill, h, show } from "../lib/dom.js";
+import { fill, h, isolated, show } from "../lib/dom.js";
 import { loadStrip } from "../lib/heat.js";
 import { floats, listen, same, save, slowSave } from "../lib/model.js";
 import { tenths } from "../lib/share.js";
@@ -18,10 +18,10 @@ import { section } from "./section.js";
 import "./style.css";
 
 const ABSENT =
-  "Not active on this image. What it counts for is its absence: in the baseline it is active.";
+  "Not active on this image, but active in the baseline. Its importance measures its absence.";
 const LENS =
-  "Straight to the read-out, past the blocks above: what it adds here, as a change of each logit. " +
-  "What those blocks make of it, which the importance counts, is not in it.";
+  "Direct effect on each logit, bypassing the blocks above. The importance also includes effects " +
+  "through those blocks.";
 
 /**
  * @param {Model} model
@@ -47,7 +47,7 @@ export function mount(model, el, signal) {
   const edges = h("div", { class: "vl-card-edges" });
   const sections = {
     hist: section("Activation on this image", hist),
-    logits: section("Classes it pushes by itself (logit lens)", logits, LENS),
+    logits: section("Classes it raises and lowers directly (logit lens)", logits, LENS),
     edges: section("Strongest edges", edges),
   };
   const heats = h("div", { class: "vl-card-heats" }, activation.element, importance.element);
@@ -55,7 +55,7 @@ export function mount(model, el, signal) {
     "div",
     { class: "vl-card-body" },
     heats,
-    h("div", { class: "vl-card-words" }, sections.hist, sections.logits),
+    h("div", { class: "vl-card-text" }, sections.hist, sections.logits),
     sections.edges,
   );
   const title = h("h2", { class: "vl-card-part" }, "On this image");
@@ -79,8 +79,8 @@ export function mount(model, el, signal) {
   /** @type {Float32Array} */
   let values = new Float32Array(0);
 
-  /** Takes the card of the selected node, or waits for it. */
-  function take() {
+  /** Shows the card of the selected node, or waits for it. */
+  function update() {
     const node = model.get("selected");
     if (!node) return put({}, new Float32Array(0));
     const found = model.get("card") ?? {};
@@ -108,23 +108,23 @@ export function mount(model, el, signal) {
     empty.hidden = complete;
     empty.textContent = card.why ?? "Select a feature to see its card.";
     name.element.hidden = !known;
-    // Without an image there is only what the atlas knows.
-    const seen = complete && card.importance !== undefined;
-    onImage.hidden = !seen;
+    // Without an image, only the atlas is shown.
+    const hasImage = complete && card.importance !== undefined;
+    onImage.hidden = !hasImage;
     title.hidden = !card.atlas;
     name.update(card.node);
     root.setAttribute("aria-label", known ? to.name(card.node) : "Feature card");
     proposals.update(card.atlas?.proposals ?? [], known && Boolean(labelOf(model, card.node)));
     atlas.draw(complete ? atlasOf(card) : {});
-    if (seen) drawOnImage();
+    if (hasImage) drawOnImage();
   }
 
-  /** What is known without an image; a card made without a kernel has none of its own.
+  /** The parts of the atlas; a card made without a kernel has none.
    * @param {Record<string, any>} card
    */
   function atlasOf(card) {
     if (card.top_images || card.kind !== "feature") return card;
-    // Why there are no top images does not depend on the feature.
+    // The reason for missing top images does not depend on the feature.
     const other = model.get("card")?.top_images;
     const top = { available: false, why: "This needs a running kernel.", items: [] };
     return { ...card, top_images: other?.available === false ? other : top };
@@ -142,7 +142,7 @@ export function mount(model, el, signal) {
     fill(logits, card.up ? logitBars(card.up, card.down) : needs);
   }
 
-  /** Of a feature that is active nowhere, only what is not empty.
+  /** Hides empty sections of a feature that is not active.
    * @param {boolean} target
    */
   function hideBlanks(target) {
@@ -168,16 +168,16 @@ export function mount(model, el, signal) {
     fill(
       facts,
       fact(tenths(card.share), `of layer ${card.node[0]}’s positive importance`),
-      fact(show(card.importance), `importance for “${apart(card.target)}”`),
+      fact(show(card.importance), `importance for “${isolated(card.target)}”`),
       error
-        ? fact("error node", "what this layer’s SAE misses")
+        ? fact("error node", "the part of the stream this layer’s SAE does not explain")
         : fact(`${card.active} of ${card.n_tokens}`, "tokens active"),
     );
   }
 
   function drawHeats() {
     const n = values.length / 2;
-    const place = {
+    const image = {
       strip,
       count: model.get("n_images") ?? 1,
       grid: model.get("grid"),
@@ -185,14 +185,14 @@ export function mount(model, el, signal) {
     };
     const shown = (/** @type {Float32Array} */ heat) =>
       isSilent() && !heat.some(Boolean) ? heat.subarray(0, 0) : heat;
-    activation.draw(shown(values.subarray(0, n)), place);
-    importance.draw(shown(values.subarray(n)), place);
+    activation.draw(shown(values.subarray(0, n)), image);
+    importance.draw(shown(values.subarray(n)), image);
   }
 
   /** @param {boolean} target */
   function drawEdges(target) {
-    const none = card.kind === "error" ? "Nothing leads into an error node." : "No edges.";
-    const into = card.node[0] === 0 ? "The first layer has none before it." : none;
+    const none = card.kind === "error" ? "Error nodes have no incoming edges." : "No edges.";
+    const into = card.is_first ? "The first layer has no incoming edges." : none;
     fill(
       edges,
       linkList(target ? "from the last layer" : "in", card.edges_in, into, to),
@@ -200,18 +200,18 @@ export function mount(model, el, signal) {
     );
   }
 
-  async function loadPicture() {
-    strip = await loadStrip(model.get("picture"));
+  async function loadImage() {
+    strip = await loadStrip(model.get("image_strip"));
     if (!signal.aborted && values.length) drawHeats();
   }
 
-  listen(model, ["selected", "card", "card_data"], take, signal);
+  listen(model, ["selected", "card", "card_data"], update, signal);
   listen(model, ["labels"], draw, signal);
-  listen(model, ["picture", "grid", "prefix_names"], () => void loadPicture(), signal);
-  listen(model, ["top_pictures"], () => void atlas.loadTop(), signal);
+  listen(model, ["image_strip", "grid", "prefix_names"], () => void loadImage(), signal);
+  listen(model, ["top_strip"], () => void atlas.loadTop(), signal);
   listen(model, ["top_heats"], atlas.drawTop, signal);
   signal.addEventListener("abort", () => root.remove(), { once: true });
-  take();
-  void loadPicture();
+  update();
+  void loadImage();
   void atlas.loadTop();
 }

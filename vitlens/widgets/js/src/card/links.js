@@ -1,4 +1,4 @@
-// Nodes at the other end of edges, or near in another way, to follow.
+// Nodes at the other end of edges, or similar nodes, to follow.
 
 /** @import { NodeKey } from "../lib/types" */
 import { h } from "../lib/dom.js";
@@ -7,13 +7,13 @@ import { tenths } from "../lib/share.js";
 /** @typedef {[number, number, number, number]} Link layer, feature, weight, share */
 
 /**
- * @param {string} words
+ * @param {string} text
  * @param {Link[]} links
- * @param {string} none what to say when there are none
+ * @param {string} none text when there are none
  * @param {{ name: (node: NodeKey) => string, follow: (node: NodeKey) => void,
- *   hover: (node: NodeKey | null) => void, say?: (share: number) => string }} to
+ *   hover: (node: NodeKey | null) => void, write?: (share: number) => string }} to
  */
-export function linkList(words, links, none, { name, follow, hover, say = tenths }) {
+export function linkList(text, links, none, { name, follow, hover, write = tenths }) {
   const widest = Math.max(...links.map(([, , weight]) => Math.abs(weight)), 0);
   const rows = links.map(([layer, feature, weight, share]) => {
     /** @type {NodeKey} */
@@ -41,14 +41,14 @@ export function linkList(words, links, none, { name, follow, hover, say = tenths
             style: { width: `${((100 * Math.abs(weight)) / (widest || 1)).toFixed(1)}%` },
           }),
         ),
-        h("span", { class: "vl-card-number" }, say(share)),
+        h("span", { class: "vl-card-number" }, write(share)),
       ),
     );
   });
   return h(
     "div",
     { class: "vl-card-links" },
-    h("h4", {}, words),
-    rows.length ? h("ul", { "aria-label": words }, rows) : h("p", { class: "vl-muted" }, none),
+    h("h4", {}, text),
+    rows.length ? h("ul", { "aria-label": text }, rows) : h("p", { class: "vl-muted" }, none),
   );
 }

@@ -1,4 +1,4 @@
-// A card of what the diagram already knows of a node, for where no kernel can fill one.
+// A card of the values in the diagram, where no kernel can compute one.
 
 /** @import { Model, NodeKey } from "../lib/types" */
 import { floats, halfs, ints } from "../lib/model.js";
@@ -9,17 +9,18 @@ const LINKS = 6;
 /**
  * @param {Model} model with the traits of the diagram, or without
  * @param {NodeKey} node
- * @returns {{ card: Record<string, any>, values: Float32Array } | null} null for what it does not
- *   know
+ * @returns {{ card: Record<string, any>, values: Float32Array } | null} null for a node
+ *   that is not in the diagram
  */
 export function localCard(model, [layer, feature]) {
-  const graph = model.get("graph");
-  if (!graph?.counts || layer >= graph.counts.length) return null;
+  const graph = model.get("graph_info");
+  const column = graph?.layers?.indexOf(layer) ?? -1;
+  if (column < 0) return null;
   const features = ints(model, "node_features");
   const starts = [0];
   for (const count of graph.counts) starts.push(starts[starts.length - 1] + count);
-  const index = features.indexOf(feature, starts[layer]);
-  if (index < 0 || index >= starts[layer + 1]) return null;
+  const index = features.indexOf(feature, starts[column]);
+  if (index < 0 || index >= starts[column + 1]) return null;
 
   const heats = halfs(model, "node_heat");
   const n = heats.length / features.length;
@@ -33,13 +34,14 @@ export function localCard(model, [layer, feature]) {
     card: {
       node: [layer, feature],
       kind: feature === -1 ? "error" : "feature",
+      is_first: column === 0,
       importance,
-      share: part(importance, graph.positive[layer]),
+      share: part(importance, graph.positive[column]),
       target: graph.target?.name,
       n_tokens: n,
       active: activation.filter((x) => x > 0).length,
       histogram: binned(activation.filter((x) => x > 0)),
-      ...links(model, graph, features, starts, layer, index),
+      ...links(model, graph, features, starts, column, index),
       needs_kernel: true,
     },
     values,
@@ -52,34 +54,34 @@ export function localCard(model, [layer, feature]) {
  * @param {Record<string, any>} graph
  * @param {Int32Array} features
  * @param {number[]} starts
- * @param {number} layer
+ * @param {number} column
  * @param {number} index
  */
-function links(model, graph, features, starts, layer, index) {
+function links(model, graph, features, starts, column, index) {
   const weights = floats(model, "edge_weights");
-  const { counts, positive } = graph;
-  const place = index - starts[layer];
-  let block = 0; // where the edges that leave layer - 1 begin
-  for (let l = 0; l < layer - 1; l++) block += counts[l] * counts[l + 1];
+  const { counts, layers, positive } = graph;
+  const position = index - starts[column];
+  let block = 0; // offset of the edges into this column
+  for (let i = 0; i < column - 1; i++) block += counts[i] * counts[i + 1];
   /** @type {number[][]} */
   const into = [];
-  if (layer > 0) {
-    for (let i = 0; i < counts[layer - 1]; i++) {
-      const weight = weights[block + i * counts[layer] + place];
-      const source = features[starts[layer - 1] + i];
-      into.push([layer - 1, source, weight, part(weight, positive[layer - 1])]);
+  if (column > 0) {
+    for (let i = 0; i < counts[column - 1]; i++) {
+      const weight = weights[block + i * counts[column] + position];
+      const source = features[starts[column - 1] + i];
+      into.push([layers[column - 1], source, weight, part(weight, positive[column - 1])]);
     }
-    block += counts[layer - 1] * counts[layer];
+    block += counts[column - 1] * counts[column];
   }
   /** @type {number[][]} */
   const out = [];
-  for (let i = 0; i < (counts[layer + 1] ?? 0); i++) {
-    const weight = weights[block + place * counts[layer + 1] + i];
-    out.push([layer + 1, features[starts[layer + 1] + i], weight, part(weight, positive[layer])]);
+  for (let i = 0; i < (counts[column + 1] ?? 0); i++) {
+    const weight = weights[block + position * counts[column + 1] + i];
+    out.push([layers[column + 1], features[starts[column + 1] + i], weight, part(weight, positive[column])]);
   }
-  if (layer === counts.length - 1) {
+  if (column === counts.length - 1) {
     const weight = floats(model, "node_importances")[index];
-    out.push([layer + 1, -2, weight, part(weight, positive[layer])]);
+    out.push([layers[column] + 1, -2, weight, part(weight, positive[column])]);
   }
   return { edges_in: best(into), edges_out: best(out) };
 }

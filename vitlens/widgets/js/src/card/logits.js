@@ -1,4 +1,4 @@
-// The logit lens: which classes a feature pushes up and down by itself.
+// The logit lens: the classes whose logits a feature raises and lowers directly.
 
 import { h, show } from "../lib/dom.js";
 
@@ -7,7 +7,7 @@ import { h, show } from "../lib/dom.js";
 /** @param {Effect[]} up @param {Effect[]} down */
 export function logitBars(up, down) {
   if (!up.length && !down.length) {
-    return h("p", { class: "vl-muted" }, "It adds nothing here, so it pushes no class.");
+    return h("p", { class: "vl-muted" }, "No effect on this image.");
   }
   const widest = Math.max(...[...up, ...down].map(([, effect]) => Math.abs(effect)));
   return h("div", { class: "vl-card-logits" }, half("up", up, widest), half("down", down, widest));
@@ -31,13 +31,13 @@ function half(way, effects, widest) {
       h("span", { class: "vl-card-number" }, `${effect > 0 ? "+" : ""}${show(effect)}`),
     ),
   );
-  const words = `pushes ${way}`;
+  const text = way === "up" ? "raises" : "lowers";
   return h(
     "div",
     {},
-    h("div", { class: "vl-card-way" }, words),
+    h("div", { class: "vl-card-way" }, text),
     rows.length
-      ? h("ul", { "aria-label": words }, rows)
+      ? h("ul", { "aria-label": text }, rows)
       : h("p", { class: "vl-muted" }, "no class"),
   );
 }

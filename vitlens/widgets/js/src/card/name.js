@@ -1,4 +1,4 @@
-// What a node is called: its place, and the name people gave it, to edit.
+// The name of a node: its layer and number, and the name that people gave it, to edit.
 
 /** @import { Model, NodeKey } from "../lib/types" */
 import { h } from "../lib/dom.js";
@@ -30,17 +30,17 @@ export function createName(model, signal) {
     "aria-label": "Name",
     maxlength: 200,
   });
-  const keep = () => {
+  const commit = () => {
     if (!node || input.value.trim() === labelOf(model, node)) return;
     save(model, { labels: renamed(model.get("labels") ?? [], node, input.value.trim()) });
   };
-  input.addEventListener("change", keep, { signal });
+  input.addEventListener("change", commit, { signal });
   input.addEventListener(
     "keydown",
     (event) => {
       if (event.key !== "Enter" && event.key !== "Escape") return;
       if (event.key === "Escape" && node) input.value = labelOf(model, node);
-      keep();
+      commit();
       event.stopPropagation();
       input.blur();
     },
@@ -51,7 +51,7 @@ export function createName(model, signal) {
     /** @param {string} text */
     give(text) {
       input.value = text;
-      keep();
+      commit();
     },
     element: h("header", { class: "vl-card-name" }, id, input),
     /** @param {NodeKey | undefined} next */
@@ -61,7 +61,7 @@ export function createName(model, signal) {
       if (!node) return;
       id.textContent = nodeName(model, node);
       input.hidden = node[1] === -2;
-      // What is being typed stays, whatever else changes.
+      // Text that is being typed stays unchanged.
       if (moved || input !== /** @type {Document} */ (input.getRootNode()).activeElement) {
         input.value = labelOf(model, node);
       }

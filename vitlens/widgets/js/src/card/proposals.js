@@ -1,4 +1,4 @@
-// What a program would call a feature: shown apart from the name, which only people give.
+// Proposed names, separate from the name, which only people give.
 
 import { fill, h, show } from "../lib/dom.js";
 
@@ -6,11 +6,11 @@ import { fill, h, show } from "../lib/dom.js";
 
 /** @type {Record<string, string>} */
 const SOURCES = {
-  class: "by the class it prefers; the share of its variance over images that classes explain",
-  text: "by words near its pictures; how much nearer than to those of other features",
+  class: "from the class it prefers; share of its variance over images explained by classes",
+  text: "from words close to its images, compared with the images of other features",
 };
 
-/** @param {(text: string) => void} take makes a proposal the person's name */
+/** @param {(text: string) => void} take accepts a proposal as the person's name */
 export function createProposals(take) {
   const element = h("div", { class: "vl-card-proposals" });
   return {
@@ -33,7 +33,7 @@ export function createProposals(take) {
                 {
                   type: "button",
                   class: "vl-button vl-quiet vl-needs-kernel",
-                  title: `Give it this name yourself`,
+                  title: "Use this proposal as the name",
                   "aria-label": `Name it ${text}`,
                   onclick: () => take(text),
                 },

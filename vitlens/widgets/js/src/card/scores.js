@@ -1,4 +1,4 @@
-// Scores, each with what chance reaches: a figure, never a verdict.
+// Scores, each with its chance level.
 
 import { fixed, h } from "../lib/dom.js";
 
@@ -6,30 +6,30 @@ import { fixed, h } from "../lib/dom.js";
 
 /** @type {Record<string, [string, string]>} */
 const MEANINGS = {
-  position: ["position", "share of its variance over patches that their place explains"],
-  extent: ["extent", "mean share of the patches active where the image has any"],
-  prefix_share: ["prefix tokens", "share of its activation on the tokens before the patches"],
-  selectivity: ["selectivity", "how far it prefers its best class (Morcos et al. 2018)"],
-  class_information: ["class", "share of its variance over images that classes explain"],
-  orientation: ["orientation", "how far it prefers edges and gratings of one orientation"],
-  curvature: ["curvature", "arcs before straight lines; below 0 straight lines before arcs"],
-  direction: ["arc direction", "how far it prefers arcs that bulge one way"],
-  hue: ["hue", "how far it prefers one hue"],
-  texture: ["texture", "its best texture over the mean of all"],
+  position: ["position", "share of its variance over patches explained by their position"],
+  extent: ["extent", "mean share of active patches, over images with any"],
+  prefix_share: ["prefix tokens", "share of its activation on prefix tokens"],
+  selectivity: ["selectivity", "preference for its best class (Morcos et al. 2018)"],
+  class_information: ["class", "share of its variance over images explained by classes"],
+  orientation: ["orientation", "preference for edges and gratings of one orientation"],
+  curvature: ["curvature", "preference for arcs over straight lines; below 0 for straight lines"],
+  direction: ["arc direction", "preference for arcs that bulge in one direction"],
+  hue: ["hue", "preference for one hue"],
+  texture: ["texture", "response to its best texture over the mean response"],
   response: ["response", "largest response to any stimulus over the 99th percentile on photographs"],
-  monosemanticity: ["one meaning", "how much more alike its top images are than random ones"],
+  monosemanticity: ["one meaning", "similarity of its top images, compared with random images"],
 };
 
 /** @param {Score[]} scores */
 export function scoreList(scores) {
   const known = scores.filter(([name]) => name in MEANINGS);
   const rows = known.map(([name, value, chance]) => {
-    const [words, hint] = MEANINGS[name];
-    const level = chance === null ? "" : `; chance reaches ${fixed(chance)} (99% level)`;
+    const [text, hint] = MEANINGS[name];
+    const level = chance === null ? "" : `; chance level ${fixed(chance)} (99%)`;
     return h(
       "li",
       { class: "vl-card-score", title: `${name}: ${hint}${level}` },
-      h("span", { class: "vl-card-class" }, words),
+      h("span", { class: "vl-card-class" }, text),
       h(
         "span",
         { class: "vl-card-track vl-card-scale", role: "presentation" },

@@ -2,12 +2,12 @@
 
 import { h } from "../lib/dom.js";
 
-/** @param {string} words @param {HTMLElement} content @param {string} [hint] */
-export const section = (words, content, hint) =>
+/** @param {string} text @param {HTMLElement} content @param {string} [hint] */
+export const section = (text, content, hint) =>
   h(
     "section",
     { class: "vl-card-section" },
-    h("h3", {}, words),
+    h("h3", {}, text),
     hint && h("p", { class: "vl-card-hint vl-muted" }, hint),
     content,
   );

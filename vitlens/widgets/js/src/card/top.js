@@ -1,4 +1,4 @@
-// Images of the atlas, each beside its strongest patch enlarged.
+// Images of the atlas, each with its strongest patch enlarged.
 
 import { h, percent, show } from "../lib/dom.js";
 import { drawHeat } from "../lib/heat.js";
@@ -11,8 +11,8 @@ const AROUND = 1.5; // patches on each side of the strongest that are enlarged w
  * @typedef {object} Item
  * @property {string} label
  * @property {number} activation its peak
- * @property {number} [quantile] share of the images in which the feature is active with less
- * @property {boolean} [lower] whether it is there for its quantile
+ * @property {number} [quantile] share of the active images with a lower peak
+ * @property {boolean} [lower] whether it is one of the lower quantiles
  * @property {string} [token] the prefix token of the peak, "" for a patch
  * @property {number} [patch] the patch of the peak, -1 for none
  * @property {string} [title]
@@ -22,35 +22,35 @@ const AROUND = 1.5; // patches on each side of the strongest that are enlarged w
  * @property {string} [why]
  * @property {Item[]} items
  *
- * @typedef {object} Pictures
+ * @typedef {object} Gallery
  * @property {ImageBitmap | null} strip side by side
- * @property {Float32Array} heats activations by patch, [items, rows * columns]; empty as long as
- *   they are not known
+ * @property {Float32Array} heats activations by patch, [items, rows * columns]; empty until
+ *   they are computed
  * @property {[number, number]} grid
  */
 
 /**
  * @param {TopImages | undefined} top
- * @param {Pictures} pictures
+ * @param {Gallery} gallery
  */
-export function topImages(top, pictures) {
+export function topImages(top, gallery) {
   if (!top?.available) return h("p", { class: "vl-muted vl-card-why" }, top?.why ?? "");
   const limit = Math.max(...top.items.map(({ activation }) => activation));
   /** @type {[HTMLElement[], HTMLElement[]]} */
   const lists = [[], []];
   for (const [index, item] of top.items.entries()) {
-    lists[item.lower ? 1 : 0].push(shown(item, index, top.items.length, limit, pictures));
+    lists[item.lower ? 1 : 0].push(itemOf(item, index, top.items.length, limit, gallery));
   }
   const [best, lower] = lists;
-  const needsHeat = pictures.strip && !pictures.heats.length;
+  const needsHeat = gallery.strip && !gallery.heats.length;
   return h(
     "div",
     { "aria-busy": `${Boolean(needsHeat)}` },
     best.length
       ? h("ul", { class: "vl-card-top", "aria-label": "Top images" }, best)
-      : h("p", { class: "vl-muted" }, "Active on none of the atlas’s images."),
+      : h("p", { class: "vl-muted" }, "Not active on any image of the atlas."),
     lower.length > 0 && [
-      h("h4", { class: "vl-card-lower" }, "less active: a sample of the images on which it is active"),
+      h("h4", { class: "vl-card-lower" }, "less active: a sample of the other active images"),
       h("ul", { class: "vl-card-top", "aria-label": "Images of lower quantiles" }, lower),
     ],
   );
@@ -58,9 +58,9 @@ export function topImages(top, pictures) {
 
 /**
  * @param {Item} item @param {number} index @param {number} count @param {number} limit
- * @param {Pictures} pictures
+ * @param {Gallery} gallery
  */
-function shown(item, index, count, limit, { strip, heats, grid }) {
+function itemOf(item, index, count, limit, { strip, heats, grid }) {
   const { label, activation, quantile, lower, token, title } = item;
   const size = grid[0] * grid[1];
   const values = heats.subarray(index * size, (index + 1) * size);
@@ -72,9 +72,9 @@ function shown(item, index, count, limit, { strip, heats, grid }) {
   const patch = item.patch ?? (known ? largest(values) : -1);
   if (strip && patch >= 0) enlarge(near, strip, index, count, patch, grid);
   heat.title = near.title = title ?? label;
-  const words = `${label || "image"}, activation ${show(activation)}`;
+  const text = `${label || "image"}, activation ${show(activation)}`;
   heat.setAttribute("role", "img");
-  heat.setAttribute("aria-label", token ? `${words}, at ${token}` : words);
+  heat.setAttribute("aria-label", token ? `${text}, at ${token}` : text);
   return h(
     "li",
     {},
@@ -89,7 +89,7 @@ function shown(item, index, count, limit, { strip, heats, grid }) {
   );
 }
 
-/** In the place of the enlarged patch, where it is strongest at no patch.
+/** Shown instead of the enlarged patch, where the peak is at a prefix token.
  * @param {string} token
  */
 const elsewhere = (token) =>
@@ -105,7 +105,7 @@ function square() {
 const largest = (values) => values.indexOf(values.reduce((most, x) => Math.max(most, x), -Infinity));
 
 /**
- * The picture around a patch, in its own colours.
+ * The image around a patch, in its own colours.
  * @param {HTMLCanvasElement} canvas
  * @param {ImageBitmap} strip
  * @param {number} index

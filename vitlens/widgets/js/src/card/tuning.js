@@ -11,7 +11,7 @@ import { css } from "../lib/scale.js";
  *   radius, in patches, null for a straight line; and by direction, degrees from the right
  * @property {{ angles: number[], values: number[] }} hue OKLCh, in degrees
  * @property {{ names: string[], values: number[] }} texture
- * @property {number} blank response to an empty picture
+ * @property {number} blank response to an empty image
  */
 
 const SIZE = 128;
@@ -32,16 +32,16 @@ export function tuningPlots({ orientation, arcs, hue, texture }) {
   );
 }
 
-/** @param {string} words @param {number[]} values @param {Element} picture */
-function plot(words, values, picture) {
+/** @param {string} text @param {number[]} values @param {Element} figure */
+function plot(text, values, figure) {
   const most = Math.max(0, ...values);
-  picture.setAttribute("role", "img");
-  picture.setAttribute("aria-label", `Response to ${words}, up to ${show(most)}`);
+  figure.setAttribute("role", "img");
+  figure.setAttribute("aria-label", `Response to ${text}, up to ${show(most)}`);
   return h(
     "figure",
     { class: "vl-card-plot" },
-    h("figcaption", {}, words),
-    most > 0 ? picture : h("p", { class: "vl-muted" }, "no response"),
+    h("figcaption", {}, text),
+    most > 0 ? figure : h("p", { class: "vl-muted" }, "no response"),
     most > 0 && h("div", { class: "vl-card-hint vl-muted" }, `up to ${show(most)}`),
   );
 }

@@ -1,4 +1,4 @@
-// The traits `curves` and `curve_data` as one value to draw from.
+// The traits `curves` and `curve_data` as one value to draw.
 
 /** @typedef {"insertion" | "deletion"} Direction */
 
@@ -10,7 +10,7 @@
  */
 
 /**
- * @typedef {object} Described what Python says of the curves
+ * @typedef {object} CurvesInfo the trait `curves`
  * @property {string[]} methods
  * @property {Direction[]} directions
  * @property {number[]} q
@@ -26,29 +26,29 @@
 
 /**
  * @typedef {object} CurveData
- * @property {Described} about
+ * @property {CurvesInfo} info
  * @property {(direction: Direction, method: string) => Curve} curve
  */
 
 /**
- * @param {Described} about
+ * @param {CurvesInfo} info
  * @param {DataView} bytes float32 [direction, method, (mean, low, high), q]
  * @returns {CurveData | null} null when there are no curves
  */
-export function readCurves(about, bytes) {
-  if (!about?.methods?.length) return null;
-  const steps = about.q.length;
-  const expected = 4 * about.directions.length * about.methods.length * 3 * steps;
-  if (bytes.byteLength !== expected) return null; // the other half of an update is on its way
+export function readCurves(info, bytes) {
+  if (!info?.methods?.length) return null;
+  const steps = info.q.length;
+  const expected = 4 * info.directions.length * info.methods.length * 3 * steps;
+  if (bytes.byteLength !== expected) return null; // the other trait of the update has not arrived yet
   // A copy, because a view may start at an odd byte.
   const values = new Float32Array(
     bytes.buffer.slice(bytes.byteOffset, bytes.byteOffset + bytes.byteLength),
   );
   return {
-    about,
+    info,
     curve: (direction, method) => {
-      const row = about.directions.indexOf(direction) * about.methods.length;
-      const start = (row + about.methods.indexOf(method)) * 3 * steps;
+      const row = info.directions.indexOf(direction) * info.methods.length;
+      const start = (row + info.methods.indexOf(method)) * 3 * steps;
       const part = (/** @type {number} */ i) =>
         values.subarray(start + i * steps, start + (i + 1) * steps);
       return { mean: part(0), low: part(1), high: part(2) };
@@ -62,9 +62,9 @@ export function readCurves(about, bytes) {
  * @returns {[number, number]} lowest and highest value to draw, 0 and 1 included for shares
  */
 export function valueLimits(data, directions) {
-  let [low, high] = data.about.is_share ? [0, 1] : [Infinity, -Infinity];
+  let [low, high] = data.info.is_share ? [0, 1] : [Infinity, -Infinity];
   for (const direction of directions) {
-    for (const method of data.about.methods) {
+    for (const method of data.info.methods) {
       const { mean, low: lower, high: upper } = data.curve(direction, method);
       for (const values of [mean, lower, upper]) {
         for (const value of values) {

@@ -1,11 +1,11 @@
-// Insertion and deletion curves, with a point that is the diagram's number of nodes a layer.
+// Insertion and deletion curves, with a marker at the diagram's number of nodes per layer.
 
 import { h, percent } from "../lib/dom.js";
 import { listen, save } from "../lib/model.js";
 import { readCurves } from "./data.js";
-import { areasInWords, legendButtons } from "./legend.js";
+import { areasText, legendButtons } from "./legend.js";
 import { createPanel } from "./panel.js";
-import { placeInWords, valueTable, valuesInWords } from "./readout.js";
+import { countText, valuesText, valueTable } from "./readout.js";
 import { nearestStep, shareScale } from "./scale.js";
 import { lineStyles } from "./styles.js";
 import "./style.css";
@@ -37,11 +37,11 @@ export function mount(model, el, signal) {
   const legend = h("div", { class: "vl-curves-legend", role: "group", "aria-label": "methods" });
   const plots = h("div", { class: "vl-curves-plots" });
   const tip = h("div", { class: "vl-curves-tip", hidden: "" });
-  const place = h("p", { class: "vl-curves-place" });
+  const countLine = h("p", { class: "vl-curves-place" });
   const values = h("div", { class: "vl-curves-values" });
   const empty = h("p", { class: "vl-curves-empty" }, "There are no curves yet.");
   const bar = h("div", { class: "vl-curves-bar" }, directionChoice.element, axisChoice.element);
-  const filled = h("div", {}, bar, legend, plots, place, values);
+  const filled = h("div", {}, bar, legend, plots, countLine, values);
   const root = h("div", { class: "vl-curves" }, empty, filled);
   plots.append(tip);
   el.append(root);
@@ -54,12 +54,12 @@ export function mount(model, el, signal) {
   let state = null;
 
   const shown = () => (state ? state.directions.map((direction) => panels[direction]) : []);
-  /** A narrow host may want the plots lower. */
+  /** A narrow host may set a smaller height. */
   const tallest = () =>
     parseFloat(getComputedStyle(root).getPropertyValue("--vl-curves-most")) || TALLEST;
-  const size = () => state?.data.about.dictionary_size ?? 1;
+  const size = () => state?.data.info.dictionary_size ?? 1;
   /** The diagram, where there is one, cannot show more. */
-  const most = () => Math.min(size(), model.get("graph")?.max_count ?? Infinity);
+  const most = () => Math.min(size(), model.get("graph_info")?.max_count ?? Infinity);
 
   function draw() {
     const data = readCurves(model.get("curves"), model.get("curve_data"));
@@ -77,8 +77,8 @@ export function mount(model, el, signal) {
       data,
       directions,
       axis,
-      scale: shareScale(axis, data.about.q.find((share) => share > 0) ?? 1),
-      styles: lineStyles(data.about.methods),
+      scale: shareScale(axis, data.info.q.find((share) => share > 0) ?? 1),
+      styles: lineStyles(data.info.methods),
       isShown: (method) => !hidden.has(method),
       width,
       height: Math.round(Math.min(Math.max(width * 0.62, 190), tallest())),
@@ -107,7 +107,7 @@ export function mount(model, el, signal) {
           hidden_methods: rest.length < hidden.length ? rest : [...hidden, method],
         });
       }),
-      h("span", { class: "vl-curves-area" }, areasInWords(s.directions)),
+      h("span", { class: "vl-curves-area" }, areasText(s.directions)),
     );
     if (!focused) return;
     const again = /** @type {HTMLElement | null} */ (
@@ -126,12 +126,12 @@ export function mount(model, el, signal) {
         tabindex: i === 0 ? 0 : -1,
         "aria-valuemax": most(),
         "aria-valuenow": count,
-        "aria-valuetext": `${placeInWords(state, count)}. ${valuesInWords(state, share)}`,
+        "aria-valuetext": `${countText(state, count)}. ${valuesText(state, share)}`,
       })) {
         panel.handle.setAttribute(name, `${value}`);
       }
     }
-    place.textContent = `At the point: ${placeInWords(state, count)}`;
+    countLine.textContent = `At the marker: ${countText(state, count)}`;
     values.replaceChildren(valueTable(state, share, state.directions));
   }
 
@@ -142,10 +142,10 @@ export function mount(model, el, signal) {
   }
 
   /** @param {Panel} panel */
-  function tie(panel) {
+  function connect(panel) {
     for (const [name, value] of Object.entries({
       role: "slider",
-      "aria-label": "Nodes a layer",
+      "aria-label": "Nodes per layer",
       "aria-valuemin": 1,
       "data-lm-suppress-shortcuts": "true",
     })) {
@@ -168,14 +168,14 @@ export function mount(model, el, signal) {
       point(panel, event);
     }, { signal });
     element.addEventListener("pointerleave", () => unpoint(), { signal });
-    panel.handle.addEventListener("keydown", (event) => walk(event), { signal });
+    panel.handle.addEventListener("keydown", (event) => onKey(event), { signal });
   }
 
   /** @param {KeyboardEvent} event */
-  function walk(event) {
+  function onKey(event) {
     if (!state) return;
     const count = model.get("nodes_per_layer");
-    const counts = state.data.about.counts.filter((n) => n >= 1);
+    const counts = state.data.info.counts.filter((n) => n >= 1);
     const larger = counts.find((n) => n > count) ?? most();
     const smaller = counts.filter((n) => n < count).at(-1) ?? 1;
     /** @type {Record<string, number>} */
@@ -198,22 +198,22 @@ export function mount(model, el, signal) {
   /** @param {Panel} panel @param {PointerEvent} event */
   function point(panel, event) {
     if (!state) return;
-    const { q, counts } = state.data.about;
+    const { q, counts } = state.data.info;
     const step = nearestStep(q, panel.position(event), state.scale);
     for (const each of shown()) each.movePointer(step);
-    const words = `${percent(q[step])}: ${counts[step]} a layer`;
-    tip.replaceChildren(h("p", {}, words), valueTable(state, q[step], [panel.direction]));
+    const text = `${percent(q[step])}: ${counts[step]} per layer`;
+    tip.replaceChildren(h("p", {}, text), valueTable(state, q[step], [panel.direction]));
     tip.hidden = false;
     const left = panel.element.getBoundingClientRect().left - plots.getBoundingClientRect().left;
     const at = left + panel.x(q[step]);
-    // Where the curves are not: insertion's rise to the right, deletion's fall.
+    // Away from the curves: those of insertion rise to the right, those of deletion fall.
     const before = at - 14 - tip.offsetWidth;
     const after = at + 14;
     const fits = after + tip.offsetWidth <= plots.clientWidth;
     const leftIsFree = before >= left && (panel.direction === "insertion" || !fits);
-    const beside = leftIsFree || !fits ? Math.max(before, 0) : after;
+    const tipLeft = leftIsFree || !fits ? Math.max(before, 0) : after;
     const top = panel.element.getBoundingClientRect().top - plots.getBoundingClientRect().top;
-    tip.style.transform = `translate(${beside}px, ${top + 30}px)`;
+    tip.style.transform = `translate(${tipLeft}px, ${top + 30}px)`;
   }
 
   function unpoint() {
@@ -221,10 +221,10 @@ export function mount(model, el, signal) {
     for (const panel of shown()) panel.movePointer(null);
   }
 
-  tie(panels.insertion);
-  tie(panels.deletion);
+  connect(panels.insertion);
+  connect(panels.deletion);
   listen(model, WATCHED, draw, signal);
-  listen(model, ["nodes_per_layer", "graph"], drawPoint, signal);
+  listen(model, ["nodes_per_layer", "graph_info"], drawPoint, signal);
   let width = 0;
   const observer = new ResizeObserver(() => {
     if (root.clientWidth === width) return;
@@ -240,21 +240,21 @@ export function mount(model, el, signal) {
 }
 
 /**
- * Buttons of which one is pressed, for a trait with few values.
+ * Buttons for a trait with few values; one is pressed.
  *
  * @param {Model} model
  * @param {string} trait
  * @param {string} label
- * @param {[string, string][]} options value and words
+ * @param {[string, string][]} options value and text
  * @param {AbortSignal} signal
  */
 function choice(model, trait, label, options, signal) {
   const element = h("div", { class: "vl-curves-choice", role: "group", "aria-label": label });
-  const buttons = options.map(([value, words]) => {
+  const buttons = options.map(([value, text]) => {
     const button = h(
       "button",
       { type: "button", class: "vl-button", "data-value": value },
-      words,
+      text,
     );
     button.addEventListener("click", () => save(model, { [trait]: value }), { signal });
     return button;

@@ -1,4 +1,4 @@
-// The legend: what a line looks like, whose it is, its areas; a click switches it off and on.
+// The legend: line, method and areas; a click hides or shows a method.
 
 import { decimals, h, s as svg } from "../lib/dom.js";
 import { MEANINGS } from "./styles.js";
@@ -17,12 +17,12 @@ export const ARROWS = { insertion: "↑", deletion: "↓" };
  * @param {"log" | "linear"} axis
  * @param {(method: string) => boolean} isShown
  * @param {(method: string) => void} toggle
- * @returns {HTMLElement[]} one button a method
+ * @returns {HTMLElement[]} one button per method
  */
 export function legendButtons(data, styles, directions, axis, isShown, toggle) {
-  return data.about.methods.map((method) => {
+  return data.info.methods.map((method) => {
     const areas = directions.flatMap((direction) => {
-      const area = data.about.areas[axis]?.[direction]?.[method];
+      const area = data.info.areas[axis]?.[direction]?.[method];
       return typeof area === "number" ? `${ARROWS[direction]} ${decimals(area, 3)}` : [];
     });
     const meaning = MEANINGS[method] ?? method;
@@ -44,21 +44,21 @@ export function legendButtons(data, styles, directions, axis, isShown, toggle) {
   });
 }
 
-/** What the numbers beside the names are. @param {Direction[]} directions */
-export const areasInWords = (directions) =>
+/** The meaning of the numbers next to the names. @param {Direction[]} directions */
+export const areasText = (directions) =>
   `areas under the curves: ${directions.map((one) => `${ARROWS[one]} ${one}`).join(", ")}`;
 
 /** @param {LineStyle | undefined} style */
 export function sample(style) {
   const colour = `vl-curve-${style?.name ?? "other-0"}`;
-  const picture = svg("svg", {
+  const element = svg("svg", {
     width: 34, height: 12, viewBox: "-17 -6 34 12", "aria-hidden": "true",
   });
-  picture.append(
+  element.append(
     svg("path", {
       class: `vl-curves-line ${colour}`, d: "M-16,0H16", "stroke-dasharray": style?.dash ?? "",
     }),
     svg("path", { class: `vl-curves-marker ${colour}`, d: style?.marker ?? "" }),
   );
-  return picture;
+  return element;
 }

@@ -1,4 +1,4 @@
-// One plot of curves: axes, bands, lines, the point, and the line under the pointer.
+// One plot of curves: axes, bands, lines, the marker, and the line under the pointer.
 
 import { percent, s as svg } from "../lib/dom.js";
 import { valueLimits } from "./data.js";
@@ -21,15 +21,15 @@ import { shareTicks, valueAt, valueTicks } from "./scale.js";
  * @property {number} height
  */
 
-const ROOMY = 230; // pixels of height for all words beside the axis
-const WIDE = 430; // pixels of width for all words above and below
-const TIGHT = 36; // pixels between the first two shares: they do not fit one beside the other
+const ROOMY = 230; // pixels of height for the full text along the axis
+const WIDE = 430; // pixels of width for the full text above and below
+const TIGHT = 36; // pixels between the first two shares: their labels do not fit side by side
 const MARGIN = { left: 46, right: 22, top: 24, bottom: 40 };
 
 /** @type {Record<Direction, string>} */
 const HEADINGS = {
   insertion: "Insertion: only the top features kept (high is good)",
-  deletion: "Deletion: the top features taken away (low is good)",
+  deletion: "Deletion: the top features removed (low is good)",
 };
 
 /** @type {Record<Direction, string>} */
@@ -40,7 +40,7 @@ const METRICS = {
   target: "target",
   logit: "logit",
   probability: "probability",
-  top1: "share still first",
+  top1: "share still predicted",
 };
 
 /**
@@ -66,7 +66,7 @@ export function createPanel(direction) {
   const isWide = () => Boolean(state && state.width >= WIDE);
   const bottom = () => (state ? state.height - MARGIN.bottom : 0);
   /** @param {number} share */
-  const x = (share) => MARGIN.left + plotWidth() * (state ? state.scale.place(share) : 0);
+  const x = (share) => MARGIN.left + plotWidth() * (state ? state.scale.position(share) : 0);
 
   /** @param {PanelState} next */
   function draw(next) {
@@ -94,11 +94,11 @@ export function createPanel(direction) {
    * @param {number} high
    */
   function axes(s, low, high) {
-    const { about } = s.data;
+    const { info } = s.data;
     const right = s.width - MARGIN.right;
     const parts = [];
     for (const tick of valueTicks(low, high)) {
-      const is_end = about.is_share && (Math.abs(tick) < 1e-9 || Math.abs(tick - 1) < 1e-9);
+      const is_end = info.is_share && (Math.abs(tick) < 1e-9 || Math.abs(tick - 1) < 1e-9);
       parts.push(
         svg("line", {
           class: is_end ? "vl-curves-end" : "vl-curves-grid",
@@ -107,7 +107,7 @@ export function createPanel(direction) {
         text(`${Number(tick.toFixed(6))}`.replace("-", "−"), MARGIN.left - 6, y(tick) + 4, "vl-curves-tick", "end"),
       );
     }
-    const shares = shareTicks(s.axis, about.q);
+    const shares = shareTicks(s.axis, info.q);
     for (const tick of shares) {
       const isTight = tick === 0 && x(shares[1]) - x(0) < TIGHT;
       parts.push(
@@ -118,14 +118,14 @@ export function createPanel(direction) {
       );
     }
     const middle = (MARGIN.left + right) / 2;
-    const name = METRICS[about.metric] ?? about.metric;
+    const name = METRICS[info.metric] ?? info.metric;
     const ends = s.height < ROOMY ? "0 to 1" : "empty model 0, full model 1";
-    const what = about.is_share ? `${name} (${ends})` : `${name}, as measured`;
+    const what = info.is_share ? `${name} (${ends})` : `${name}, as measured`;
     const label = text(what, 0, 0, "vl-curves-label", "middle");
     label.setAttribute("transform", `translate(11 ${(MARGIN.top + bottom()) / 2}) rotate(-90)`);
     parts.push(
       label,
-      text(`share of the features${isWide() ? " kept or taken" : ""}, in every layer`, middle,
+      text(`share of the features${isWide() ? " kept or removed" : ""}, in every layer`, middle,
         bottom() + 36, "vl-curves-label", "middle"),
     );
     return parts;
@@ -135,7 +135,7 @@ export function createPanel(direction) {
   function bands(s) {
     return shownMethods(s).flatMap((method) => {
       const { low, high } = s.data.curve(direction, method);
-      const steps = s.data.about.q.map((share, i) => ({ share, low: low[i], high: high[i] }));
+      const steps = s.data.info.q.map((share, i) => ({ share, low: low[i], high: high[i] }));
       const known = steps.filter((step) => !Number.isNaN(step.low));
       if (known.length < 2) return [];
       const up = known.map((step) => `${x(step.share)},${y(step.high)}`);
@@ -149,19 +149,19 @@ export function createPanel(direction) {
 
   /** @param {PanelState} s */
   function lines(s) {
-    // The first method last, on top.
+    // The first method is drawn last, on top.
     return shownMethods(s).reverse().flatMap((method) => {
       const { mean } = s.data.curve(direction, method);
       const style = s.styles.get(method);
-      const places = s.data.about.q.map((share, i) => [x(share), y(mean[i])]);
+      const points = s.data.info.q.map((share, i) => [x(share), y(mean[i])]);
       const colour = `vl-curve-${styleName(s, method)}`;
       return [
         svg("path", {
           class: `vl-curves-line ${colour}`,
           "stroke-dasharray": style?.dash ?? "",
-          d: `M${places.map(([px, py]) => `${px},${py}`).join("L")}`,
+          d: `M${points.map(([px, py]) => `${px},${py}`).join("L")}`,
         }),
-        ...places.map(([px, py]) =>
+        ...points.map(([px, py]) =>
           svg("path", {
             class: `vl-curves-marker ${colour}`,
             d: style?.marker ?? "",
@@ -182,7 +182,7 @@ export function createPanel(direction) {
     dots.replaceChildren(
       ...shownMethods(s).reverse().map((method) => {
         const { value } = valueAt(
-          s.data.about.q, s.data.curve(direction, method).mean, share, s.scale,
+          s.data.info.q, s.data.curve(direction, method).mean, share, s.scale,
         );
         return svg("circle", {
           class: `vl-curves-dot vl-curve-${styleName(s, method)}`,
@@ -196,7 +196,7 @@ export function createPanel(direction) {
   function movePointer(step) {
     if (!state || step === null) return pointer.replaceChildren();
     const s = state;
-    const at = x(s.data.about.q[step]);
+    const at = x(s.data.info.q[step]);
     return pointer.replaceChildren(
       svg("line", { x1: at, x2: at, y1: MARGIN.top, y2: bottom() }),
       ...shownMethods(s).map((method) =>
@@ -227,7 +227,7 @@ export function createPanel(direction) {
 
 /** @param {PanelState} state */
 function shownMethods(state) {
-  return state.data.about.methods.filter(state.isShown);
+  return state.data.info.methods.filter(state.isShown);
 }
 
 /** @param {PanelState} state @param {string} method */
@@ -236,14 +236,14 @@ function styleName(state, method) {
 }
 
 /**
- * @param {string} words
+ * @param {string} text
  * @param {number} x
  * @param {number} y
  * @param {string} className
  * @param {"start" | "middle" | "end"} [anchor]
  */
-function text(words, x, y, className, anchor = "start") {
+function text(text, x, y, className, anchor = "start") {
   const element = svg("text", { class: className, x, y, "text-anchor": anchor });
-  element.textContent = words;
+  element.textContent = text;
   return element;
 }

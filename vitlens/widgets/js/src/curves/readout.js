@@ -20,14 +20,14 @@ export function valueTable(state, share, directions) {
     head.append(h("th", { scope: "col" }, `${direction} ${ARROWS[direction]}`));
   }
   const body = h("tbody", {});
-  for (const method of data.about.methods.filter(isShown)) {
+  for (const method of data.info.methods.filter(isShown)) {
     const name = h("th", { scope: "row" });
     name.append(sample(styles.get(method)), ` ${method}`);
     const row = h("tr", {}, name);
     for (const direction of directions) {
       const { mean, low, high } = data.curve(direction, method);
       const [middle, lower, upper] = [mean, low, high].map((v) =>
-        valueAt(data.about.q, v, share, scale),
+        valueAt(data.info.q, v, share, scale),
       );
       const sign = middle.measured ? "" : "≈ ";
       const range = Number.isNaN(lower.value)
@@ -42,27 +42,27 @@ export function valueTable(state, share, directions) {
 
 /**
  * @param {PanelState} state
- * @param {number} count nodes a layer
+ * @param {number} count nodes per layer
  * @returns {string}
  */
-export function placeInWords(state, count) {
-  const share = count / state.data.about.dictionary_size;
+export function countText(state, count) {
+  const share = count / state.data.info.dictionary_size;
   const nodes = count === 1 ? "node" : "nodes";
-  return `${count} ${nodes} a layer, ${percent(share)} of the largest dictionary`;
+  return `${count} ${nodes} per layer, ${percent(share)} of the largest dictionary`;
 }
 
 /**
  * @param {PanelState} state
  * @param {number} share
- * @returns {string} the values, for a screen reader
+ * @returns {string} the values as text for screen readers
  */
-export function valuesInWords(state, share) {
+export function valuesText(state, share) {
   const { data, directions, scale, isShown } = state;
-  return data.about.methods
+  return data.info.methods
     .filter(isShown)
     .map((method) => {
       const values = directions.map((direction) => {
-        const { value } = valueAt(data.about.q, data.curve(direction, method).mean, share, scale);
+        const { value } = valueAt(data.info.q, data.curve(direction, method).mean, share, scale);
         return `${direction} ${number(value)}`;
       });
       return `${method}: ${values.join(", ")}`;

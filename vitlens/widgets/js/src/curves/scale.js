@@ -1,11 +1,11 @@
-// Where a share of features stands on the axis, and what a curve is worth there.
+// The position of a share of features on the axis, and the value of a curve there.
 
-/** Part of a logarithmic axis that is linear, so that 0 has a place. */
+/** Part of a logarithmic axis that is linear, so that 0 has a position. */
 const LINEAR_PART = 0.09;
 
 /**
  * @typedef {object} Scale
- * @property {(share: number) => number} place share of features -> 0..1 along the axis
+ * @property {(share: number) => number} position share of features -> 0..1 along the axis
  * @property {(position: number) => number} share the inverse
  */
 
@@ -16,12 +16,12 @@ const LINEAR_PART = 0.09;
  */
 export function shareScale(axis, smallest) {
   if (axis === "linear" || smallest >= 1) {
-    return { place: (share) => share, share: (position) => position };
+    return { position: (share) => share, share: (position) => position };
   }
   const span = -Math.log(smallest);
   const rest = 1 - LINEAR_PART;
   return {
-    place: (share) =>
+    position: (share) =>
       share <= smallest
         ? (LINEAR_PART * Math.max(share, 0)) / smallest
         : LINEAR_PART + rest * (1 + Math.log(share) / span),
@@ -33,10 +33,10 @@ export function shareScale(axis, smallest) {
 }
 
 /**
- * The value of the drawn line: straight between measured steps, along the axis as it is shown.
+ * The value of the drawn line: straight between measured steps on the displayed axis.
  *
  * @param {ArrayLike<number>} steps measured shares, ascending
- * @param {ArrayLike<number>} values one a step
+ * @param {ArrayLike<number>} values one per step
  * @param {number} share
  * @param {Scale} scale
  * @returns {{ value: number, measured: boolean }}
@@ -48,8 +48,8 @@ export function valueAt(steps, values, share, scale) {
   }
   let right = 1;
   while (right < last && steps[right] < share) right += 1;
-  const [a, b] = [scale.place(steps[right - 1]), scale.place(steps[right])];
-  const part = Math.min(Math.max((scale.place(share) - a) / (b - a), 0), 1);
+  const [a, b] = [scale.position(steps[right - 1]), scale.position(steps[right])];
+  const part = Math.min(Math.max((scale.position(share) - a) / (b - a), 0), 1);
   return { value: values[right - 1] * (1 - part) + values[right] * part, measured: false };
 }
 
@@ -63,7 +63,7 @@ export function nearestStep(steps, position, scale) {
   let best = 0;
   for (let i = 1; i < steps.length; i++) {
     const closer =
-      Math.abs(scale.place(steps[i]) - position) < Math.abs(scale.place(steps[best]) - position);
+      Math.abs(scale.position(steps[i]) - position) < Math.abs(scale.position(steps[best]) - position);
     if (closer) best = i;
   }
   return best;
@@ -72,7 +72,7 @@ export function nearestStep(steps, position, scale) {
 /**
  * @param {"log" | "linear"} axis
  * @param {ArrayLike<number>} steps
- * @returns {number[]} shares to write beside the axis
+ * @returns {number[]} tick labels of the axis
  */
 export function shareTicks(axis, steps) {
   if (axis === "linear") return [0, 0.25, 0.5, 0.75, 1];

@@ -1,4 +1,4 @@
-// How each method is drawn: by colour, by dash and by marker, so that no one of them is needed.
+// The style of each method: colour, dash and marker, each of which suffices.
 
 /** @typedef {{ dash: string, marker: string, name: string }} LineStyle */
 
@@ -29,7 +29,7 @@ const OTHERS = [
 
 /**
  * @param {string[]} methods
- * @returns {Map<string, LineStyle>} a method looks the same whatever it is shown beside
+ * @returns {Map<string, LineStyle>} a method has the same style in every plot
  */
 export function lineStyles(methods) {
   const others = methods.filter((method) => !(method in KNOWN));
@@ -43,10 +43,10 @@ export function lineStyles(methods) {
 
 /** @type {Record<string, string>} */
 export const MEANINGS = {
-  rrm: "walk back over the edges (this package)",
+  rrm: "walk back along the edges (this package)",
   cla: "Cross-Layer Attribution",
   node: "node importance alone",
-  plain: "node importance with ordinary gradients",
+  plain: "node importance with plain gradients",
   activation: "size of the activation",
   random: "chance",
 };

@@ -1,25 +1,25 @@
-// The candidates: what speaks for each, where it is active in every group, and a tick to take it out.
+// The candidates: their figures, their examples in every group, and a tick to remove them.
 
 /** @import { Model, NodeKey } from "../lib/types" */
 import { decimals, fill, h, show } from "../lib/dom.js";
 import { drawHeat, loadStrip } from "../lib/heat.js";
 import { legend } from "../lib/legend.js";
 import { halfs, same, save } from "../lib/model.js";
-import { capital, chosen, has, idOf, labelOf, toggle, verb } from "./wish.js";
+import { capital, chosen, has, idOf, labelOf, toggle, verb } from "./request.js";
 
 const SIDE = 56; // CSS pixels of an example
 const SHARP = 2;
 const SOURCES = /** @type {Record<string, string>} */ ({
   "activation difference": "its activation differs between attribute values",
-  circuit: "it is in circuits of wrong answers",
-  picked: "somebody picked it",
+  circuit: "it is part of circuits of wrong predictions",
+  picked: "picked by hand",
 });
 
 /**
  * @typedef {object} Candidate
  * @property {NodeKey} node
  * @property {string[]} sources
- * @property {number | null} step when the search added it
+ * @property {number | null} step of the search that added it
  * @property {string} attribute
  * @property {number} effect
  * @property {number} auc
@@ -36,13 +36,13 @@ export function cardList(model, isLive) {
   const list = h("ul", { class: "vl-debias-cards", "aria-label": "Candidate features" });
   const bar = legend({ limit: 1, signed: false, label: "activation, up to the card’s largest" });
   bar.element.querySelector(".vl-legend-ends")?.replaceChildren(h("span", {}, "0"), h("span", {}, "largest"));
-  const words = h(
+  const text = h(
     "span",
     { class: "vl-muted" },
-    "Pictures: of every group the image where it is most active, and the median one; below, the group’s mean. " +
-      "d is Cohen’s, for the attribute within class and for the class within attribute.",
+    "Images per group: the one with the highest activation and the median one. Below: the group’s mean. " +
+      "d is Cohen’s d, for the attribute within each class and for the class within each attribute value.",
   );
-  const element = h("div", {}, h("div", { class: "vl-debias-cards-key" }, bar.element, words), list);
+  const element = h("div", {}, h("div", { class: "vl-debias-cards-key" }, bar.element, text), list);
   /** @type {ReturnType<typeof card>[]} */
   let cards = [];
   /** @type {ImageBitmap | null} */
@@ -56,7 +56,7 @@ export function cardList(model, isLive) {
     fill(list, cards.map(({ element }) => element));
     count = 1 + Math.max(0, ...candidates.flatMap((c) => c.images.flat()));
     paint();
-    mark();
+    update();
   }
 
   function paint() {
@@ -73,17 +73,17 @@ export function cardList(model, isLive) {
     }
   }
 
-  function mark() {
+  function update() {
     const now = chosen(model);
-    for (const one of cards) one.mark(has(now, one.candidate.node), !isLive());
+    for (const one of cards) one.update(has(now, one.candidate.node), !isLive());
   }
 
   return {
     element,
     build,
-    mark,
-    async pictures() {
-      strip = await loadStrip(model.get("debias_pictures"));
+    update,
+    async loadExamples() {
+      strip = await loadStrip(model.get("debias_strip"));
       paint();
     },
     /** Brings the selected card into the list's view, without moving the page. */
@@ -106,7 +106,7 @@ function card(model, candidate, strongest) {
     "button",
     {
       class: "vl-button vl-debias-id",
-      title: "Show it in the linked views",
+      title: "Show this feature in the linked views",
       onclick: () => save(model, { selected: same(model.get("selected"), node) ? null : node }),
     },
     idOf(node),
@@ -119,7 +119,7 @@ function card(model, candidate, strongest) {
     h(
       "div",
       { class: "vl-debias-sources" },
-      candidate.step != null && badge(`search: ${ordinal(candidate.step)}`, "The search added it in this place"),
+      candidate.step != null && badge(`search: ${ordinal(candidate.step)}`, "Order in which the search added this feature"),
       candidate.sources.map((source) => badge(source, SOURCES[source] ?? source)),
     ),
     effects(candidate, strongest),
@@ -130,7 +130,7 @@ function card(model, candidate, strongest) {
     candidate,
     canvases,
     /** @param {boolean} isChosen @param {boolean} isSaved */
-    mark(isChosen, isSaved) {
+    update(isChosen, isSaved) {
       const label = labelOf(model, node);
       const isSelected = same(model.get("selected"), node);
       tick.checked = isChosen;
@@ -147,13 +147,13 @@ function card(model, candidate, strongest) {
   };
 }
 
-/** @param {string} words @param {string} title */
-const badge = (words, title) => h("span", { class: "vl-debias-badge", title }, words);
+/** @param {string} text @param {string} title */
+const badge = (text, title) => h("span", { class: "vl-debias-badge", title }, text);
 
 /** @param {Candidate} candidate @param {number} strongest */
 function effects({ attribute, effect, auc, q, class_effect, share }, strongest) {
-  const line = (/** @type {string} */ words, /** @type {number} */ d, /** @type {string} */ kind) => [
-    h("span", { class: "vl-debias-effect-name" }, words),
+  const line = (/** @type {string} */ text, /** @type {number} */ d, /** @type {string} */ kind) => [
+    h("span", { class: "vl-debias-effect-name" }, text),
     h(
       "span",
       { class: "vl-debias-effect-track", "aria-hidden": "true" },
@@ -168,9 +168,9 @@ function effects({ attribute, effect, auc, q, class_effect, share }, strongest) 
     line("class", class_effect, "vl-debias-of-class"),
     h(
       "span",
-      { class: "vl-muted vl-debias-more", title: "AUC .5 is chance; q is the p-value with the false discovery rate controlled" },
+      { class: "vl-muted vl-debias-more", title: "AUC 0.5 is chance; q is the p-value, adjusted for the false discovery rate" },
       `AUC ${auc.toFixed(2)}, q ${q < 1e-3 ? "< 0.001" : `= ${q.toFixed(3)}`}`,
-      share > 0 && `, ${show(100 * share)}% of wrong circuits`,
+      share > 0 && `, ${show(100 * share)}% of circuits of wrong predictions`,
     ),
   );
 }
@@ -183,7 +183,7 @@ function examples(model, { images, means, node }) {
   /** @type {{ canvas: HTMLCanvasElement, image: number }[]} */
   const canvases = [];
   const figures = groups.map((/** @type {string} */ group, /** @type {number} */ g) => {
-    const pictures = images[g].map((image, i) => {
+    const canvasesOfGroup = images[g].map((image, i) => {
       const canvas = h("canvas", {
         width: SIDE * SHARP,
         height: SIDE * SHARP,
@@ -198,15 +198,15 @@ function examples(model, { images, means, node }) {
       "figure",
       { class: "vl-debias-example" },
       h("figcaption", { title: group }, group),
-      pictures,
-      h("span", { class: "vl-muted", title: "mean activation over tokens and images of the group" }, two(means[g])),
+      canvasesOfGroup,
+      h("span", { class: "vl-muted", title: "mean activation over tokens and images of the group" }, short(means[g])),
     );
   });
   return { figures, canvases };
 }
 
-/** Two figures: there is little room. @param {number} x */
-const two = (x) => show(Number(x.toPrecision(2)));
+/** Two digits: there is little space. @param {number} x */
+const short = (x) => show(Number(x.toPrecision(2)));
 
 /** @param {number} n */
 const ordinal = (n) => `${n}${["th", "st", "nd", "rd"][n % 100 > 10 && n % 100 < 14 ? 0 : n % 10] ?? "th"}`;

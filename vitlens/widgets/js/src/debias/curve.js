@@ -1,11 +1,11 @@
-// Accuracies over the number of features, with the choice as a point.
+// Accuracies by number of features, with the choice as a point.
 
 /** @import { Model, NodeKey } from "../lib/types" */
 import { ask } from "../lib/ask.js";
 import { fill, h, s } from "../lib/dom.js";
 import { same } from "../lib/model.js";
-import { tell } from "../lib/notice.js";
-import { accuracy, chosen, features, verb, wish } from "./wish.js";
+import { showError } from "../lib/notice.js";
+import { accuracy, chosen, features, request, verb } from "./request.js";
 
 const HEIGHT = 210;
 const MARGIN = { left: 44, right: 16, top: 12, bottom: 42 };
@@ -21,13 +21,13 @@ const LINES = /** @type {const} */ ([
 export function curvePlot(model, signal) {
   const svg = s("svg", { class: "vl-debias-plot", role: "img" });
   const slider = h("input", { type: "range", min: 0, step: 1 });
-  const said = h("output", { class: "vl-debias-said" });
-  const step = h("label", { class: "vl-field vl-needs-kernel" }, h("span", {}, "the first"), slider, said);
+  const readout = h("output", { class: "vl-debias-readout" });
+  const step = h("label", { class: "vl-field vl-needs-kernel" }, h("span", {}, "the first"), slider, readout);
   const measure = h("button", {
     class: "vl-button",
-    onclick: () => ask(model, "measure").catch((error) => tell(model, error)),
+    onclick: () => ask(model, "measure").catch((error) => showError(model, error)),
   });
-  const words = h("p", { class: "vl-muted vl-debias-note" });
+  const text = h("p", { class: "vl-muted vl-debias-note" });
   const key = h(
     "div",
     { class: "vl-debias-key", "aria-hidden": "true" },
@@ -51,24 +51,24 @@ export function curvePlot(model, signal) {
       "the choice",
     ),
   );
-  const element = h("div", { class: "vl-debias-curve" }, svg, key, step, words, h("div", { class: "vl-needs-kernel" }, measure));
+  const element = h("div", { class: "vl-debias-curve" }, svg, key, step, text, h("div", { class: "vl-needs-kernel" }, measure));
   slider.addEventListener("input", () => preview(Number(slider.value)), { signal });
   slider.addEventListener("change", () => {
-    wish(model, model.get("trade_off").order.slice(0, Number(slider.value)));
+    request(model, model.get("trade_off").order.slice(0, Number(slider.value)));
   }, { signal });
   const watch = new ResizeObserver(() => draw());
   watch.observe(element);
   signal.addEventListener("abort", () => watch.disconnect(), { once: true });
 
-  /** What the curve says of the first n features.
+  /** Shows the values of the curve for the first n features.
    * @param {number} n
    */
   function preview(n) {
     const { n: steps = [], worst, average } = model.get("trade_off");
     const i = steps.indexOf(n);
     const figures = i < 0 ? "" : `: worst ${accuracy(worst[i])}, average ${accuracy(average[i])}`;
-    said.textContent = `${features(n)}${figures}`;
-    slider.setAttribute("aria-valuetext", said.textContent);
+    readout.textContent = `${features(n)}${figures}`;
+    slider.setAttribute("aria-valuetext", readout.textContent);
   }
 
   function draw() {
@@ -82,8 +82,8 @@ export function curvePlot(model, signal) {
     step.hidden = !known;
     measure.textContent = known ? "Measure every step" : "Measure the curve along the cards";
     measure.hidden = known && curve.n.length > curve.order.length;
-    words.textContent = known
-      ? `${curve.source}; a choice of others lies beside the lines.`
+    text.textContent = known
+      ? `${curve.source}; other choices are not on the lines.`
       : `Not measured yet: accuracies with the first, the first two, … candidates ${verb(model).done}.`;
     const n = report.chosen?.length ?? 0;
     const most = Math.max(n, 1, ...(curve.n ?? []));
@@ -105,7 +105,7 @@ export function curvePlot(model, signal) {
           }),
         ),
     );
-    svg.setAttribute("aria-label", spoken(curve, report));
+    svg.setAttribute("aria-label", description(curve, report));
     if (!known) return;
     const path = /** @type {NodeKey[]} */ (curve.order);
     slider.max = String(path.length);
@@ -113,7 +113,7 @@ export function curvePlot(model, signal) {
     const isPrefix = same(now, path.slice(0, now.length));
     slider.value = String(Math.min(now.length, path.length));
     preview(Number(slider.value));
-    if (!isPrefix) said.textContent = `another choice of ${features(now.length)}`;
+    if (!isPrefix) readout.textContent = `another choice of ${features(now.length)}`;
   }
 
   return { element, update: draw };
@@ -140,7 +140,7 @@ function axes(x, y, low, most, width, bottom) {
   }
   const stride = [1, 2, 5, 10, 20, 50, 100].find((k) => most / k <= 10) ?? 200;
   for (let k = 0; k <= most; k += stride) parts.push(text(`${k}`, x(k), bottom + 20, "middle"));
-  parts.push(text("features taken out", (MARGIN.left + width - MARGIN.right) / 2, bottom + 37, "middle"));
+  parts.push(text("features removed", (MARGIN.left + width - MARGIN.right) / 2, bottom + 37, "middle"));
   return parts;
 }
 
@@ -149,16 +149,16 @@ function axes(x, y, low, most, width, bottom) {
  * @param {(k: number) => number} x @param {(a: number) => number} y
  */
 function line(curve, name, marker, dash, x, y) {
-  const places = curve.n.map((/** @type {number} */ k, /** @type {number} */ i) => [x(k), y(curve[name][i])]);
+  const points = curve.n.map((/** @type {number} */ k, /** @type {number} */ i) => [x(k), y(curve[name][i])]);
   return s(
     "g",
     { class: `vl-debias-${name}-line` },
     s("path", {
       class: "vl-debias-stroke",
       "stroke-dasharray": dash,
-      d: `M${places.map((/** @type {number[]} */ p) => p.join(",")).join("L")}`,
+      d: `M${points.map((/** @type {number[]} */ p) => p.join(",")).join("L")}`,
     }),
-    places.map((/** @type {number[]} */ [px, py], /** @type {number} */ i) =>
+    points.map((/** @type {number[]} */ [px, py], /** @type {number} */ i) =>
       s(
         "path",
         { d: marker, transform: `translate(${px} ${py})` },
@@ -169,24 +169,24 @@ function line(curve, name, marker, dash, x, y) {
 }
 
 /** @param {any} curve @param {any} report */
-function spoken(curve, report) {
+function description(curve, report) {
   const now = report.groups
     ? `The choice: ${features(report.chosen.length)}, worst group ${accuracy(report.worst.accuracy)}, average ${accuracy(report.average.accuracy)}.`
     : "";
-  if (!curve.n?.length) return `Accuracy over the number of features. ${now}`;
+  if (!curve.n?.length) return `Accuracy by number of features. ${now}`;
   const best = curve.worst.indexOf(Math.max(...curve.worst));
   return (
-    `Accuracy over the number of features taken out: worst group from ${accuracy(curve.worst[0])} without any ` +
+    `Accuracy by number of removed features: worst group from ${accuracy(curve.worst[0])} without any ` +
     `to at best ${accuracy(curve.worst[best])} with ${curve.n[best]}; average from ` +
     `${accuracy(curve.average[0])} to ${accuracy(curve.average[best])} there. ${now}`
   );
 }
 
 /**
- * @param {string} words @param {number} x @param {number} y @param {"middle" | "end"} anchor
+ * @param {string} text @param {number} x @param {number} y @param {"middle" | "end"} anchor
  */
-function text(words, x, y, anchor) {
+function text(text, x, y, anchor) {
   const element = s("text", { x, y, "text-anchor": anchor });
-  element.textContent = words;
+  element.textContent = text;
   return element;
 }

@@ -1,8 +1,8 @@
-// Accuracy of every group: a bar with its interval, and a mark for the untouched model.
+// Accuracy of every group: a bar with its interval, and a line for the unchanged model.
 
 /** @import { Model } from "../lib/types" */
 import { counted, fill, h } from "../lib/dom.js";
-import { accuracy, points } from "./wish.js";
+import { accuracy, points } from "./request.js";
 
 /**
  * @typedef {object} Row
@@ -50,34 +50,34 @@ export function groupTable(model) {
   const key = h(
     "div",
     { class: "vl-debias-key", "aria-hidden": "true" },
-    KEY.map(([name, words]) => h("span", {}, h("i", { class: name }), words)),
+    KEY.map(([name, text]) => h("span", {}, h("i", { class: name }), text)),
   );
   const note = h("p", { class: "vl-muted vl-debias-note" });
   return {
     element: h("div", {}, table, key, note),
     update() {
       const interim = model.get("interim") ?? {};
-      const shown = interim.groups ? interim : model.get("report");
+      const report = interim.groups ? interim : model.get("report");
       const about = model.get("debias") ?? {};
-      if (!shown?.groups) return fill(body);
-      const isInterim = shown === interim;
+      if (!report?.groups) return fill(body);
+      const isInterim = report === interim;
       table.classList.toggle("vl-debias-interim", isInterim);
       caption.textContent = `Accuracy by group, ${about.n_images} ${about.name}`;
       note.textContent = isInterim
-        ? `So far, on ${shown.n_images} of ${counted(about.n_images, "image")}.`
-        : `Intervals are Wilson’s, as if images were independent.`;
-      fill(body, row(shown.average, shown, isInterim), shown.groups.map((/** @type {Row} */ x) => row(x, shown, isInterim)));
+        ? `So far, on ${report.n_images} of ${counted(about.n_images, "image")}.`
+        : "Wilson intervals, for independent images.";
+      fill(body, row(report.average, report, isInterim), report.groups.map((/** @type {Row} */ x) => row(x, report, isInterim)));
     },
   };
 }
 
-/** @param {Row} item @param {any} shown @param {boolean} isInterim */
-function row(item, shown, isInterim) {
-  const low = shown.worst.accuracy;
-  // Where all groups are equal, none is worse than the others.
-  const differ = shown.groups.some((/** @type {Row} */ x) => x.accuracy != null && x.accuracy > low);
-  const isWorst = differ && item !== shown.average && item.accuracy === low;
-  const kind = item === shown.average ? "vl-debias-average" : isWorst ? "vl-debias-worst" : "";
+/** @param {Row} item @param {any} report @param {boolean} isInterim */
+function row(item, report, isInterim) {
+  const low = report.worst.accuracy;
+  // With equal accuracies, no group is the worst.
+  const differ = report.groups.some((/** @type {Row} */ x) => x.accuracy != null && x.accuracy > low);
+  const isWorst = differ && item !== report.average && item.accuracy === low;
+  const kind = item === report.average ? "vl-debias-average" : isWorst ? "vl-debias-worst" : "";
   return h(
     "tr",
     { class: kind },
@@ -94,7 +94,7 @@ function row(item, shown, isInterim) {
     h("td", { class: "vl-debias-number" }, change(isInterim ? null : item.change)),
     h(
       "td",
-      { class: "vl-debias-number vl-muted", title: `${item.right} of ${item.count} right` },
+      { class: "vl-debias-number vl-muted", title: `${item.right} of ${item.count} correct` },
       `${item.count}`,
     ),
   );
@@ -103,8 +103,8 @@ function row(item, shown, isInterim) {
 /** @param {number | null} x */
 function change(x) {
   if (x == null) return "…";
-  const way = x > 0 ? "vl-debias-gain" : x < 0 ? "vl-debias-loss" : "vl-muted";
-  return h("span", { class: way }, points(x), x < 0 && h("span", { class: "vl-hint" }, " lost"));
+  const kind = x > 0 ? "vl-debias-gain" : x < 0 ? "vl-debias-loss" : "vl-muted";
+  return h("span", { class: kind }, points(x), x < 0 && h("span", { class: "vl-hint" }, " lost"));
 }
 
 /** @param {Row} item @param {boolean} isWorst */

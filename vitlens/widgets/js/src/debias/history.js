@@ -1,8 +1,8 @@
-// What was chosen before, to go back to.
+// Earlier choices, to restore.
 
 /** @import { Model, NodeKey } from "../lib/types" */
 import { fill, h } from "../lib/dom.js";
-import { accuracy, features, goTo, idOf, labelOf } from "./wish.js";
+import { accuracy, features, goTo, idOf, labelOf } from "./request.js";
 
 const FEW = 4;
 
@@ -16,8 +16,8 @@ export function history(model) {
     element,
     update() {
       const choices = model.get("choices") ?? [];
-      const place = model.get("choice");
-      const state = JSON.stringify([choices, place, model.get("labels")]);
+      const current = model.get("choice");
+      const state = JSON.stringify([choices, current, model.get("labels")]);
       if (state === last) return;
       last = state;
       title.textContent = `History (${choices.length})`;
@@ -32,10 +32,10 @@ export function history(model) {
               {
                 class: "vl-button",
                 title: entry.chosen.map(idOf).join(", "),
-                "aria-current": i === place ? "step" : null,
+                "aria-current": i === current ? "step" : null,
                 onclick: () => goTo(model, i),
               },
-              inWords(model, entry.chosen),
+              describe(model, entry.chosen),
             ),
             h(
               "span",
@@ -52,7 +52,7 @@ export function history(model) {
 }
 
 /** @param {Model} model @param {NodeKey[]} list */
-function inWords(model, list) {
+function describe(model, list) {
   if (!list.length) return "nothing";
   const names = list.slice(0, FEW).map((key) => labelOf(model, key) || idOf(key));
   return `${features(list.length)}: ${names.join(", ")}${list.length > FEW ? ", …" : ""}`;

@@ -1,9 +1,9 @@
-// What the choice does, in sentences; screen readers hear them when they change.
+// The effect of the choice in sentences, which screen readers announce when they change.
 
 /** @import { Model } from "../lib/types" */
 import { counted, fill, h } from "../lib/dom.js";
 import { same } from "../lib/model.js";
-import { accuracy, chosen, features, points, verb } from "./wish.js";
+import { accuracy, chosen, features, points, verb } from "./request.js";
 
 /** @param {Model} model */
 export function summary(model) {
@@ -17,7 +17,7 @@ export function summary(model) {
       const report = model.get("report") ?? {};
       if (!report.groups) return;
       const pending = !same(report.chosen, chosen(model));
-      // Said once for every report, not again with every figure on the way.
+      // Announced once per report, not with every interim figure.
       const state = JSON.stringify([report, pending]);
       if (state === last) return;
       last = state;
@@ -27,7 +27,7 @@ export function summary(model) {
       if (!n) {
         fill(
           main,
-          h("strong", {}, `Nothing ${verb(model).done}. `),
+          h("strong", {}, `No features ${verb(model).done}. `),
           `Worst group: ${was.name}, ${accuracy(was.before.accuracy)}; average ${accuracy(average.accuracy)}.`,
         );
         fill(damage, pending && "Computing …");
@@ -58,15 +58,15 @@ export function summary(model) {
                       })
                       .join("; "),
                   )
-                : "no group lost.",
+                : "no group has a lower accuracy.",
             ],
       );
     },
   };
 }
 
-/** The figures that count, in a line. @param {Model} model */
-export function inBrief(model) {
+/** The main figures in one line. @param {Model} model */
+export function summaryLine(model) {
   const { worst, average, collateral } = model.get("report") ?? {};
   if (!worst) return "";
   const lost = collateral.length ? `; ${collateral[0][0]} ${points(collateral[0][1])}` : "";

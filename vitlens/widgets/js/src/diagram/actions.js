@@ -1,8 +1,8 @@
-// What clicks, keys and buttons do.
+// The actions of clicks, keys and buttons.
 
 /** @import { Diagram } from "./diagram.js" */
 /** @import { Item } from "./scene.js" */
-import { toggle } from "../ablation/wish.js";
+import { toggle } from "../ablation/request.js";
 import { counted } from "../lib/dom.js";
 import { same, save } from "../lib/model.js";
 import { featureName, idOf } from "./data.js";
@@ -12,28 +12,28 @@ import { neighbour } from "./paths.js";
 import { SIZE } from "./scene.js";
 import { zoomed } from "./view.js";
 
-const EDGE = 6; // pixels that a node in hand keeps from the stage's edge
+const EDGE = 6; // minimum pixels between the current node and the stage's edge
 
 /** @param {Diagram} diagram */
 export function createActions(diagram) {
-  const { model, marks, stage } = diagram;
+  const { model, annotations, stage } = diagram;
 
-  /** @param {string} words */
-  const announce = (words) => (diagram.live.textContent = words);
+  /** @param {string} text */
+  const announce = (text) => (diagram.live.textContent = text);
 
   /** The node that keys and buttons act on: the focused, else the selected one. */
-  function inHand() {
+  function currentItem() {
     const active = diagram.active();
     if (active) return diagram.item(active.dataset.key);
     const { data, scene } = diagram;
     const id = data ? idOf(data, model.get("selected")) : undefined;
-    const place = id === undefined ? undefined : scene?.itemOf.get(id);
-    return place === undefined ? undefined : scene?.items[place];
+    const index = id === undefined ? undefined : scene?.itemOf.get(id);
+    return index === undefined ? undefined : scene?.items[index];
   }
 
-  /** The node in hand, unless it is the target, which cannot be marked. */
+  /** The current node, unless it is the target, which has no annotations. */
   function node() {
-    const item = inHand();
+    const item = currentItem();
     return item?.key === "target" ? undefined : item;
   }
 
@@ -42,13 +42,13 @@ export function createActions(diagram) {
     if (item.key === "target") return "the target";
     if (item.group) return item.group;
     const data = /** @type {import("./data.js").Data} */ (diagram.data);
-    const label = marks.labels().find(([l, f]) => same([l, f], diagram.keys(item)[0]))?.[2];
+    const label = annotations.labels().find(([l, f]) => same([l, f], diagram.keys(item)[0]))?.[2];
     return label ?? `${item.layer}/${featureName(data.features[item.ids[0]])}`;
   }
 
   /** @param {string} key */
   function focusAgain(key) {
-    diagram.heir = key;
+    diagram.nextFocus = key;
     diagram.plan("scene");
   }
 
@@ -57,12 +57,12 @@ export function createActions(diagram) {
     const [key] = diagram.keys(item);
     const again = same(key, model.get("selected"));
     save(model, { selected: again ? null : key });
-    announce(again ? `Let go of ${nameOf(item)}` : `Selected ${nameOf(item)}`);
+    announce(again ? `Deselected ${nameOf(item)}` : `Selected ${nameOf(item)}`);
   }
 
   /** @param {Item} item */
   function pin(item) {
-    announce(`${marks.togglePins(diagram.keys(item)) ? "Pinned" : "No longer pinned:"} ${nameOf(item)}`);
+    announce(`${annotations.togglePins(diagram.keys(item)) ? "Pinned" : "Unpinned"} ${nameOf(item)}`);
   }
 
   /** @param {Item} item */
@@ -73,7 +73,7 @@ export function createActions(diagram) {
       if (on) diagram.chosen.add(id);
       else diagram.chosen.delete(id);
     }
-    announce(`${on ? "Chosen" : "No longer chosen"}: ${nameOf(item)}; ${diagram.chosen.size} in all`);
+    announce(`${on ? "Added" : "Removed"} ${nameOf(item)}; ${diagram.chosen.size} nodes chosen`);
     diagram.plan("scene");
   }
 
@@ -85,12 +85,12 @@ export function createActions(diagram) {
     if (!ids.length) return;
     const near = item ?? scene.items[scene.itemOf.get(ids[0]) ?? 0];
     diagram.naming.ask({
-      words: `Name of the group of ${ids.length}`,
+      label: `Name of the group of ${ids.length}`,
       value: item?.group ?? "",
       near: diagram.nodes.element(near.key),
       done(name) {
         if (name) {
-          marks.group(name, ids.map((id) => diagram.keyOf(id)));
+          annotations.group(name, ids.map((id) => diagram.keyOf(id)));
           diagram.chosen.clear();
           diagram.opened.delete(name);
           announce(`Grouped ${counted(ids.length, "node")} as ${name}`);
@@ -103,31 +103,31 @@ export function createActions(diagram) {
   /** @param {Item} item */
   function rename(item) {
     const [key] = diagram.keys(item);
-    const label = marks.labels().find(([l, f]) => same([l, f], key))?.[2] ?? "";
+    const label = annotations.labels().find(([l, f]) => same([l, f], key))?.[2] ?? "";
     diagram.naming.ask({
-      words: item.group ? "Name of the group" : "Name of the node",
+      label: item.group ? "Name of the group" : "Name of the node",
       value: item.group || label,
       near: diagram.nodes.element(item.key),
       done(name) {
-        if (name !== null && item.group) marks.renameGroup(item.group, name);
-        else if (name !== null) marks.rename(key, name);
+        if (name !== null && item.group) annotations.renameGroup(item.group, name);
+        else if (name !== null) annotations.rename(key, name);
         focusAgain(item.group && name ? `group ${item.layer} ${name}` : item.key);
       },
     });
   }
 
-  /** The supernode of an item, whether it is closed or the item is a member shown alone.
+  /** The supernode of an item that is closed, or of which the item is a visible member.
    * @param {Item} item
    */
   const groupOf = (item) =>
-    item.group || marks.groups().find(([, keys]) => keys.some((key) => same(key, diagram.keys(item)[0])))?.[0];
+    item.group || annotations.groups().find(([, keys]) => keys.some((key) => same(key, diagram.keys(item)[0])))?.[0];
 
   /** @param {Item} item */
   function ungroup(item) {
     const name = groupOf(item);
     if (!name) return;
-    marks.ungroup(marks.groups().find(([other]) => other === name)?.[1] ?? []);
-    announce(`${name} is no group any more`);
+    annotations.ungroup(annotations.groups().find(([other]) => other === name)?.[1] ?? []);
+    announce(`Removed the group ${name}`);
     focusAgain(String(item.ids[0]));
   }
 
@@ -146,14 +146,14 @@ export function createActions(diagram) {
   /** @param {Item} item */
   function ablate(item) {
     if (!model.get("can_ablate")) return;
-    announce(`${toggle(model, diagram.keys(item)) ? "Switched off" : "On again:"} ${nameOf(item)}`);
+    announce(`${toggle(model, diagram.keys(item)) ? "Switched off" : "Restored"} ${nameOf(item)}`);
   }
 
-  function letGo() {
+  function clearSelection() {
     diagram.chosen.clear();
     diagram.hover(null);
     if (model.get("selected")) save(model, { selected: null });
-    announce("Let go");
+    announce("Selection cleared");
     diagram.plan("scene", "light");
   }
 
@@ -162,18 +162,18 @@ export function createActions(diagram) {
     diagram.move(zoomed(diagram.view, factor, stage.clientWidth / 2, stage.clientHeight / 2));
 
   function undo() {
-    announce(marks.undo() ? "Undone" : "Nothing to undo");
+    announce(annotations.undo() ? "Undone" : "Nothing to undo");
     update();
   }
 
   /** @param {string} arrow */
-  function walk(arrow) {
+  function move(arrow) {
     const { scene } = diagram;
-    const item = inHand();
+    const item = currentItem();
     if (!scene || !item) return;
-    const next = neighbour(scene, scene.places.get(item.key) ?? 0, arrow);
+    const next = neighbour(scene, scene.indexOf.get(item.key) ?? 0, arrow);
     if (next === undefined) return;
-    diagram.pointed = null; // keys took over from a pointer that rests
+    diagram.pointed = null; // keys take precedence over a resting pointer
     diagram.nodes.focus(scene.items[next].key);
     reveal(scene.items[next]);
     diagram.hover(diagram.keys(scene.items[next])[0]);
@@ -198,7 +198,7 @@ export function createActions(diagram) {
     try {
       await diagram.root.requestFullscreen();
     } catch {
-      diagram.root.classList.add("vl-full"); // frames may not be allowed to fill the screen
+      diagram.root.classList.add("vl-full"); // a frame may not have the permission
     }
   }
 
@@ -208,7 +208,7 @@ export function createActions(diagram) {
     if (item) act(item);
   };
 
-  /** Shows which buttons have something to act on. */
+  /** Enables the buttons that apply to the current node. */
   function update() {
     const item = node();
     const grouped = Boolean(item && groupOf(item));
@@ -219,19 +219,19 @@ export function createActions(diagram) {
       ungroup: { hidden: !grouped },
       open: { hidden: !grouped },
       ablate: { off: !item, hidden: !model.get("can_ablate") },
-      undo: { off: !marks.canUndo() },
+      undo: { off: !annotations.canUndo() },
     });
   }
 
   const commands = {
-    walk,
+    move,
     select: () => {
-      const item = inHand();
+      const item = currentItem();
       if (item) select(item);
     },
     choose: onNode(choose),
     pin: onNode(pin),
-    letGo,
+    clearSelection,
     group,
     ungroup: onNode(ungroup),
     rename: onNode(rename),
@@ -250,7 +250,7 @@ export function createActions(diagram) {
     clicked(event) {
       const item = diagram.itemAt(event);
       if (!item) {
-        if (/** @type {Element} */ (event.target).matches?.(".vl-stage, .vl-clip, .vl-world")) letGo();
+        if (/** @type {Element} */ (event.target).matches?.(".vl-stage, .vl-clip, .vl-world")) clearSelection();
         return;
       }
       diagram.nodes.makeCurrent(item.key);
@@ -261,7 +261,7 @@ export function createActions(diagram) {
     /** @param {KeyboardEvent} event */
     pressed(event) {
       if (event.key === "Escape" && diagram.root.classList.contains("vl-full")) {
-        diagram.root.classList.remove("vl-full"); // as the browser does with its own full screen
+        diagram.root.classList.remove("vl-full"); // as in the browser's full screen
         return event.stopPropagation();
       }
       const undoing = (event.ctrlKey || event.metaKey) && event.key === "z";
@@ -279,7 +279,7 @@ export function createActions(diagram) {
       undo: { text: "Undo", hint: "Ctrl z", press: undo },
       tidy: {
         text: "Tidy",
-        hint: "order rows anew",
+        hint: "Order the rows again",
         press: () => {
           if (diagram.kept) tidy(diagram.rank, diagram.kept);
           diagram.plan("scene", "light");

@@ -3,17 +3,17 @@
 import { h, percent } from "../lib/dom.js";
 
 const STEPS = 200;
-const BEND = 3; // of the scale: small shares get most of the slider
+const BEND = 3; // exponent of the scale: small shares take most of the slider
 const MOST = { node_share: 0.5, edge_share: 0.25 };
 
 /** @typedef {"nodes_per_layer" | "node_share" | "edge_share"} Rule */
 
 /**
- * @param {(rule: Rule, value: number, done: boolean) => void} changed `done` when let go
+ * @param {(rule: Rule, value: number, done: boolean) => void} changed `done` when the slider is released
  */
 export function createSliders(changed) {
   const sliders = [
-    slider("nodes_per_layer", "Nodes a layer", changed),
+    slider("nodes_per_layer", "Nodes per layer", changed),
     slider("node_share", "Node share ≥", changed),
     slider("edge_share", "Edge share ≥", changed),
   ];
@@ -34,11 +34,11 @@ function slider(rule, name, changed) {
     min: rule === "nodes_per_layer" ? 1 : 0,
     max: STEPS,
     "data-rule": rule,
-    oninput: () => tell(false),
-    onchange: () => tell(true),
+    oninput: () => report(false),
+    onchange: () => report(true),
   });
   /** @param {boolean} done */
-  const tell = (done) => {
+  const report = (done) => {
     const at = Number(input.value);
     changed(rule, rule === "nodes_per_layer" ? at : shareAt(at, MOST[rule]), done);
   };
@@ -49,7 +49,7 @@ function slider(rule, name, changed) {
     update(x, maxCount) {
       const count = rule === "nodes_per_layer";
       if (count && input.max !== String(maxCount)) input.max = String(maxCount);
-      const at = String(count ? Math.min(x, maxCount) : placeOf(x, MOST[rule]));
+      const at = String(count ? Math.min(x, maxCount) : positionOf(x, MOST[rule]));
       if (input.value !== at) input.value = at;
       const text = count ? String(Math.min(x, maxCount)) : percent(x);
       if (value.textContent === text) return;
@@ -59,17 +59,17 @@ function slider(rule, name, changed) {
   };
 }
 
-/** Shares have two figures, so that they can be said and set in Python.
+/** Shares have two digits, so that they can be typed in Python.
  * @param {number} at @param {number} most
  */
 export const shareAt = (at, most) => Number((most * (at / STEPS) ** BEND).toPrecision(2));
 
 /** @param {number} share @param {number} most */
-export const placeOf = (share, most) =>
+export const positionOf = (share, most) =>
   Math.round(STEPS * (Math.min(share, most) / most) ** (1 / BEND));
 
 /**
- * A row of buttons; `update` says which can be pressed, and which are there.
+ * A row of buttons; `update` enables and shows them.
  * @template {string} Name
  * @param {Record<Name, { text: string, hint: string, press: () => void }>} actions
  */

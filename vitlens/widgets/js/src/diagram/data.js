@@ -1,4 +1,4 @@
-// From the traits to a graph of candidates.
+// The graph of candidates, read from the traits.
 
 /** @import { Model, NodeKey } from "../lib/types" */
 /** @import { Graph } from "./prune.js" */
@@ -12,8 +12,10 @@ export const TARGET = -2;
 /**
  * @typedef {object} Extra
  * @property {number} total candidates; also the target's number
- * @property {number} maxCount nodes a layer
- * @property {Int32Array} layers by candidate
+ * @property {number} maxCount nodes per layer
+ * @property {number[]} layerNumbers the block number of each column
+ * @property {Int32Array} layers block number by candidate
+ * @property {Int32Array} columns column by candidate
  * @property {Float64Array} shares by candidate
  * @property {Float32Array} heat [candidate, token]
  * @property {Float32Array} activations [candidate, token], or empty
@@ -23,7 +25,7 @@ export const TARGET = -2;
  * @property {{ name: string, index: number | null, value: number }} goal the target
  * @property {[string, number]} prediction
  * @property {Map<string, number>} ids by "layer/feature"
- * @property {string[]} kinds what a candidate is most of, with its score and chance; by an atlas
+ * @property {string[]} kinds of the candidates, with score and chance level; from an atlas
  * @typedef {Graph & Extra} Data
  */
 
@@ -32,36 +34,40 @@ export const TARGET = -2;
  * @returns {Data | null} null when nothing is shown yet
  */
 export function readData(model) {
-  const about = model.get("graph");
-  if (!about?.counts) return null;
-  const { counts, positive } = about;
+  const info = model.get("graph_info");
+  if (!info?.counts) return null;
+  const { counts, positive } = info;
   const offsets = [0];
   const blocks = [];
   let block = 0;
-  for (let layer = 0; layer < counts.length; layer++) {
-    offsets.push(offsets[layer] + counts[layer]);
+  for (let column = 0; column < counts.length; column++) {
+    offsets.push(offsets[column] + counts[column]);
     blocks.push(block);
-    block += counts[layer] * (counts[layer + 1] ?? 0);
+    block += counts[column] * (counts[column + 1] ?? 0);
   }
   const total = offsets[counts.length];
   const features = ints(model, "node_features");
   const importances = floats(model, "node_importances");
   const weights = floats(model, "edge_weights");
-  // The traits of a change arrive one after the other: wait for the last of them.
+  // The traits of one change arrive one after the other: wait for the last one.
   if (features.length !== total || importances.length !== total || weights.length !== block) {
     return null;
   }
+  /** @type {number[]} */
+  const layerNumbers = info.layers;
   const layers = new Int32Array(total);
+  const columns = new Int32Array(total);
   const shares = new Float64Array(total);
   const ids = new Map();
-  for (let layer = 0; layer < counts.length; layer++) {
-    for (let id = offsets[layer]; id < offsets[layer + 1]; id++) {
+  for (const [column, layer] of layerNumbers.entries()) {
+    for (let id = offsets[column]; id < offsets[column + 1]; id++) {
+      columns[id] = column;
       layers[id] = layer;
-      shares[id] = shareOf(importances[id], positive[layer]);
+      shares[id] = shareOf(importances[id], positive[column]);
       ids.set(`${layer}/${features[id]}`, id);
     }
   }
-  ids.set(`${counts.length}/${TARGET}`, total);
+  ids.set(`${targetLayer({ layerNumbers })}/${TARGET}`, total);
   const heat = halfs(model, "node_heat");
   return {
     counts,
@@ -72,18 +78,20 @@ export function readData(model) {
     blocks,
     positive,
     total,
-    maxCount: about.max_count,
+    maxCount: info.max_count,
+    layerNumbers,
     layers,
+    columns,
     shares,
     heat,
     activations: halfs(model, "node_activations"),
     tokens: heat.length / total,
     grid: model.get("grid"),
     prefixNames: model.get("prefix_names") ?? [],
-    goal: about.target,
-    prediction: about.prediction,
+    goal: info.target,
+    prediction: info.prediction,
     ids,
-    kinds: about.kinds ?? [],
+    kinds: info.kinds ?? [],
   };
 }
 
@@ -92,9 +100,14 @@ export const idOf = (data, key) => (key ? data.ids.get(`${key[0]}/${key[1]}`) : 
 
 /** @param {Data} data @param {number} id @returns {NodeKey} */
 export const keyOf = (data, id) =>
-  id === data.total ? [data.counts.length, TARGET] : [data.layers[id], data.features[id]];
+  id === data.total ? [targetLayer(data), TARGET] : [data.layers[id], data.features[id]];
 
-/** Importances of a candidate by token, the strongest being 1 or -1.
+/** The layer of the target: one after the last.
+ * @param {Pick<Data, "layerNumbers">} data
+ */
+export const targetLayer = ({ layerNumbers }) => (layerNumbers.at(-1) ?? -1) + 1;
+
+/** Importances of a candidate per token, and their largest magnitude.
  * @param {Data} data @param {number} id
  */
 export function relativeHeat(data, id) {
@@ -103,17 +116,17 @@ export function relativeHeat(data, id) {
   return { values, limit };
 }
 
-/** A share for people: whole per cent, one figure after the point below ten.
+/** A share for people: whole percent, one decimal below ten.
  * @param {number} share
  */
-export function shareWords(share) {
+export function shareText(share) {
   const size = Math.abs(100 * share);
   if (size && size < 0.05) return share < 0 ? ">−0.1%" : "<0.1%";
   const text = size >= 9.95 ? size.toFixed(0) : size.toFixed(1);
   return `${share < 0 ? "−" : ""}${text}%`;
 }
 
-/** What a feature is called without a label.
+/** The name of a feature without a label.
  * @param {number} feature
  */
 export const featureName = (feature) => (feature === ERROR ? "error" : String(feature));

@@ -1,11 +1,11 @@
-// A circuit: pruned, walked through and marked in the browser.
+// A circuit: pruned, navigated and annotated in the browser.
 
 /** @import { Model, NodeKey } from "../lib/types" */
 /** @import { Data } from "./data.js" */
 /** @import { View } from "./edges.js" */
 /** @import { Kept } from "./prune.js" */
 /** @import { Item, Scene } from "./scene.js" */
-/** @import { Marked } from "./nodes.js" */
+/** @import { NodeStates } from "./nodes.js" */
 import { counted, h } from "../lib/dom.js";
 import { loadStrip } from "../lib/heat.js";
 import { listen, same, save, slowSave } from "../lib/model.js";
@@ -15,7 +15,7 @@ import { idOf, keyOf, readData } from "./data.js";
 import { drawAll, drawLit } from "./edges.js";
 import { createHelp, HELP } from "./help.js";
 import { createLegend } from "./legend.js";
-import { createMarks } from "./marks.js";
+import { createAnnotations } from "./annotations.js";
 import { createNaming } from "./name.js";
 import { createNodes } from "./nodes.js";
 import { globalOrder, tidy } from "./order.js";
@@ -27,14 +27,14 @@ import { createThumbs } from "./thumbs.js";
 import { fitted, handleGestures, MARGIN, opening, scaleFor } from "./view.js";
 
 const RULES = ["nodes_per_layer", "node_share", "edge_share"];
-const ABOUT = ["graph", "node_features", "node_importances", "edge_weights", "node_heat", "grid"];
+const DATA = ["graph_info", "node_features", "node_importances", "edge_weights", "node_heat", "grid"];
 const HEIGHT = [300, 600];
 export class Diagram {
   /** @param {Model} model @param {HTMLElement} el @param {AbortSignal} signal */
   constructor(model, el, signal) {
     this.model = model;
     this.signal = signal;
-    this.marks = createMarks(model);
+    this.annotations = createAnnotations(model);
     this.saveSoon = slowSave(model);
     /** @type {Data | null} */
     this.data = null;
@@ -49,7 +49,7 @@ export class Diagram {
     /** @type {View} */
     this.view = { scale: 1, x: 0, y: 0 };
     /** @type {"opening" | "fitted" | "own"} */
-    this.framing = "opening"; // "own": somebody zoomed or moved the view
+    this.framing = "opening"; // "own": the user zoomed or moved the view
     this.pitch = SIZE.pitch[0];
     /** @type {Set<number>} candidates chosen for a group */
     this.chosen = new Set();
@@ -61,14 +61,14 @@ export class Diagram {
     /** @type {string | null} the item under the pointer */
     this.pointed = null;
     this.colours = { positive: "", negative: "" };
-    /** @type {string | null} the item that gets the focus once it is there */
-    this.heir = null;
+    /** @type {string | null} the item that gets the focus once it exists */
+    this.nextFocus = null;
 
     this.base = h("canvas", { class: "vl-edges", "aria-hidden": "true" });
     this.over = h("canvas", { class: "vl-edges vl-edges-lit", "aria-hidden": "true" });
     this.thumbs = createThumbs(this);
-    this.heads = h("div", { class: "vl-layer-heads", "aria-hidden": "true" });
-    this.world = h("div", { class: "vl-world" }, this.heads);
+    this.headers = h("div", { class: "vl-layer-heads", "aria-hidden": "true" });
+    this.world = h("div", { class: "vl-world" }, this.headers);
     this.stage = h(
       "div",
       {
@@ -89,7 +89,7 @@ export class Diagram {
     this.sliders = createSliders((rule, value, done) => {
       if (done) save(this.model, { [rule]: value });
       else this.saveSoon({ [rule]: value });
-      if (done) this.plan("size"); // rows keep their places while the slider moves
+      if (done) this.plan("size"); // rows stay in place while the slider moves
     });
     this.actions = createActions(this);
     this.buttons = createButtons(this.actions.buttons);
@@ -108,9 +108,9 @@ export class Diagram {
 
   start() {
     const { model, signal, stage } = this;
-    listen(model, ABOUT, () => this.plan("data"), signal);
-    listen(model, ["graph"], () => this.marks.forget(), signal);
-    listen(model, ["picture"], () => this.loadPicture(), signal);
+    listen(model, DATA, () => this.plan("data"), signal);
+    listen(model, ["graph_info"], () => this.annotations.forget(), signal);
+    listen(model, ["image_strip"], () => this.loadImage(), signal);
     listen(model, [...RULES, "pinned"], () => this.plan("prune"), signal);
     listen(model, ["groups", "labels", "ablations", "can_ablate"], () => this.plan("scene"), signal);
     listen(model, ["selected"], () => this.plan("scene", "light"), signal);
@@ -137,23 +137,23 @@ export class Diagram {
       cancelAnimationFrame(this.frame);
       this.thumbs.clear();
     });
-    this.loadPicture();
+    this.loadImage();
     this.plan("data");
   }
 
-  async loadPicture() {
-    this.strip = await loadStrip(this.model.get("picture")).catch(() => null);
+  async loadImage() {
+    this.strip = await loadStrip(this.model.get("image_strip")).catch(() => null);
     if (this.signal.aborted) return;
     this.thumbs.clear();
     this.plan("thumbs", "light");
   }
 
-  /** The picture, for drawing. */
+  /** The image, for drawing. */
   ground() {
     return { strip: this.strip, count: this.model.get("n_images") ?? 1 };
   }
 
-  /** What the next frame has to do anew. @param {...string} what */
+  /** Plans work for the next frame. @param {...string} what */
   plan(...what) {
     for (const one of what) this.due.add(one);
     this.frame ||= requestAnimationFrame(() => {
@@ -196,7 +196,7 @@ export class Diagram {
 
   /** @param {Data} data */
   prune(data) {
-    const pinned = this.marks.pinned().map((key) => idOf(data, key));
+    const pinned = this.annotations.pinned().map((key) => idOf(data, key));
     this.kept = prune(data, {
       count: Math.min(this.model.get("nodes_per_layer"), data.maxCount),
       nodeShare: this.model.get("node_share"),
@@ -218,30 +218,30 @@ export class Diagram {
   /** @param {Data} data */
   arrange(data) {
     const kept = /** @type {Kept} */ (this.kept);
-    const marked = this.marked(data);
-    const closed = new Map([...marked.groups].filter(([, name]) => !this.opened.has(name)));
+    const states = this.nodeStates(data);
+    const closed = new Map([...states.groups].filter(([, name]) => !this.opened.has(name)));
     const scene = buildScene(data, kept, this.rank, { groups: closed, pitch: this.pitch });
     this.scene = scene;
-    this.nodes.update(data, scene, marked);
-    if (this.heir && scene.places.has(this.heir)) this.nodes.focus(this.heir);
-    this.heir = null;
-    this.drawHeads(scene);
+    this.nodes.update(data, scene, states);
+    if (this.nextFocus && scene.indexOf.has(this.nextFocus)) this.nodes.focus(this.nextFocus);
+    this.nextFocus = null;
+    this.drawHeaders(data, scene);
     const [count, nodeShare, edgeShare] = RULES.map((rule) => this.model.get(rule));
     this.sliders.update({ nodes_per_layer: count, node_share: nodeShare, edge_share: edgeShare }, data.maxCount);
     this.legend.update(scene, data.prefixNames);
-    const words = `${counted(scene.nodes, "node")}, ${counted(scene.edges, "edge")}`;
-    if (this.count.textContent !== words) this.count.textContent = words;
+    const text = `${counted(scene.nodes, "node")}, ${counted(scene.edges, "edge")}`;
+    if (this.count.textContent !== text) this.count.textContent = text;
     this.actions.update();
   }
 
-  /** @param {Data} data @returns {Marked} */
-  marked(data) {
+  /** @param {Data} data @returns {NodeStates} */
+  nodeStates(data) {
     /** @param {NodeKey} key */
     const id = (key) => idOf(data, key) ?? -1;
     return {
-      pinned: new Set(this.marks.pinned().map(id)),
-      labels: new Map(this.marks.labels().map(([l, f, text]) => [id([l, f]), text])),
-      groups: new Map(this.marks.groups().flatMap(([name, keys]) => keys.map((key) => [id(key), name]))),
+      pinned: new Set(this.annotations.pinned().map(id)),
+      labels: new Map(this.annotations.labels().map(([l, f, text]) => [id([l, f]), text])),
+      groups: new Map(this.annotations.groups().flatMap(([name, keys]) => keys.map((key) => [id(key), name]))),
       ablated: new Map(
         (this.model.get("ablations") ?? []).map((/** @type {[number, number, number | null]} */ [l, f, value]) => [
           id([l, f]),
@@ -253,25 +253,24 @@ export class Diagram {
     };
   }
 
-  /** @param {Scene} scene */
-  drawHeads(scene) {
+  /** @param {Data} data @param {Scene} scene */
+  drawHeaders(data, scene) {
     this.world.style.setProperty("--vl-pitch", `${scene.pitch}px`);
     const top = -(scene.height - SIZE.head) / 2 - SIZE.head;
-    const names = scene.columns.map((_, layer) =>
-      layer === scene.columns.length - 1 ? "target" : `layer ${layer}`,
-    );
-    if (this.heads.childElementCount !== names.length) {
-      this.heads.replaceChildren(...names.map((name) => h("div", { class: "vl-layer-head" }, name)));
+    const names = [...data.layerNumbers.map((layer) => `layer ${layer}`), "target"];
+    const known = [...this.headers.children].map((header) => header.textContent);
+    if (!same(known, names)) {
+      this.headers.replaceChildren(...names.map((name) => h("div", { class: "vl-layer-head" }, name)));
     }
-    [...this.heads.children].forEach((head, layer) => {
-      const y = layer === names.length - 1 ? -SIZE.target[1] / 2 - 8 - SIZE.head : top;
-      /** @type {HTMLElement} */ (head).style.transform = `translate(${layer * scene.pitch}px,${y}px)`;
+    [...this.headers.children].forEach((head, column) => {
+      const y = column === names.length - 1 ? -SIZE.target[1] / 2 - 8 - SIZE.head : top;
+      /** @type {HTMLElement} */ (head).style.transform = `translate(${column * scene.pitch}px,${y}px)`;
     });
   }
 
   resize() {
     const scene = /** @type {Scene} */ (this.scene);
-    if (!this.stage.clientWidth) return; // not shown yet
+    if (!this.stage.clientWidth) return; // not visible yet
     if (!this.stage.style.height && !this.actions.isFull()) {
       const wanted = scene.height * opening(scene, this.stage.clientWidth, HEIGHT[1]).scale + 24;
       this.stage.style.height = `${Math.round(Math.min(HEIGHT[1], Math.max(HEIGHT[0], wanted)))}px`;
@@ -318,26 +317,26 @@ export class Diagram {
     if (this.scene) drawAll(this.base, this.scene, this.view, this.colours);
   }
 
-  /** Lights up what the pointer, the focus or the selection is on. */
+  /** Highlights the node under the pointer, with the focus, or selected. */
   light() {
     const { data, scene } = this;
     if (!data || !scene) return;
-    const place = this.inHand(data, scene);
-    const found = place === undefined ? null : lit(scene, place);
+    const index = this.currentIndex(data, scene);
+    const found = index === undefined ? null : lit(scene, index);
     drawLit(this.over, scene, this.view, this.colours, found?.links ?? new Map());
     this.stage.classList.toggle("vl-dimmed", found !== null);
     this.nodes.light(new Set([...(found?.items ?? [])].map((i) => scene.items[i].key)));
-    const item = place === undefined ? undefined : scene.items[place];
+    const item = index === undefined ? undefined : scene.items[index];
     const id = item ? item.ids[0] : idOf(data, this.model.get("selected"));
-    const label = item?.group || (id === undefined ? undefined : this.marked(data).labels.get(id));
+    const label = item?.group || (id === undefined ? undefined : this.nodeStates(data).labels.get(id));
     this.side.update(data, this.ground(), id, label);
   }
 
   /** @param {Data} data @param {Scene} scene @returns {number | undefined} */
-  inHand(data, scene) {
-    if (this.pointed) return scene.places.get(this.pointed);
+  currentIndex(data, scene) {
+    if (this.pointed) return scene.indexOf.get(this.pointed);
     const active = this.active();
-    if (active?.matches(":focus-visible")) return scene.places.get(active.dataset.key ?? "");
+    if (active?.matches(":focus-visible")) return scene.indexOf.get(active.dataset.key ?? "");
     for (const name of ["hovered", "selected"]) {
       const id = idOf(data, this.model.get(name));
       if (id !== undefined && scene.itemOf.has(id)) return scene.itemOf.get(id);
@@ -360,8 +359,8 @@ export class Diagram {
 
   /** @param {string | null | undefined} key @returns {Item | undefined} */
   item(key) {
-    const place = key == null ? undefined : this.scene?.places.get(key);
-    return place === undefined ? undefined : this.scene?.items[place];
+    const index = key == null ? undefined : this.scene?.indexOf.get(key);
+    return index === undefined ? undefined : this.scene?.items[index];
   }
 
   /** @param {Item} item @returns {NodeKey[]} */

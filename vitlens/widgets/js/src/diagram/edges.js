@@ -5,10 +5,10 @@ import { SIZE } from "./scene.js";
 
 const THICKEST = 7;
 const THINNEST = 0.5;
-const LEVELS = 10; // widths are rounded to so many, and drawn a width at a time
+const LEVELS = 10; // widths are rounded to this many levels, and drawn level by level
 const AT_ONCE = 8;
-const DRAWN = 3200; // the strongest ones; more could not be told apart, nor drawn in a frame
-const FAR = 0.5; // from this scale on lines get no thinner
+const DRAWN = 3200; // the strongest ones; more cannot be distinguished, nor drawn in one frame
+const FAR = 0.5; // below this scale, lines do not become thinner
 const DASHED = 0.9; // thinner lines show their sign by colour alone
 
 /**
@@ -16,7 +16,7 @@ const DASHED = 0.9; // thinner lines show their sign by colour alone
  * @property {string} positive
  * @property {string} negative
  *
- * @typedef {object} View how the world lies on the screen
+ * @typedef {object} View position of the world on the screen
  * @property {number} scale
  * @property {number} x
  * @property {number} y
@@ -54,7 +54,7 @@ export function drawLit(canvas, scene, view, colours, links) {
   stroke(g, scene, view, order, colours, (i) => 0.3 + 0.7 * /** @type {number} */ (links.get(i)));
 }
 
-/** Empties a canvas and lays the world on it. @param {HTMLCanvasElement} canvas @param {View} view */
+/** Clears a canvas and sets its transform to the view. @param {HTMLCanvasElement} canvas @param {View} view */
 export function begin(canvas, view) {
   const g = /** @type {CanvasRenderingContext2D} */ (canvas.getContext("2d"));
   const ratio = Number(canvas.dataset.ratio); // asking for its size would lay out the page
@@ -65,8 +65,8 @@ export function begin(canvas, view) {
 }
 
 /**
- * Strokes links that look alike one after the other, a few at once: fewer changes of the pen, but
- * no long path, which takes much longer to fill.
+ * Strokes links of the same style together, a few per path: this needs few changes of style, and
+ * avoids long paths, which are slow.
  * @param {CanvasRenderingContext2D} g @param {Scene} scene @param {View} view
  * @param {number[]} links @param {Colours} colours @param {(link: number) => number} opacity
  */
@@ -109,7 +109,7 @@ function trace(path, from, to) {
   path.bezierCurveTo(x + bend, y, to.x - bend, end, to.x, end);
 }
 
-/** Where an edge begins, and at which height it ends.
+/** The start of an edge, and the height of its end.
  * @param {Item} from @param {Item} to
  */
 function ends(from, to) {
@@ -124,7 +124,7 @@ function ends(from, to) {
 export function alongEdge(from, to, t) {
   const [x, y, end] = ends(from, to);
   const s = 1 - t;
-  const middle = 1.5 * s * t * (x + to.x); // both handles lie half-way across
+  const middle = 1.5 * s * t * (x + to.x); // both control points are half-way across
   return [s ** 3 * x + middle + t ** 3 * to.x, y + (end - y) * t * t * (3 - 2 * t)];
 }
 

@@ -1,12 +1,12 @@
-// What mouse and keys do.
+// Help for mouse and keys.
 
 import { h } from "../lib/dom.js";
 
 export const HELP = [
   "Click a node to select it, Ctrl-click to pin it, Shift-click to choose it for a group.",
-  "Arrow keys walk along the strongest edges and within a layer; Enter selects, P pins, Space chooses.",
-  "G groups what is chosen, E opens or closes a group, Shift-G ends it; R or F2 renames; X switches off.",
-  "Ctrl-Z undoes; Escape lets go. Drag to move; the wheel, + and − zoom, 0 fits.",
+  "Arrow keys move along the strongest edges and within a layer; Enter selects, P pins, Space chooses.",
+  "G groups the chosen nodes, E opens or closes a group, Shift-G removes it; R or F2 renames; X switches off.",
+  "Ctrl-Z undoes; Escape clears the selection. Drag to move; the wheel, + and − zoom, 0 fits.",
 ];
 
 export const createHelp = () =>

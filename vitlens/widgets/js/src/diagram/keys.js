@@ -2,11 +2,11 @@
 
 /**
  * @typedef {object} Commands
- * @property {(arrow: string) => void} walk
+ * @property {(arrow: string) => void} move
  * @property {() => void} select
  * @property {() => void} choose for a new group
  * @property {() => void} pin
- * @property {() => void} letGo
+ * @property {() => void} clearSelection
  * @property {() => void} group
  * @property {() => void} ungroup
  * @property {() => void} rename
@@ -17,7 +17,7 @@
  * @property {() => void} fit
  */
 
-/** @param {KeyboardEvent} event @param {Commands} on @returns {boolean} whether it was ours */
+/** @param {KeyboardEvent} event @param {Commands} on @returns {boolean} whether the key was handled */
 export function handleKey(event, on) {
   const { key, shiftKey } = event;
   if (event.ctrlKey || event.metaKey) {
@@ -27,7 +27,7 @@ export function handleKey(event, on) {
   }
   if (event.altKey) return false;
   if (key.startsWith("Arrow")) {
-    on.walk(key);
+    on.move(key);
     return true;
   }
   /** @type {Record<string, () => void>} */
@@ -36,7 +36,7 @@ export function handleKey(event, on) {
     " ": on.choose,
     p: on.pin,
     P: on.pin,
-    Escape: on.letGo,
+    Escape: on.clearSelection,
     g: on.group,
     G: on.ungroup,
     r: on.rename,

@@ -1,4 +1,4 @@
-// What lines, colours and frames mean.
+// The legend of lines, colours and frames.
 
 /** @import { Scene } from "./scene.js" */
 import { fill, h, percent, s } from "../lib/dom.js";
@@ -18,8 +18,8 @@ export function createLegend() {
       const first = prefixNames[0];
       fill(
         element,
-        entry(line("var(--vl-positive)", 3, false), "adds to the target"),
-        entry(line("var(--vl-negative)", 3, true), "takes away"),
+        entry(line("var(--vl-positive)", 3, false), "raises the target"),
+        entry(line("var(--vl-negative)", 3, true), "lowers the target"),
         scene.thickest > 0 &&
           h(
             "span",
@@ -35,10 +35,10 @@ export function createLegend() {
             class: "vl-legend-heat",
             style: { "background-image": `linear-gradient(to right, ${NEGATIVE}, #ebebeb, ${POSITIVE})` },
           }),
-          "importance by patch, by the node’s strongest",
+          "importance per patch, relative to the node’s largest",
         ),
         first && entry(h("span", { class: "vl-legend-token" }), `the same for ${prefixNames.join(", ")}`),
-        entry(h("span", { class: "vl-legend-box vl-legend-error" }), "error node: what the SAE misses"),
+        entry(h("span", { class: "vl-legend-box vl-legend-error" }), "error node: the part that the SAE does not explain"),
         entry(h("span", { class: "vl-legend-box vl-legend-pinned" }), "pinned"),
         drawnLinks(scene) < scene.links.length &&
           h("span", { class: "vl-legend-entry" }, `drawn: the ${drawnLinks(scene)} strongest edges`),
@@ -54,15 +54,15 @@ function samples(thickest) {
   return [roundDown(most / 10), most];
 }
 
-/** The next number below with 1, 2 or 5 and zeros. @param {number} x */
+/** The largest number below that is 1, 2 or 5 times a power of ten. @param {number} x */
 function roundDown(x) {
   const power = 10 ** Math.floor(Math.log10(x) + 1e-9);
   const step = [5, 2, 1].find((one) => one * power <= x * (1 + 1e-9)) ?? 1;
   return Number((step * power).toPrecision(1));
 }
 
-/** @param {Element} sign @param {string} words */
-const entry = (sign, words) => h("span", { class: "vl-legend-entry" }, sign, words);
+/** @param {Element} sign @param {string} text */
+const entry = (sign, text) => h("span", { class: "vl-legend-entry" }, sign, text);
 
 /** @param {string} colour @param {number} width @param {boolean} dashed */
 function line(colour, width, dashed) {

@@ -1,4 +1,4 @@
-// What cutting edges changed, beside what was predicted: at the node in hand, and under the pointer.
+// Measured effects of cutting edges, with the predictions: at the current node and under the pointer.
 
 /** @import { Data } from "./data.js" */
 /** @import { Diagram } from "./diagram.js" */
@@ -9,7 +9,7 @@ import { alongEdge } from "./edges.js";
 
 const SHOWN = 4; // edges on each side of a node, the strongest
 const NEAR = 5; // pixels from the pointer to an edge
-const STEPS = 48; // points of an edge that are tried
+const STEPS = 48; // sampled points of an edge
 /** @type {never[]} */
 const NONE = [];
 
@@ -52,11 +52,11 @@ export function createMeasured(diagram) {
     refresh(data);
     const box = stage.getBoundingClientRect();
     const found = checked.length ? nearest(event.clientX - box.left, event.clientY - box.top) : null;
-    const words = found ? wordsOf(data, found, diagram.marked(data).labels) : "";
-    if (stage.title !== words) stage.title = words;
+    const text = found ? textOf(data, found, diagram.nodeStates(data).labels) : "";
+    if (stage.title !== text) stage.title = text;
   }
 
-  /** The checked edge at a place of the stage. @param {number} x @param {number} y */
+  /** The checked edge at a point of the stage. @param {number} x @param {number} y */
   function nearest(x, y) {
     const { scene, view } = diagram;
     if (!scene || diagram.pointed) return null;
@@ -68,7 +68,7 @@ export function createMeasured(diagram) {
       const [from, to] = [scene.itemOf.get(edge.from), scene.itemOf.get(edge.to)];
       if (from === undefined || to === undefined || !drawnLinks.has(`${from} ${to}`)) continue;
       const [start, end] = [scene.items[from], scene.items[to]];
-      if (start.ids.length > 1 || end.ids.length > 1) continue; // a supernode's edge is a sum
+      if (start.ids.length > 1 || end.ids.length > 1) continue; // the edge of a supernode is a sum
       for (let i = 0; i <= STEPS; i++) {
         const [ex, ey] = alongEdge(start, end, i / STEPS);
         const far = Math.hypot(ex - px, ey - py);
@@ -89,14 +89,14 @@ export function createMeasured(diagram) {
       const state = [data, checked, id, model.get("labels")];
       if (state.some((one, i) => one !== drawn[i])) {
         drawn = state;
-        element = id === undefined ? null : tableOf(data, checked, id, diagram.marked(data).labels);
+        element = id === undefined ? null : tableOf(data, checked, id, diagram.nodeStates(data).labels);
       }
       return element;
     },
   };
 }
 
-/** In per cent of the target, where it is not 0: there is little room.
+/** In percent of the target, where it is not 0.
  * @param {Data} data @param {Checked[]} checked @param {number} id @param {Labels} labels
  */
 function tableOf(data, checked, id, labels) {
@@ -109,7 +109,7 @@ function tableOf(data, checked, id, labels) {
   return h(
     "table",
     { class: "vl-side-measured" },
-    h("caption", { title: "How much lower the target is once the edge alone is cut" }, "Edges cut, % of target"),
+    h("caption", { title: "Decrease of the target when only this edge is cut" }, "Edges cut, % of target"),
     h("tr", {}, h("td"), column("predicted"), column("measured")),
     sides.flatMap(([end, edges]) => [
       ...edges
@@ -117,9 +117,9 @@ function tableOf(data, checked, id, labels) {
         .slice(0, SHOWN)
         .map((edge) => {
           const name = nodeName(data, edge[end], labels);
-          const head = h("th", { scope: "row", title: name, "aria-label": `${end} ${name}` });
-          head.textContent = `${end === "from" ? "←" : "→"} ${name}`;
-          return h("tr", {}, head, share(edge.predicted), share(edge.measured));
+          const header = h("th", { scope: "row", title: name, "aria-label": `${end} ${name}` });
+          header.textContent = `${end === "from" ? "←" : "→"} ${name}`;
+          return h("tr", {}, header, share(edge.predicted), share(edge.measured));
         }),
       edges.length > SHOWN &&
         h("tr", {}, h("td", { colspan: 3, class: "vl-muted" }, `${end} ${counted(edges.length - SHOWN, "weaker one")}`)),
@@ -128,7 +128,7 @@ function tableOf(data, checked, id, labels) {
 }
 
 /** @param {Data} data @param {Checked} edge @param {Labels} labels */
-function wordsOf(data, { from, to, predicted, measured }, labels) {
+function textOf(data, { from, to, predicted, measured }, labels) {
   const [source, target] = [from, to].map((id) => nodeName(data, id, labels));
   return `${source} → ${target}: predicted ${signed(predicted)}, measured ${signed(measured)}`;
 }
@@ -139,7 +139,7 @@ function nodeName(data, id, labels) {
   return labels.get(id) ?? `${data.layers[id]}/${featureName(data.features[id])}`;
 }
 
-/** A column's head; its whole word does not fit. @param {string} word */
+/** A column's header, abbreviated. @param {string} word */
 const column = (word) => h("th", { scope: "col", title: word, "aria-label": word }, `${word.slice(0, 4)}.`);
 
 /** @param {number} x */

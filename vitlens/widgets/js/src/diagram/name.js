@@ -10,20 +10,20 @@ export function createNaming(stage) {
   let close = null;
 
   /**
-   * @param {{ words: string, value: string, near: HTMLElement | undefined, done: (name: string | null) => void }} wish
-   * `done` gets null when the form was left
+   * @param {{ label: string, value: string, near: HTMLElement | undefined, done: (name: string | null) => void }} request
+   * `done` receives null when the form is left
    */
-  function ask({ words, value, near, done }) {
+  function ask({ label, value, near, done }) {
     close?.();
-    const input = h("input", { class: "vl-input", value, maxlength: 60, "aria-label": words });
+    const input = h("input", { class: "vl-input", value, maxlength: 60, "aria-label": label });
     const form = h(
       "form",
       { class: "vl-naming", "data-keep-keys": "true" },
-      h("span", {}, words),
+      h("span", {}, label),
       input,
       h("button", { class: "vl-button", type: "submit" }, "OK"),
     );
-    let ended = false; // taking the form away takes its focus, which ends it too
+    let ended = false; // removing the form removes its focus, which ends it too
     /** @param {string | null} name */
     const end = (name) => {
       if (ended) return;

@@ -1,15 +1,15 @@
-// Nodes as buttons: placed with transforms, reused while a slider moves.
+// Nodes as buttons: positioned with transforms, reused while a slider moves.
 
 /** @import { Data } from "./data.js" */
 /** @import { Item, Scene } from "./scene.js" */
 import { counted, h, show } from "../lib/dom.js";
-import { ERROR, featureName, shareWords } from "./data.js";
+import { ERROR, featureName, shareText } from "./data.js";
 
 const PAUSE = 150; // ms
 
 /**
- * What people did to the nodes.
- * @typedef {object} Marked
+ * Annotations and other states of the nodes.
+ * @typedef {object} NodeStates
  * @property {Set<number>} pinned
  * @property {Map<number, string>} labels
  * @property {Map<number, string>} groups the name of each candidate's group, open or closed
@@ -22,14 +22,14 @@ const PAUSE = 150; // ms
  * @property {HTMLElement} name
  * @property {HTMLElement} share
  * @property {number} id the candidate it shows
- * @property {Record<string, string>} last what was set
+ * @property {Record<string, string>} last values that were set
  */
 
 /** @param {HTMLElement} world */
 export function createNodes(world) {
   /** @type {Map<string, Button>} */
   const buttons = new Map();
-  /** Nodes that are pruned now: only hidden, for nothing is laid out anew when they come back.
+  /** Nodes that are pruned now: they are hidden, so that showing them again needs no layout.
    * @type {Map<string, Button>}
    */
   const spare = new Map();
@@ -45,28 +45,28 @@ export function createNodes(world) {
     const element = h(
       "button",
       { class: target ? "vl-node vl-node-target" : "vl-node", tabindex: "-1", "data-key": item.key },
-      h("span", { class: "vl-node-words" }, name, share),
+      h("span", { class: "vl-node-text" }, name, share),
     );
     world.append(element);
     return { element, name, share, id: item.ids[0], last: {} };
   }
 
-  /** Takes a button out of use. @param {string} key @param {Button} button */
-  function putAway(key, button) {
+  /** Hides a button. @param {string} key @param {Button} button */
+  function hide(key, button) {
     buttons.delete(key);
     if (key.startsWith("group")) return button.element.remove();
     spare.set(key, button);
-    button.element.className = button.last.class = "vl-gone";
+    button.element.className = button.last.class = "vl-hidden";
     button.element.tabIndex = -1;
   }
 
-  /** What a screen reader says. @param {Data} data @param {Scene} scene @param {Marked} marked @param {string} key */
-  function describe(data, scene, marked, key) {
+  /** Sets the text for screen readers. @param {Data} data @param {Scene} scene @param {NodeStates} states @param {string} key */
+  function describe(data, scene, states, key) {
     const button = buttons.get(key);
-    const place = scene.places.get(key);
-    if (!button || place === undefined) return;
-    const ends = `${counted(scene.into[place].length, "edge")} in, ${scene.out[place].length} out`;
-    put(button, "label", `${spoken(data, scene.items[place], marked)}; ${ends}`, (text) =>
+    const index = scene.indexOf.get(key);
+    if (!button || index === undefined) return;
+    const ends = `${counted(scene.into[index].length, "edge")} in, ${scene.out[index].length} out`;
+    put(button, "label", `${descriptionOf(data, scene.items[index], states)}; ${ends}`, (text) =>
       button.element.setAttribute("aria-label", text),
     );
   }
@@ -80,15 +80,15 @@ export function createNodes(world) {
 
   return {
     /**
-     * @param {Data} data @param {Scene} scene @param {Marked} marked
+     * @param {Data} data @param {Scene} scene @param {NodeStates} states
      */
-    update(data, scene, marked) {
+    update(data, scene, states) {
       /** @type {number | undefined} */
       let lost; // a candidate whose button had the focus
       for (const [key, button] of buttons) {
-        if (scene.places.has(key)) continue;
+        if (scene.indexOf.has(key)) continue;
         if (button.element.matches(":focus")) lost = button.id;
-        putAway(key, button);
+        hide(key, button);
       }
       for (const item of scene.items) {
         let button = buttons.get(item.key);
@@ -99,26 +99,26 @@ export function createNodes(world) {
         }
         const { element, name, share } = button;
         button.id = item.ids[0];
-        const [called, number] = words(data, item, marked);
+        const [title, number] = textsOf(data, item, states);
         put(button, "at", `translate(${item.x}px,${item.y}px)`, (at) => (element.style.transform = at));
-        put(button, "name", called, (text) => (name.textContent = text));
+        put(button, "name", title, (text) => (name.textContent = text));
         const kind = item.group ? "" : (data.kinds[item.ids[0]] ?? "");
-        put(button, "title", [called, kind].filter(Boolean).join("\n"), (text) => (element.title = text));
+        put(button, "title", [title, kind].filter(Boolean).join("\n"), (text) => (element.title = text));
         put(button, "share", number, (text) => (share.textContent = text));
-        put(button, "class", classes(data, item, marked), (text) => (element.className = text));
-        const pressed = String(item.ids.includes(marked.selected ?? -1));
+        put(button, "class", classes(data, item, states), (text) => (element.className = text));
+        const pressed = String(item.ids.includes(states.selected ?? -1));
         put(button, "pressed", pressed, (text) => element.setAttribute("aria-pressed", text));
       }
-      describe(data, scene, marked, current);
-      clearTimeout(timer); // what is said of the others can wait until a slider rests
+      describe(data, scene, states, current);
+      clearTimeout(timer); // the other texts can wait until a slider rests
       timer = setTimeout(() => {
-        for (const key of buttons.keys()) describe(data, scene, marked, key);
+        for (const key of buttons.keys()) describe(data, scene, states, key);
       }, PAUSE);
-      const heir = lost === undefined ? undefined : scene.itemOf.get(lost);
-      if (heir !== undefined) this.focus(scene.items[heir].key);
+      const next = lost === undefined ? undefined : scene.itemOf.get(lost);
+      if (next !== undefined) this.focus(scene.items[next].key);
       else if (!buttons.has(current)) this.makeCurrent("target");
     },
-    /** The one that Tab leads to. @param {string} key */
+    /** Sets the node that Tab moves to. @param {string} key */
     makeCurrent(key) {
       buttons.get(current)?.element.setAttribute("tabindex", "-1");
       current = key;
@@ -144,26 +144,26 @@ export function createNodes(world) {
   };
 }
 
-/** A node's two words: what it is called, and its share.
- * @param {Data} data @param {Item} item @param {Marked} marked
+/** The name of a node, and its share.
+ * @param {Data} data @param {Item} item @param {NodeStates} states
  */
-function words(data, { key, ids, group, share }, { labels }) {
-  if (key === "target") return [data.goal.name, `${whatOf(data)}\n${show(data.goal.value)}`];
-  return [group || labels.get(ids[0]) || featureName(data.features[ids[0]]), shareWords(share)];
+function textsOf(data, { key, ids, group, share }, { labels }) {
+  if (key === "target") return [data.goal.name, `${kindOf(data)}\n${show(data.goal.value)}`];
+  return [group || labels.get(ids[0]) || featureName(data.features[ids[0]]), shareText(share)];
 }
 
 /** @param {Data} data */
-const whatOf = (data) => (data.goal.index == null ? "target" : "logit − mean logit");
+const kindOf = (data) => (data.goal.index == null ? "target" : "logit − mean logit");
 
-/** @param {Data} data @param {Item} item @param {Marked} marked */
-function spoken(data, { key, ids, group, layer, share }, { pinned, labels, groups, ablated }) {
-  if (key === "target") return `Target ${data.goal.name}, ${whatOf(data)} ${show(data.goal.value)}`;
+/** @param {Data} data @param {Item} item @param {NodeStates} states */
+function descriptionOf(data, { key, ids, group, layer, share }, { pinned, labels, groups, ablated }) {
+  if (key === "target") return `Target ${data.goal.name}, ${kindOf(data)} ${show(data.goal.value)}`;
   const [id] = ids;
-  const part = `share ${shareWords(share)}`;
+  const part = `share ${shareText(share)}`;
   if (group) return `Layer ${layer}, supernode ${group} of ${ids.length}, ${part}`;
   const feature = data.features[id];
   const value = ablated.get(id);
-  const said = [
+  const parts = [
     `Layer ${layer}, ${feature === ERROR ? "error node" : `feature ${feature}`}`,
     labels.has(id) && `“${labels.get(id)}”`,
     part,
@@ -172,10 +172,10 @@ function spoken(data, { key, ids, group, layer, share }, { pinned, labels, group
     pinned.has(id) && "pinned",
     ablated.has(id) && (value == null ? "switched off" : `set to ${value}`),
   ];
-  return said.filter(Boolean).join(", ");
+  return parts.filter(Boolean).join(", ");
 }
 
-/** @param {Data} data @param {Item} item @param {Marked} marked */
+/** @param {Data} data @param {Item} item @param {NodeStates} states */
 function classes(data, { key, ids, group }, { pinned, labels, groups, ablated, chosen, selected }) {
   if (key === "target") return `vl-node vl-node-target${selected === ids[0] ? " vl-selected" : ""}`;
   const [id] = ids;

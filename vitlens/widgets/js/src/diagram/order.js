@@ -15,7 +15,7 @@ export function globalOrder(graph) {
   const { counts, offsets, weights, blocks } = graph;
   const rank = new Float64Array(offsets[counts.length]);
   for (let layer = 0; layer < counts.length; layer++) {
-    // Strong nodes begin in the middle: weak ones come and go at the rim.
+    // Strong nodes start in the middle: weak ones appear and disappear at the ends.
     const ids = range(offsets[layer], offsets[layer + 1]);
     ids.sort((a, b) => graph.importances[b] - graph.importances[a]);
     ids.forEach((id, i) => (rank[id] = (i % 2 ? 1 : -1) * Math.ceil(i / 2)));
@@ -29,12 +29,12 @@ export function globalOrder(graph) {
       const ids = range(offsets[layer], offsets[layer + 1]);
       const centre = new Map();
       for (const id of ids) {
-        const place = id - offsets[layer];
+        const position = id - offsets[layer];
         const others = counts[backwards ? right : left];
         let sum = 0;
         let total = 0;
         for (let i = 0; i < others; i++) {
-          const at = backwards ? place * counts[right] + i : i * counts[right] + place;
+          const at = backwards ? position * counts[right] + i : i * counts[right] + position;
           const weight = Math.abs(weights[blocks[left] + at]);
           total += weight;
           sum += weight * rank[offsets[backwards ? right : left] + i];
@@ -48,7 +48,7 @@ export function globalOrder(graph) {
 }
 
 /**
- * Orders the kept nodes anew, in the places that they take up now.
+ * Orders the kept nodes again, within the positions that they now have.
  * @param {Float64Array} rank changed in place
  * @param {Kept} kept
  */
@@ -96,24 +96,24 @@ export function tidy(rank, kept) {
     }
   }
   for (const ids of kept.nodes) {
-    const places = ids.map((id) => rank[id]).sort((a, b) => a - b);
+    const positions = ids.map((id) => rank[id]).sort((a, b) => a - b);
     const sorted = [...ids].sort((a, b) => best.get(a) - best.get(b));
-    sorted.forEach((id, i) => (rank[id] = places[i]));
+    sorted.forEach((id, i) => (rank[id] = positions[i]));
   }
 }
 
 /**
- * The weight of crossings: for each, the product of both edges' weights. Edges are gone through by
- * their beginning, and a tree of partial sums over their ends (Fenwick, 1994) holds those before.
- * @param {Map<number, number>} place by node, counted from the middle of its layer
+ * The weight of crossings: for each, the product of both edges' weights. Edges are sorted by their
+ * start, and a tree of partial sums over their ends (Fenwick, 1994) holds the earlier ones.
+ * @param {Map<number, number>} position by node, counted from the middle of its layer
  * @param {Kept} kept
  */
-function crossings(place, kept) {
+function crossings(position, kept) {
   const layer = new Map(kept.nodes.flatMap((ids, l) => ids.map((id) => [id, l])));
   /** @type {{ from: number, to: number, weight: number }[][]} */
   const pairs = kept.nodes.map(() => []);
   kept.source.forEach((source, i) => {
-    const [from, to] = [place.get(source), place.get(kept.target[i])];
+    const [from, to] = [position.get(source), position.get(kept.target[i])];
     if (from === undefined || to === undefined) return; // to the target
     pairs[/** @type {number} */ (layer.get(source))].push({ from, to, weight: Math.abs(kept.weight[i]) });
   });
@@ -137,13 +137,13 @@ function crossings(place, kept) {
   return total;
 }
 
-/** From a place counted from the middle to a row from 1 on. @param {number} place @param {number} n */
-const rowOf = (place, n) => Math.round(place + (n - 1) / 2) + 1;
+/** From a position counted from the middle to a row from 1 on. @param {number} position @param {number} n */
+const rowOf = (position, n) => Math.round(position + (n - 1) / 2) + 1;
 
 /** @param {number} from @param {number} to */
 const range = (from, to) => Array.from({ length: to - from }, (_, i) => from + i);
 
-/** Makes ranks places counted from the middle. @param {Float64Array} rank @param {number[]} ids */
+/** Turns ranks into positions counted from the middle. @param {Float64Array} rank @param {number[]} ids */
 function settle(rank, ids) {
   ids.sort((a, b) => rank[a] - rank[b] || a - b);
   ids.forEach((id, i) => (rank[id] = i - (ids.length - 1) / 2));

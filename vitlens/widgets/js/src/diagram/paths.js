@@ -1,8 +1,8 @@
-// What lights up around a node, and where the arrow keys lead.
+// The highlighted paths of a node, and the moves of arrow keys.
 
 /** @import { Scene } from "./scene.js" */
 
-const FAINT = 0.15; // paths weaker than this stay dark
+const FAINT = 0.15; // weaker paths are not highlighted
 
 /**
  * An item's edges, and the paths up- and downstream. Along a path the light fades with each edge's
@@ -43,15 +43,15 @@ function spread(scene, start, edgesOf, end, links, items) {
 }
 
 /**
- * Where an arrow key leads: along the strongest edge, or within the layer.
+ * The node that an arrow key moves to: along the strongest edge, or within the layer.
  * @param {Scene} scene @param {number} item @param {string} key
  * @returns {number | undefined}
  */
 export function neighbour(scene, item, key) {
-  const column = scene.columns[scene.items[item].layer];
-  const place = column.indexOf(item);
-  if (key === "ArrowUp") return column[place - 1];
-  if (key === "ArrowDown") return column[place + 1];
+  const column = scene.columns[scene.items[item].column];
+  const row = column.indexOf(item);
+  if (key === "ArrowUp") return column[row - 1];
+  if (key === "ArrowDown") return column[row + 1];
   const [edges, end] = key === "ArrowLeft" ? [scene.into[item], "from"] : [scene.out[item], "to"];
   let best;
   let most = -1;

@@ -1,5 +1,5 @@
 // Pruning, as vitlens/circuits/prune.py specifies it (`walk`, `filter_shares`, `keeps_edge`). It
-// is written again here so that a slider acts at once; tests hold both against each other.
+// is written again here so that a slider acts at once; tests compare both.
 
 /**
  * @typedef {object} Graph
@@ -7,22 +7,22 @@
  * @property {number[]} offsets the first candidate's number by layer, and how many there are
  * @property {ArrayLike<number>} features by candidate, ascending in a layer; -1 is an error node
  * @property {ArrayLike<number>} importances by candidate
- * @property {ArrayLike<number>} weights for each layer but the last [n_l, n_{l+1}], row by row
- * @property {number[]} blocks where each layer's weights begin
- * @property {number[]} positive by layer, what shares are parts of
+ * @property {ArrayLike<number>} weights for each layer but the last [n_l, n_{l+1}], row-major
+ * @property {number[]} blocks offset of each layer's weights
+ * @property {number[]} positive by layer, the denominator of shares
  */
 
 /**
  * @typedef {object} Rules
- * @property {number} count nodes a layer
+ * @property {number} count nodes per layer
  * @property {number} [nodeShare]
  * @property {number} [edgeShare]
  * @property {Iterable<number>} [pinned] candidates by number
  */
 
 /**
- * What is kept: candidates by layer, ascending, and edges between them. A candidate is named by
- * its number; the target's number is that of all candidates.
+ * The kept candidates by layer, ascending, and the edges between them. A candidate is identified by
+ * its index; the target's index is the number of candidates.
  * @typedef {object} Kept
  * @property {number[][]} nodes
  * @property {number[]} source
@@ -37,7 +37,7 @@ const ERROR = -1;
 export const shareOf = (value, positive) => (positive > 0 ? value / positive : 0);
 
 /**
- * By layer, the kept candidates' places in the layer, in ranked order.
+ * By layer, the kept candidates' positions in the layer, in ranked order.
  * @param {Graph} graph @param {number} count
  * @returns {number[][]}
  */
@@ -49,7 +49,7 @@ export function walk(graph, count) {
     const scores = new Float64Array(counts[layer]);
     const after = layer + 1;
     const into = (kept[after] ?? [])
-      .filter((place) => features[offsets[after] + place] !== ERROR)
+      .filter((position) => features[offsets[after] + position] !== ERROR)
       .sort((a, b) => a - b);
     for (let i = 0; i < scores.length; i++) {
       if (!into.length) {
@@ -57,7 +57,7 @@ export function walk(graph, count) {
         continue;
       }
       const row = blocks[layer] + i * counts[after];
-      for (const place of into) scores[i] += weights[row + place];
+      for (const position of into) scores[i] += weights[row + position];
     }
     const ranked = Array.from(scores.keys()).sort((a, b) => scores[b] - scores[a] || a - b);
     kept[layer] = ranked.slice(0, Math.max(1, count));
@@ -72,14 +72,14 @@ export function walk(graph, count) {
 export function prune(graph, { count, nodeShare = 0, edgeShare = 0, pinned = [] }) {
   const { counts, offsets, features, importances, positive } = graph;
   const fixed = new Set(pinned);
-  const nodes = walk(graph, count).map((places, layer) => {
-    const strong = places.filter(
-      (place, rank) =>
+  const nodes = walk(graph, count).map((positions, layer) => {
+    const strong = positions.filter(
+      (position, rank) =>
         rank === 0 ||
         nodeShare <= 0 ||
-        shareOf(importances[offsets[layer] + place], positive[layer]) >= nodeShare,
+        shareOf(importances[offsets[layer] + position], positive[layer]) >= nodeShare,
     );
-    return strong.map((place) => offsets[layer] + place);
+    return strong.map((position) => offsets[layer] + position);
   });
   for (const id of fixed) {
     const layer = layerOf(graph, id);

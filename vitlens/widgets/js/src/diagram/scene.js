@@ -1,11 +1,12 @@
-// What is to be drawn: kept nodes and supernodes in columns, and the edges between them.
+// The layout: kept nodes and supernodes in columns, and the edges between them.
 
 /** @import { Data } from "./data.js" */
 /** @import { Kept } from "./prune.js" */
+import { targetLayer } from "./data.js";
 
 export const SIZE = {
   thumb: 46,
-  token: 9, // a square for each prefix token, beside the thumbnail
+  token: 9, // a square for each prefix token, next to the thumbnail
   width: 62, // of a node with its text
   row: 74, // from one node of a column to the next
   pitch: [86, 168], // from one layer to the next, at least; and at most, on the screen
@@ -16,16 +17,17 @@ export const SIZE = {
 /**
  * A node, a supernode's members in one layer, or the target.
  * @typedef {object} Item
- * @property {string} key the same while it is there
- * @property {number} layer
+ * @property {string} key constant while the item exists
+ * @property {number} layer block number; of the target, one after the last
+ * @property {number} column index of the column
  * @property {number[]} ids candidates; the strongest first
  * @property {string} group the supernode's name when it is closed, else ""
  * @property {number} x
- * @property {number} y from the middle of the columns: rows stay while columns grow
+ * @property {number} y from the middle of the columns: rows stay in place while columns grow
  * @property {number} share
  *
  * @typedef {object} Link
- * @property {number} from place in `items`
+ * @property {number} from index in `items`
  * @property {number} to
  * @property {number} weight
  * @property {number} share
@@ -35,9 +37,9 @@ export const SIZE = {
  * @property {Link[]} links weakest first
  * @property {number[][]} out links that leave an item, by item
  * @property {number[][]} into links that lead to it
- * @property {Map<string, number>} places of items by key
+ * @property {Map<string, number>} indexOf index of an item by key
  * @property {Map<number, number>} itemOf candidates' items
- * @property {number[][]} columns items by layer from above; the target is one layer after the last
+ * @property {number[][]} columns items by column from above; the target is in the last column
  * @property {number} pitch
  * @property {number} width
  * @property {number} height
@@ -58,10 +60,10 @@ export function buildScene(data, kept, rank, { groups, pitch }) {
   const itemOf = new Map();
   const rows = kept.nodes.map((ids) => columnOf(data, ids, rank, groups));
   const height = heightOf(Math.max(...rows.map((row) => row.length)));
-  const columns = rows.map((row, layer) =>
-    row.map((item, place) => {
-      item.x = layer * pitch;
-      item.y = (place - row.length / 2) * SIZE.row;
+  const columns = rows.map((row, column) =>
+    row.map((item, position) => {
+      item.x = column * pitch;
+      item.y = (position - row.length / 2) * SIZE.row;
       for (const id of item.ids) itemOf.set(id, items.length);
       return items.push(item) - 1;
     }),
@@ -71,7 +73,8 @@ export function buildScene(data, kept, rank, { groups, pitch }) {
   const x = data.counts.length * pitch;
   items.push({
     key: "target",
-    layer: data.counts.length,
+    layer: targetLayer(data),
+    column: data.counts.length,
     ids: [data.total],
     group: "",
     x,
@@ -92,7 +95,7 @@ export function buildScene(data, kept, rank, { groups, pitch }) {
     links,
     out,
     into,
-    places: new Map(items.map((item, i) => [item.key, i])),
+    indexOf: new Map(items.map((item, i) => [item.key, i])),
     itemOf,
     columns,
     pitch,
@@ -104,11 +107,11 @@ export function buildScene(data, kept, rank, { groups, pitch }) {
   };
 }
 
-/** Height of columns with so many rows. @param {number} rows */
+/** Height of columns with this many rows. @param {number} rows */
 export const heightOf = (rows) => SIZE.head + Math.max(2, rows) * SIZE.row;
 
 /**
- * From one layer to the next, so that columns take the stage's width at a scale.
+ * From one layer to the next, so that columns fill the stage's width at a scale.
  * @param {number} layers @param {number} width of the stage @param {number} scale
  */
 export function pitchFor(layers, width, scale) {
@@ -125,7 +128,7 @@ function columnOf(data, ids, rank, groups) {
     const key = group ? `group ${data.layers[id]} ${group}` : String(id);
     const known = made.get(key);
     if (!known) {
-      const item = { key, layer: data.layers[id], ids: [id], group, x: 0, y: 0, share: data.shares[id] };
+      const item = { key, layer: data.layers[id], column: data.columns[id], ids: [id], group, x: 0, y: 0, share: data.shares[id] };
       made.set(key, { item, rank: rank[id] });
       continue;
     }

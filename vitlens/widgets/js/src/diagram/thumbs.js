@@ -1,4 +1,4 @@
-// Thumbnails: a node's importance by patch on the picture, drawn once a node, a few a frame.
+// Thumbnails: a node's importance per patch over the image, drawn once per node, a few per frame.
 
 /** @import { Ground } from "../lib/heat.js" */
 /** @import { Data } from "./data.js" */
@@ -6,18 +6,18 @@
 /** @import { Scene } from "./scene.js" */
 import { h } from "../lib/dom.js";
 import { drawGround, EMPTY, tokenColour } from "../lib/heat.js";
-import { place, table } from "../lib/scale.js";
+import { offsetOf, table } from "../lib/scale.js";
 import { relativeHeat } from "./data.js";
 import { begin } from "./edges.js";
 import { SIZE } from "./scene.js";
 
-const FINE = 2; // pixels of a thumbnail a pixel of the world: still sharp when zoomed in
-const BUDGET = 4; // ms a frame
+const FINE = 2; // pixels of a thumbnail per pixel of the world: sharp when zoomed in
+const BUDGET = 4; // ms per frame
 const COVER = 0.8; // opacity of the strongest heat
 
 /**
- * Thumbnails share a canvas: one each would be a layer each, which the browser puts together anew
- * in every frame.
+ * Thumbnails share a canvas: with one canvas each, the browser would compose many layers in every
+ * frame.
  * @param {{ ground: () => Ground, plan: (what: string) => void }} diagram
  */
 export function createThumbs(diagram) {
@@ -57,7 +57,7 @@ export function createThumbs(diagram) {
 
   return {
     canvas,
-    /** Draws the nodes' thumbnails; those that no time was left for come with the next frame.
+    /** Draws the nodes' thumbnails; those beyond the time limit are drawn in the next frame.
      * @param {Data} data @param {Scene} scene @param {View} view
      */
     draw(data, scene, view) {
@@ -77,7 +77,7 @@ export function createThumbs(diagram) {
       }
       if (late) diagram.plan("thumbs");
     },
-    /** Forgets the picture. */
+    /** Removes the image. */
     clear() {
       ground = null;
       for (const thumb of known.values()) thumb.close();
@@ -86,13 +86,13 @@ export function createThumbs(diagram) {
   };
 }
 
-/** @param {Data} data @param {Ground} picture */
-function paleGround({ grid: [rows, columns] }, picture) {
+/** @param {Data} data @param {Ground} image */
+function paleGround({ grid: [rows, columns] }, image) {
   const longer = Math.max(rows, columns);
   const canvas = document.createElement("canvas");
   canvas.width = Math.round((FINE * SIZE.thumb * columns) / longer);
   canvas.height = Math.round((FINE * SIZE.thumb * rows) / longer);
-  drawGround(/** @type {CanvasRenderingContext2D} */ (canvas.getContext("2d")), picture);
+  drawGround(/** @type {CanvasRenderingContext2D} */ (canvas.getContext("2d")), image);
   return canvas;
 }
 
@@ -105,7 +105,7 @@ function heatOf({ grid: [rows, columns], prefixNames }, values, limit) {
   const image = g.createImageData(columns, rows);
   const colours = table("heat");
   for (let i = 0; i < rows * columns; i++) {
-    const at = place(limit > 0 ? values[prefixNames.length + i] / limit : 0);
+    const at = offsetOf(limit > 0 ? values[prefixNames.length + i] / limit : 0);
     image.data.set(colours.subarray(at, at + 4), 4 * i);
   }
   g.putImageData(image, 0, 0);

@@ -1,4 +1,4 @@
-// Zoom and pan: how the world of columns lies on the stage.
+// Zoom and pan: the position of the columns on the stage.
 
 /** @import { Scene } from "./scene.js" */
 /** @import { View } from "./edges.js" */
@@ -6,8 +6,8 @@ import { SIZE } from "./scene.js";
 
 const LEAST = 0.08;
 const MOST = 4;
-const READABLE = 0.72; // columns are not made smaller at first: the rest is a drag away
-const LOW = 0.55; // nor are rows smaller than this
+const READABLE = 0.72; // columns start no smaller than this; dragging shows the rest
+const LOW = 0.55; // rows start no smaller than this
 export const MARGIN = 10;
 const DRAG = 4; // pixels: less is a click
 
@@ -19,7 +19,7 @@ const DRAG = 4; // pixels: less is a click
 export const scaleFor = (columns, height, readable) =>
   Math.min(1.25, Math.max(readable ? LOW : LEAST, (height - 2 * MARGIN) / columns));
 
-/** How the whole fits into a stage.
+/** The view that shows all of the scene.
  * @param {Scene} scene @param {number} width @param {number} height @returns {View}
  */
 export function fitted(scene, width, height) {
@@ -28,8 +28,8 @@ export function fitted(scene, width, height) {
 }
 
 /**
- * Where a diagram opens: all of it; but where that would be too small to read, the target's end,
- * or the middle rows.
+ * The first view of a diagram: all of it, or, where that would be too small to read, the end with
+ * the target and the middle rows.
  * @param {Scene} scene @param {number} width @param {number} height @returns {View}
  */
 export function opening(scene, width, height) {
@@ -78,7 +78,7 @@ export function handleGestures(stage, signal, { view, move, wheels }) {
   stage.addEventListener(
     "pointermove",
     (event) => {
-      if (drag && !(event.buttons & 1)) end(); // let go outside, before the stage held the pointer
+      if (drag && !(event.buttons & 1)) end(); // released outside, before the stage captured the pointer
       if (!drag) return;
       const [dx, dy] = [event.clientX - drag.x, event.clientY - drag.y];
       if (!drag.moved && Math.hypot(dx, dy) < DRAG) return;
@@ -89,7 +89,7 @@ export function handleGestures(stage, signal, { view, move, wheels }) {
     },
     { signal },
   );
-  // The click that ends a drag is none.
+  // The click event at the end of a drag is not a click.
   let ended = false;
   stage.addEventListener("click", (event) => ended && event.stopPropagation(), {
     signal,

@@ -1,4 +1,4 @@
-// How far the graph can be trusted: a line that is always in sight, and a table by layer.
+// How far the circuit can be trusted: a line that is always visible, and a table by layer.
 
 /** @import { Model } from "../lib/types" */
 import { counted, fill, h, percent, show } from "../lib/dom.js";
@@ -9,18 +9,20 @@ const LOST_ACCURACY = 0.1;
 const RESIDUAL = 0.1;
 
 const MEANING =
-  "Explained variance: of the residual stream, by the SAE. Accuracy kept: with this SAE alone in "
-  + "place of the stream. Conservation residual: what the importances of a layer's nodes lack of "
-  + "the target's value on this image, as a part of it; 0 would be perfect. Importances count from "
-  + "the baselines, so what the baselines and biases themselves give is in it, too. Marked with ⚠: "
+  "Explained variance: of the residual stream, by the SAE. Accuracy kept: the model's accuracy with "
+  + "this SAE's reconstruction in place of the stream. Conservation residual: the target's value on "
+  + "this image minus the sum of the layer's importances, as a share of the value; 0 is exact. "
+  + "Importances are measured from the baselines, so the residual includes the effect of the "
+  + "baselines and biases. Marked with ⚠: "
   + `variance below ${percent(LOW_VARIANCE)}, accuracy more than ${100 * LOST_ACCURACY} points `
   + `below the model's, a residual beyond ±${percent(RESIDUAL)}.`;
 
 /**
  * @typedef {object} LayerHealth
  * @property {number} layer
- * @property {number} size
- * @property {number} k
+ * @property {number} n_features
+ * @property {string} kind
+ * @property {number} max_active
  * @property {number | null} explained_variance
  * @property {number | null} dead_fraction
  * @property {number | null} accuracy_kept
@@ -37,7 +39,7 @@ const MEANING =
  * @property {string[]} missing
  */
 
-/** @typedef {{ words: string, bad: boolean, unknown?: boolean }} Fact */
+/** @typedef {{ text: string, bad: boolean, unknown?: boolean }} Fact */
 
 /**
  * @param {Model} model
@@ -49,8 +51,8 @@ export function healthLine(model, open, signal) {
     type: "button",
     class: "vl-button vl-quiet vl-x-health-line",
     title:
-      "Variance of the stream that the SAEs explain; accuracy of the model, and with all SAEs in "
-      + "its stream; how far importances are from adding up to the target. Click for every layer.",
+      "Variance of the stream explained by the SAEs; accuracy of the model, and with all SAEs; "
+      + "largest difference between the sum of importances and the target. Click for all layers.",
     onclick: open,
   });
   function draw() {
@@ -58,7 +60,7 @@ export function healthLine(model, open, signal) {
     const health = model.get("health");
     if (!health?.layers) return fill(element);
     const facts = summary(health);
-    fill(element, "Layer health: ", facts.flatMap((fact, i) => [i ? " · " : "", worded(fact)]));
+    fill(element, "Layer health: ", facts.flatMap((fact, i) => [i ? " · " : "", factElement(fact)]));
   }
   listen(model, ["health"], draw, signal);
   draw();
@@ -77,7 +79,7 @@ export function mountHealth(model, el, signal) {
     /** @type {Health} */
     const health = model.get("health");
     if (!health?.layers) return fill(root);
-    fill(root, words(health), table(health));
+    fill(root, text(health), table(health));
   }
   listen(model, ["health"], draw, signal);
   draw();
@@ -91,37 +93,37 @@ function summary({ layers, accuracy, accuracy_all }) {
   return [
     variance.length
       ? {
-          words: `SAEs explain ${range(variance)}`,
+          text: `SAEs explain ${range(variance)}`,
           bad: Math.min(...variance) < LOW_VARIANCE,
         }
-      : { words: "explained variance not measured", bad: true, unknown: true },
+      : { text: "explained variance not measured", bad: true, unknown: true },
     accuracy_all === null || accuracy === null
-      ? { words: "accuracy with all SAEs not measured", bad: true, unknown: true }
+      ? { text: "accuracy with all SAEs not measured", bad: true, unknown: true }
       : {
-          words: `accuracy ${percent(accuracy)} → ${percent(accuracy_all)}`,
+          text: `accuracy ${percent(accuracy)} → ${percent(accuracy_all)}`,
           bad: accuracy_all < accuracy - LOST_ACCURACY,
         },
     residuals.length
-      ? { words: `residual up to ${percent(worst)}`, bad: worst > RESIDUAL }
-      : { words: "residual not known yet", bad: false, unknown: true },
+      ? { text: `residual up to ${percent(worst)}`, bad: worst > RESIDUAL }
+      : { text: "residual not computed yet", bad: false, unknown: true },
   ];
 }
 
 /** @param {Health} health */
-function words({ accuracy, accuracy_all, n_images, labelled, missing }) {
+function text({ accuracy, accuracy_all, n_images, labelled, missing }) {
   const what = labelled ? "accuracy" : "agreement with the model";
   const parts = [];
   if (accuracy !== null && accuracy_all !== null) {
     parts.push(
       h("p", {}, `On ${counted(n_images ?? 0, "image")} the model's ${what} is ${percent(accuracy)}; with all its `
         + `SAEs and no error nodes ${percent(accuracy_all)}. `
-        + "What is lost there, the features do not explain."),
+        + "The features do not explain the difference."),
     );
   }
   if (missing.length) {
     parts.push(
       h("p", { class: "vl-x-missing" }, `Missing for this lens: ${missing.join(", ")}. `
-        + "Until it is measured (vitlens.saes.health), do not trust a graph too far."),
+        + "Measure these values (vitlens.training.health) before you rely on a circuit."),
     );
   }
   parts.push(
@@ -132,8 +134,8 @@ function words({ accuracy, accuracy_all, n_images, labelled, missing }) {
 
 /** @param {Health} health */
 function table({ layers, accuracy }) {
-  const heads = [
-    "layer", "features", "active a token", "explained variance", "dead features", "accuracy kept",
+  const headers = [
+    "layer", "SAE", "features", "most active per token", "explained variance", "dead features", "accuracy kept",
     "conservation residual",
   ];
   return h(
@@ -142,7 +144,7 @@ function table({ layers, accuracy }) {
     h(
       "table",
       { class: "vl-x-table" },
-      h("thead", {}, h("tr", {}, heads.map((head) => h("th", { scope: "col" }, head)))),
+      h("thead", {}, h("tr", {}, headers.map((header) => h("th", { scope: "col" }, header)))),
       h(
         "tbody",
         {},
@@ -151,8 +153,9 @@ function table({ layers, accuracy }) {
             "tr",
             {},
             h("th", { scope: "row" }, layer.layer),
-            h("td", {}, layer.size),
-            h("td", {}, layer.k),
+            h("td", {}, layer.kind),
+            h("td", {}, layer.n_features),
+            h("td", {}, layer.max_active < layer.n_features ? layer.max_active : "any"),
             cell(layer.explained_variance, (x) => x < LOW_VARIANCE),
             cell(layer.dead_fraction, () => false),
             cell(layer.accuracy_kept, (x) => accuracy !== null && x < accuracy - LOST_ACCURACY),
@@ -167,11 +170,11 @@ function table({ layers, accuracy }) {
 /** @param {number | null} value @param {(value: number) => boolean} isBad */
 function cell(value, isBad) {
   if (value === null) return h("td", { class: "vl-muted" }, "not measured");
-  return h("td", {}, worded({ words: percent(value), bad: isBad(value) }));
+  return h("td", {}, factElement({ text: percent(value), bad: isBad(value) }));
 }
 
 /** @param {Fact} fact */
-function worded({ words: text, bad, unknown }) {
+function factElement({ text: text, bad, unknown }) {
   const sign = h("span", { class: "vl-x-bad", role: "img", "aria-label": "warning: " }, "⚠ ");
   return h("span", { class: unknown ? "vl-muted" : "" }, bad && sign, text);
 }

@@ -1,14 +1,15 @@
-// The heatmap of the node under the pointer, or else of the selected one, without asking Python.
+// The heatmap of the node under the pointer, or else of the selected one, without a request to
+// Python.
 
 /** @import { Model, NodeKey } from "../lib/types" */
 import { mountHeatmap } from "../heatmap/mount.js";
-import { apart } from "../lib/dom.js";
+import { isolated } from "../lib/dom.js";
 import { floatsOf, halfsOf, intsOf, listen, same } from "../lib/model.js";
 import { overlay } from "./overlay.js";
 
 const OWN = ["values", "value_name", "signed", "title"];
 const WATCHED = [
-  ...OWN, "hovered", "selected", "show", "labels", "graph", "node_features", "node_heat",
+  ...OWN, "hovered", "selected", "show", "labels", "graph_info", "node_features", "node_heat",
   "node_activations", "card", "card_data", "explained",
 ];
 
@@ -29,7 +30,7 @@ export function mountHeatView(model, el, signal) {
     const importance = model.get("show") === "importance";
     return own.put({
       values,
-      value_name: importance ? `importance for ${apart(model.get("explained")?.name ?? "")}` : "activation",
+      value_name: importance ? `importance for ${isolated(model.get("explained")?.name ?? "")}` : "activation",
       signed: importance,
       title: titleOf(node, model.get("labels")),
     });
@@ -41,7 +42,7 @@ export function mountHeatView(model, el, signal) {
 }
 
 /**
- * Finds a candidate's values by token.
+ * Finds a candidate's values per token.
  * @param {Model} model
  */
 function candidateRows(model) {
@@ -55,18 +56,18 @@ function candidateRows(model) {
     if (features === known) return;
     known = features;
     rows = new Map();
-    /** @type {number[]} */
-    const counts = model.get("graph")?.counts ?? [];
+    /** @type {{ layers?: number[], counts?: number[] }} */
+    const { layers = [], counts = [] } = model.get("graph_info") ?? {};
     const numbers = intsOf(features);
     let row = 0;
-    for (const [layer, count] of counts.entries()) {
-      for (let i = 0; i < count; i++, row++) rows.set(`${layer},${numbers[row]}`, row);
+    for (const [column, layer] of layers.entries()) {
+      for (let i = 0; i < counts[column]; i++, row++) rows.set(`${layer},${numbers[row]}`, row);
     }
   }
 
   /** @param {NodeKey} node @returns {Float32Array | null} */
   return (node) => {
-    if (!model.get("graph")?.counts) {
+    if (!model.get("graph_info")?.counts) {
       known = null;
       return null;
     }

@@ -1,11 +1,11 @@
-// Which image is looked at: a sample, an upload, a path, or a file that is dropped.
+// The choice of an image: a sample, an upload, a path, or a dropped file.
 
 /** @import { Model } from "../lib/types" */
 import { ask } from "../lib/ask.js";
 import { fill, h } from "../lib/dom.js";
 import { drawGround, loadStrip } from "../lib/heat.js";
 import { listen, save } from "../lib/model.js";
-import { tell } from "../lib/notice.js";
+import { showError } from "../lib/notice.js";
 import { sendable } from "./upload.js";
 
 const SIZE = 44; // CSS pixels of a thumbnail
@@ -13,7 +13,7 @@ const SIZE = 44; // CSS pixels of a thumbnail
 /** @typedef {{ name: string, label: string }} Sample */
 
 /**
- * Thumbnails of the samples, one of which is chosen; and ways to one's own image.
+ * Thumbnails of the samples, and controls to open another image.
  * @param {Model} model
  * @param {HTMLElement} el the whole Explorer, on which a file may be dropped
  * @param {AbortSignal} signal
@@ -30,7 +30,7 @@ export function imageChoice(model, el, signal) {
     {
       type: "button",
       class: "vl-button",
-      title: "or drop an image anywhere here",
+      title: "or drop an image file anywhere on the Explorer",
       onclick: () => file.click(),
     },
     "Upload…",
@@ -38,7 +38,7 @@ export function imageChoice(model, el, signal) {
   const path = h("input", {
     class: "vl-input vl-x-path",
     placeholder: "path of an image",
-    "aria-label": "Path of an image, where Python runs",
+    "aria-label": "Path of an image on the machine where Python runs",
   });
   const form = h("form", { class: "vl-x-open" }, path, h("button", { class: "vl-button" }, "Open"));
   const name = h("span", { class: "vl-muted vl-x-name" });
@@ -49,21 +49,21 @@ export function imageChoice(model, el, signal) {
   async function drawSamples() {
     /** @type {Sample[]} */
     const samples = model.get("samples") ?? [];
-    const pictures = await loadStrip(model.get("sample_strip")).catch(() => null);
+    const images = await loadStrip(model.get("sample_strip")).catch(() => null);
     if (signal.aborted) return;
     buttons = samples.map((sample, i) => {
       const canvas = h("canvas", { width: 2 * SIZE, height: 2 * SIZE, "aria-hidden": "true" });
       const g = canvas.getContext("2d");
-      if (g) drawGround(g, { strip: pictures, index: i, count: samples.length, pale: false });
-      const words = sample.label ? `${sample.name} (${sample.label})` : sample.name;
+      if (g) drawGround(g, { strip: images, index: i, count: samples.length, pale: false });
+      const text = sample.label ? `${sample.name} (${sample.label})` : sample.name;
       return h(
         "button",
         {
           type: "button",
           role: "radio",
           class: "vl-x-sample",
-          title: words,
-          "aria-label": words,
+          title: text,
+          "aria-label": text,
           "data-sample": i,
           onclick: () => save(model, { image_choice: i }),
         },
@@ -72,10 +72,10 @@ export function imageChoice(model, el, signal) {
     });
     fill(strip, buttons);
     strip.hidden = !samples.length;
-    mark();
+    updateChoice();
   }
 
-  function mark() {
+  function updateChoice() {
     const chosen = model.get("image_choice");
     for (const [i, button] of buttons.entries()) {
       button.setAttribute("aria-checked", `${i === chosen}`);
@@ -91,7 +91,7 @@ export function imageChoice(model, el, signal) {
     if (!(event.key in next)) return;
     event.preventDefault();
     event.stopPropagation();
-    // Enter chooses: each step would start a computation.
+    // Only Enter chooses: each choice starts a computation.
     buttons[(next[event.key] + buttons.length) % buttons.length]?.focus();
   }, { signal });
 
@@ -101,7 +101,7 @@ export function imageChoice(model, el, signal) {
     try {
       await ask(model, "upload", { name: chosen.name }, [await sendable(chosen)]);
     } catch (error) {
-      tell(model, error);
+      showError(model, error);
     }
   }
 
@@ -114,16 +114,16 @@ export function imageChoice(model, el, signal) {
     event.preventDefault();
     event.stopPropagation();
     if (!path.value.trim()) return;
-    ask(model, "open_path", { path: path.value }).catch((error) => tell(model, error));
+    ask(model, "open_path", { path: path.value }).catch((error) => showError(model, error));
   }
   form.addEventListener("submit", open, { signal });
   // JupyterLab keeps Enter from submitting a form.
   path.addEventListener("keydown", (event) => event.key === "Enter" && open(event), { signal });
   /** @param {DragEvent} event */
-  const brings = (event) => [...(event.dataTransfer?.types ?? [])].includes("Files");
+  const hasFiles = (event) => [...(event.dataTransfer?.types ?? [])].includes("Files");
   /** @param {DragEvent} event */
   function over(event) {
-    if (!brings(event)) return;
+    if (!hasFiles(event)) return;
     event.preventDefault();
     event.stopPropagation();
     el.classList.add("vl-x-dropping");
@@ -136,7 +136,7 @@ export function imageChoice(model, el, signal) {
     }
   }, { signal });
   el.addEventListener("drop", (event) => {
-    if (!brings(event)) return;
+    if (!hasFiles(event)) return;
     event.preventDefault();
     event.stopPropagation();
     el.classList.remove("vl-x-dropping");
@@ -144,7 +144,7 @@ export function imageChoice(model, el, signal) {
   }, { signal });
 
   listen(model, ["samples", "sample_strip"], drawSamples, signal);
-  listen(model, ["image_choice", "image_name"], mark, signal);
+  listen(model, ["image_choice", "image_name"], updateChoice, signal);
   drawSamples();
   return h("div", { class: "vl-x-images" }, strip, upload, file, form, name);
 }

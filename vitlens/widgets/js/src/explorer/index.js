@@ -1,4 +1,4 @@
-// The Explorer: every component on one model, in one layout that can be resized.
+// The Explorer: every component on one model, in one resizable layout.
 
 /** @import { Model } from "../lib/types" */
 import { mount as mountAblation } from "../ablation/index.js";
@@ -9,7 +9,7 @@ import { ask } from "../lib/ask.js";
 import { h } from "../lib/dom.js";
 import { watchKernel } from "../lib/kernel.js";
 import { listen } from "../lib/model.js";
-import { mountNotice, tell } from "../lib/notice.js";
+import { mountNotice, showError } from "../lib/notice.js";
 import { mount as mountMap } from "../map/index.js";
 import { healthLine, mountHealth } from "./health.js";
 import { mountHeatView } from "./heatview.js";
@@ -20,8 +20,8 @@ import "./style.css";
 import { tabbed } from "./tabs.js";
 import { predictionLine, targetChoice } from "./target.js";
 
-const WIDE = 740; // pixels from which the card stands beside everything
-const STACKED = 640; // pixels below which all stands one above the other
+const WIDE = 740; // pixels from which the card has its own pane
+const STACKED = 640; // pixels below which all panes are stacked
 
 /**
  * @param {Model} model
@@ -69,7 +69,7 @@ export function mount(model, el, signal) {
     left.element.classList.toggle("vl-x-one", mode !== "wide");
     cardHome.hidden = mode !== "wide";
     left.bar.hidden = mode !== "wide";
-    tabs.place("card", mode === "wide" ? cardHome : null);
+    tabs.move("card", mode === "wide" ? cardHome : null);
   }
 
   const setHeight = () => el.style.setProperty("--vl-x-height", `${model.get("height")}px`);
@@ -104,34 +104,34 @@ const pane = (className, label) =>
 const panel = (className = "") => h("div", { class: `vl-x-panel ${className}` });
 
 /**
- * What stands in the circuit's place until there is one.
+ * What is shown until there is a circuit.
  * @param {Model} model
  * @param {HTMLElement} el
  * @param {AbortSignal} signal
  */
 function waiting(model, el, signal) {
-  const words = h("p", { class: "vl-muted" });
+  const text = h("p", { class: "vl-muted" });
   const again = h(
     "button",
     {
       type: "button",
       class: "vl-button vl-needs-kernel",
-      onclick: () => ask(model, "look").catch((error) => tell(model, error)),
+      onclick: () => ask(model, "compute").catch((error) => showError(model, error)),
     },
-    "Compute it",
+    "Compute the circuit",
   );
-  const place = h("div", { class: "vl-x-waiting" }, words, again);
-  el.append(place);
+  const box = h("div", { class: "vl-x-waiting" }, text, again);
+  el.append(box);
   const update = () => {
-    const has = Boolean(model.get("graph")?.n_layers);
+    const has = Boolean(model.get("graph_info")?.counts);
     const busy = model.get("progress")?.done !== undefined;
     el.classList.toggle("vl-x-empty", !has);
     const known = Boolean(model.get("explained")?.name);
-    place.hidden = has;
+    box.hidden = has;
     again.hidden = busy || !known;
-    if (busy) words.textContent = "The circuit is being computed…";
-    else words.textContent = known ? "There is no circuit yet." : "Choose an image.";
+    if (busy) text.textContent = "Computing the circuit…";
+    else text.textContent = known ? "There is no circuit yet." : "Choose an image.";
   };
-  listen(model, ["graph", "progress", "explained"], update, signal);
+  listen(model, ["graph_info", "progress", "explained"], update, signal);
   update();
 }

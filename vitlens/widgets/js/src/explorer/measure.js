@@ -1,15 +1,15 @@
-// Curves on demand: they take some seconds a method.
+// Curves on demand: each method takes some seconds.
 
 /** @import { Model } from "../lib/types" */
 import { mount as mountCurves } from "../curves/index.js";
 import { ask } from "../lib/ask.js";
 import { field, h } from "../lib/dom.js";
 import { listen } from "../lib/model.js";
-import { tell } from "../lib/notice.js";
+import { showError } from "../lib/notice.js";
 
 const HINT =
-  "How much of the answer do the top features carry? Some seconds a method; " +
-  "one image has no intervals.";
+  "How much of the output do the top features carry? Each method takes a few seconds. " +
+  "A single image has no intervals.";
 
 /**
  * @param {Model} model
@@ -24,7 +24,7 @@ export function mountMeasured(model, el, signal) {
       type: "button",
       class: "vl-button",
       onclick: () =>
-        ask(model, "compute_curves", { cla: cla.checked }).catch((error) => tell(model, error)),
+        ask(model, "compute_curves", { cla: cla.checked }).catch((error) => showError(model, error)),
     },
   );
   const hint = h("span", { class: "vl-muted" }, HINT);
@@ -41,7 +41,7 @@ export function mountMeasured(model, el, signal) {
       "div",
       { class: "vl-toolbar vl-x-measure vl-needs-kernel" },
       button,
-      field("CLA, too (slower)", cla),
+      field("with CLA (slower)", cla),
       hint,
     ),
     plot,

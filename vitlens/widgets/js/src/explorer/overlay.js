@@ -1,10 +1,10 @@
-// A model whose traits are partly our own: what only this view knows never reaches Python.
+// A model with some local traits: their values never reach Python.
 
 /** @import { Model } from "../lib/types" */
 
 /**
  * @param {Model} model
- * @param {Record<string, unknown>} own first values of the traits that are ours
+ * @param {Record<string, unknown>} own first values of the local traits
  * @returns {Model & { put(changes: Record<string, unknown>): void }}
  */
 export function overlay(model, own) {
@@ -28,14 +28,14 @@ export function overlay(model, own) {
     save_changes: () => model.save_changes(),
     send: (...args) => model.send(...args),
     on: (event, fn) => {
-      const mine = listeners.get(event);
-      if (mine) mine.add(fn);
+      const local = listeners.get(event);
+      if (local) local.add(fn);
       else model.on(event, fn);
     },
     off: (event, fn) => {
-      const mine = listeners.get(event);
-      if (!mine) model.off(event, fn);
-      else if (fn) mine.delete(fn);
+      const local = listeners.get(event);
+      if (!local) model.off(event, fn);
+      else if (fn) local.delete(fn);
     },
   };
 }

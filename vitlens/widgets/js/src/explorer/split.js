@@ -2,8 +2,8 @@
 
 import { h } from "../lib/dom.js";
 
-const STEP = 2; // percent an arrow key moves
-const LEAST = 12; // percent that each pane keeps
+const STEP = 2; // percent per press of an arrow key
+const LEAST = 12; // minimum percent of each pane
 
 /**
  * @param {"row" | "column"} direction side by side, or one above the other

@@ -1,4 +1,4 @@
-// Tabs; what a tab shows is built when it is first opened, with its room known.
+// Tabs; the content of a tab is built when it is first opened and its size is known.
 
 import { h } from "../lib/dom.js";
 
@@ -22,7 +22,7 @@ export function tabbed(tabs, label, signal) {
   /** @type {Set<string>} */
   const built = new Set();
   /** @type {Set<string>} */
-  const away = new Set();
+  const moved = new Set();
   let open = "";
 
   const buttons = tabs.map((tab) => {
@@ -56,8 +56,8 @@ export function tabbed(tabs, label, signal) {
       const isOpen = tab.name === name;
       buttons[i].setAttribute("aria-selected", `${isOpen}`);
       buttons[i].tabIndex = isOpen ? 0 : -1;
-      buttons[i].hidden = away.has(tab.name);
-      if (!away.has(tab.name)) tab.panel.hidden = !isOpen;
+      buttons[i].hidden = moved.has(tab.name);
+      if (!moved.has(tab.name)) tab.panel.hidden = !isOpen;
       if (!isOpen || built.has(name)) continue;
       built.add(name);
       tab.build?.();
@@ -65,7 +65,7 @@ export function tabbed(tabs, label, signal) {
   }
 
   list.addEventListener("keydown", (event) => {
-    const there = tabs.filter((tab) => !away.has(tab.name)).map((tab) => tab.name);
+    const there = tabs.filter((tab) => !moved.has(tab.name)).map((tab) => tab.name);
     const at = there.indexOf(open);
     /** @type {Record<string, string | undefined>} */
     const next = {
@@ -86,23 +86,23 @@ export function tabbed(tabs, label, signal) {
     element,
     show,
     /**
-     * Takes a tab's panel out, to stand elsewhere, or back in.
+     * Moves a tab's panel elsewhere, or back into the tabs.
      * @param {string} name @param {HTMLElement | null} elsewhere
      */
-    place: (name, elsewhere) => {
+    move: (name, elsewhere) => {
       const tab = tabs.find((one) => one.name === name);
       if (!tab) return;
       if (elsewhere) {
-        away.add(name);
+        moved.add(name);
         elsewhere.append(tab.panel);
         tab.panel.hidden = false;
         if (!built.has(name)) {
           built.add(name);
           tab.build?.();
         }
-      } else if (away.delete(name)) element.append(tab.panel);
-      const first = tabs.find((one) => !away.has(one.name));
-      show(away.has(open) || !open ? (first?.name ?? "") : open);
+      } else if (moved.delete(name)) element.append(tab.panel);
+      const first = tabs.find((one) => !moved.has(one.name));
+      show(moved.has(open) || !open ? (first?.name ?? "") : open);
     },
   };
 }

@@ -1,13 +1,13 @@
-// What of the image is explained, and what the model says of it.
+// The class that is explained, and the prediction of the model.
 
 /** @import { Model } from "../lib/types" */
-import { apart, decimals, fill, h, percent } from "../lib/dom.js";
+import { decimals, fill, h, isolated, percent } from "../lib/dom.js";
 import { listen, save } from "../lib/model.js";
 
 const PREDICTED = "";
 
 /**
- * The classes with their probabilities; one is explained.
+ * The classes with their probabilities; the chosen one is explained.
  * @param {Model} model
  * @param {AbortSignal} signal
  */
@@ -28,15 +28,15 @@ export function targetChoice(model, signal) {
     const order = classes.map((_, i) => i);
     order.sort((a, b) => (probabilities[b] ?? 0) - (probabilities[a] ?? 0));
     const chosen = model.get("target_choice");
-    const predicted = `the predicted class${prediction ? `: ${apart(prediction[0])}` : ""}`;
+    const predicted = `the predicted class${prediction ? `: ${isolated(prediction[0])}` : ""}`;
     const isFunction = chosen === null && index === null;
     fill(
       select,
       h("option", { value: PREDICTED }, isFunction ? `${name} (a function)` : predicted),
       order.map((i) => {
         const p = probabilities[i];
-        const words = p === undefined ? classes[i] : `${apart(classes[i])}  ${percent(p)}`;
-        return h("option", { value: i }, words);
+        const text = p === undefined ? classes[i] : `${isolated(classes[i])}  ${percent(p)}`;
+        return h("option", { value: i }, text);
       }),
     );
     select.value = chosen === null ? PREDICTED : `${chosen}`;
@@ -48,7 +48,7 @@ export function targetChoice(model, signal) {
 }
 
 /**
- * What the model says, in a line.
+ * The prediction in one line.
  * @param {Model} model
  * @param {AbortSignal} signal
  */
@@ -60,7 +60,7 @@ export function predictionLine(model, signal) {
     const other = name !== prediction[0] && h(
       "span",
       { class: "vl-muted" },
-      `explained: ${apart(name)} = ${decimals(value, 2)}`,
+      `explained: ${isolated(name)} = ${decimals(value, 2)}`,
     );
     const [best, probability] = prediction;
     fill(element, "Predicted: ", h("strong", { dir: "auto" }, best), ` ${percent(probability)}`, other);

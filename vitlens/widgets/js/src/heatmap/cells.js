@@ -15,7 +15,7 @@ export const tokenOf = ({ grid, prefix }, [row, column]) =>
 /** @param {Layout} layout */
 export const tokens = ({ grid, prefix }) => prefix.length + grid[0] * grid[1];
 
-/** Rows and columns counted from 1, as everywhere in vitlens' words.
+/** Rows and columns counted from 1, as in all texts of vitlens.
  * @param {Layout} layout @param {Patch} cell
  */
 export const nameOf = ({ prefix }, [row, column]) =>
@@ -28,7 +28,7 @@ export function exists({ grid, prefix }, [row, column]) {
 }
 
 /**
- * The cell a key leads to; null for other keys. Prefix tokens stand left of the first column.
+ * The cell that a key moves to; null for other keys. Prefix tokens are left of the first column.
  * @param {Layout} layout @param {Patch} cell @param {string} key
  * @returns {Patch | null}
  */

@@ -1,4 +1,4 @@
-// From a patch to its features: the active ones of every layer, most active first.
+// The features that are active at a patch, by layer, most active first.
 
 /** @import { Model } from "../lib/types" */
 import { ask } from "../lib/ask.js";
@@ -13,30 +13,32 @@ export function featureList(model, signal) {
   const heading = h("div", { class: "vl-title" });
   const body = h("div", { class: "vl-heat-layers" });
   const element = h("div", { class: "vl-heat-features", hidden: true }, heading, body);
-  let wish = 0;
+  let request = 0;
 
   /**
    * Shows the features of a token of an image; null hides the list.
-   * @param {{ token: number, image: number, name: string } | null} place
+   * @param {{ token: number, image: number, name: string } | null} cell
    */
-  async function load(place) {
-    const mine = ++wish;
-    element.hidden = !place || !model.get("n_layers");
-    if (!place || element.hidden) return;
-    heading.textContent = `Features active at ${place.name}`;
+  async function load(cell) {
+    const current = ++request;
+    element.hidden = !cell || !model.get("layers")?.length;
+    if (!cell || element.hidden) return;
+    heading.textContent = `Features active at ${cell.name}`;
     try {
-      const { token, image } = place;
+      const { token, image } = cell;
       const { value } = await ask(model, "features_at", { image, token });
-      if (mine !== wish || signal.aborted) return;
-      const { layers, counts } = value;
-      fill(body, layers.map((/** @type {Ranked[]} */ found, /** @type {number} */ l) => column(l, found, counts[l])));
+      if (current !== request || signal.aborted) return;
+      /** @type {{ layers: number[], features: Ranked[][], counts: number[] }} */
+      const { layers, features, counts } = value;
+      fill(body, layers.map((layer, i) => column(layer, features[i], counts[i])));
       markSelected();
-      const layer = body.children[model.get("selected")?.[0] ?? layers.length - 1];
+      const selected = layers.indexOf(model.get("selected")?.[0]);
+      const layer = body.children[selected < 0 ? layers.length - 1 : selected];
       if (layer instanceof HTMLElement) {
         body.scrollLeft = layer.offsetLeft + layer.offsetWidth / 2 - body.clientWidth / 2;
       }
     } catch (error) {
-      if (mine !== wish || signal.aborted) return;
+      if (current !== request || signal.aborted) return;
       fill(body, h("p", { class: "vl-muted" }, error instanceof Error ? error.message : String(error)));
     }
   }
@@ -61,7 +63,7 @@ export function featureList(model, signal) {
             onclick: () => save(model, { selected: [layer, feature] }),
           },
           h("span", { class: "vl-heat-feature-name" }, label || feature),
-          h("span", { class: "vl-heat-number" }, figures(activation)),
+          h("span", { class: "vl-heat-number" }, digits(activation)),
         ),
       ),
       count > found.length &&
@@ -70,10 +72,10 @@ export function featureList(model, signal) {
     );
   }
 
-  /** Three figures, zeros too, so that the numbers of a column align.
+  /** Three digits, zeros included, so that the numbers of a column align.
    * @param {number} x
    */
-  const figures = (x) => (x >= 0.01 && x < 1000 ? x.toPrecision(3) : show(x));
+  const digits = (x) => (x >= 0.01 && x < 1000 ? x.toPrecision(3) : show(x));
 
   function markSelected() {
     const selected = model.get("selected");

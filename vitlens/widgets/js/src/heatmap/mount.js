@@ -6,7 +6,7 @@ import { fill, h, show } from "../lib/dom.js";
 import { loadStrip } from "../lib/heat.js";
 import { legend } from "../lib/legend.js";
 import { floats, listen, same, save } from "../lib/model.js";
-import { tell } from "../lib/notice.js";
+import { showError } from "../lib/notice.js";
 import { strongest } from "../lib/scale.js";
 import { exists, nameOf, step, tokenOf, tokens } from "./cells.js";
 import { featureList } from "./features.js";
@@ -64,21 +64,21 @@ export function mountHeatmap(model, el, signal) {
       main.classList.toggle("vl-heat-single", n === 1);
     }
     const all = floats(model, "values");
-    const place = layout();
-    const size = tokens(place);
+    const cells = layout();
+    const size = tokens(cells);
     const scale = colourScale(model, all);
-    const ratio = strip ? strip.height / (strip.width / n) : place.grid[0] / place.grid[1];
+    const ratio = strip ? strip.height / (strip.width / n) : cells.grid[0] / cells.grid[1];
     title.textContent = model.get("title");
     title.hidden = !title.textContent;
     views.forEach((view, image) => {
       view.draw({
-        layout: place,
+        layout: cells,
         ground: { strip, index: image, count: n, pale: model.get("grey") },
         heat: {
           ...scale,
           values: all.subarray(image * size, (image + 1) * size),
-          offset: place.prefix.length,
-          grid: place.grid,
+          offset: cells.prefix.length,
+          grid: cells.grid,
           smooth: model.get("smooth"),
         },
         title: model.get("image_titles")[image] ?? (n > 1 ? `Image ${image + 1}` : ""),
@@ -93,15 +93,15 @@ export function mountHeatmap(model, el, signal) {
   function mark() {
     for (const view of views) view.mark(cursor, patches());
     const all = floats(model, "values");
-    const place = layout();
+    const cells = layout();
     const cell = cursor ?? patches().at(-1);
-    if (!cell || !all.length || !exists(place, cell)) {
-      const features = model.get("n_layers") ? "; click it for its features" : "";
-      readout.textContent = `Point at a patch for its value${features}.`;
+    if (!cell || !all.length || !exists(cells, cell)) {
+      const features = model.get("layers")?.length ? "; click it to list its features" : "";
+      readout.textContent = `Point at a patch to see its value${features}.`;
       return;
     }
-    const at = views.map((_, image) => all[image * tokens(place) + tokenOf(place, cell)]);
-    readout.textContent = `${nameOf(place, cell)}: ${at.map(show).join(" · ")}`;
+    const at = views.map((_, image) => all[image * tokens(cells) + tokenOf(cells, cell)]);
+    readout.textContent = `${nameOf(cells, cell)}: ${at.map(show).join(" · ")}`;
   }
 
   /** @param {Patch | null} cell */
@@ -122,7 +122,7 @@ export function mountHeatmap(model, el, signal) {
 
   /** @param {number} image @param {KeyboardEvent} event */
   function onKey(image, event) {
-    const place = layout();
+    const cells = layout();
     const from = cursor ?? patches().at(-1) ?? [0, 0];
     if (event.key === "Enter" || event.key === " ") {
       choose(image, from, event.ctrlKey || event.metaKey || event.shiftKey);
@@ -131,7 +131,7 @@ export function mountHeatmap(model, el, signal) {
       save(model, { patches: [] });
       mark();
     } else {
-      const to = step(place, from, event.key);
+      const to = step(cells, from, event.key);
       if (!to || event.ctrlKey || event.metaKey || event.altKey) return;
       point(cursor ? to : from);
     }
@@ -140,13 +140,13 @@ export function mountHeatmap(model, el, signal) {
   }
 
   function chosen() {
-    const place = layout();
+    const cells = layout();
     const cell = patches().at(-1);
     const image = Math.min(asked, model.get("n_images") - 1);
     mark();
     features.load(
-      cell && exists(place, cell)
-        ? { token: tokenOf(place, cell), image, name: where(image, nameOf(place, cell)) }
+      cell && exists(cells, cell)
+        ? { token: tokenOf(cells, cell), image, name: where(image, nameOf(cells, cell)) }
         : null,
     );
   }
@@ -157,12 +157,12 @@ export function mountHeatmap(model, el, signal) {
 
   async function load() {
     try {
-      const view = model.get("picture");
+      const view = model.get("image_strip");
       const loaded = await loadStrip(view);
-      if (signal.aborted || view !== model.get("picture")) return;
+      if (signal.aborted || view !== model.get("image_strip")) return;
       strip = loaded;
     } catch (error) {
-      tell(model, `The picture cannot be shown: ${error}`);
+      showError(model, `The image cannot be shown: ${error}`);
     }
     draw();
   }
@@ -171,8 +171,8 @@ export function mountHeatmap(model, el, signal) {
   sized.observe(images);
   signal.addEventListener("abort", () => sized.disconnect(), { once: true });
   listen(model, DRAWN, draw, signal);
-  listen(model, ["picture"], load, signal);
-  listen(model, ["patches", "labels", "n_layers"], chosen, signal);
+  listen(model, ["image_strip"], load, signal);
+  listen(model, ["patches", "labels", "layers"], chosen, signal);
   draw();
   load();
   chosen();

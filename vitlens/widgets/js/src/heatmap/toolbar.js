@@ -1,4 +1,4 @@
-// What a heatmap can be set to.
+// The settings of a heatmap.
 
 /** @import { Model } from "../lib/types" */
 import { field, h } from "../lib/dom.js";
@@ -28,7 +28,7 @@ export function toolbar(model, signal) {
 
   const update = () => {
     show.value = model.get("show");
-    showField.hidden = !model.get("n_layers");
+    showField.hidden = !model.get("layers")?.length;
     opacity.value = String(model.get("opacity"));
     colours.value = model.get("colours");
     coloursField.hidden = model.get("signed");
@@ -36,7 +36,7 @@ export function toolbar(model, signal) {
     lines.checked = model.get("show_grid");
     grey.checked = model.get("grey");
   };
-  const names = ["show", "n_layers", "opacity", "colours", "signed", "smooth", "show_grid", "grey"];
+  const names = ["show", "layers", "opacity", "colours", "signed", "smooth", "show_grid", "grey"];
   listen(model, names, update, signal);
   update();
   return h(
@@ -46,7 +46,7 @@ export function toolbar(model, signal) {
     field("Opacity", opacity),
     field("Smooth", smooth),
     field("Patch grid", lines),
-    field("Grey picture", grey),
+    field("Grey image", grey),
     coloursField,
   );
 }
@@ -65,7 +65,7 @@ function choice(model, name, options) {
   const select = h(
     "select",
     { class: "vl-select", onchange: () => save(model, { [name]: select.value }) },
-    Object.entries(options).map(([value, words]) => h("option", { value }, words)),
+    Object.entries(options).map(([value, text]) => h("option", { value }, text)),
   );
   return select;
 }

@@ -1,4 +1,4 @@
-// One image with its heat: a canvas, what is marked on it, and the tokens before the patches.
+// One image with its heat: a canvas, an overlay of selected patches, and the prefix tokens.
 
 /** @import { Patch } from "../lib/types" */
 /** @import { Ground, Heat } from "../lib/heat" */
@@ -6,7 +6,7 @@
 import { fill, h, s } from "../lib/dom.js";
 import { drawHeat, tokenColour } from "../lib/heat.js";
 
-const KEYS = "Arrow keys walk over the patches, Enter selects, Ctrl and Enter adds, Escape lets go.";
+const KEYS = "Arrow keys move between patches. Enter selects. Ctrl-Enter adds. Escape clears the selection.";
 
 /**
  * @typedef {object} ViewState
@@ -15,7 +15,7 @@ const KEYS = "Arrow keys walk over the patches, Enter selects, Ctrl and Enter ad
  * @property {Heat & { limit: number }} heat all tokens' values; `offset` skips those before patches
  * @property {string} title
  * @property {boolean} lines
- * @property {number} ratio height of the picture over its width
+ * @property {number} ratio height of the image over its width
  */
 
 /**
@@ -27,14 +27,14 @@ const KEYS = "Arrow keys walk over the patches, Enter selects, Ctrl and Enter ad
  */
 export function heatView(on) {
   const canvas = h("canvas", { class: "vl-heat-canvas" });
-  const marks = s("svg", { class: "vl-heat-marks", preserveAspectRatio: "none" });
-  const picture = h("div", { class: "vl-heat-picture" }, canvas, marks);
+  const overlay = s("svg", { class: "vl-heat-overlay", preserveAspectRatio: "none" });
+  const image = h("div", { class: "vl-heat-image" }, canvas, overlay);
   const prefix = h("div", { class: "vl-heat-prefix" });
   const stage = h(
     "div",
     { class: "vl-heat-stage", tabindex: 0, role: "application", "aria-roledescription": "heatmap" },
     prefix,
-    picture,
+    image,
   );
   const caption = h("div", { class: "vl-heat-caption" });
   const element = h("div", { class: "vl-heat-view" }, caption, stage);
@@ -45,8 +45,8 @@ export function heatView(on) {
   const cellAt = (event) => {
     const square = /** @type {Element} */ (event.target).closest(".vl-heat-token");
     if (square) return [-1, Number(/** @type {HTMLElement} */ (square).dataset.token)];
-    if (!now || !picture.contains(/** @type {Node} */ (event.target))) return null;
-    const box = picture.getBoundingClientRect();
+    if (!now || !image.contains(/** @type {Node} */ (event.target))) return null;
+    const box = image.getBoundingClientRect();
     const [rows, columns] = now.layout.grid;
     const row = Math.floor(((event.clientY - box.top) / box.height) * rows);
     const column = Math.floor(((event.clientX - box.left) / box.width) * columns);
@@ -64,13 +64,13 @@ export function heatView(on) {
   function draw(state) {
     now = state;
     const [rows, columns] = state.layout.grid;
-    picture.style.aspectRatio = String(1 / state.ratio);
+    image.style.aspectRatio = String(1 / state.ratio);
     const sharp = Math.min(2, devicePixelRatio || 1);
-    const wide = picture.clientWidth || 320;
+    const wide = image.clientWidth || 320;
     canvas.width = Math.round(wide * sharp);
     canvas.height = Math.round(wide * sharp * state.ratio);
     drawHeat(canvas, state.ground, state.heat);
-    marks.setAttribute("viewBox", `0 0 ${columns} ${rows}`);
+    overlay.setAttribute("viewBox", `0 0 ${columns} ${rows}`);
     caption.textContent = caption.title = state.title;
     caption.hidden = !state.title;
     stage.setAttribute("aria-label", `${state.title || "Heatmap"}. ${KEYS}`);
@@ -85,7 +85,7 @@ export function heatView(on) {
     const lines = now.lines ? gridLines(rows, columns) : [];
     const boxes = chosen.filter(([row]) => row >= 0).flatMap((cell) => box(cell, "vl-heat-chosen"));
     const over = cursor && cursor[0] >= 0 ? box(cursor, "vl-heat-cursor") : [];
-    fill(marks, lines, over, boxes);
+    fill(overlay, lines, over, boxes);
     for (const square of prefix.children) {
       const i = Number(/** @type {HTMLElement} */ (square).dataset.token);
       const is = (/** @type {Patch} */ [row, column]) => row < 0 && column === i;
@@ -110,7 +110,7 @@ function token(name, i, { heat }) {
   );
 }
 
-/** Two lines, dark and light, are seen on any ground.
+/** Two lines, dark and light, are visible on any background.
  * @param {Patch} cell @param {string} kind
  */
 const box = ([row, column], kind) =>

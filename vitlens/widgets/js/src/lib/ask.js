@@ -1,11 +1,11 @@
-// Questions to Python, with answers; works wherever `model.send` does.
+// Requests to Python, with answers; works wherever `model.send` does.
 
 /** @import { Answer, Model } from "./types" */
 
-export const SILENCE = "Python does not answer: it is busy, or no kernel runs.";
+export const SILENCE = "Python does not answer: it is busy, or no kernel is running.";
 const WAIT = 30_000;
 
-/** Nobody can hear the question; after mere silence the answer may still come. */
+/** The request cannot be sent; after a timeout, in contrast, the answer may still come. */
 export class NoKernel extends Error {
   constructor() {
     super("This needs a running kernel.");
@@ -31,17 +31,17 @@ function waiting(model) {
 }
 
 /**
- * Asks Python; `_answer_<what>` of the widget answers.
+ * Sends a request to Python; `_answer_<what>` of the widget answers it.
  * @param {Model} model
  * @param {string} what
  * @param {unknown} [payload]
  * @param {(ArrayBuffer | ArrayBufferView)[]} [buffers]
  * @param {{ wait?: number }} [options] how long to wait for the answer, in ms
- * @returns {Promise<Answer>} rejects with words for the user
+ * @returns {Promise<Answer>} rejects with a message for the user
  */
 export function ask(model, what, payload = {}, buffers = [], { wait = WAIT } = {}) {
   const answers = waiting(model);
-  // Other views of the same widget hear the answers too: numbers must differ between pages.
+  // Other views of the same widget receive the answers too: ids must differ between pages.
   const id = Math.floor(Math.random() * 2 ** 32) * 2 ** 16 + (last++ % 2 ** 16);
   return new Promise((resolve, reject) => {
     const timer = setTimeout(() => done(() => reject(new Error(SILENCE))), wait);

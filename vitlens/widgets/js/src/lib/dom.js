@@ -8,7 +8,7 @@ const TAKES_KEYS = new Set(["BUTTON", "INPUT", "SELECT", "TEXTAREA", "A", "SUMMA
 /**
  * An HTML element. `on…` are listeners, `style` an object, `dataset` an object, `class` a text;
  * properties of the element are set as such, everything else becomes an attribute; null, undefined
- * and false leave an attribute out.
+ * and false omit the attribute.
  * @template {keyof HTMLElementTagNameMap} K
  * @param {K} tag
  * @param {Record<string, any>} [props]
@@ -16,7 +16,7 @@ const TAKES_KEYS = new Set(["BUTTON", "INPUT", "SELECT", "TEXTAREA", "A", "SUMMA
  * @returns {HTMLElementTagNameMap[K]}
  */
 export function h(tag, props = {}, ...children) {
-  return dress(document.createElement(tag), props, children);
+  return applyProps(document.createElement(tag), props, children);
 }
 
 /**
@@ -28,7 +28,7 @@ export function h(tag, props = {}, ...children) {
  * @returns {SVGElementTagNameMap[K]}
  */
 export function s(tag, props = {}, ...children) {
-  return dress(document.createElementNS(SVG, tag), props, children);
+  return applyProps(document.createElementNS(SVG, tag), props, children);
 }
 
 /**
@@ -37,7 +37,7 @@ export function s(tag, props = {}, ...children) {
  * @param {Record<string, any>} props
  * @param {(Child | Child[])[]} children
  */
-function dress(element, props, children) {
+function applyProps(element, props, children) {
   for (const [name, value] of Object.entries(props)) {
     if (name.startsWith("on")) element.addEventListener(name.slice(2), value);
     else if (name === "style") {
@@ -48,7 +48,7 @@ function dress(element, props, children) {
       /** @type {any} */ (element)[name] = value;
     } else element.setAttribute(name, value === true ? "" : String(value));
   }
-  // Without this mark Notebook 7 takes the keys of a focused element for its own shortcuts.
+  // Without this attribute, Notebook 7 takes the keys of a focused element for its own shortcuts.
   if (TAKES_KEYS.has(element.tagName) || element.hasAttribute("tabindex")) {
     element.setAttribute("data-lm-suppress-shortcuts", "true");
   }
@@ -62,7 +62,7 @@ const shown = (child) => child != null && child !== false;
 const text = (child) => (typeof child === "number" ? String(child) : child);
 
 /**
- * Puts children in the place of what an element holds.
+ * Replaces the children of an element.
  * @param {Element} element @param {...(Child | Child[])} children
  */
 export function fill(element, ...children) {
@@ -72,12 +72,12 @@ export function fill(element, ...children) {
 }
 
 /** A label with its control, for toolbars.
- * @param {string} words @param {HTMLElement} control
+ * @param {string} text @param {HTMLElement} control
  */
-export const field = (words, control) =>
-  h("label", { class: "vl-field" }, h("span", {}, words), control);
+export const field = (text, control) =>
+  h("label", { class: "vl-field" }, h("span", {}, text), control);
 
-/** A number for people: three figures, true minus sign.
+/** A number for people: three digits, with a minus sign.
  * @param {number} x
  */
 export function show(x) {
@@ -87,7 +87,7 @@ export function show(x) {
   return String(Number(x.toPrecision(3))).replace("-", "−");
 }
 
-/** A number for tables: three figures without powers of ten, and what is nearly 0 as "<0.001".
+/** A number for tables: three digits without powers of ten, and values near 0 as "<0.001".
  * @param {number} x
  */
 export function plain(x) {
@@ -96,7 +96,7 @@ export function plain(x) {
   return String(Number(x.toPrecision(3))).replace("-", "−");
 }
 
-/** A number with so many decimals; without a sign where they are all 0.
+/** A number with a fixed number of decimals; without a sign where they are all 0.
  * @param {number} x @param {number} digits
  */
 export function decimals(x, digits) {
@@ -105,22 +105,22 @@ export function decimals(x, digits) {
   return Number(text) ? text.replace("-", "−") : text.replace("-", "");
 }
 
-/** How many there are, in words.
- * @param {number} n @param {string} what one is called
+/** A count with its noun.
+ * @param {number} n @param {string} what the noun in the singular
  */
 export const counted = (n, what) => `${n.toLocaleString("en")} ${what}${n === 1 ? "" : "s"}`;
 
-/** A name within a sentence: one that is written from the right must not turn what follows it.
+/** A name within a sentence: a right-to-left name must not reverse the text after it.
  * @param {string} name
  */
-export const apart = (name) => (/[\u0590-\u08ff\ufb1d-\ufefc]/.test(name) ? `\u2068${name}\u2069` : name);
+export const isolated = (name) => (/[\u0590-\u08ff\ufb1d-\ufefc]/.test(name) ? `\u2068${name}\u2069` : name);
 
 /** A share as percent.
  * @param {number} x
  */
 export const percent = (x) => `${plain(100 * x)}%`;
 
-/** A score: two decimals, so that they line up; one figure where those would be 0.
+/** A score: two decimals, so that columns align; one digit where those would be 0.
  * @param {number} x
  */
 export function fixed(x) {

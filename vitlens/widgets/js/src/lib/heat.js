@@ -1,15 +1,15 @@
-// A heatmap of patches over a picture, on a canvas.
+// A heatmap of patches over an image, on a canvas.
 
 /** @import { ScaleName } from "./scale" */
 import { bytesOf } from "./model.js";
-import { css, place, table } from "./scale.js";
+import { css, offsetOf, table } from "./scale.js";
 
-export const EMPTY = "#ebebeb"; // the ground where no picture is known
-const PALE = 0.5; // contrast that is left of a pale picture
-const FINE = 12; // pixels a patch for smooth heat, before the browser's own smoothing
+export const EMPTY = "#ebebeb"; // the background where there is no image
+const PALE = 0.5; // remaining contrast of a pale image
+const FINE = 12; // pixels per patch for smooth heat, before the browser's smoothing
 
 /**
- * A strip of pictures, decoded; null when there is none.
+ * A strip of images, decoded; null when there is none.
  * @param {DataView | null | undefined} view
  * @returns {Promise<ImageBitmap | null>}
  */
@@ -25,8 +25,8 @@ export async function loadStrip(view) {
  * @property {number} [offset] such as the number of prefix tokens
  * @property {[number, number]} grid rows and columns
  * @property {number} limit the value of the strongest colour
- * @property {number} [low] the value of the weakest colour, which those below it have, too; without
- *   it that is 0, and those below have colours of their own
+ * @property {number} [low] the value of the weakest colour, also used for lower values; without
+ *   it that is 0, and lower values have separate colours
  * @property {ScaleName} [scale]
  * @property {number} [opacity] of the strongest colour, 0 to 1
  * @property {boolean} [smooth]
@@ -35,13 +35,13 @@ export async function loadStrip(view) {
 /**
  * @typedef {object} Ground
  * @property {ImageBitmap | null} strip
- * @property {number} [index] which picture of the strip
- * @property {number} [count] pictures in the strip
- * @property {boolean} [pale] grey, so that only heat has a colour
+ * @property {number} [index] index of the image in the strip
+ * @property {number} [count] images in the strip
+ * @property {boolean} [pale] grey, so that only the heat has a colour
  */
 
 /**
- * Draws a picture and its heat over the whole canvas.
+ * Draws an image and its heat over the whole canvas.
  * @param {HTMLCanvasElement} canvas
  * @param {Ground} ground
  * @param {Heat | null} heat
@@ -59,7 +59,7 @@ export function drawHeat(canvas, ground, heat) {
 }
 
 /**
- * The picture alone.
+ * The image alone.
  * @param {CanvasRenderingContext2D} g
  * @param {Ground} ground
  */
@@ -99,7 +99,7 @@ function heatImage({ values, offset = 0, grid: [rows, columns], limit, low, scal
         values[offset + r * columns + c];
       const above = at(top, left) * (1 - across) + at(top, right) * across;
       const below = at(bottom, left) * (1 - across) + at(bottom, right) * across;
-      const i = place(strength(above * (1 - down) + below * down));
+      const i = offsetOf(strength(above * (1 - down) + below * down));
       image.data.set(colours.subarray(i, i + 4), out);
       out += 4;
     }
@@ -109,7 +109,7 @@ function heatImage({ values, offset = 0, grid: [rows, columns], limit, low, scal
 }
 
 /**
- * How strong a value's colour is, from -1 to 1 or, with `low`, from 0 to 1.
+ * Strength of a value's colour, from -1 to 1 or, with `low`, from 0 to 1.
  * @param {Pick<Heat, "limit" | "low">} heat @returns {(value: number) => number}
  */
 function strengthOf({ limit, low }) {
@@ -120,7 +120,7 @@ function strengthOf({ limit, low }) {
 }
 
 /**
- * Between the centres of which two patches a fine pixel lies, and how far along.
+ * The two patches between whose centres a fine pixel lies, and the fraction between them.
  * @param {number} pixel @param {number} fine @param {number} count
  * @returns {[number, number, number]}
  */
@@ -131,7 +131,7 @@ function between(pixel, fine, count) {
 }
 
 /**
- * A small canvas with heat on a picture, for nodes and rows of tables.
+ * A small canvas with heat on an image, for nodes and rows of tables.
  * @param {Ground} ground @param {Heat | null} heat @param {number} [size] of its longer side, CSS px
  */
 export function thumbnail(ground, heat, size = 48) {
@@ -148,7 +148,7 @@ export function thumbnail(ground, heat, size = 48) {
 }
 
 /**
- * The colour of one token's square, on a plain ground.
+ * The colour of one token's square, on a plain background.
  * @param {number} value @param {Pick<Heat, "limit" | "low" | "scale" | "opacity">} heat
  */
 export const tokenColour = (value, { limit, low, scale, opacity }) =>

@@ -9,15 +9,15 @@ const STEPS = 33;
 /**
  * @typedef {object} LegendState
  * @property {number} limit the value of the strongest colour
- * @property {number} [low] the value of no colour, by default 0, for a bar without a sign
+ * @property {number} [low] the value of the weakest colour, by default 0, for a bar without a sign
  * @property {boolean} signed whether the bar also has a side below 0
- * @property {string} label what the values are
+ * @property {string} label name of the values
  * @property {ScaleName} [scale]
  * @property {number} [opacity]
  */
 
 /**
- * A horizontal colour bar; `update` draws it anew.
+ * A horizontal colour bar; `update` redraws it.
  * @param {LegendState} state
  */
 export function legend(state) {

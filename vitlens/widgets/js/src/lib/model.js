@@ -61,8 +61,8 @@ export const ints = (model, name) => intsOf(model.get(name));
 export const halfs = (model, name) => halfsOf(model.get(name));
 
 /**
- * Calls `fn` after any of the traits changed, from whichever side; once for changes that come
- * together. It is not called at the start.
+ * Calls `fn` after any of the traits changed, from whichever side; once for simultaneous
+ * changes. It is not called at the start.
  * @param {Model} model
  * @param {string[]} names
  * @param {(changed: Set<string>) => void} fn
@@ -89,7 +89,7 @@ export function listen(model, names, fn, signal) {
 }
 
 /**
- * Sets traits in this view and its sisters, without telling Python.
+ * Sets traits in all views of the model, without sending them to Python.
  * @param {Model} model @param {Record<string, unknown>} changes
  */
 export function setLocal(model, changes) {
@@ -97,7 +97,7 @@ export function setLocal(model, changes) {
 }
 
 /**
- * Sets traits and tells Python.
+ * Sets traits and sends them to Python.
  * @param {Model} model @param {Record<string, unknown>} changes
  */
 export function save(model, changes) {
@@ -106,7 +106,7 @@ export function save(model, changes) {
 }
 
 /**
- * A `save` for what changes quickly: at once in the views, to Python at most every `wait` ms.
+ * A `save` for quick changes: at once in the views, to Python at most every `wait` ms.
  * @param {Model} model @param {number} [wait]
  * @returns {(changes: Record<string, unknown>) => void}
  */

@@ -1,4 +1,4 @@
-// Words for the user, and what is being computed.
+// Messages for the user, and the progress of computations.
 
 /** @import { Model } from "./types" */
 import { ask } from "./ask.js";
@@ -6,7 +6,7 @@ import { fill, h } from "./dom.js";
 import { listen, save } from "./model.js";
 
 /**
- * A banner for `notice` and a bar for `progress`; both take no room while empty.
+ * A banner for `notice` and a bar for `progress`; both take no space while empty.
  * @param {Model} model
  * @param {HTMLElement} el
  * @param {AbortSignal} signal
@@ -14,16 +14,16 @@ import { listen, save } from "./model.js";
 export function mountNotice(model, el, signal) {
   const banner = h("div", { class: "vl-notice" });
   const progress = h("div", { class: "vl-progress" });
-  // What is said of changes is heard only where the region was there before.
+  // Screen readers announce changes only in a region that existed before.
   el.append(h("div", { role: "status", "aria-live": "polite" }, banner), progress);
 
   const drawBanner = () => {
-    const words = model.get("notice");
-    banner.hidden = !words;
-    if (!words) return fill(banner);
+    const text = model.get("notice");
+    banner.hidden = !text;
+    if (!text) return fill(banner);
     fill(
       banner,
-      h("span", {}, words),
+      h("span", {}, text),
       h(
         "button",
         { class: "vl-button vl-quiet", "aria-label": "Dismiss", onclick: () => save(model, { notice: "" }) },
@@ -38,18 +38,18 @@ export function mountNotice(model, el, signal) {
     "button",
     {
       class: "vl-button",
-      onclick: () => ask(model, "cancel").catch((error) => tell(model, error)),
+      onclick: () => ask(model, "cancel").catch((error) => showError(model, error)),
     },
     "Cancel",
   );
   const drawProgress = () => {
-    const { done, what: words } = model.get("progress") ?? {};
+    const { done, what: text } = model.get("progress") ?? {};
     progress.hidden = done == null;
     if (done == null) return fill(progress);
     bar.value = done;
-    what.textContent = words ?? "";
-    bar.setAttribute("aria-label", words ?? "Progress");
-    // The same elements stay, or a click on Cancel would miss the button.
+    what.textContent = text ?? "";
+    bar.setAttribute("aria-label", text ?? "Progress");
+    // The elements are kept: a click on Cancel must not miss the button.
     if (!cancel.isConnected || cancel.parentElement !== progress) fill(progress, what, bar, cancel);
   };
 
@@ -60,10 +60,10 @@ export function mountNotice(model, el, signal) {
 }
 
 /**
- * Shows words, such as the reason why a question had no answer.
+ * Shows a message, such as the reason why a request failed.
  * @param {Model} model
  * @param {unknown} error
  */
-export function tell(model, error) {
+export function showError(model, error) {
   save(model, { notice: error instanceof Error ? error.message : String(error) });
 }

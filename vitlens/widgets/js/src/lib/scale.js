@@ -1,11 +1,11 @@
-// Colours of values, as in vitlens/plots: blue adds, orange takes away, told apart with any
-// colour vision; and cividis and viridis, for values without a sign.
+// Colours of values, as in vitlens/plots: blue is positive, orange negative, distinguishable with
+// any colour vision; and cividis and viridis, for values without a sign.
 
 /** Okabe and Ito's blue and vermilion. */
 export const POSITIVE = "#0072b2";
 export const NEGATIVE = "#d55e00";
 
-const RISE = 0.6; // opacity grows with this power of the heat: weak heat would else not be seen
+const RISE = 0.6; // opacity grows with this power of the heat, so that weak heat is visible
 const STEPS = 256; // a table has 2 * STEPS + 1 entries, from -1 to 1
 
 const CIVIDIS =
@@ -19,8 +19,8 @@ const VIRIDIS = "440154 482878 3e4989 31688e 26828e 1f9e89 35b779 6ece58 b5de2b 
 const tables = new Map();
 
 /**
- * Red, green, blue and opacity (0 to 255) for heat from -1 to 1, four numbers an entry.
- * "heat" leaves nothing where the heat is 0; the others show sizes, whatever the sign.
+ * Red, green, blue and opacity (0 to 255) for heat from -1 to 1, four numbers per entry.
+ * "heat" is transparent where the heat is 0; the others show magnitudes.
  * @param {ScaleName} [name]
  */
 export function table(name = "heat") {
@@ -44,10 +44,10 @@ function entry(name, heat) {
   return [...a.map((x, i) => x + (b[i] - x) * (at - low)), 255];
 }
 
-/** Offset into a table for heat, cut off beyond -1 and 1.
+/** Offset into a table for heat, clipped to -1 and 1.
  * @param {number} heat
  */
-export const place = (heat) => 4 * Math.round(STEPS * (1 + Math.max(-1, Math.min(1, heat || 0))));
+export const offsetOf = (heat) => 4 * Math.round(STEPS * (1 + Math.max(-1, Math.min(1, heat || 0))));
 
 /**
  * A CSS colour for heat from -1 to 1.
@@ -55,12 +55,12 @@ export const place = (heat) => 4 * Math.round(STEPS * (1 + Math.max(-1, Math.min
  */
 export function css(heat, { scale = "heat", opacity = 1 } = {}) {
   const colours = table(scale);
-  const i = place(heat);
+  const i = offsetOf(heat);
   const alpha = (opacity * colours[i + 3]) / 255;
   return `rgb(${colours[i]} ${colours[i + 1]} ${colours[i + 2]} / ${alpha.toFixed(3)})`;
 }
 
-/** The largest size among numbers, 0 for none; what is not finite is left out.
+/** The largest magnitude among numbers, 0 for none; infinite values and NaN are skipped.
  * @param {ArrayLike<number>} values
  */
 export function strongest(values) {

@@ -1,6 +1,6 @@
-// Shares in columns: one decimal, so that they line up.
+// Shares in columns: one decimal, so that they align.
 
-/** A share as percent; what would read 0.0% though it is not 0 says so.
+/** A share as percent; one that is not 0 but would read 0.0% becomes "<0.1%".
  * @param {number} x
  */
 export function tenths(x) {

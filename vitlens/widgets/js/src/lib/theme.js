@@ -1,6 +1,6 @@
-// Light or dark, as the page around us says.
+// Light or dark, following the page.
 
-/** What hosts mark: Jupyter, VS Code, Colab, marimo; else the system's setting. */
+/** The setting of the host (Jupyter, VS Code, Colab, marimo), else of the system. */
 function isDark() {
   const { body, documentElement: html } = document;
   const { jpThemeLight, vscodeThemeKind } = body.dataset;
@@ -16,7 +16,7 @@ function isDark() {
 }
 
 /**
- * Keeps the class vl-dark or vl-light on `root`, and says when it changed.
+ * Keeps the class vl-dark or vl-light on `root`, and reports changes.
  * @param {HTMLElement} root
  * @param {AbortSignal} signal
  * @param {(dark: boolean) => void} [changed]

@@ -1,4 +1,4 @@
-/** What anywidget hands to a widget, as far as we use it. */
+/** The part of anywidget's model that we use. */
 export interface Model {
   get(name: string): any;
   set(name: string, value: any): void;
@@ -14,7 +14,7 @@ export type NodeKey = [number, number];
 /** (row, column); prefix token i is (-1, i). */
 export type Patch = [number, number];
 
-/** Builds a component inside `el`; what it starts ends when `signal` aborts. */
+/** Builds a component inside `el`; it stops when `signal` aborts. */
 export type Mount = (model: Model, el: HTMLElement, signal: AbortSignal) => void;
 
 export interface Answer {

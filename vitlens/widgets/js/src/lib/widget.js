@@ -1,4 +1,4 @@
-// From a mount function to what anywidget wants of a module.
+// Turns a mount function into a module of anywidget.
 
 /** @import { Model, Mount } from "./types" */
 import "./style.css";

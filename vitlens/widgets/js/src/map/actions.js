@@ -1,11 +1,11 @@
-// What the pointer, keys and buttons do: point, select, choose, walk.
+// The actions of pointer, keys and buttons: point, select, choose, move.
 
 /** @import { FeatureMap } from "./map.js" */
 import { same, save, slowSave } from "../lib/model.js";
 import { keyOf, pointOf } from "./data.js";
 import { inside, towards, within } from "./regions.js";
 
-const REACH = 12; // CSS pixels from the pointer to the point it means
+const REACH = 12; // maximum CSS pixels from the pointer to a point
 const CIRCLE = 40; // CSS pixels: the first radius of the keyboard's circle
 
 /** @param {FeatureMap} map */
@@ -14,8 +14,8 @@ export function createActions(map) {
   const hoverSoon = slowSave(model, 120);
   let lassoing = false;
 
-  /** @param {string} words */
-  const announce = (words) => (map.live.textContent = words);
+  /** @param {string} text */
+  const announce = (text) => (map.live.textContent = text);
 
   /** @param {number} x @param {number} y in CSS pixels */
   function near(x, y) {
@@ -48,10 +48,10 @@ export function createActions(map) {
   function select(point) {
     if (point < 0 || !map.data) return;
     save(model, { selected: keyOf(map.data, point) });
-    announce(`Selected ${map.words(point)}`);
+    announce(`Selected ${map.textOf(point)}`);
   }
 
-  /** Takes a point into what is chosen, or out of it. @param {number} point */
+  /** Adds a point to the choice, or removes it. @param {number} point */
   function toggle(point) {
     if (point < 0 || !map.data) return;
     const key = keyOf(map.data, point);
@@ -59,15 +59,15 @@ export function createActions(map) {
     const rest = chosen.filter((/** @type {unknown} */ other) => !same(other, key));
     const added = rest.length === chosen.length;
     save(model, { chosen: added ? [...rest, key] : rest });
-    announce(`${added ? "Chosen" : "No longer chosen"}: ${map.words(point)}`);
+    announce(`${added ? "Chosen" : "Removed"}: ${map.textOf(point)}`);
   }
 
-  /** @param {number[]} found points @param {boolean} add to those chosen before */
+  /** @param {number[]} found points @param {boolean} add to the previous choice */
   function choose(found, add) {
-    const { data, marked } = map;
+    const { data, isChosen } = map;
     if (!data) return;
     const points = new Set(found);
-    if (add && marked) marked.forEach((on, point) => on && points.add(point));
+    if (add && isChosen) isChosen.forEach((on, point) => on && points.add(point));
     const keys = [...points].sort((a, b) => a - b).map((point) => keyOf(data, point));
     save(model, { chosen: keys });
     announce(`${keys.length} chosen`);
@@ -103,9 +103,9 @@ export function createActions(map) {
     choose(within(data, map.shown, data.x[cursor], data.y[cursor], radius), add);
   }
 
-  /** Opens the circle around the point in hand, or lets it go. */
+  /** Opens or closes the circle around the current point. */
   function toggleCircle() {
-    if (map.cursor < 0) walk([0, 0]);
+    if (map.cursor < 0) move([0, 0]);
     map.circle = map.circle ? 0 : CIRCLE;
     announce(map.circle ? "Circle opened" : "Circle closed");
     map.plan("over");
@@ -126,7 +126,7 @@ export function createActions(map) {
   }
 
   /** @param {[number, number]} way */
-  function walk(way) {
+  function move(way) {
     const { data, view, shown, cursor } = map;
     if (!data) return;
     const selected = pointOf(data, model.get("selected"));
@@ -141,14 +141,14 @@ export function createActions(map) {
     if (next < 0) return;
     map.cursor = next;
     hoverSoon({ hovered: keyOf(data, next) });
-    announce(map.words(next));
+    announce(map.textOf(next));
     map.reveal(next);
   }
 
-  function letGo() {
+  function clearSelection() {
     if (map.circle) map.circle = 0;
     else if (lassoing) setLasso(false);
-    else if (map.marked) save(model, { chosen: [] });
+    else if (map.isChosen) save(model, { chosen: [] });
     else save(model, { selected: null });
     map.plan("over");
   }
@@ -164,12 +164,12 @@ export function createActions(map) {
     closeLasso,
     setLasso,
     chooseAll,
-    walk,
-    /** Ends the circle, or selects the point in hand. */
+    move,
+    /** Chooses the points in the circle, or selects the current point. */
     enter: (/** @type {boolean} */ add) => (map.circle ? closeCircle(add) : select(map.cursor)),
     toggle: () => toggle(map.cursor),
     toggleCircle,
     widen,
-    letGo,
+    clearSelection,
   };
 }

@@ -1,7 +1,7 @@
-// A colour for every point, and what the colours mean.
+// The colours of points and their legend.
 
 /** @import { Data } from "./data.js" */
-import { place, table } from "../lib/scale.js";
+import { offsetOf, table } from "../lib/scale.js";
 
 /**
  * @typedef {[number, number, number]} Rgb
@@ -9,12 +9,12 @@ import { place, table } from "../lib/scale.js";
  * @typedef {object} Colours
  * @property {Uint32Array} of each point, as ImageData holds it
  * @property {(value: number) => Rgb} [ramp] of a value between 0 and 1
- * @property {string[]} [ends] what the ramp's ends stand for
+ * @property {string[]} [ends] labels of the ramp's ends
  * @property {[string, Rgb][]} [named] colours of kinds
  * @property {boolean} missing whether some points have no value
  */
 
-/** Okabe and Ito's colours; on white the pale ones are darker.
+/** Okabe and Ito's colours; the pale ones are darker on white.
  * @type {Record<string, [string, string]>}
  */
 const KINDS = {
@@ -65,8 +65,8 @@ export function coloursOf(data, by, dark) {
 /** @param {boolean} dark @returns {Rgb} */
 export const greyOf = (dark) => rgb(GREYS[dark ? 1 : 0]);
 
-/** A packed colour nearer to the ground.
- * @param {number} colour @param {Rgb} ground @param {number} share that is left of the colour
+/** A packed colour mixed with the background.
+ * @param {number} colour @param {Rgb} ground @param {number} share of the colour
  */
 export function faded(colour, ground, share) {
   const mixed = ground.map((g, i) => Math.round(g + share * (((colour >> (8 * i)) & 255) - g)));
@@ -85,12 +85,12 @@ function kindColour(name, dark) {
   return rgb((KINDS[name] ?? OTHER)[dark ? 1 : 0]);
 }
 
-/** Viridis without the end that the ground would swallow.
+/** Viridis without the end that is close to the background.
  * @param {number} value @param {boolean} dark @returns {Rgb}
  */
 function viridis(value, dark) {
   const [low, high] = dark ? [0.18, 1] : [0, 0.9];
-  const i = place(low + (high - low) * Math.max(0, Math.min(1, value)));
+  const i = offsetOf(low + (high - low) * Math.max(0, Math.min(1, value)));
   const colours = table("viridis");
   return [colours[i], colours[i + 1], colours[i + 2]];
 }

@@ -8,31 +8,34 @@ import { bytes, floats, halfs } from "../lib/model.js";
  * @property {number} n points
  * @property {Float32Array} x between 0 and 1, to the right
  * @property {Float32Array} y between 0 and 1, downwards
- * @property {number[]} sizes features of each layer
+ * @property {number[]} layerNumbers block number of each layer
+ * @property {number[]} sizes number of features of each layer
  * @property {number[]} starts the first point of each layer
- * @property {Uint16Array} layers by point
+ * @property {Uint16Array} layers index of the layer by point
  * @property {Map<string, Float32Array>} columns by name
  * @property {Record<string, number>[]} chance levels by layer and column
  * @property {Uint8Array} kinds by point
  * @property {string[]} kindNames
- * @property {Record<string, string>} behind the column that decides about each kind
- * @property {Uint32Array} order in which points are drawn: by chance, so that no layer hides others
+ * @property {Record<string, string>} behind the column that defines each kind
+ * @property {Uint32Array} order random drawing order, so that no layer hides others
  * @property {Float32Array} drawnX x in that order, to be read one after the other
  * @property {Float32Array} drawnY
  */
 
 /** @param {Model} model @returns {Data | null} null when there is no map */
 export function readMap(model) {
-  const about = model.get("map");
-  if (!about?.sizes) return null;
+  const info = model.get("map");
+  if (!info?.sizes) return null;
   /** @type {number[]} */
-  const sizes = about.sizes;
+  const sizes = info.sizes;
+  /** @type {number[]} */
+  const layerNumbers = info.layers;
   const n = sizes.reduce((sum, size) => sum + size, 0);
   const points = floats(model, "map_points");
   const values = halfs(model, "map_columns");
   const kinds = bytes(model, "map_kinds");
-  // The traits of a change arrive one after the other: wait for the last of them.
-  if (points.length !== 2 * n || values.length !== about.columns.length * n || kinds.length !== n) {
+  // The traits of one change arrive one after the other: wait for the last one.
+  if (points.length !== 2 * n || values.length !== info.columns.length * n || kinds.length !== n) {
     return null;
   }
   const layers = new Uint16Array(n);
@@ -45,33 +48,34 @@ export function readMap(model) {
   }
   /** @type {Map<string, Float32Array>} */
   const columns = new Map();
-  for (const [i, name] of about.columns.entries()) {
+  for (const [i, name] of info.columns.entries()) {
     columns.set(name, values.subarray(i * n, (i + 1) * n));
   }
-  const { x, y } = placed(points, n);
-  const { chance, kinds: kindNames, behind } = about;
+  const { x, y } = scaled(points, n);
+  const { chance, kinds: kindNames, behind } = info;
   const order = shuffled(n);
   const drawnX = Float32Array.from(order, (i) => x[i]);
   const drawnY = Float32Array.from(order, (i) => y[i]);
-  return { n, x, y, sizes, starts, layers, columns, chance, kinds, kindNames, behind, order, drawnX, drawnY };
+  return { n, x, y, layerNumbers, sizes, starts, layers, columns, chance, kinds, kindNames, behind, order, drawnX, drawnY };
 }
 
 /** @param {Data} data @param {number} point @returns {NodeKey} */
-export const keyOf = ({ layers, starts }, point) => [
-  layers[point],
+export const keyOf = ({ layerNumbers, layers, starts }, point) => [
+  layerNumbers[layers[point]],
   point - starts[layers[point]],
 ];
 
 /** @param {Data} data @param {NodeKey | null | undefined} key @returns {number} -1 for none */
-export function pointOf({ sizes, starts }, key) {
-  if (!key || key[1] < 0 || !(key[1] < sizes[key[0]])) return -1;
-  return starts[key[0]] + key[1];
+export function pointOf({ layerNumbers, sizes, starts }, key) {
+  const layer = key ? layerNumbers.indexOf(key[0]) : -1;
+  if (!key || layer < 0 || key[1] < 0 || key[1] >= sizes[layer]) return -1;
+  return starts[layer] + key[1];
 }
 
 /** Both axes on one scale, the larger extent from 0 to 1.
  * @param {Float32Array} points @param {number} n
  */
-function placed(points, n) {
+function scaled(points, n) {
   const x = new Float32Array(n);
   const y = new Float32Array(n);
   let [left, right, low, high] = [Infinity, -Infinity, Infinity, -Infinity];
@@ -94,7 +98,7 @@ function shuffled(n) {
   const order = Uint32Array.from({ length: n }, (_, i) => i);
   let seed = 1;
   for (let i = n - 1; i > 0; i--) {
-    seed = (Math.imul(seed, 1664525) + 1013904223) >>> 0; // the same every time
+    seed = (Math.imul(seed, 1664525) + 1013904223) >>> 0; // the same order every time
     const j = Math.floor((seed / 2 ** 32) * (i + 1));
     [order[i], order[j]] = [order[j], order[i]];
   }

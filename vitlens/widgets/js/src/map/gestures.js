@@ -42,7 +42,7 @@ export function handleGestures(stage, signal, on) {
     "pointermove",
     (event) => {
       const [x, y] = at(event);
-      if (!(event.buttons & 1)) cancel(); // let go outside, before the stage held the pointer
+      if (!(event.buttons & 1)) cancel(); // released outside, before the stage captured the pointer
       if (!drag) return on.hover(x, y);
       if (!drag.moved && Math.hypot(x - drag.x, y - drag.y) < DRAG) return;
       if (!drag.moved) {

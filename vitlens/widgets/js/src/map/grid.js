@@ -1,4 +1,4 @@
-// Points by place: what is near the pointer, without looking at all of them.
+// Points in a grid, to find those near the pointer quickly.
 
 /**
  * @param {Float32Array} x @param {Float32Array} y between 0 and 1

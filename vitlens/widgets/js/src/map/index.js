@@ -1,4 +1,4 @@
-// All features of all layers as points: to hover, walk, colour, filter, and choose with a lasso.
+// All features of all layers as points: to hover, navigate, colour, filter, and choose with a lasso.
 
 /** @import { Mount } from "../lib/types" */
 import { FeatureMap } from "./map.js";

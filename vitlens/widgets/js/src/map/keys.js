@@ -8,10 +8,10 @@ export function handleKey(event, map) {
   const { actions } = map;
   /** @type {Record<string, () => void>} */
   const keys = {
-    ArrowRight: () => actions.walk([1, 0]),
-    ArrowLeft: () => actions.walk([-1, 0]),
-    ArrowUp: () => actions.walk([0, -1]),
-    ArrowDown: () => actions.walk([0, 1]),
+    ArrowRight: () => actions.move([1, 0]),
+    ArrowLeft: () => actions.move([-1, 0]),
+    ArrowUp: () => actions.move([0, -1]),
+    ArrowDown: () => actions.move([0, 1]),
     Enter: () => actions.enter(event.shiftKey),
     " ": actions.toggle,
     o: actions.toggleCircle,
@@ -22,7 +22,7 @@ export function handleKey(event, map) {
     "=": () => map.zoom(1.4),
     "-": () => map.zoom(0.7),
     0: () => map.fit(),
-    Escape: actions.letGo,
+    Escape: actions.clearSelection,
   };
   const action = keys[event.key.length === 1 ? event.key.toLowerCase() : event.key];
   if (!action) return;

@@ -1,4 +1,4 @@
-// The map of features: its state, and what is drawn when.
+// The map of features: its state and drawing.
 
 /** @import { Model } from "../lib/types" */
 /** @import { Colours } from "./colours.js" */
@@ -17,12 +17,12 @@ import { drawOver } from "./overlay.js";
 import { createPainter } from "./paint.js";
 import { createChosen, createTools, shownLayers } from "./tools.js";
 import { fitted, revealing, zoomed } from "./view.js";
-import { describe } from "./words.js";
+import { describe } from "./text.js";
 
 const KEYS =
-  "Arrows walk from point to point, Enter selects, Space chooses or lets go, O opens a circle " +
-  "around the point ([ and ] change it, Enter chooses what is inside, Shift and Enter adds), " +
-  "L is the lasso of the mouse, plus and minus zoom, 0 shows all, Escape lets go.";
+  "Arrow keys move between points. Enter selects. Space adds or removes a point. O opens a circle " +
+  "around the point: [ and ] resize it, Enter chooses the points inside, Shift-Enter adds them. " +
+  "L turns on the mouse lasso. Plus and minus zoom, 0 shows all. Escape clears the selection.";
 
 export class FeatureMap {
   /** @param {Model} model @param {HTMLElement} el @param {AbortSignal} signal */
@@ -54,7 +54,7 @@ export class FeatureMap {
     });
     this.chosen = createChosen(model);
     this.unreadable = h("div", { class: "vl-unreadable" });
-    this.empty = h("p", { class: "vl-muted" }, "There is no map: this lens has no atlas with one.");
+    this.empty = h("p", { class: "vl-muted" }, "There is no map: this lens has no atlas with a map.");
     this.body = h(
       "div",
       { class: "vl-map-body" },
@@ -62,7 +62,7 @@ export class FeatureMap {
       this.tools.layers,
       this.unreadable,
       this.stage,
-      h("p", { class: "vl-muted vl-map-note" }, "Near points have similar decoder rows; distances between groups and how dense they are mean little. Keys: arrows, Enter, Space, O, L."),
+      h("p", { class: "vl-muted vl-map-note" }, "Nearby points have similar decoder rows; distances between clusters and cluster density mean little. Keys: arrows, Enter, Space, O, L."),
       this.chosen.element,
       this.live,
     );
@@ -77,7 +77,7 @@ export class FeatureMap {
     this.colours = null;
     this.shown = new Uint8Array(0);
     /** @type {Uint8Array | null} */
-    this.marked = null; // 1 for chosen points
+    this.isChosen = null; // 1 for chosen points
     /** @type {View} */
     this.view = fitted(600, 400);
     this.isFitted = true;
@@ -127,7 +127,7 @@ export class FeatureMap {
     this.plan("data", "size");
   }
 
-  /** Has things drawn anew with the next frame. @param {string[]} what */
+  /** Plans work for the next frame. @param {string[]} what */
   plan(...what) {
     for (const one of what) this.plans.add(one);
     this.frame ||= requestAnimationFrame(() => this.draw());
@@ -144,7 +144,7 @@ export class FeatureMap {
     if (all || plans.has("colours")) this.colour();
     if (all || plans.has("layers")) this.show();
     if (all || plans.has("layers") || plans.has("colours")) this.describeTools();
-    if (all || plans.has("chosen")) this.mark();
+    if (all || plans.has("chosen")) this.markChosen();
     if (plans.size > 1 || !plans.has("over")) this.drawPoints();
     this.drawOver();
   }
@@ -156,7 +156,7 @@ export class FeatureMap {
     if (this.data) this.grid = createGrid(this.data.x, this.data.y);
     /** @type {string[]} */
     const unreadable = this.model.get("map")?.unreadable ?? [];
-    fill(this.unreadable, unreadable.map((words) => h("p", {}, words)));
+    fill(this.unreadable, unreadable.map((text) => h("p", {}, text)));
     this.unreadable.hidden = !unreadable.length;
     this.cursor = -1;
   }
@@ -191,18 +191,18 @@ export class FeatureMap {
 
   show() {
     const data = /** @type {Data} */ (this.data);
-    const layers = new Set(shownLayers(this.model, data.sizes.length));
-    this.shown = data.layers.length ? Uint8Array.from(data.layers, (l) => (layers.has(l) ? 1 : 0)) : new Uint8Array(0);
+    const layers = new Set(shownLayers(this.model, data.layerNumbers));
+    this.shown = data.layers.length ? Uint8Array.from(data.layers, (i) => (layers.has(data.layerNumbers[i]) ? 1 : 0)) : new Uint8Array(0);
     if (this.cursor >= 0 && !this.shown[this.cursor]) this.cursor = -1;
   }
 
-  mark() {
+  markChosen() {
     const data = /** @type {Data} */ (this.data);
     const chosen = this.model.get("chosen") ?? [];
-    this.marked = chosen.length ? new Uint8Array(data.n) : null;
+    this.isChosen = chosen.length ? new Uint8Array(data.n) : null;
     for (const key of chosen) {
       const point = pointOf(data, key);
-      if (this.marked && point >= 0) this.marked[point] = 1;
+      if (this.isChosen && point >= 0) this.isChosen[point] = 1;
     }
     this.chosen.update();
   }
@@ -215,19 +215,19 @@ export class FeatureMap {
     const { data, colours, ratio, view } = this;
     if (!data || !colours) return;
     const [r, g, b] = this.ground();
-    // Larger when zoomed in: then there is room.
+    // Larger when zoomed in.
     const size = Math.min(5, (data.n > 20_000 ? 1.6 : 2.4) * (view.scale / this.whole) ** 0.35);
     this.paint(
       data,
       { scale: view.scale * ratio, x: view.x * ratio, y: view.y * ratio },
-      { colours: colours.of, shown: this.shown, chosen: this.marked, ground: [r, g, b], radius: Math.round(size * ratio * 4) / 4 },
+      { colours: colours.of, shown: this.shown, chosen: this.isChosen, ground: [r, g, b], radius: Math.round(size * ratio * 4) / 4 },
     );
   }
 
-  /** The colour that lies under the points. */
+  /** The background colour. */
   ground() {
-    const words = getComputedStyle(this.stage).backgroundColor.match(/[\d.]+/g)?.map(Number) ?? [];
-    const [r, g, b] = words.length >= 3 ? words : this.dark ? [27, 29, 33] : [255, 255, 255];
+    const text = getComputedStyle(this.stage).backgroundColor.match(/[\d.]+/g)?.map(Number) ?? [];
+    const [r, g, b] = text.length >= 3 ? text : this.dark ? [27, 29, 33] : [255, 255, 255];
     return [r, g, b];
   }
 
@@ -258,17 +258,17 @@ export class FeatureMap {
       },
     });
     this.stage.dataset.hovered = hovered >= 0 ? keyOf(data, hovered).join("/") : "";
-    const told = hovered >= 0 ? hovered : this.circle ? this.cursor : -1;
-    this.tip.hidden = told < 0 || !this.shown[told];
+    const described = hovered >= 0 ? hovered : this.circle ? this.cursor : -1;
+    this.tip.hidden = described < 0 || !this.shown[described];
     if (this.tip.hidden) return;
-    this.tip.textContent = this.words(told);
-    const { x, y } = this.at(told);
+    this.tip.textContent = this.textOf(described);
+    const { x, y } = this.at(described);
     const room = this.stage.clientWidth - this.tip.offsetWidth - 4;
     this.tip.style.left = `${Math.max(4, Math.min(room, x + 12))}px`;
     this.tip.style.top = `${y > 60 ? y - 12 - this.tip.offsetHeight : y + 14}px`;
   }
 
-  /** Where a point lies on the stage. @param {number} point */
+  /** The position of a point on the stage. @param {number} point */
   at(point) {
     const { x, y } = /** @type {Data} */ (this.data);
     const { view } = this;
@@ -276,7 +276,7 @@ export class FeatureMap {
   }
 
   /** @param {number} point */
-  words(point) {
+  textOf(point) {
     const data = /** @type {Data} */ (this.data);
     return describe(data, point, labelOf(this.model, keyOf(data, point)), this.model.get("colour_by"));
   }

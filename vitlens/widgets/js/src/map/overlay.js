@@ -1,4 +1,4 @@
-// What lies over the points: rings around single ones, the lasso, the circle of the keyboard.
+// The overlay: rings around single points, the lasso, and the circle of the keyboard.
 
 /**
  * @typedef {object} Ring
@@ -27,7 +27,7 @@ export function drawOver(canvas, ratio, { rings, lasso, circle, ink }) {
     g.beginPath();
     g.arc(x, y, RADII[kind], 0, 2 * Math.PI);
     g.setLineDash(kind === "cursor" ? [3, 2] : []);
-    g.strokeStyle = ink.ground; // so that it is seen on any points
+    g.strokeStyle = ink.ground; // visible over any points
     g.lineWidth = 5;
     g.stroke();
     g.strokeStyle = kind === "selected" ? ink.accent : ink.line;

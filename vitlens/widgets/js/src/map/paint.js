@@ -5,14 +5,14 @@
 /** @import { View } from "./view.js" */
 import { faded, pack } from "./colours.js";
 
-const FAINT = 0.15; // a pixel of which a disc covers less is left alone
-const FADED = 0.22; // what is left of the colour of points that are not chosen
+const FAINT = 0.15; // pixels with less coverage are not drawn
+const FADED = 0.22; // share of the colour of points that are not chosen
 
 /**
  * @typedef {object} Look
  * @property {Uint32Array} colours by point
  * @property {Uint8Array} shown 1 for points that are drawn
- * @property {Uint8Array | null} chosen 1 for points that stand out; null when none does
+ * @property {Uint8Array | null} chosen 1 for highlighted points; null without any
  * @property {Rgb} ground
  * @property {number} radius in pixels of the canvas
  */
@@ -53,7 +53,7 @@ export function createPainter(canvas) {
   };
 }
 
-/** Colours nearer to the ground; there are few of them.
+/** Colours mixed with the background.
  * @param {Uint32Array} colours @param {Rgb} ground
  */
 function dimmed(colours, ground) {

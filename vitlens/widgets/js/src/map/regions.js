@@ -1,4 +1,4 @@
-// What lies in a lasso or a circle, and what lies next in a direction.
+// The points in a lasso or a circle, and the next point in a direction.
 
 /** @import { Data } from "./data.js" */
 
@@ -42,9 +42,9 @@ export function within({ n, x, y }, shown, cx, cy, radius) {
 }
 
 /**
- * The point that an arrow key leads to: near, and in that direction; -1 for none.
+ * The point that an arrow key moves to: close, and in that direction; -1 for none.
  * @param {Data} data @param {Uint8Array} shown @param {number} from
- * @param {[number, number]} way such as [1, 0] for right
+ * @param {[number, number]} direction such as [1, 0] for right
  */
 export function towards({ n, x, y }, shown, from, [wx, wy]) {
   let best = -1;

@@ -1,8 +1,8 @@
-// Above the map: what colours mean, which layers are shown, the lasso; and below it: what is chosen.
+// Above the map: the legend, the layers and the lasso; below it: the chosen features.
 
 /** @import { Model, NodeKey } from "../lib/types" */
 /** @import { Colours } from "./colours.js" */
-import { headOf } from "../browser/columns.js";
+import { headerOf } from "../browser/columns.js";
 import { labelOf, nodeName } from "../card/name.js";
 import { counted, field, fill, h } from "../lib/dom.js";
 import { same, save } from "../lib/model.js";
@@ -40,11 +40,11 @@ export function createTools(model, actions) {
   /** @type {string[]} */
   let choices = [];
 
-  /** @param {number} layer @param {number} count */
-  function toggle(layer, count) {
-    const now = shownLayers(model, count);
+  /** @param {number} layer @param {number[]} numbers of all layers */
+  function toggle(layer, numbers) {
+    const now = shownLayers(model, numbers);
     const next = now.includes(layer) ? now.filter((l) => l !== layer) : [...now, layer];
-    const all = next.length === 0 || next.length === count;
+    const all = next.length === 0 || next.length === numbers.length;
     save(model, { map_layers: all ? [] : next.sort((a, b) => a - b) });
   }
 
@@ -57,22 +57,22 @@ export function createTools(model, actions) {
      * @param {Colours} colours @param {boolean} dark
      */
     update(colours, dark) {
-      const { sizes, columns } = model.get("map");
+      /** @type {{ layers: number[], columns: string[] }} */
+      const { layers: numbers, columns } = model.get("map");
       const names = ["layer", "kind", ...columns];
       if (!same(names, choices)) {
         choices = names;
-        fill(by, names.map((name) => h("option", { value: name, title: name }, headOf(name))));
+        fill(by, names.map((name) => h("option", { value: name, title: name }, headerOf(name))));
       }
       by.value = model.get("colour_by");
-      const count = sizes.length;
-      const shown = shownLayers(model, count);
-      const last = Math.max(1, count - 1);
+      const shown = shownLayers(model, numbers);
+      const last = Math.max(1, numbers.length - 1);
       const byLayer = by.value === "layer" && colours.ramp;
-      const held = layers.contains(active(layers)) ? active(layers)?.dataset.layer : undefined;
+      const focused = layers.contains(active(layers)) ? active(layers)?.dataset.layer : undefined;
       fill(
         layers,
         h("span", { class: "vl-muted" }, "layers"),
-        sizes.map((/** @type {number} */ _, /** @type {number} */ layer) =>
+        numbers.map((layer, i) =>
           h(
             "button",
             {
@@ -81,26 +81,26 @@ export function createTools(model, actions) {
               dataset: { layer },
               "aria-pressed": `${shown.includes(layer)}`,
               "aria-label": `Layer ${layer}`,
-              onclick: () => toggle(layer, count),
+              onclick: () => toggle(layer, numbers),
             },
-            byLayer && swatch(cssOf(byLayer(layer / last))),
+            byLayer && swatch(cssOf(byLayer(i / last))),
             layer,
           ),
         ),
-        shown.length < count &&
+        shown.length < numbers.length &&
           button("All layers", "Show all layers", () => save(model, { map_layers: [] })),
       );
-      if (held) /** @type {HTMLElement} */ (layers.querySelector(`[data-layer="${held}"]`))?.focus();
+      if (focused) /** @type {HTMLElement} */ (layers.querySelector(`[data-layer="${focused}"]`))?.focus();
       fill(legend, legendOf(by.value, colours, dark));
     },
   };
 }
 
-/** The layers that are shown. @param {Model} model @param {number} count */
-export function shownLayers(model, count) {
+/** The layers that are shown. @param {Model} model @param {number[]} numbers of all layers */
+export function shownLayers(model, numbers) {
   /** @type {number[]} */
   const some = model.get("map_layers") ?? [];
-  return some.length ? some : Array.from({ length: count }, (_, layer) => layer);
+  return some.length ? some : numbers;
 }
 
 /** @param {string} by @param {Colours} colours @param {boolean} dark */
@@ -113,7 +113,7 @@ function legendOf(by, { ramp, ends, named, missing }, dark) {
   }
   if (!ramp || !ends) return [none]; // layers have their colours on their buttons
   const stops = Array.from({ length: STEPS }, (_, i) => cssOf(ramp(i / (STEPS - 1))));
-  const unit = by === "frequency" ? "frequency, logarithmic" : headOf(by);
+  const unit = by === "frequency" ? "frequency, logarithmic" : headerOf(by);
   return [
     h(
       "span",
@@ -133,8 +133,8 @@ function legendOf(by, { ramp, ends, named, missing }, dark) {
   ];
 }
 
-/** @param {string} words @param {string} colour */
-const entry = (words, colour) => h("span", { class: "vl-map-entry" }, swatch(colour), words);
+/** @param {string} text @param {string} colour */
+const entry = (text, colour) => h("span", { class: "vl-map-entry" }, swatch(colour), text);
 
 /** @param {string} colour */
 const swatch = (colour) =>
@@ -143,20 +143,20 @@ const swatch = (colour) =>
     style: { "background-image": `linear-gradient(${colour}, ${colour})` },
   });
 
-/** Its name has the words in sight, for those who say them to press it.
- * @param {string} words @param {string} hint @param {() => void} onclick
+/** The label contains the visible text, for speech control.
+ * @param {string} text @param {string} hint @param {() => void} onclick
  */
-function button(words, hint, onclick) {
-  const says = !/\w/.test(words) || hint.toLowerCase().includes(words.toLowerCase());
-  const label = says ? hint : `${words}: ${hint}`;
-  return h("button", { type: "button", class: "vl-button", title: hint, "aria-label": label, onclick }, words);
+function button(text, hint, onclick) {
+  const isPart = !/\w/.test(text) || hint.toLowerCase().includes(text.toLowerCase());
+  const label = isPart ? hint : `${text}: ${hint}`;
+  return h("button", { type: "button", class: "vl-button", title: hint, "aria-label": label, onclick }, text);
 }
 
 /** @param {Element} element */
 const active = (element) =>
   /** @type {HTMLElement | null} */ (/** @type {Document} */ (element.getRootNode()).activeElement);
 
-/** What is chosen, to go through one by one.
+/** The chosen features, to select one by one.
  * @param {Model} model
  */
 export function createChosen(model) {
@@ -175,7 +175,7 @@ export function createChosen(model) {
           { role: "status" },
           `${counted(chosen.length, "feature")} chosen`,
         ),
-        button("Clear", "Choose none", () => save(model, { chosen: [] })),
+        button("Clear", "Clear the choice", () => save(model, { chosen: [] })),
         chosen.slice(0, LISTED).map((node) =>
           h(
             "button",

@@ -1,4 +1,4 @@
-// How the unit square of the map lies on the stage, in CSS pixels.
+// The position of the unit square of the map on the stage, in CSS pixels.
 
 const MARGIN = 14;
 const LEAST = 0.5; // of the scale at which all fits
@@ -25,7 +25,7 @@ export function zoomed(view, factor, x, y, whole) {
 }
 
 /**
- * The view moved as little as needed to have a point in sight.
+ * The view moved as little as needed to show a point.
  * @param {View} view @param {number} px @param {number} py of the map
  * @param {number} width @param {number} height
  * @returns {View}

@@ -1,1 +1,0 @@
-"""Importances of nodes and edges, by three engines."""

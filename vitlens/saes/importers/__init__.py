@@ -1,0 +1,1 @@
+"""SAEs from the files of others, one module per source."""
