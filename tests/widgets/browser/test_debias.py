@@ -70,7 +70,7 @@ def test_in_a_notebook(lab: Host, tmp_path: Path) -> None:
     assert accuracies(page) == before
     undo, redo = (page.get_by_role("button", name=n, exact=True) for n in ("Undo", "Redo"))
     summary = page.locator(".vl-debias-summary")
-    expect(summary).to_contain_text("Nothing ablated")
+    expect(summary).to_contain_text("No features ablated")
     expect(undo).to_be_disabled()
 
     # Tick: the figures change, to those of the model without these features.
@@ -103,7 +103,7 @@ def test_in_a_notebook(lab: Host, tmp_path: Path) -> None:
     expect(tick(page, SHORTCUT[1])).not_to_be_checked()
     tick(page, SHORTCUT[1]).focus()
     page.keyboard.press("Control+z")
-    expect(summary).to_contain_text("Nothing ablated")
+    expect(summary).to_contain_text("No features ablated")
     expect(undo).to_be_disabled()
     page.keyboard.press("Control+Shift+z")
     page.keyboard.press("Control+y")
@@ -164,7 +164,7 @@ def test_ticks_in_every_program(host: Host, tmp_path: Path) -> None:
     page = host.drive(PROJECTING)
     lens = planted_lens()
     summary = page.locator(".vl-debias-summary")
-    expect(summary).to_contain_text("Nothing projected out.")
+    expect(summary).to_contain_text("No features projected out.")
     before = with_model(DebiasedModel(lens, ()))
     assert accuracies(page) == before
     inks = page.locator(".vl-debias-example canvas").first.evaluate(INKS)
@@ -183,13 +183,13 @@ def test_ticks_in_every_program(host: Host, tmp_path: Path) -> None:
 
     box.focus()
     page.keyboard.press("Control+z")
-    expect(summary).to_contain_text("Nothing projected out.")
+    expect(summary).to_contain_text("No features projected out.")
     expect(box).not_to_be_checked()
     assert accuracies(page) == before
     page.get_by_role("button", name="Redo", exact=True).click()
     expect(summary).to_contain_text("1 feature projected out.")
     host.run("panel.chosen = ()")
-    expect(summary).to_contain_text("Nothing projected out.")
+    expect(summary).to_contain_text("No features projected out.")
     host.dark()
     expect(page.locator(".vl-debias.vl-dark")).to_be_visible()
 

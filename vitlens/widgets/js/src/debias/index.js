@@ -24,7 +24,7 @@ export function mount(model, el, signal) {
   const redo = button("Redo", "Ctrl+Shift+Z", () => step(model, "redo"));
   const reset = button("Reset", "Remove no features", () => request(model, []));
   const save = button("Export choice", "A file for DebiasedModel.load", download);
-  const add = button("", "Add a ticked card", () => {
+  const add = button("", "Add a card for the selected feature", () => {
     const node = /** @type {NodeKey} */ (model.get("selected"));
     ask(model, "add", { node }).catch((error) => showError(model, error));
   });
