@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,11 +17,17 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 from safetensors.torch import load_file
-from timm.models import VisionTransformer
+from timm.layers import QuickGELU, RmsNorm, SwiGLU, SwiGLUPacked
+from timm.models import Eva, VisionTransformer, VisionTransformerDistilled
+from timm.models.vision_transformer import ParallelScalingBlock, ResPostBlock
+from torch import nn
 
+from tests.reference import program
 from vitlens.images import Transform
 from vitlens.lens import Lens
 from vitlens.method.replacement import Baselines
+from vitlens.models.heads import ClsMeanViT
+from vitlens.models.vision import VisionModel
 from vitlens.saes.base import SAE, Normalization
 from vitlens.saes.threshold import BatchTopKSAE, JumpReLUSAE, MatryoshkaSAE, ReLUSAE
 from vitlens.saes.topk import TopKSAE
@@ -174,6 +180,112 @@ def lens_with(
     )
 
 
+#: Sizes of the models below.
+SMALL = {"img_size": 24, "patch_size": 8, "embed_dim": 24, "depth": 3, "num_heads": 3}
+#: Vision Transformers of `tiny_model`'s size but for 3 blocks, by how they read out.
+READOUTS: dict[str, Callable[[], nn.Module]] = {
+    "cls": partial(VisionTransformer, **SMALL, num_classes=5),
+    "average": partial(
+        VisionTransformer, **SMALL, num_classes=5, global_pool="avg", class_token=False
+    ),
+    "cls_average": partial(VisionTransformer, **SMALL, num_classes=5, global_pool="avg"),
+    "cls_mean": partial(ClsMeanViT, **SMALL, num_classes=5),
+    "attention": partial(
+        VisionTransformer, **SMALL, num_classes=5, global_pool="map", class_token=False
+    ),
+    "registers": partial(VisionTransformer, **SMALL, num_classes=5, reg_tokens=2),
+}
+
+
+def lens_with_readout(readout: str) -> Lens:
+    """A float64 lens with one of `READOUTS` and fitted baselines."""
+    torch.manual_seed(3)
+    model = READOUTS[readout]().eval().double()
+    for name, weight in model.named_parameters():
+        if "norm" in name:  # a fresh norm has weight 1 and bias 0, which would hide mistakes
+            weight.data += 0.3 * torch.randn_like(weight)
+    saes = []
+    for _ in range(2):
+        rows = F.normalize(torch.randn(30, 24, dtype=torch.float64), dim=1)
+        sae = TopKSAE.from_weights(
+            W_enc=rows.T, W_dec=rows, b_dec=0.1 * torch.randn(24, dtype=torch.float64), k=4
+        )
+        saes.append(sae)
+    lens = Lens(model, saes, transform=lambda image: image)
+    lens.fit_baselines(torch.randn(5, 3, 24, 24, dtype=torch.float64), progress=False)
+    return lens
+
+
+#: Kinds of Vision Transformers that vitlens knows.
+FAMILIES: dict[str, Callable[[], nn.Module]] = {
+    "vit": partial(VisionTransformer, **SMALL, num_classes=5),
+    "average pooling": partial(VisionTransformer, **SMALL, num_classes=5, global_pool="avg"),
+    "dinov2": partial(
+        VisionTransformer,
+        **SMALL,
+        num_classes=5,
+        reg_tokens=4,
+        init_values=0.3,
+        mlp_layer=SwiGLUPacked,
+        act_layer=nn.SiLU,
+    ),
+    "swiglu, rms, qk norm": partial(
+        VisionTransformer,
+        **SMALL,
+        num_classes=5,
+        mlp_layer=SwiGLU,
+        act_layer=nn.SiLU,
+        norm_layer=RmsNorm,
+        qk_norm=True,
+        qkv_bias=False,
+    ),
+    "clip": partial(VisionTransformer, **SMALL, num_classes=5, pre_norm=True, act_layer=QuickGELU),
+    "siglip": partial(
+        VisionTransformer, **SMALL, num_classes=5, class_token=False, global_pool="map"
+    ),
+    "parallel": partial(VisionTransformer, **SMALL, num_classes=5, block_fn=ParallelScalingBlock),
+    "post-norm": partial(VisionTransformer, **SMALL, num_classes=5, block_fn=ResPostBlock),
+    "distilled deit": partial(VisionTransformerDistilled, **SMALL, num_classes=5),
+    "dinov3": partial(
+        Eva,
+        **SMALL,
+        num_classes=5,
+        use_rot_pos_emb=True,
+        use_abs_pos_emb=False,
+        num_reg_tokens=2,
+        rope_type="dinov3",
+        init_values=0.5,
+        dynamic_img_size=False,
+    ),
+}
+
+
+def model_of_family(family: str) -> nn.Module:
+    """One of `FAMILIES` in float64, no weight of it at its initial value."""
+    torch.manual_seed(0)
+    model = FAMILIES[family]().double().eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter), alpha=0.1)
+    return model
+
+
+def lens_on(model: nn.Module, head: Callable[[torch.Tensor], torch.Tensor] | None = None) -> Lens:
+    """A float64 lens with a random top-k SAE after every block of a model but the last."""
+    vision = VisionModel(model, head=head)
+    saes = []
+    for _ in range(vision.depth - 1):
+        W_dec = F.normalize(torch.randn(32, vision.d_model).double(), dim=1)
+        b_dec = torch.zeros(vision.d_model).double()
+        saes.append(TopKSAE.from_weights(W_enc=W_dec.T, W_dec=W_dec, b_dec=b_dec, k=5))
+    return Lens(vision, saes, transform=lambda picture: torch.zeros(3, 24, 24))
+
+
+def double_image() -> torch.Tensor:
+    """Noise as an input of `model_of_family`, [3, 24, 24] in float64."""
+    return tiny_image(1, torch.float64)
+
+
 def noise_image(seed: int = 0, size: tuple[int, int] = (40, 32)) -> Image.Image:
     """Noise as a picture file would hold it; `size` is (height, width)."""
     random = np.random.default_rng(seed)
@@ -220,3 +332,21 @@ def reference(name: str = "vit_cls", dtype: torch.dtype = torch.float64) -> Refe
         [data[f"baseline.{layer}.errors"] for layer in layers],
     )
     return Reference(config, data, model, saes, baselines)
+
+
+def written_out(sae: SAE) -> program.SparseAutoencoder:
+    """An SAE in the form that the slow program of `tests/reference` reads."""
+    return program.SparseAutoencoder(
+        kind=sae.kind,
+        W_enc=sae.W_enc,
+        W_dec=sae.W_dec,
+        b_dec=sae.b_dec,
+        b_enc=sae.b_enc,
+        k=getattr(sae, "k", 0),
+        budget=getattr(sae, "budget", None),
+        threshold=getattr(sae, "threshold", 0.0),
+        normalization=sae.normalization,
+        input_mean=sae.input_mean,
+        input_scale=1.0 if sae.input_scale is None else float(sae.input_scale),
+        subtract_b_dec=sae.subtract_b_dec,
+    )

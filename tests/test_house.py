@@ -14,12 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import pytest
-
 import vitlens
-
-#: Until every package has been rebuilt; `pytest tests/test_house.py --runxfail` says what is left.
-UNTIL_ALL_IS_MOVED = pytest.mark.xfail(strict=False)
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "vitlens"
@@ -173,17 +168,14 @@ def report(problems: list[str]) -> None:
     assert not problems, "\n" + "\n".join(problems)
 
 
-@UNTIL_ALL_IS_MOVED
 def test_every_module_has_a_floor():
     report([name for name in MODULES if floor_of(name) is None])
 
 
-@UNTIL_ALL_IS_MOVED
 def test_every_place_in_the_plan_exists():
     report([part for floor in FLOORS for part in floor if f"vitlens.{part}" not in MODULES])
 
 
-@UNTIL_ALL_IS_MOVED
 def test_imports_run_down():
     problems = []
     for module in MODULES:
@@ -208,12 +200,10 @@ def test_modules_are_loaded_by_name_in_few_places():
     )
 
 
-@UNTIL_ALL_IS_MOVED
 def test_no_imports_run_in_circles():
     report([" <-> ".join(circle) for circle in circles(graph())])
 
 
-@UNTIL_ALL_IS_MOVED
 def test_packages_of_one_floor_do_not_import_each_other_both_ways():
     plan = [part for floor in FLOORS for part in floor]
 
@@ -236,6 +226,18 @@ def test_circles_are_found():
     assert circles({"a": {"b", "c"}, "b": {"c"}, "c": set()}) == []
 
 
+def test_folders_of_tests_share_builders_and_not_tests():
+    problems = []
+    for path in sorted((ROOT / "tests").rglob("*.py")):
+        folder = path.relative_to(ROOT / "tests").parts[0]
+        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("tests."):
+                other = node.module.split(".")[1:]
+                if other[-1].startswith("test_") and other[0] != folder:
+                    problems.append(f"{path.relative_to(ROOT)}:{node.lineno} {node.module}")
+    report(problems)
+
+
 # --- Signatures -------------------------------------------------------------------------------
 
 
@@ -250,7 +252,6 @@ def public_functions(
             yield from public_functions(node.body, f"{prefix}.{node.name}")
 
 
-@UNTIL_ALL_IS_MOVED
 def test_public_signatures_spell_their_options_out():
     problems = []
     for module, tree in TREES.items():
@@ -329,13 +330,11 @@ def lines_with(pattern: str, flags: int = 0) -> list[str]:
     ]
 
 
-@UNTIL_ALL_IS_MOVED
 def test_words_are_those_of_today():
     words = "|".join(OLD_WORDS)
     report(lines_with(rf"(?<![a-z])({words})(?![a-z])", re.IGNORECASE))
 
 
-@UNTIL_ALL_IS_MOVED
 def test_names_of_version_01_are_gone():
     problems = []
     for module, tree in TREES.items():
@@ -351,12 +350,10 @@ def test_names_of_version_01_are_gone():
     report(sorted(set(problems)))
 
 
-@UNTIL_ALL_IS_MOVED
 def test_nothing_cites_what_is_not_in_the_repository():
     report(lines_with(r"METHOD(\.md|\b(?!S))|/work/\w"))
 
 
-@UNTIL_ALL_IS_MOVED
 def test_cited_sections_of_the_method_exist():
     method = ROOT / "docs" / "method.md"
     headings = set(re.findall(r"^#+ (?:[\d.]+ )?(.+?)\s*$", method.read_text("utf-8"), re.M))

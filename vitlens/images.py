@@ -38,7 +38,7 @@ class Transform:
     interpolation
         "bicubic", "bilinear", "lanczos", "box", "hamming" or "nearest".
     crop_mode
-        "center" keeps the proportions and cuts off what is left over; "squash" resizes both
+        "center" keeps the proportions and crops the rest; "squash" resizes both
         sides, so that nothing is cut off (with `crop_pct` = 1).
 
     Raises
@@ -81,7 +81,7 @@ class Transform:
         return ((tensor - mean) / std).contiguous()
 
     def crop(self, image: Image.Image) -> Image.Image:
-        """Return the resized and cropped image: what the model is shown."""
+        """Return the resized and cropped image that the model sees."""
         height, width = self._resized(image.height, image.width)
         if height * width > (Image.MAX_IMAGE_PIXELS or math.inf):
             raise ImageError(
@@ -131,7 +131,7 @@ class Transform:
 
     @classmethod
     def from_dict(cls, settings: Mapping[str, Any]) -> "Transform":
-        """Return the transform of settings from `to_dict`, also after a way through JSON.
+        """Return the transform of settings from `to_dict`, also after a round trip through JSON.
 
         Raises
         ------
@@ -183,7 +183,7 @@ def open_image(image: ImageLike) -> Image.Image:
     Raises
     ------
     ImageError
-        When the file is missing, damaged or no image, or the values are not those of an image.
+        When the file is missing, damaged or not an image, or the values are not those of an image.
     """
     if isinstance(image, (str, os.PathLike)):
         return _from_path(image)

@@ -1,4 +1,4 @@
-"""Safe files: complete or not there, never pickled; folders to write to; resumable runs; hashes.
+"""Safe files: complete or absent, never pickled; folders to write to; resumable runs; hashes.
 
 torch and safetensors are imported by the functions that need them, so that a folder can be
 checked before anything slow is loaded.

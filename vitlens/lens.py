@@ -13,7 +13,7 @@ from typing import Any, Literal, TypeAlias, get_args, overload
 
 import numpy as np
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, Int, UInt8
 from PIL import Image
 from torch import Tensor, nn
 
@@ -35,7 +35,6 @@ from vitlens.method.importance import (
     Engine,
     ErrorGradients,
     Importances,
-    Target,
     TargetLike,
     find_class,
     node_importances,
@@ -66,7 +65,7 @@ Keep: TypeAlias = Sequence[Iterable[int] | Tensor] | Mapping[int, Iterable[int] 
 #: Values of the error nodes: for all sites, or for each.
 HeldErrors: TypeAlias = ErrorNodes | Sequence[ErrorNodes]
 #: One target for all images, or one per image.
-Targets: TypeAlias = TargetLike | list[TargetLike]
+Targets: TypeAlias = TargetLike | Sequence[TargetLike] | Int[Tensor, " n"]
 
 #: Verbs that live on a higher floor, loaded by name so that no import runs up.
 _VERBS_ABOVE = {
@@ -110,9 +109,9 @@ class About:
 class Lens:
     """Look inside one Vision Transformer.
 
-    Every verb takes one image, or several: a list, a tensor [n, C, H, W], or a batch of a
-    DataLoader. Results of several have a batch axis (a list for circuits); they are those of
-    one-by-one calls.
+    Most verbs take one image, or several: a list, a tensor [n, C, H, W], a batch of a DataLoader,
+    or a DataLoader. For several images, results have a batch axis (circuits are a list) and equal
+    those of one call per image.
 
     Parameters
     ----------
@@ -120,9 +119,9 @@ class Lens:
         A timm `VisionTransformer` or a model built like one, in `eval` mode; or a `VisionModel`.
         It is never modified.
     saes
-        A mapping from block number to the SAE after that block, at any blocks, at least one. Or
-        a sequence: one SAE after each block but the last. Or a folder or hub name to load them
-        from. They are copied if their dtype or device is not the model's.
+        A mapping from block numbers to the SAEs after these blocks, with at least one entry; a
+        sequence with one SAE after each block but the last; or a folder or hub name to load them
+        from. SAEs are copied if their dtype or device differs from the model's.
     baselines
         Values that replace features, or a file of `Baselines`; zero if there are none (see
         `fit_baselines`).
@@ -147,8 +146,9 @@ class Lens:
     CheckpointError
         If the SAEs do not fit the model, or a file is missing or damaged.
     ModelError
-        If the model is of another structure or in training mode, it does something outside the
-        path that the lens sees (see `check`), or baselines or class names do not fit it.
+        If the model has an unsupported structure or is in training mode, if it computes something
+        outside the path that the lens sees (see `check`), or if baselines or class names do not fit
+        it.
 
     Examples
     --------
@@ -279,8 +279,8 @@ class Lens:
         Raises
         ------
         ModelError
-            If not; the message says what the model does outside the path that the lens sees, or
-            what does not fit.
+            If a check fails. The message names the computation outside the path that the lens sees,
+            or the part that does not fit.
         """
         with isolated_model(self.vision):
             self.vision.check()
@@ -288,7 +288,8 @@ class Lens:
             if (sae.W_enc.dtype, sae.W_enc.device) != (self.vision.dtype, self.vision.device):
                 raise ModelError(
                     f"The SAE of layer {layer} is {sae.W_enc.dtype} on {sae.W_enc.device}, the "
-                    f"model {self.vision.dtype} on {self.vision.device}. Use `lens.to`."
+                    f"model {self.vision.dtype} on {self.vision.device}. Make a new lens of the "
+                    "model; to convert a lens, use `lens.to` and not the model's `to`."
                 )
             for name, weight in sae.state_dict().items():
                 if not torch.isfinite(weight).all():
@@ -307,7 +308,8 @@ class Lens:
         Returns
         -------
         Lens
-            A copy; the model of this lens is not modified. Itself if nothing changes.
+            A copy, without the atlas; the model of this lens is not modified. Itself if nothing
+            changes.
         """
         device = self.vision.device if device is None else torch.device(device)
         dtype = dtype or self.vision.dtype
@@ -498,8 +500,8 @@ class Lens:
             One image; or several, whose importances have a batch axis.
         target
             Class index, class name, or function of the logits [C]; by default the predicted class.
-            The target of a class is its logit minus the mean of all logits. A list gives one target
-            per image.
+            The target of a class is its logit minus the mean of all logits. A list, or a tensor of
+            class indices, gives one target per image.
         gradient
             "libragrad" or "plain".
         error_gradients
@@ -508,7 +510,8 @@ class Lens:
             "closed_form", "jvp" or "vjp".
         progress
             Show a progress bar over the pairs of sites; or a function that is called with the
-            part that is done, 0 to 1, and with what is being done. What it raises ends the work.
+            completed share, 0 to 1, and a description of the current step. An exception raised by
+            it stops the computation.
 
         Raises
         ------
@@ -521,10 +524,14 @@ class Lens:
             If a setting is unknown.
         """
         traces = self.replacement.trace(self.tensors(images))
+        targets = [
+            resolve_target(each, logits, self.class_names)
+            for each, logits in zip(_per_image(target, len(traces)), traces.logits, strict=True)
+        ]
         nodes = node_importances(
             self.replacement,
             traces,
-            self._targets(target, traces),
+            targets,
             gradient=gradient,
             error_gradients=error_gradients,
             engine=engine,
@@ -662,11 +669,8 @@ class Lens:
         """
         rules = Rules(nodes_per_layer, share, threshold, node_share, edge_share)
         given = _listed(images)
-        targets = target if isinstance(target, list) else [target] * len(given)
-        if len(targets) != len(given):
-            raise TargetError(f"{len(given)} images need as many targets, not {len(targets)}.")
         circuits = []
-        for image, wanted in zip(given, targets, strict=True):
+        for image, wanted in zip(given, _per_image(target, len(given)), strict=True):
             trace, nodes = self._nodes(image, wanted, gradient, error_gradients, engine)
             columns = EdgeColumns(self.replacement, trace, nodes, progress=progress)
             scores = Scores.of_all(nodes.nodes, nodes.tokens, columns)
@@ -680,7 +684,7 @@ class Lens:
     ) -> list[tuple[str, float]]:
         """Class names and how far a feature by itself moves their logits, largest rise first.
 
-        What the feature adds to its layer's stream on this image, as if it went straight to the
+        The feature's contribution to its layer's stream on this image is sent directly to the
         read-out; see `vitlens.method.logit_lens`.
 
         Parameters
@@ -697,7 +701,7 @@ class Lens:
         FeatureError
             If there is no such layer or feature.
         """
-        trace = self.trace(image)
+        trace = self._trace_of_one(image)
         return self._named(logit_lens(self.replacement, trace, layer, feature, gradient=gradient))
 
     @isolated
@@ -842,7 +846,7 @@ class Lens:
     def intervene(
         self, requested: InterventionsLike, *, error_nodes: HeldErrors | None = None
     ) -> Iterator[None]:
-        """Make the user's own model run with interventions, inside a `with` block.
+        """Run the user's own model with interventions, inside a `with` block.
 
         Every forward pass of the model gives what `run_with` calls "after", for any batch; so
         `predict` and `trace` change, too. All other verbs of the lens, `circuit`, `importances`
@@ -874,8 +878,9 @@ class Lens:
         """
         outer = outer_plan(self.vision.module, self.saes)
         around = outer.interventions if outer else ()
-        held = error_nodes or (outer.error_nodes if outer else "clean")
-        with intervening(self.plan(interventions(around, requested), error_nodes=held)):
+        if error_nodes is None:
+            error_nodes = outer.error_nodes if outer else "clean"
+        with intervening(self.plan(interventions(around, requested), error_nodes=error_nodes)):
             yield
 
     @isolated
@@ -894,7 +899,7 @@ class Lens:
         batch_size: int = 16,
         progress: Progress = False,
     ) -> Verification:
-        """Cut a circuit's edges one by one, and compare what follows with their importances.
+        """Cut a circuit's edges one by one, and compare the effects with their importances.
 
         Only the one path is cut: the feature at the end of the edge sees the source at its
         baseline, all else is as in the untouched model (path patching; see
@@ -903,14 +908,14 @@ class Lens:
         Parameters
         ----------
         circuit, image
-            A circuit, and the image it is of.
+            A circuit, and the image that it explains.
         n
             Number of edges, drawn at random; None for all. Each edge takes a run of the layers
             after it.
         paths
-            Instead of the circuit's edges, these: each two nodes (layer, feature) or more, of one
-            site after another. At every site on the way only the path's feature changes. They
-            come without a control.
+            Paths to check instead of the circuit's edges. Each path has two or more nodes (layer,
+            feature) at successive sites. At every site of a path, only the path's feature changes.
+            Paths have no control.
         target
             Only for a circuit whose target was a function: this function.
         error_nodes
@@ -931,8 +936,8 @@ class Lens:
         Raises
         ------
         FeatureError
-            If the circuit is of another model or image or has no edges, `n` is below 1, or a path
-            is not of the circuit's nodes.
+            If the circuit was made for another model or image or has no edges, `n` is below 1, or a
+            path is not of the circuit's nodes.
         TargetError
             If the target is missing.
         """
@@ -945,7 +950,7 @@ class Lens:
                 f"The circuit's target, {circuit.target!r}, is not a class. Pass the target "
                 "function again, as `target`."
             )
-        trace = self.trace(image)
+        trace = self._trace_of_one(image)
         wanted = circuit.target_index if target is None else target
         return verify_circuit(
             self.replacement,
@@ -1003,7 +1008,7 @@ class Lens:
         seed
             Seed of the random order.
         out
-            A file to write; a run that was interrupted continues from it.
+            A file to write; an interrupted run continues from it.
         resume
             Whether it does so; otherwise the file is written again.
         progress
@@ -1120,8 +1125,8 @@ class Lens:
         at_most, nodes_per_layer, node_share, edge_share
             The largest circuit, and the one to begin with.
         selected, labels, show, height, author
-            What is selected at first, names of features, what heatmaps show, the height in
-            pixels, and who names features.
+            The initial selection, names of features, what heatmaps show, the height in pixels, and
+            the author of names.
         """
         return _verb("explore")(
             self,
@@ -1143,6 +1148,10 @@ class Lens:
 
     # Helpers
 
+    def _trace_of_one(self, image: ImageLike) -> Trace:
+        """The trace of an image; `ImageError` for several."""
+        return self.replacement.trace(self.tensor(image)[None])[0]
+
     def _nodes(
         self,
         image: ImageLike,
@@ -1151,7 +1160,7 @@ class Lens:
         error_gradients: ErrorGradients,
         engine: Engine,
     ) -> tuple[Trace, Importances]:
-        trace = self.trace(image)
+        trace = self._trace_of_one(image)
         nodes = node_importances(
             self.replacement,
             trace,
@@ -1161,15 +1170,6 @@ class Lens:
             engine=engine,
         )
         return trace, nodes
-
-    def _targets(self, target: Targets, traces: Trace) -> list[Target]:
-        wanted = target if isinstance(target, list) else [target] * len(traces)
-        if len(wanted) != len(traces):
-            raise TargetError(f"{len(traces)} images need as many targets, not {len(wanted)}.")
-        return [
-            resolve_target(each, logits, self.class_names)
-            for each, logits in zip(wanted, traces.logits, strict=True)
-        ]
 
     def _explanation(self, image: ImageLike, trace: Trace, nodes: Importances) -> Explanation:
         """What circuits and graphs say about the model, the image and the settings."""
@@ -1239,12 +1239,42 @@ def _is_single(images: Any) -> bool:
     return isinstance(images, str | os.PathLike | Image.Image)
 
 
-def _each(images: Images) -> Iterable[ImageLike]:
-    """Images one by one; a batch of a DataLoader, (images, labels), gives its images."""
-    match images:
-        case [Tensor(ndim=4) as batch, Tensor(ndim=1) as labels] if len(batch) == len(labels):
-            return batch
-    return as_images(images)
+def _each(images: Any) -> Iterator[ImageLike]:
+    """Images one by one, also those of batches; a DataLoader and what it yields will do."""
+    if _is_loaded_batch(images):
+        yield from images[0]
+        return
+    items: Iterable[Any] = as_images(images)
+    for item in items:
+        if _is_loaded_batch(item):
+            yield from item[0]
+        elif isinstance(item, np.ndarray | Tensor) and item.ndim == 4:
+            yield from item
+        else:
+            yield item
+
+
+def _is_loaded_batch(item: Any) -> bool:
+    """Whether something is a DataLoader's batch: images, then labels and the like, or nothing."""
+    match item:
+        case [Tensor(ndim=4) as images, *others]:
+            return all(
+                isinstance(other, list | tuple | Tensor)
+                and len(other) == len(images)
+                and getattr(other, "ndim", 1) < 4
+                for other in others
+            )
+    return False
+
+
+def _per_image(target: Any, n: int) -> list[TargetLike]:
+    """One target for each of n images."""
+    if not (isinstance(target, list | tuple) or getattr(target, "ndim", 0) == 1):
+        return [target] * n
+    targets = list(target)
+    if len(targets) != n:
+        raise TargetError(f"{n} images need as many targets, not {len(targets)}.")
+    return targets
 
 
 def _listed(images: Images) -> list[ImageLike]:

@@ -10,7 +10,7 @@ _LONGEST = 60
 class ShapeRepr:
     """Shows the fields of a dataclass, with shapes instead of values.
 
-    The dataclass is one with ``repr=False``, which else would write a repr of its own.
+    The dataclass is one with ``repr=False``, which would otherwise write its own repr.
     """
 
     def __repr__(self) -> str:

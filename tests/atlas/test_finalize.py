@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -11,18 +10,15 @@ import pytest
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from timm.models import VisionTransformer
 from torch import Tensor, nn
 
 import vitlens
 from tests.atlas_by_hand import coarse_noise, state_by_hand
-from tests.builders import CLASSES, tiny_lens
-from tests.method.test_logit_lens import SIZES
+from tests.builders import CLASSES, READOUTS, tiny_lens
 from vitlens.atlas.atlas import Atlas
 from vitlens.atlas.finalize import Readout, effects, place_features, readout_directions
 from vitlens.errors import CheckpointError, FeatureError, ModelError, OptionError
 from vitlens.method.libragrad import libragrad
-from vitlens.models.heads import ClsMeanViT
 from vitlens.training.health import HealthReport, SAEHealth
 
 N = 12
@@ -217,20 +213,14 @@ def test_a_model_without_class_names_numbers_its_logits(photos):
     assert {name for name, _ in atlas.logit_lens(0, 0)} == {f"class {i}" for i in range(5)}
 
 
-HEADS: dict[str, Callable[[], nn.Module]] = {
-    "cls": lambda: VisionTransformer(**SIZES),
-    "average": lambda: VisionTransformer(**SIZES, global_pool="avg", class_token=False),
-    "cls_average": lambda: VisionTransformer(**SIZES, global_pool="avg"),
-    "cls_mean": lambda: ClsMeanViT(**SIZES),
-    "registers": lambda: VisionTransformer(**SIZES, reg_tokens=2),
-}
+HEADS = ("cls", "average", "cls_average", "cls_mean", "registers")
 
 
 @pytest.mark.parametrize("readout", ["both", "prefix", "patch"])
 @pytest.mark.parametrize("head", HEADS)
 def test_the_logit_lens_is_the_slope_of_the_read_out(head: str, readout: Readout) -> None:
     torch.manual_seed(1)
-    model = HEADS[head]().eval().double()
+    model = READOUTS[head]().eval().double()
     for name, weight in model.named_parameters():
         if "norm" in name:  # a fresh norm has weight 1 and bias 0, which would hide mistakes
             weight.data += 0.3 * torch.randn_like(weight)

@@ -139,7 +139,7 @@ def test_a_table_of_a_spreadsheet(tmp_path: Path) -> None:
         ('{"layer": 0, "feature": 1.5, "name": "x"}\n', "whole numbers"),
         ('{"feature": 1, "name": "x"}\n', "'layer' is missing"),
         ('{"layer": 0, "feature": 1, "name": "x", "date": "soon"}\n', "isoformat"),
-        ("[1]\n", "not a name of a feature"),
+        ("[1]\n", "not a feature name"),
     ],
 )
 def test_a_damaged_file_is_named_and_left_alone(tmp_path: Path, text: str, message: str) -> None:

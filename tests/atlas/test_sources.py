@@ -172,7 +172,7 @@ def test_empty_streams_are_an_error(lens):
 def test_what_is_no_source(lens, tmp_path):
     with pytest.raises(ImageError, match="no file or folder"):
         build(lens, tmp_path / "missing")
-    with pytest.raises(ImageError, match="not from int"):
+    with pytest.raises(ImageError, match="not int"):
         build(lens, 3)
 
 

@@ -110,7 +110,7 @@ def test_no_share_of_no_span():
     flat = made_up([[[1.0, 5, 5, 3], [3.0, 5, 5, 1], [1.0, 2, 2, 1]]], [[[0.0] * 4] * 3], ("rrm",))
     assert np.isnan(flat.area("insertion", "rrm").value)
     assert np.isnan(flat.band("insertion", "rrm").mean).all()
-    assert "too little" in str(flat)
+    assert "too small" in str(flat)
 
 
 def test_one_image_has_no_interval():

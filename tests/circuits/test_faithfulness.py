@@ -14,6 +14,7 @@ from vitlens.circuits.curves import METRICS, Curves
 from vitlens.circuits.faithfulness import METHODS, Case, estimate, faithfulness
 from vitlens.errors import CheckpointError, FeatureError, OptionError, TargetError, VitlensError
 from vitlens.io import partial_path
+from vitlens.method import engines, rankings
 from vitlens.method.importance import resolve_target
 from vitlens.method.rankings import ranked
 from vitlens.method.replacement import Baselines, KeepFeatures, keep_masks
@@ -439,6 +440,7 @@ def test_what_is_not_valid_is_refused(reference):
         ({"q": (0.1, 1)}, "start with 0"),
         ({"q": (0, 0.5, 0.2, 1)}, "ascending"),
         ({"error_nodes": "dirty"}, "error_nodes must be"),
+        ({"engine": "fast", "methods": ["random"]}, "engine must be"),
         ({"batch_size": 0}, "batch size"),
         ({"labels": [1]}, "as many labels"),
     ):
@@ -446,6 +448,31 @@ def test_what_is_not_valid_is_refused(reference):
             faithfulness(*arguments, progress=False, **options)
     with pytest.raises(FeatureError, match="no images"):
         faithfulness(reference.replacement, [], progress=False)
+
+
+def test_walks_hold_the_edges_of_active_features_only(monkeypatch):
+    lens, image, computed = tiny_lens(features=80), tiny_image(), []
+    real = engines.compute_edges
+
+    def counted(pair, engine):
+        computed.append(len(pair.targets))
+        return real(pair, engine)
+
+    monkeypatch.setattr(engines, "compute_edges", counted)
+    monkeypatch.setattr(rankings, "compute_edges", counted)
+    lens.faithfulness(image, methods=("rrm", "cla"), q=(0, 0.1, 0.5, 1), progress=False)
+    active = [int(z.gt(0).any(0).sum()) for z in lens.trace(image).features[1:]]
+    assert max(active) < 80 and computed == 2 * active
+
+
+def test_no_ranking_is_made_where_only_the_ends_are_measured():
+    def never(case):
+        raise AssertionError
+
+    lens = tiny_lens()
+    ends = lens.faithfulness(tiny_image(), methods=[never], q=(0, 1), progress=False)
+    whole = lens.faithfulness(tiny_image(), methods="random", q=(0, 0.5, 1), progress=False)
+    torch.testing.assert_close(ends.insertion["target"], whole.insertion["target"][..., [0, 2]])
 
 
 def test_estimate_counts_the_runs(reference):

@@ -338,4 +338,5 @@ def test_only_the_columns_that_the_walk_needs_are_computed(monkeypatch: pytest.M
         asked.clear()
         graph = lens.attribute(image, at_most=4, engine=engine)
         assert len(asked) == 2
-        assert asked == [sum(f != ERROR for f in graph.features[p]) for p in (2, 1)]
+        held = [sum(f != ERROR for f in graph.features[p]) for p in (2, 1)]
+        assert all(n <= most for n, most in zip(asked, held, strict=True))

@@ -156,6 +156,20 @@ def test_edges_are_added_up_in_ascending_order():
     assert [layer.tolist() for layer in kept] == [[1, 0, 2], [0, 2, 1]]
 
 
+def test_edges_into_features_that_nothing_leads_into_do_not_count():
+    torch.manual_seed(0)
+    nodes = [torch.randn(41), torch.randn(31)]
+    edges = torch.randn(41, 30)
+    edges[:, ::2] = 0
+    for count in (1, 7, 31):
+        kept = walk(nodes, [edges], count=count)
+        features = [f for f in kept[1].sort().values.tolist() if f < 30]
+        scores = edges[:, features].double().sum(1) if features else nodes[0]
+        torch.testing.assert_close(kept[0], select(scores, count=count))
+    (kept, _) = walk(nodes, [torch.zeros(41, 30)], count=3)
+    assert kept.tolist() == [0, 1, 2]
+
+
 def test_the_first_node_stays_and_others_by_their_share():
     kept, shares = [torch.tensor([2, 0, 1])], [[0.1, 0.09, 0.01]]
     assert [x.tolist() for x in filter_shares(kept, shares, node_share=0.1)] == [[2, 0]]

@@ -320,7 +320,7 @@ def test_a_function_as_target() -> None:
         return logits[1] - logits[2]
 
     circuit = lens.circuit(x, target=margin, nodes_per_layer=2)
-    with pytest.raises(TargetError, match="give the function again"):
+    with pytest.raises(TargetError, match="Pass the target function again"):
         lens.verify(circuit, x)
     assert lens.verify(circuit, x, target=margin).target == "margin"
     with pytest.raises(FeatureError, match="for another target"):

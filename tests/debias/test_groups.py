@@ -138,7 +138,7 @@ def test_an_attribute_equal_to_the_class_is_refused(tmp_path: Path) -> None:
     ]
     whole = load_groups(write(tmp_path, "table.csv", rows, "image"))
     assert isinstance(whole, GroupedImages)
-    with pytest.raises(GroupError, match="attribute is equal to the class"):
+    with pytest.raises(GroupError, match="attribute is identical to the class"):
         whole.check()
 
 

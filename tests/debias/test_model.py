@@ -134,7 +134,7 @@ def test_gradients_reach_images_and_weights_as_inside_intervene(project: bool) -
 
 def test_the_text_of_a_debiased_model_is_short(lens: vitlens.Lens) -> None:
     text = str(DebiasedModel(lens, [(1, WATER)], to="zero"))
-    assert text == "VisionTransformer without 1 feature ablated, to zero"
+    assert text == "VisionTransformer with 1 feature ablated, to zero"
 
 
 def test_train_mode_never_makes_results_random(lens: vitlens.Lens) -> None:

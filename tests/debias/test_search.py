@@ -77,8 +77,8 @@ def test_bad_input(lens: vitlens.Lens) -> None:
         ((4, 4, 4, 0), "No image is in the group 'mammal, land'"),
         ((4, 4, 0, 0), "same class, 'bird'"),
         ((4, 0, 4, 0), "same attribute value, 'water'"),
-        ((4, 0, 0, 4), "attribute is equal to the class"),
-        ((0, 4, 4, 0), "attribute is equal to the class"),
+        ((4, 0, 0, 4), "attribute is identical to the class"),
+        ((0, 4, 4, 0), "attribute is identical to the class"),
     ):
         with pytest.raises(GroupError, match=message):
             lens.debias(planted_images(counts), progress=False)

@@ -8,8 +8,7 @@ from typing import Any, NamedTuple
 import torch
 
 import vitlens
-from tests.builders import tiny_image
-from tests.method.test_reference import written_out
+from tests.builders import tiny_image, written_out
 from vitlens import Ablate, Clamp, Patch, Project, Scale, Steer
 from vitlens.interventions.kinds import Intervention
 from vitlens.saes.base import SAE

@@ -56,7 +56,7 @@ def test_numbers_of_other_libraries(lens: vitlens.Lens, two: Any) -> None:
         (lambda: Ablate((0, 1.5)), "must be \\(layer, feature\\)"),
         (lambda: Ablate((-1, 2)), "must be \\(layer, feature\\)"),
         (lambda: Ablate((2, -1)), "error node"),
-        (lambda: Ablate((0, 1), patches=[(0, -1)]), "A patch is"),
+        (lambda: Ablate((0, 1), patches=[(0, -1)]), "A patch must be"),
         (lambda: Steer((0, 1), float("nan")), "Steer.0/1, strength=nan.*finite"),
         (lambda: Scale((0, 1), float("inf")), "factor must be a finite"),
         (lambda: Clamp((0, 1), None), "value must be a finite"),

@@ -10,9 +10,17 @@ import torch.nn.functional as F
 from timm.models import VisionTransformer
 
 import vitlens
-from tests.builders import KINDS, lens_with, tiny_image, tiny_lens
+from tests.builders import (
+    FAMILIES,
+    KINDS,
+    double_image,
+    lens_on,
+    lens_with,
+    model_of_family,
+    tiny_image,
+    tiny_lens,
+)
 from tests.interventions.by_hand import DOUBLE, active, close, kinds, slow
-from tests.models.test_vision import FAMILIES, image, lens_of, make
 from vitlens import Ablate, Clamp, Patch, Project, Scale, Steer
 from vitlens.errors import FeatureError, ImageError, OptionError
 from vitlens.interventions.hooks import _active
@@ -141,16 +149,16 @@ def test_batches(lens: vitlens.Lens, errors: str) -> None:
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_families(family: str) -> None:
-    lens = lens_of(make(family))
-    trace = lens.trace(image())
+    lens = lens_on(model_of_family(family))
+    trace = lens.trace(double_image())
     features = [(layer, int(z.sum(0).argmax())) for layer, z in enumerate(trace.features)]
     changes = Scale(features[0], 2.0) + Clamp(features[1], 3.0)
     for errors in ("clean", "free"):
-        outcome = lens.run_with(image(), changes, error_nodes=errors)
-        close(outcome.after, slow(lens, image(), changes, errors))
+        outcome = lens.run_with(double_image(), changes, error_nodes=errors)
+        close(outcome.after, slow(lens, double_image(), changes, errors))
         with lens.intervene(changes, error_nodes=errors):
-            close(lens.vision.module(image()[None])[0], outcome.after)
-        assert torch.equal(outcome.before, lens.vision.logits(image()[None])[0])
+            close(lens.vision.module(double_image()[None])[0], outcome.after)
+        assert torch.equal(outcome.before, lens.vision.logits(double_image()[None])[0])
 
 
 def test_no_intervention_is_the_model_bit_for_bit() -> None:

@@ -152,7 +152,7 @@ def test_circuit_rules(lens: vitlens.Lens, picture: Image.Image, tmp_path: Path)
         ({"nodes_per_layer": 3, "share": 0.1}, "exactly one"),
         ({"share": 1.5}, "share must be a number above 0 and at most 1, not 1.5"),
         ({"threshold": "all"}, "threshold must be a number"),
-        ({"node_share": -1}, "node_share must be a number from 0 on"),
+        ({"node_share": -1}, "node_share must be a number of at least 0"),
         ({"edge_share": "0.1"}, "edge_share must be a number of at least 0, not '0.1'"),
     ],
 )
@@ -253,7 +253,7 @@ def test_class_names_that_are_not_unique(picture: Image.Image) -> None:
     names = ("crane", "Bat", "crane", "bat", "BIRD")
     lens = vitlens.Lens(make_model(), [make_sae() for _ in range(3)], class_names=names)
     assert [lens.class_index(name) for name in ("bat", "Bat", "bird", 2)] == [3, 1, 4, 2]
-    twice = "classes 0 \\('crane'\\) and 2 \\('crane'\\). Give the index"
+    twice = "classes: 0 \\('crane'\\) and 2 \\('crane'\\). Give the index"
     for name, words in {"crane": twice, "Crane": twice, "BAT": "1 .*'Bat'.* and 3 .*'bat'"}.items():
         with pytest.raises(TargetError, match=words):
             lens.circuit(picture, target=name)
@@ -277,6 +277,7 @@ def test_class_name_without_names(picture: Image.Image) -> None:
         ([[0], [0.5], [0]], "whole numbers"),
         ([[0], [(1, 5)], [0]], "keep in layer 1 must be one list of numbers"),
         ([[0], [0], 3], "keep in layer 2 must be one list"),
+        (["ab", [0], [0]], "keep in layer 0 must be numbers or a mask, not 'ab'"),
         ([torch.ones(2, 30, dtype=torch.bool), [0], [0]], "not of shape \\(2, 30\\)"),
         ([torch.ones(29, dtype=torch.bool), [0], [0]], "29 entries for 30 features"),
     ],
@@ -354,8 +355,8 @@ def test_bad_images(lens: vitlens.Lens, tmp_path: Path) -> None:
             r"layer 1 has width 16, the model 24",
         ),
         (make_sae, "3 SAEs.*holds 1"),
-        (lambda: None, "got NoneType in the place of an SAE"),
-        (lambda: ["saes/"] * 3, "got str in the place of an SAE"),
+        (lambda: None, "got NoneType instead of an SAE"),
+        (lambda: ["saes/"] * 3, "got str instead of an SAE"),
     ],
 )
 def test_saes_that_do_not_fit(saes: object, message: str) -> None:
@@ -444,9 +445,9 @@ def test_a_batch_is_a_list_of_images(lens: vitlens.Lens, picture: Image.Image) -
 def test_what_is_no_list_of_images(lens: vitlens.Lens, tmp_path: Path) -> None:
     for wrong in (None, 5):
         for take in (lens.fit_baselines, lens.faithfulness):
-            with pytest.raises(ImageError, match="Images are a list of"):
+            with pytest.raises(ImageError, match="Images must be one path, PIL image"):
                 take(wrong)
-        with pytest.raises(ImageError, match="Images are a list of"):
+        with pytest.raises(ImageError, match="Images must be one path, PIL image"):
             vitlens.Ablate((0, 1), "mean", over=wrong)
     with pytest.raises(ImageError, match="is a folder"):
         lens.fit_baselines(tmp_path, progress=False)
@@ -615,7 +616,7 @@ def test_one_image_goes_with_one_method_and_one_label(
     number = np.int64(CLASSES.index(name))
     by_number = lens.faithfulness(picture, methods="random", labels=number, progress=False)  # type: ignore[arg-type]
     assert torch.equal(one.insertion["target"], by_number.insertion["target"])
-    with pytest.raises(FeatureError, match="no method 'rnd'"):
+    with pytest.raises(OptionError, match=r"method must be one of rrm, .*, not 'rnd'"):
         lens.faithfulness(picture, methods="rnd", progress=False)
 
 

@@ -4,13 +4,22 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from torch.utils.data import DataLoader, TensorDataset
 
 import vitlens
 from tests.builders import CLASSES, KINDS, sae_of_kind, tiny_image, tiny_model, tiny_transform
-from vitlens.errors import CheckpointError, FeatureError, ModelError, TargetError
+from vitlens.errors import (
+    CheckpointError,
+    FeatureError,
+    ImageError,
+    ModelError,
+    OptionError,
+    TargetError,
+)
 from vitlens.lens import Lens
 
 DOUBLE = torch.float64
@@ -144,10 +153,70 @@ def test_a_batch_of_one_keeps_its_axis() -> None:
 
 def test_targets_are_one_or_one_per_image() -> None:
     lens = make_lens()
+    for several in ([2, 0, 1], (2, 0, 1), torch.tensor([2, 0, 1])):
+        assert lens.importances(batch(), target=several).target_index == (2, 0, 1)
+        assert [made.target_index for made in lens.circuit(batch(), target=several)] == [2, 0, 1]
     with pytest.raises(TargetError, match="3 images need as many targets, not 2"):
         lens.importances(batch(), target=[0, 1])
     with pytest.raises(TargetError, match="3 images need as many targets, not 2"):
         lens.circuit(batch(), target=[0, 1])
+
+
+def test_what_a_loader_yields_is_several_images_whatever_comes_with_them() -> None:
+    lens, images = make_lens(), batch()
+    expected = lens.trace(images).logits
+    labels = torch.arange(3)
+    for given in (
+        [images],
+        [images, labels, ["a", "b", "c"]],
+        (images, torch.zeros(3, 5)),
+        [[images[:2], labels[:2]], [images[2:], labels[2:]]],
+        [images[:2], images[2:]],
+        DataLoader(TensorDataset(images, labels), batch_size=2),
+        images.permute(0, 2, 3, 1).clamp(0, 1).numpy(),
+    ):
+        found = lens.trace(given).logits
+        if isinstance(given, np.ndarray):
+            assert found.shape == expected.shape
+        else:
+            assert_same(found, expected)
+    median = lens.fit_baselines(images, progress=False)
+    loaded = lens.fit_baselines(DataLoader(TensorDataset(images), batch_size=2), progress=False)
+    assert_same(loaded.features, median.features)
+
+
+def test_verbs_of_one_image_refuse_several() -> None:
+    lens, images = make_lens(), batch()
+    circuit = lens.circuit(images[0])
+    for several in (images, list(images), [images[0]]):
+        for verb in (
+            lens.attribute,
+            lens.conservation,
+            lambda image: lens.logit_lens(image, 1, 0),
+            lambda image: lens.verify(circuit, image),
+        ):
+            with pytest.raises(ImageError, match="not"):
+                verb(several)
+
+
+def test_a_batch_size_below_one_is_refused_and_does_not_give_nothing() -> None:
+    lens = make_lens()
+    for size in (0, -1):
+        for verb in (lens.predict, lens.run_with, lens.fit_baselines):
+            with pytest.raises(ImageError, match="batch size must be at least 1"):
+                verb(batch(), batch_size=size)
+
+
+def test_features_are_whole_numbers() -> None:
+    with pytest.raises(FeatureError, match=r"there is no 1\.5"):
+        make_lens().logit_lens(batch()[0], 1, 1.5)
+
+
+def test_an_empty_choice_for_error_nodes_is_not_taken_for_the_default() -> None:
+    lens = make_lens()
+    for empty, error in (("", OptionError), ([], FeatureError)):
+        with pytest.raises(error, match="error_nodes"), lens.intervene((), error_nodes=empty):
+            pass
 
 
 # Check and conversion

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import pytest
 import torch
@@ -10,8 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import vitlens
-from tests.builders import tiny_image, tiny_lens
-from vitlens.errors import ModelError
+from tests.builders import lens_with, tiny_image, tiny_lens
+from vitlens.errors import ModelError, OptionError
+from vitlens.method import engines
 from vitlens.method.closed_form import _ROWS
 from vitlens.method.engines import EdgeColumns, edges_into
 from vitlens.method.logit_lens import contribution
@@ -79,6 +81,40 @@ def test_columns_on_demand_are_those_of_all_edges() -> None:
     for wanted in (order[:3], order[[2, 0]], order[[1, 5]]):
         torch.testing.assert_close(columns(1, wanted), found.edges[1][:, wanted])
         torch.testing.assert_close(columns(0, wanted), found.edges[0][:, wanted])
+    for wanted in (order[:0], order[[7, 7, 0, 7]], order.flip(0)):
+        torch.testing.assert_close(columns(1, wanted), found.edges[1][:, wanted])
+
+
+def test_no_column_is_computed_for_features_that_are_not_active(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    lens, image = tiny_lens(dtype=torch.float64), tiny_image(dtype=torch.float64)
+    trace, found = lens.trace(image), lens.importances(image)
+    columns = EdgeColumns(lens.replacement, trace, found)
+    active = trace.features[1].gt(0).any(0)
+    assert not active.all()
+    monkeypatch.setattr(engines, "compute_edges", None)
+    nothing = columns(0, (~active).nonzero()[:, 0])
+    assert nothing.shape == (31, int((~active).sum())) and not nothing.any()
+    assert columns.engines == {}
+
+
+def test_the_engine_that_is_named_is_the_one_that_ran(monkeypatch: pytest.MonkeyPatch) -> None:
+    lens = lens_with(layers=(0, 2), n_features=120, dtype=torch.float64)
+    image, ran = tiny_image(dtype=torch.float64), []
+    for name, engine in list(engines.ENGINES.items()):
+        run = partial(lambda pair, name, engine: ran.append(name) or engine(pair), name=name)
+        monkeypatch.setitem(engines.ENGINES, name, partial(run, engine=engine))
+    for baselines in (lens.baselines, lens.reference_baselines(tiny_image(1, torch.float64))):
+        lens.baselines = baselines
+        assert lens.importances(image).engines == (ran[-1],)
+
+
+def test_an_unknown_engine_is_refused_before_the_work() -> None:
+    lens, image = tiny_lens(), tiny_image()
+    found = lens.importances(image)
+    with pytest.raises(OptionError, match="engine must be one of closed_form, jvp, vjp"):
+        EdgeColumns(lens.replacement, lens.trace(image), found, engine="fast")  # type: ignore[arg-type]
 
 
 def test_contributions_add_up_to_what_the_stream_is_beyond_its_baseline() -> None:

@@ -3,56 +3,22 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 
 import pytest
 import torch
-import torch.nn.functional as F
-from timm.models import VisionTransformer
-from torch import Tensor, nn
+from torch import Tensor
 
 import vitlens
+from tests.builders import lens_with_readout
 from vitlens.errors import FeatureError, OptionError
 from vitlens.method.logit_lens import contribution, logit_lens
-from vitlens.models.heads import ClsMeanViT
 
-SIZES = {
-    "img_size": 24,
-    "patch_size": 8,
-    "embed_dim": 24,
-    "depth": 3,
-    "num_heads": 3,
-    "num_classes": 5,
-}
-HEADS: dict[str, Callable[[], nn.Module]] = {
-    "cls": lambda: VisionTransformer(**SIZES),
-    "average": lambda: VisionTransformer(**SIZES, global_pool="avg", class_token=False),
-    "cls_mean": lambda: ClsMeanViT(**SIZES),
-    "attention": lambda: VisionTransformer(**SIZES, global_pool="map", class_token=False),
-}
-
-
-def lens_of(head: str) -> vitlens.Lens:
-    torch.manual_seed(3)
-    model = HEADS[head]().eval().double()
-    for name, weight in model.named_parameters():
-        if "norm" in name:  # a fresh norm has weight 1 and bias 0, which would hide mistakes
-            weight.data += 0.3 * torch.randn_like(weight)
-    saes = []
-    for _ in range(2):
-        rows = F.normalize(torch.randn(30, 24, dtype=torch.float64), dim=1)
-        sae = vitlens.TopKSAE.from_weights(
-            W_enc=rows.T, W_dec=rows, b_dec=0.1 * torch.randn(24, dtype=torch.float64), k=4
-        )
-        saes.append(sae)
-    lens = vitlens.Lens(model, saes, transform=lambda image: image)
-    lens.fit_baselines(torch.randn(5, 3, 24, 24, dtype=torch.float64), progress=False)
-    return lens
+HEADS = ("cls", "average", "cls_mean", "attention")
 
 
 @pytest.fixture(params=HEADS)
 def lens(request: pytest.FixtureRequest) -> vitlens.Lens:
-    return lens_of(request.param)
+    return lens_with_readout(request.param)
 
 
 @pytest.fixture
@@ -79,7 +45,7 @@ def test_plain_is_the_slope_of_the_read_out(lens: vitlens.Lens, trace: vitlens.T
 
 def test_by_default_the_norm_keeps_its_scale() -> None:
     for head, pool in (("cls", _first), ("cls_mean", _both)):
-        lens = lens_of(head)
+        lens = lens_with_readout(head)
         trace = lens.trace(torch.randn(3, 24, 24, dtype=torch.float64))
         feature = strongest(trace, 1)
         model = lens.vision.module
@@ -137,7 +103,7 @@ def test_there_must_be_such_a_feature(
 
 
 def test_the_lens_names_the_classes() -> None:
-    lens = lens_of("cls")
+    lens = lens_with_readout("cls")
     image = torch.randn(3, 24, 24, dtype=torch.float64)
     trace = lens.trace(image)
     feature = strongest(trace, 1)

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import vitlens
-from tests.method.test_logit_lens import lens_of
+from tests.builders import lens_with_readout
 from vitlens.errors import FeatureError
 from vitlens.method.engines import EdgeColumns, edges_into, edges_out_of
 from vitlens.method.importance import Engine, node_importances, resolve_target
@@ -17,7 +17,7 @@ from vitlens.method.importance import Engine, node_importances, resolve_target
 
 @pytest.mark.parametrize("gradient", ["libragrad", "plain"])
 def test_row_and_column_of_all_edges(gradient: str) -> None:
-    lens = lens_of("cls")
+    lens = lens_with_readout("cls")
     image = torch.randn(3, 24, 24, dtype=torch.float64)
     trace = lens.trace(image)
     found = lens.importances(image, gradient=gradient)  # type: ignore[arg-type]
@@ -36,7 +36,7 @@ def test_row_and_column_of_all_edges(gradient: str) -> None:
 
 
 def test_edges_past_attention_whose_weights_are_zero() -> None:
-    lens = lens_of("cls")
+    lens = lens_with_readout("cls")
     for block in lens.vision.blocks:
         torch.nn.init.zeros_(block.attn.qkv.weight)  # type: ignore[union-attr, arg-type]
     image = torch.randn(3, 24, 24, dtype=torch.float64)
@@ -46,7 +46,7 @@ def test_edges_past_attention_whose_weights_are_zero() -> None:
 
 
 def test_edges_of_an_error_node_where_no_feature_is_active() -> None:
-    lens = lens_of("cls")
+    lens = lens_with_readout("cls")
     torch.nn.init.zeros_(lens.saes[0].W_enc)
     bare = vitlens.Lens(lens.vision, lens.saes)
     image = torch.randn(3, 24, 24, dtype=torch.float64)
@@ -59,7 +59,7 @@ def test_edges_of_an_error_node_where_no_feature_is_active() -> None:
 @pytest.mark.parametrize("engine", get_args(Engine))
 def test_the_top_k_are_those_of_the_trace(engine: Engine) -> None:
     """Rounding may choose others at a near tie when the block is run again."""
-    lens = lens_of("cls")
+    lens = lens_with_readout("cls")
     trace = lens.trace(torch.randn(3, 24, 24, dtype=torch.float64))
     layer, token = 1, 4
     pre = torch.relu(

@@ -23,6 +23,7 @@ from tests.builders import (
     sae_of_kind,
     tiny_image,
     tiny_model,
+    written_out,
 )
 from tests.reference import program
 from vitlens.circuits.verify import measure_edges
@@ -30,7 +31,6 @@ from vitlens.method.importance import centred_logit, resolve_target
 from vitlens.method.logit_lens import logit_lens
 from vitlens.method.rankings import Case, cla_edges
 from vitlens.method.replacement import Change, KeepFeatures, SiteState, keep_masks
-from vitlens.saes.base import SAE
 
 ENGINES = ("closed_form", "jvp", "vjp")
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4}
@@ -181,24 +181,6 @@ def lens_of(kind: str, normalization: str, layers: Sequence[int]) -> vitlens.Len
         [0.1 * torch.randn(N_TOKENS, s.d_model, generator=random).double() for s in saes.values()],
     )
     return vitlens.Lens(model, saes, baselines=baselines)
-
-
-def written_out(sae: SAE) -> program.SparseAutoencoder:
-    """An SAE as the slow program takes it."""
-    return program.SparseAutoencoder(
-        kind=sae.kind,
-        W_enc=sae.W_enc,
-        W_dec=sae.W_dec,
-        b_dec=sae.b_dec,
-        b_enc=sae.b_enc,
-        k=getattr(sae, "k", 0),
-        budget=getattr(sae, "budget", None),
-        threshold=getattr(sae, "threshold", 0.0),
-        normalization=sae.normalization,
-        input_mean=sae.input_mean,
-        input_scale=1.0 if sae.input_scale is None else float(sae.input_scale),
-        subtract_b_dec=sae.subtract_b_dec,
-    )
 
 
 class SlowProgram:

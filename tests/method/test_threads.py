@@ -5,13 +5,13 @@ from threading import Event
 
 import torch
 
-from tests.method.test_logit_lens import lens_of
+from tests.builders import lens_with_readout
 from vitlens.method.libragrad import Gradient, backward_rules
 from vitlens.method.logit_lens import logit_lens
 
 
 def test_two_threads_give_what_one_gives() -> None:
-    lens = lens_of("cls")
+    lens = lens_with_readout("cls")
     image = torch.randn(3, 24, 24, dtype=torch.float64)
     trace = lens.trace(image)
     gradients: tuple[Gradient, Gradient] = ("libragrad", "plain")
@@ -35,7 +35,7 @@ def test_two_threads_give_what_one_gives() -> None:
 
 def test_written_out_attention_leaves_other_threads_theirs() -> None:
     """Two contexts that overlap and close in the order they opened."""
-    lens = lens_of("cls")
+    lens = lens_with_readout("cls")
     opened, second, closed = Event(), Event(), Event()
 
     def first() -> None:

@@ -10,94 +10,26 @@ import pytest
 import timm
 import torch
 import torch.nn.functional as F
-from timm.layers import DropPath, GluMlp, LayerNorm, QuickGELU, RmsNorm, SwiGLU, SwiGLUPacked
+from timm.layers import DropPath, GluMlp, LayerNorm, QuickGELU, SwiGLU
 from timm.models import Eva, VisionTransformer, VisionTransformerDistilled
-from timm.models.vision_transformer import ParallelScalingBlock, ResPostBlock
 from torch import nn
 
 import vitlens
+from tests.builders import FAMILIES, SMALL, double_image, lens_on, model_of_family
 from vitlens.errors import ModelError, NetworkError
 from vitlens.method.closed_form import _TOKENS
 from vitlens.models.families import create
 from vitlens.models.heads import ZeroShotHead
 
-SMALL = {"img_size": 24, "patch_size": 8, "embed_dim": 24, "depth": 3, "num_heads": 3}
-FAMILIES: dict[str, Callable[[], nn.Module]] = {
-    "vit": partial(VisionTransformer, **SMALL, num_classes=5),
-    "average pooling": partial(VisionTransformer, **SMALL, num_classes=5, global_pool="avg"),
-    "dinov2": partial(
-        VisionTransformer,
-        **SMALL,
-        num_classes=5,
-        reg_tokens=4,
-        init_values=0.3,
-        mlp_layer=SwiGLUPacked,
-        act_layer=nn.SiLU,
-    ),
-    "swiglu, rms, qk norm": partial(
-        VisionTransformer,
-        **SMALL,
-        num_classes=5,
-        mlp_layer=SwiGLU,
-        act_layer=nn.SiLU,
-        norm_layer=RmsNorm,
-        qk_norm=True,
-        qkv_bias=False,
-    ),
-    "clip": partial(VisionTransformer, **SMALL, num_classes=5, pre_norm=True, act_layer=QuickGELU),
-    "siglip": partial(
-        VisionTransformer, **SMALL, num_classes=5, class_token=False, global_pool="map"
-    ),
-    "parallel": partial(VisionTransformer, **SMALL, num_classes=5, block_fn=ParallelScalingBlock),
-    "post-norm": partial(VisionTransformer, **SMALL, num_classes=5, block_fn=ResPostBlock),
-    "distilled deit": partial(VisionTransformerDistilled, **SMALL, num_classes=5),
-    "dinov3": partial(
-        Eva,
-        **SMALL,
-        num_classes=5,
-        use_rot_pos_emb=True,
-        use_abs_pos_emb=False,
-        num_reg_tokens=2,
-        rope_type="dinov3",
-        init_values=0.5,
-        dynamic_img_size=False,
-    ),
-}
 # Where the map from stream to keys is not the same for all tokens.
 NOT_EXACT_IN_PLAIN = {"swiglu, rms, qk norm", "dinov3"}
 
 
-def make(family: str) -> nn.Module:
-    torch.manual_seed(0)
-    model = FAMILIES[family]().double().eval()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(torch.randn_like(parameter), alpha=0.1)
-    return model
-
-
-def lens_of(model: nn.Module, **kwargs: object) -> vitlens.Lens:
-    vision = vitlens.VisionModel(model, **kwargs)
-    saes = []
-    for _ in range(vision.depth - 1):
-        W_dec = F.normalize(torch.randn(32, vision.d_model).double(), dim=1)
-        saes.append(
-            vitlens.TopKSAE.from_weights(
-                W_enc=W_dec.T, W_dec=W_dec, b_dec=torch.zeros(vision.d_model).double(), k=5
-            )
-        )
-    return vitlens.Lens(vision, saes, transform=lambda picture: torch.zeros(3, 24, 24))
-
-
-def image() -> torch.Tensor:
-    return torch.randn(3, 24, 24, generator=torch.Generator().manual_seed(1)).double()
-
-
 @pytest.mark.parametrize("family", FAMILIES)
 def test_adapter_gives_the_models_own_output(family: str) -> None:
-    model = make(family)
+    model = model_of_family(family)
     vision = vitlens.VisionModel(model)
-    images = torch.stack([image(), -image()])
+    images = torch.stack([double_image(), -double_image()])
     streams = vision.residuals(images)
     assert len(streams) == vision.depth
     assert streams[0].shape == (2, vision.n_tokens, vision.d_model)
@@ -110,32 +42,32 @@ def test_adapter_gives_the_models_own_output(family: str) -> None:
 @pytest.mark.parametrize("gradient", ["libragrad", "plain"])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_engines_agree(family: str, gradient: str) -> None:
-    lens = lens_of(make(family))
-    vjp = lens.importances(image(), target=1, gradient=gradient, engine="vjp")
+    lens = lens_on(model_of_family(family))
+    vjp = lens.importances(double_image(), target=1, gradient=gradient, engine="vjp")
     for nodes, edges in zip(vjp.nodes, vjp.edges, strict=False):
         torch.testing.assert_close(edges.sum(1), nodes)
     engines = ["jvp", "closed_form"]
     if gradient == "plain" and family in NOT_EXACT_IN_PLAIN:
         engines = ["jvp"]
         with pytest.raises(ModelError, match='engine="jvp"'):
-            lens.importances(image(), target=1, gradient=gradient, engine="closed_form")
+            lens.importances(double_image(), target=1, gradient=gradient, engine="closed_form")
     for engine in engines:
-        found = lens.importances(image(), target=1, gradient=gradient, engine=engine)
+        found = lens.importances(double_image(), target=1, gradient=gradient, engine=engine)
         for a, b in zip(found.edges, vjp.edges, strict=True):
             torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9 * float(b.abs().max()))
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_libragrad_keeps_values_and_model(family: str) -> None:
-    model = make(family)
+    model = model_of_family(family)
     before = {name: value.clone() for name, value in model.state_dict().items()}
     hooks = [len(m._forward_hooks) for m in model.modules()]
-    expected = model(image()[None])
+    expected = model(double_image()[None])
     with vitlens.libragrad(model):
-        torch.testing.assert_close(model(image()[None]), expected)
+        torch.testing.assert_close(model(double_image()[None]), expected)
     with pytest.raises(RuntimeError, match="stop"), vitlens.libragrad(model):
         raise RuntimeError("stop")
-    assert torch.equal(model(image()[None]), expected)
+    assert torch.equal(model(double_image()[None]), expected)
     assert [len(m._forward_hooks) for m in model.modules()] == hooks
     for name, value in model.state_dict().items():
         assert torch.equal(value, before[name])
@@ -176,7 +108,7 @@ def block_by_hand(block: nn.Module, x: torch.Tensor) -> torch.Tensor:
 
 @pytest.mark.parametrize("family", ["vit", "dinov2", "swiglu, rms, qk norm", "clip"])
 def test_libragrad_against_a_block_written_out(family: str) -> None:
-    block = make(family).blocks[1]
+    block = model_of_family(family).blocks[1]
     x = torch.randn(1, 10, 24).double().requires_grad_()
     direction = torch.randn(1, 10, 24).double()
     expected = block_by_hand(block, x)
@@ -192,7 +124,7 @@ def test_libragrad_against_a_block_written_out(family: str) -> None:
 
 @pytest.mark.parametrize("mlp", ["dinov2", "swiglu, rms, qk norm"])
 def test_libragrad_leaves_other_threads_alone(mlp: str) -> None:
-    model, x = make(mlp), image()[None].requires_grad_()
+    model, x = model_of_family(mlp), double_image()[None].requires_grad_()
 
     def gradient() -> torch.Tensor:
         return torch.autograd.grad(model(x).sum(), x)[0]
@@ -204,12 +136,12 @@ def test_libragrad_leaves_other_threads_alone(mlp: str) -> None:
 
 
 def test_unfused_attention_is_put_back() -> None:
-    model = make("vit")
+    model = model_of_family("vit")
     for block in model.blocks:
         block.attn.fused_attn = False
-    lens = lens_of(model)
-    exact = lens.importances(image(), target=0)
-    vjp = lens.importances(image(), target=0, engine="vjp")
+    lens = lens_on(model)
+    exact = lens.importances(double_image(), target=0)
+    vjp = lens.importances(double_image(), target=0, engine="vjp")
     torch.testing.assert_close(exact.edges[0], vjp.edges[0])
     assert all(block.attn.fused_attn is False for block in model.blocks)
 
@@ -217,10 +149,10 @@ def test_unfused_attention_is_put_back() -> None:
 def test_zero_shot_head() -> None:
     model = VisionTransformer(**SMALL, num_classes=0).double().eval()
     text = torch.randn(4, 24).double()
-    lens = lens_of(model, head=ZeroShotHead(text, scale=10.0))
-    features = model(image()[None])[0]
+    lens = lens_on(model, head=ZeroShotHead(text, scale=10.0))
+    features = model(double_image()[None])[0]
     expected = 10 * F.cosine_similarity(features[None], text)
-    torch.testing.assert_close(lens.trace(image()).logits, expected)
+    torch.testing.assert_close(lens.trace(double_image()).logits, expected)
     with pytest.raises(ModelError, match="classes, width"):
         ZeroShotHead(text[0])
 
@@ -244,8 +176,8 @@ def test_rotary_embeddings_of_each_block_its_own() -> None:
         for parameter in model.parameters():
             parameter.add_(torch.randn_like(parameter), alpha=0.1)
     vision = vitlens.VisionModel(model.double().eval())
-    found = vision.readout(vision.residuals(image()[None])[-1])
-    torch.testing.assert_close(found, model(image()[None]))
+    found = vision.readout(vision.residuals(double_image()[None])[-1])
+    torch.testing.assert_close(found, model(double_image()[None]))
 
 
 def test_prefix_tokens_are_named_in_their_order() -> None:
@@ -257,8 +189,8 @@ def test_prefix_tokens_are_named_in_their_order() -> None:
 
 def test_model_is_checked() -> None:
     with pytest.raises(ModelError, match=r"model\.eval\(\)"):
-        vitlens.VisionModel(make("vit").train())
-    part = make("vit")
+        vitlens.VisionModel(model_of_family("vit").train())
+    part = model_of_family("vit")
     part.blocks[1].train()
     with pytest.raises(ModelError, match=r"model is in part \(blocks\.1.*model\.eval\(\)"):
         vitlens.VisionModel(part)
@@ -275,13 +207,15 @@ def test_output_that_is_no_logits() -> None:
         with pytest.raises(
             ModelError, match=r"model gives \[1, 10, 5\] for a batch of 1.*global_pool"
         ):
-            use(image()[None])
+            use(double_image()[None])
     with pytest.raises(ModelError, match=r"model gives \[1, 10, 5\]"):
-        lens_of(unpooled)
+        lens_on(unpooled)
     with pytest.raises(ModelError, match=r"head gives \[1\] for a batch of 1.*\[n, C\]"):
-        lens_of(make("vit"), head=lambda y: y[:, 0])
-    pooled = lens_of(unpooled, head=lambda y: y[:, 0])
-    torch.testing.assert_close(pooled.trace(image()).logits, unpooled(image()[None])[0, 0])
+        lens_on(model_of_family("vit"), head=lambda y: y[:, 0])
+    pooled = lens_on(unpooled, head=lambda y: y[:, 0])
+    torch.testing.assert_close(
+        pooled.trace(double_image()).logits, unpooled(double_image()[None])[0, 0]
+    )
 
 
 def test_grey_models() -> None:
@@ -290,18 +224,18 @@ def test_grey_models() -> None:
 
 
 def test_training_mode_is_noticed_later() -> None:
-    lens = lens_of(make("vit"))
+    lens = lens_on(model_of_family("vit"))
     for change in (lens.vision.module.train, lens.vision.module.blocks[2].train):
         change()
         for use in (lens.predict, lens.trace, lens.circuit):
             with pytest.raises(ModelError, match=r"training mode.*model\.eval\(\)"):
-                use(image())
+                use(double_image())
         lens.vision.module.eval()
-        lens.trace(image())
+        lens.trace(double_image())
 
 
 def test_training_mode_of_a_head() -> None:
-    model = make("vit")
+    model = model_of_family("vit")
     head = nn.Sequential(nn.Dropout(0.9), nn.Linear(5, 2)).double()
     with pytest.raises(ModelError, match=r"head is in part \(0\) in training.*head\.eval\(\)"):
         vitlens.VisionModel(model, head=head)
@@ -325,11 +259,11 @@ def test_no_network_for_weights(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_exact_refuses_what_it_cannot_do_in_every_precision(
     family: str, dtype: torch.dtype
 ) -> None:
-    lens = lens_of(make(family))
+    lens = lens_on(model_of_family(family))
     vision = vitlens.VisionModel(lens.vision.module.to(dtype))
     lens = vitlens.Lens(vision, [sae.to(dtype) for sae in lens.saes], transform=lens.transform)
     with pytest.raises(ModelError, match='engine="jvp"'):
-        lens.importances(image().to(dtype), target=1, gradient="plain", engine="closed_form")
+        lens.importances(double_image().to(dtype), target=1, gradient="plain", engine="closed_form")
 
 
 @pytest.mark.parametrize("norm", [nn.LayerNorm, partial(nn.RMSNorm, eps=1e-6)])
@@ -337,7 +271,7 @@ def test_libragrad_norms_in_float16_are_the_models(norm: Callable[[int], nn.Modu
     x = torch.randn(2, 384, generator=torch.Generator().manual_seed(0))
     x[0, 7] = 900  # float16 cannot hold its square
     layer = norm(384).half()
-    with vitlens.libragrad(make("vit")):
+    with vitlens.libragrad(model_of_family("vit")):
         found = layer(x.half())
     torch.testing.assert_close(found, layer(x.half()), rtol=2e-3, atol=1e-3)
 
@@ -354,7 +288,7 @@ def test_libragrad_norms_in_float16_are_the_models(norm: Callable[[int], nn.Modu
 def test_an_l2_norm_written_out_is_constant(
     length: Callable[[torch.Tensor], torch.Tensor],
 ) -> None:
-    model, x = make("vit"), torch.randn(3, 8, dtype=torch.float64)
+    model, x = model_of_family("vit"), torch.randn(3, 8, dtype=torch.float64)
     weights = torch.randn(3, 8, dtype=torch.float64)
 
     def gradient(normalise: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
@@ -372,7 +306,7 @@ def test_an_l2_norm_written_out_is_constant(
 def test_engines_agree_on_more_tokens_than_are_looked_at_together(gradient: str) -> None:
     torch.manual_seed(0)
     model = VisionTransformer(**{**SMALL, "img_size": 48}, num_classes=5).double().eval()
-    lens = lens_of(model)
+    lens = lens_on(model)
     picture = torch.randn(3, 48, 48, dtype=torch.float64)
     assert lens.vision.n_tokens > 2 * _TOKENS
     exact, slow = (
@@ -384,12 +318,14 @@ def test_engines_agree_on_more_tokens_than_are_looked_at_together(gradient: str)
 
 
 def test_edges_that_overflow_are_not_given() -> None:
-    lens = lens_of(make("vit"))
+    lens = lens_on(model_of_family("vit"))
     vision = vitlens.VisionModel(lens.vision.module.half())
     saes = [sae.half() for sae in lens.saes]
     lens = vitlens.Lens(vision, saes, transform=lens.transform)
     with pytest.raises(ModelError, match="float32"):
-        lens.importances(image().half(), target=lambda logits: 6e4 * logits[1] / logits[1].detach())
+        lens.importances(
+            double_image().half(), target=lambda logits: 6e4 * logits[1] / logits[1].detach()
+        )
 
 
 class Probe(nn.Module):
@@ -437,9 +373,9 @@ def test_forward_mode_through_the_attention_layer_of_pytorch() -> None:
     torch.manual_seed(0)
     model = VisionTransformer(**SMALL, num_classes=5).double()
     model.blocks[1] = Attended(24).double()
-    lens = lens_of(model.eval())
+    lens = lens_on(model.eval())
     forward, reverse = (
-        lens.importances(image(), target=1, gradient="plain", engine=engine)
+        lens.importances(double_image(), target=1, gradient="plain", engine=engine)
         for engine in ("jvp", "vjp")
     )
     for a, b in zip(forward.edges, reverse.edges, strict=True):

@@ -97,7 +97,7 @@ def test_any_layers_can_be_saved(tmp_path):
     for found, sae in zip(loaded.values(), (a, b, c), strict=True):
         assert_equal(found, sae)
     for layers in ({-1: a}, {"2": a}, {True: a}, {1.5: a}):
-        with pytest.raises(CheckpointError, match="A layer is the number of a block"):
+        with pytest.raises(CheckpointError, match="A layer must be the number of a block"):
             save_saes(layers, tmp_path)
 
 
@@ -310,7 +310,7 @@ def test_saes_of_a_model_in_every_form(tmp_path):
         (lambda sae, wide: sae, "must hold 3 SAEs.*it holds 1"),
         (lambda sae, wide: {0: sae, 4: sae}, "no layer 4: its 4 blocks are 0 to 3"),
         (lambda sae, wide: {}, "At least one SAE is needed"),
-        (lambda sae, wide: [sae, "sae", sae], "got str in the place of an SAE"),
+        (lambda sae, wide: [sae, "sae", sae], "got str instead of an SAE"),
         (lambda sae, wide: {1: None}, "got NoneType"),
         (lambda sae, wide: {1: sae, 3: wide}, "SAE of layer 3 has width 25, the model 24"),
     ],

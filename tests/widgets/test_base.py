@@ -262,7 +262,9 @@ def test_invalid_values_are_refused(traits: Everything, name: str, given: object
 
 
 def test_the_message_names_the_expected_form(traits: Everything) -> None:
-    with pytest.raises(t.TraitError, match=r"Everything.selected must be \(layer, feature\) or None"):
+    with pytest.raises(
+        t.TraitError, match=r"Everything.selected must be \(layer, feature\) or None"
+    ):
         traits.selected = "3/5"
 
 

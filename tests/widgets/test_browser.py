@@ -136,8 +136,8 @@ def test_the_order_puts_unmeasured_values_last() -> None:
     columns = np.array([[0.2, np.nan, 0.9, np.nan], [1, 2, 3, 4]], np.float32)
     names = ("trust", "hue")
 
-    def of(**wish: object) -> list[int]:
-        return order(columns, {}, names=names, **wish).tolist()  # type: ignore[arg-type]
+    def of(**request: object) -> list[int]:
+        return order(columns, {}, names=names, **request).tolist()  # type: ignore[arg-type]
 
     assert of(sort="trust", descending=True) == [2, 0, 1, 3]
     assert of(sort="trust", descending=False) == [0, 2, 1, 3]

@@ -1,4 +1,4 @@
-"""DebiasPanel without a browser: figures, wishes, history, the file, and what is refused."""
+"""DebiasPanel without a browser: figures, requests, history, the file, and what is refused."""
 
 from __future__ import annotations
 
@@ -165,7 +165,7 @@ def test_history(panel: DebiasPanel) -> None:
         panel.go_to(9)
 
 
-def test_the_browser_wishes(panel: DebiasPanel) -> None:
+def test_requests_of_the_browser(panel: DebiasPanel) -> None:
     sent: list[dict[str, Any]] = []
     panel.send = lambda content, buffers=None: sent.append(content)  # type: ignore[method-assign]
     panel.set_state({"chosen": [[1, WATER]]})
@@ -359,7 +359,7 @@ def test_files(panel: DebiasPanel, tmp_path: Path) -> None:
     assert "image/png" in bundle[0]
 
 
-def test_the_last_wish_wins_and_cancel_goes_back(
+def test_the_last_request_wins_and_cancel_goes_back(
     lens: Lens, groups: GroupedImages, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     panel = DebiasPanel(lens, groups, batch_size=4)
@@ -375,8 +375,8 @@ def test_the_last_wish_wins_and_cancel_goes_back(
             yield part
 
     monkeypatch.setattr(runs, "without_in_parts", slow)
-    told = []
-    panel.observe(lambda change: told.append(change.new["chosen"]), "report")
+    reported = []
+    panel.observe(lambda change: reported.append(change.new["chosen"]), "report")
     first, second, third = ((0, WATER),), ((0, LAND),), SHORTCUT
 
     async def settle() -> None:
@@ -391,7 +391,7 @@ def test_the_last_wish_wins_and_cancel_goes_back(
         panel.chosen = third
         go.set()
         await settle()
-        assert told == [[list(key) for key in third]]
+        assert reported == [[list(key) for key in third]]
         assert parts.count(first) == 1  # it stopped after the batch that ran
         assert second not in parts
         go.clear()
@@ -404,7 +404,7 @@ def test_the_last_wish_wins_and_cancel_goes_back(
         assert panel.chosen == third
         assert panel.report["chosen"] == [list(key) for key in third]
         assert panel.progress == panel.interim == {}
-        panel.redo()  # the wish is still in the history
+        panel.redo()  # the request is still in the history
         await settle()
         assert panel.report["chosen"] == [list(key) for key in first]
 

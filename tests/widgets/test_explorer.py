@@ -145,7 +145,7 @@ def test_upload_and_path(lens: vitlens.Lens, tmp_path: Path) -> None:
         ("dance", {}, [], "no answer to 'dance'"),
     ],
 )
-def test_a_wish_that_fails_is_told_in_words(
+def test_a_failing_request_is_reported_in_words(
     lens: vitlens.Lens, what: str, payload: Any, buffers: list[bytes], words: str
 ) -> None:
     explorer = lens.explore()
@@ -228,7 +228,7 @@ def test_first_the_picture_then_the_circuit(lens: vitlens.Lens) -> None:
     asyncio.run(story())
 
 
-def test_the_last_wish_wins(lens: vitlens.Lens) -> None:
+def test_the_last_request_wins(lens: vitlens.Lens) -> None:
     async def story() -> None:
         explorer = lens.explore()
         explorer.image_choice = 1
@@ -280,7 +280,7 @@ def choice(explorer: Explorer) -> tuple[object, ...]:
 
 
 @pytest.mark.parametrize(
-    "wish",
+    "act",
     [
         lambda explorer: explorer.set_state({"image_choice": 1}),
         lambda explorer: explorer.set_state({"target_choice": 3}),
@@ -289,7 +289,7 @@ def choice(explorer: Explorer) -> tuple[object, ...]:
     ids=["image", "target", "load"],
 )
 def test_cancel_goes_back_to_what_is_in_sight(
-    lens: vitlens.Lens, monkeypatch: pytest.MonkeyPatch, wish: Callable[[Explorer], None]
+    lens: vitlens.Lens, monkeypatch: pytest.MonkeyPatch, act: Callable[[Explorer], None]
 ) -> None:
     async def story() -> None:
         explorer = lens.explore(lens.samples[0].path, target="fruit")
@@ -298,7 +298,7 @@ def test_cancel_goes_back_to_what_is_in_sight(
         circuit = explorer.circuit
         with monkeypatch.context() as patch:
             begun, go = slow_to_read(patch)
-            wish(explorer)
+            act(explorer)
             assert await asyncio.to_thread(begun.wait, 20)
             ask(explorer, "cancel", {})
             go.set()
@@ -308,7 +308,7 @@ def test_cancel_goes_back_to_what_is_in_sight(
         explorer.measure_curves(methods=("rrm",))  # of the image in sight
         await explorer.ready()
         assert explorer.curves["target"] == "fruit"
-        wish(explorer)  # once more, and now it counts
+        act(explorer)  # once more, and now it counts
         await explorer.ready()
         assert choice(explorer) != before
 
@@ -350,11 +350,11 @@ def test_cancel_stops_curves_within_a_method(
     positions: list[int] = []
     cla_edges = faithfulness.cla_edges
 
-    def waits(case: Any, position: int) -> torch.Tensor:
+    def waits(case: Any, position: int, **columns: Any) -> torch.Tensor:
         positions.append(position)
         begun.set()
         assert go.wait(20)
-        return cla_edges(case, position)
+        return cla_edges(case, position, **columns)
 
     async def story() -> None:
         explorer = lens.explore()

@@ -39,7 +39,7 @@ def test_values_of_ones_own() -> None:
     heatmap.patches = [(1, 2), (-1, 1)]
     with pytest.raises(t.TraitError, match="no patch"):
         heatmap.patches = [(2, 0)]
-    with pytest.raises(FeatureError, match="values only"):
+    with pytest.raises(FeatureError, match="holds values only"):
         heatmap.features_at(0)
 
 

@@ -9,7 +9,7 @@ import torch
 import traitlets
 
 import vitlens
-from tests.method.test_logit_lens import lens_of
+from tests.builders import lens_with_readout
 from tests.widgets.tiny import open_atlas, tiny_lens, tiny_picture
 from vitlens.errors import FeatureError
 from vitlens.widgets import CircuitDiagram, FeatureBrowser, FeatureCard, FeatureMap
@@ -24,7 +24,7 @@ def image() -> torch.Tensor:
 
 @pytest.fixture(scope="module")
 def scene(image: torch.Tensor) -> Scene:
-    return Scene.of(lens_of("cls"), image, target=2)
+    return Scene.of(lens_with_readout("cls"), image, target=2)
 
 
 def test_numbers_are_the_lens_own(scene: Scene, image: torch.Tensor) -> None:

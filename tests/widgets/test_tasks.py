@@ -1,4 +1,4 @@
-"""Background work: the last wish wins, failures are told, and without a loop it is done at once."""
+"""Background work: the last request wins, failures are reported; without a loop it runs at once."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def test_without_a_loop_it_is_done_at_once() -> None:
     assert not worker.busy
 
 
-def test_the_last_wish_wins() -> None:
+def test_the_last_request_wins() -> None:
     async def main() -> None:
         started, go = threading.Event(), threading.Event()
         results: list[str] = []
@@ -78,7 +78,7 @@ def test_the_result_arrives_on_the_loop_thread() -> None:
     asyncio.run(main())
 
 
-def test_failures_are_told() -> None:
+def test_failures_are_reported() -> None:
     def fail(check: Callable[[], None]) -> None:
         raise ValueError("no")
 

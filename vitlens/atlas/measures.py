@@ -1,4 +1,4 @@
-"""What a data set says about each feature: position, class, extent, sparsity, coherence.
+"""Measures of each feature over a data set: position, class, extent, sparsity, coherence.
 
 Pure functions of tensors; T tokens (the prefix first), F features, G groups, C classes. The same
 functions on the shuffled sums give the level that chance reaches.
@@ -205,7 +205,7 @@ FEWEST_IMAGES = 2
 
 @dataclass(frozen=True)
 class Trust:
-    """How far a feature's images can be trusted to show what it represents.
+    """How well a feature's images show what it represents.
 
     The value is the product of the parts that are known, each from 0 to 1.
 

@@ -1,4 +1,4 @@
-"""What an atlas says about one feature: its profile, its neighbours and its lineage.
+"""Profile, neighbours and lineage of one feature of an atlas.
 
 Neighbours are features with similar decoder rows, by cosine. Matching features of successive layers
 by their decoders follows Balagansky et al., "Mechanistic permutability: match features across

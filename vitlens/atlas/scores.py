@@ -1,6 +1,6 @@
 """Scores of a layer's features: one row per feature, one column per measure, with chance levels.
 
-A feature has no type of its own. It has scores, and each score has a chance level: the 99th
+Features have no fixed type. They have scores, and each score has a chance level: the 99th
 percentile of the same measure over the layer's features on shuffled data: the patches of every
 image shuffled, the images dealt to classes of the same sizes (`vitlens.atlas.exact.deal`), the
 labels of the stimuli permuted, the embeddings of the images exchanged.

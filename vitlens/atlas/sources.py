@@ -109,7 +109,7 @@ def open_source(images: Any) -> Source:
     Raises
     ------
     ImageError
-        If there is no such file, or no image in it.
+        If the file does not exist, or contains no image.
     """
     if isinstance(images, Source):
         return images

@@ -1,4 +1,4 @@
-"""What a pass over images has accumulated so far; states merge, save and load without a loss.
+"""The accumulated state of a pass over images; states merge, save and load without loss.
 
 For every layer there are `LayerSums` (counts and sums over all images) and two `Pool`s (for every
 feature, a bounded number of images, chosen by a total order). Sums are exact, and because the order
@@ -37,7 +37,7 @@ PoolKind = Literal["top", "sampled"]
 
 @dataclass(frozen=True)
 class ImageInfo:
-    """What the sums and pools need to know of the images of a batch.
+    """Facts about the images of a batch that sums and pools need.
 
     Attributes
     ----------

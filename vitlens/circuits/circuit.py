@@ -130,7 +130,7 @@ class Explanation(ShapeRepr):
     image
         [H, W, 3], the image as the model saw it, or None.
     settings
-        How the importances were computed; anything that JSON can hold.
+        Settings of the computation; anything that JSON can hold.
     model
         Fingerprint of the model and its SAEs; feature numbers mean nothing in another.
     """
@@ -149,7 +149,7 @@ class Explanation(ShapeRepr):
 
     @property
     def n_layers(self) -> int:
-        """How many layers have an SAE."""
+        """Number of layers with an SAE."""
         return len(self.layers)
 
     @property
@@ -159,12 +159,12 @@ class Explanation(ShapeRepr):
 
     @property
     def n_tokens(self) -> int:
-        """How many tokens there are, prefix tokens included."""
+        """Number of tokens, including prefix tokens."""
         return self.n_prefix + self.grid[0] * self.grid[1]
 
     @property
     def target_key(self) -> FeatureId:
-        """The target node as edges name it."""
+        """The key of the target node, as used in edges."""
         return (self.layers[-1] if self.layers else -1) + 1, TARGET
 
     def explanation(self) -> dict[str, Any]:
@@ -202,7 +202,7 @@ class Explanation(ShapeRepr):
 
 @dataclass(frozen=True, eq=False, repr=False, kw_only=True)
 class Circuit(Explanation):
-    """What led to one output for one image: nodes in layers, and the edges between them.
+    """The circuit behind one output for one image: nodes in layers, and the edges between them.
 
     Attributes
     ----------
@@ -215,7 +215,7 @@ class Circuit(Explanation):
         [n_nodes, T]: importances of each node per token, in units of the target; a row sums to
         the node's importance.
     pinned
-        (layer, feature) of nodes that were added whatever the pruning rules say.
+        (layer, feature) of nodes that are kept regardless of the pruning rules.
     groups
         Supernodes: for each name, the (layer, feature) of its nodes; a node is in one at most.
     labels
@@ -276,7 +276,7 @@ class Circuit(Explanation):
         return tokens[self.n_prefix :].reshape(self.grid)
 
     def location(self, node: Node) -> str:
-        """Say where on the image a node acts (see `vitlens.circuits.circuit.location`)."""
+        """Describe where on the image a node acts (see `vitlens.circuits.circuit.location`)."""
         return location(self.heatmaps[self._index(*node.key)], self.grid, self.prefix_names)
 
     def table(self) -> list[Row]:
@@ -535,7 +535,7 @@ def annotations_within(
 def location(
     importances: Float[Tensor, " T"], grid: tuple[int, int], prefix_names: tuple[str, ...]
 ) -> str:
-    """Say in a few words where a node's importance lies.
+    """Describe in a few words where on the image a node is important.
 
     Only importances of the sum's sign count, as shares of their total. A prefix token with at
     least half of it gives its name. Otherwise the location is the third of the image, across and

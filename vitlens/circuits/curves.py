@@ -62,7 +62,7 @@ class Band(NamedTuple):
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Curves(ShapeRepr):
-    """What is left of the output when only some features are kept, or some are taken away.
+    """The output that remains when only some features are kept, or some are removed.
 
     Attributes
     ----------
@@ -89,7 +89,7 @@ class Curves(ShapeRepr):
     target
         The target that was explained.
     settings
-        The rest of how the curves were made; anything that JSON can hold.
+        All other settings; anything that JSON can hold.
     """
 
     methods: tuple[str, ...]
@@ -135,7 +135,7 @@ class Curves(ShapeRepr):
     def band(self, direction: Direction, method: str, metric: Metric = "target") -> Band:
         """Return the adjusted mean curve (empty model 0, full model 1) with its interval.
 
-        All NaN where the full model is not above the empty one with confidence.
+        All values are NaN if the full model is not significantly above the empty one.
         """
         values = self.values(direction, method, metric)
         mean, resampled = adjusted(values, *self._ends(metric), self._draws)

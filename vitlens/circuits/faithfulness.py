@@ -12,10 +12,9 @@ from __future__ import annotations
 import math
 import operator
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from itertools import pairwise
 from pathlib import Path
 from typing import Any, TypeAlias, get_args
 
@@ -27,9 +26,9 @@ from tqdm.auto import tqdm
 
 from vitlens.circuits.curves import METRICS, Curves, Metric
 from vitlens.circuits.prune import walk
-from vitlens.errors import FeatureError, VitlensError, check_choice, near_matches
+from vitlens.errors import FeatureError, VitlensError, check_choice
 from vitlens.io import ResumableRun, fingerprint
-from vitlens.method.engines import compute_edges, site_pair
+from vitlens.method.engines import EdgeColumns
 from vitlens.method.importance import Engine, TargetLike, find_class, resolve_target
 from vitlens.method.rankings import (
     Case,
@@ -53,27 +52,54 @@ PARTS = ("insertion", "deletion", "untouched")
 
 def rrm(case: Case) -> Keep:
     """Walk back over edges, again for each count (docs/method.md, "Walk")."""
-    edges = [
-        compute_edges(site_pair(case.replacement, case.trace, case.nodes, position), case.engine)
-        for position in _pairs(case, "rrm")
-    ]
+    columns = EdgeColumns(case.replacement, case.trace, case.nodes, engine=case.engine)
+    edges = _into_active(case, "rrm", columns)
     return lambda count: walk(case.nodes.nodes, edges, count=count, error_nodes=False)
 
 
 def cla(case: Case) -> Keep:
     """Walk back over |a_m| |d a_n / d a_m| (Cross-Layer Attribution, arXiv 2404.14349)."""
-    # The walk has room for error nodes, which CLA does not know: a last entry of 0.
-    edges = [F.pad(cla_edges(case, position), (0, 0, 0, 1)) for position in _pairs(case, "cla")]
+
+    def columns(position: int, features: Tensor) -> Tensor:
+        # The walk has room for error nodes, which CLA does not know: a last entry of 0.
+        return F.pad(cla_edges(case, position, targets=features), (0, 0, 0, 1))
+
+    edges = _into_active(case, "cla", columns)
     nodes = [torch.zeros(sae.n_features + 1) for sae in case.replacement.saes]
     nodes[-1] = F.pad(cla_top_scores(case), (0, 1))
     return lambda count: walk(nodes, edges, count=count, error_nodes=False)
 
 
-def _pairs(case: Case, method: str) -> Iterator[int]:
-    """Yield each position but the last, and report before."""
+def _into_active(
+    case: Case, method: str, columns: Callable[[int, Tensor], Tensor]
+) -> Callable[[int, Tensor], Tensor]:
+    """Compute edges into all active features at once; those into others are 0 and not held.
+
+    Parameters
+    ----------
+    case, method
+        The image, and what to report.
+    columns
+        Gives the edges from a position into features of the next one, [F + 1, n].
+
+    Returns
+    -------
+    function
+        As `columns`, for any features, from what was computed.
+    """
+    known = []
     for position, layer in enumerate(case.replacement.layers[:-1]):
         case.report(f"{method}, layer {layer}")
-        yield position
+        active = (case.trace.features[position + 1] > 0).any(0)
+        # Features that are not active have column 0.
+        edges = columns(position, active.nonzero()[:, 0])
+        known.append((active.cumsum(0) * active, F.pad(edges, (1, 0))))
+
+    def computed(position: int, features: Tensor) -> Tensor:
+        column, edges = known[position]
+        return edges[:, column[features.to(column.device)]]
+
+    return computed
 
 
 #: The methods that have a name.
@@ -92,17 +118,15 @@ def resolve_methods(methods: Sequence[str | Method]) -> dict[str, Method]:
 
     Raises
     ------
+    OptionError
+        When a name is unknown.
     FeatureError
-        When a name is unknown (near matches are named), or two methods share one.
+        When there is no method, or two share a name.
     """
     resolved: dict[str, Method] = {}
     for method in methods:
         if isinstance(method, str):
-            if method not in METHODS:
-                raise FeatureError(
-                    f"There is no method {method!r}.{near_matches(method, METHODS)} The methods "
-                    f"are {', '.join(METHODS)}."
-                )
+            check_choice("method", method, METHODS)
             name, function = method, METHODS[method]
         else:
             name, function = getattr(method, "__name__", type(method).__name__), method
@@ -176,7 +200,7 @@ def faithfulness(
         A file to write. A run that was interrupted continues from its last whole image, kept in
         `out` with ".partial" appended; a finished one is loaded.
     resume
-        Whether to do so; otherwise both files are written again.
+        Continue an interrupted run; if False, both files are written again.
     progress
         Show a progress bar over the images, or call this function (see `vitlens.progress`), before
         every method, every layer of "rrm" and "cla", and every batch of replaced runs.
@@ -188,19 +212,19 @@ def faithfulness(
     Raises
     ------
     FeatureError
-        When a method is unknown, or q or the batch size is not valid.
+        When q or the batch size is not valid, or methods share a name.
     OptionError
-        When `error_nodes` is unknown.
+        When a method, `error_nodes` or the engine is unknown.
     TargetError
         When there is no such target.
     CheckpointError
-        When `out` holds something else than this very run.
+        When `out` holds the results of a different run.
     VitlensError
         When no image is left to measure.
     """
     named = resolve_methods(methods)
     counts = _counts(q, replacement)
-    _check(images, labels, error_nodes, batch_size)
+    _check(images, labels, error_nodes, engine, batch_size)
     plan = _Plan(replacement, named, counts, error_nodes, batch_size)
     reporter = StepReporter(progress, total=len(images) * plan.n_steps)
     settings: dict[str, Any] = {
@@ -330,7 +354,7 @@ class Measured:
 
 @dataclass(frozen=True)
 class Cost:
-    """What a run will take, as measured on one image.
+    """The cost of a run, estimated from one image.
 
     Attributes
     ----------
@@ -365,7 +389,7 @@ def estimate(
     q: Sequence[float] = DEFAULT_Q,
     batch_size: int = 16,
 ) -> Cost:
-    """Measure one image to say what `faithfulness` on many will take.
+    """Measure one image to estimate the cost of `faithfulness` on many.
 
     Parameters
     ----------
@@ -378,7 +402,7 @@ def estimate(
     """
     named = resolve_methods(methods)
     counts = _counts(q, replacement)
-    _check([image], None, error_nodes, batch_size)
+    _check([image], None, error_nodes, engine, batch_size)
     plan = _Plan(replacement, named, counts, error_nodes, batch_size)
     start = time.perf_counter()
     traced = replacement.trace(plan.input(image)[None])[0]
@@ -388,9 +412,10 @@ def estimate(
     vision, saes = replacement.vision, replacement.saes
     widest = max(sae.n_features for sae in saes)
     # A block holds about a dozen numbers per channel at once, an SAE its pre-activations,
-    # activations and masks; the edges of one walk are all held.
+    # activations and masks; the edges of one walk into active features are all held.
     running = batch_size * vision.n_tokens * (12 * vision.d_model + 4 * widest)
-    edges = sum((a.n_features + 1) * b.n_features for a, b in pairwise(saes))
+    active = [int((z > 0).any(0).sum()) for z in traced.features]
+    edges = sum((sae.n_features + 1) * n for sae, n in zip(saes, active[1:], strict=False))
     return Cost(
         seconds=seconds * n_images,
         runs=plan.n_runs * n_images,
@@ -432,6 +457,8 @@ class _Plan:
         kept = [keep_masks(self.replacement, None)]
         for name, method in reporter.each(self.methods.items()):
             reporter.report(name)
+            if not self.inner_counts:
+                continue
             keep = method(case)
             kept += [keep_masks(self.replacement, keep(n)) for n in self.inner_counts]
         masks = [
@@ -497,6 +524,7 @@ def _check(
     images: Sequence[Tensor],
     labels: Sequence[int] | None,
     error_nodes: ErrorNodes,
+    engine: Engine,
     batch_size: int,
 ) -> None:
     if not len(images):
@@ -504,6 +532,7 @@ def _check(
     if labels is not None and len(labels) != len(images):
         raise FeatureError(f"{len(images)} images need as many labels, not {len(labels)}.")
     check_choice("error_nodes", error_nodes, get_args(ErrorNodes))
+    check_choice("engine", engine, get_args(Engine))
     if batch_size < 1:
         raise FeatureError(f"The batch size must be at least 1, not {batch_size}.")
 

@@ -153,9 +153,9 @@ class AttributionGraph(Explanation):
         node_share, edge_share
             Least shares of nodes and edges, as in `Lens.circuit`.
         pinned
-            Nodes to keep whatever the rules say, and their edges to other kept nodes.
+            Nodes to keep regardless of the rules, with their edges to other kept nodes.
         removed
-            Nodes to leave out whatever the rules say; no others take their place.
+            Nodes to leave out regardless of the rules; they are not replaced by others.
         groups, labels
             Annotations; those of nodes that are not kept are left out.
 

@@ -369,13 +369,14 @@ def _walk_back(
         ]
         wanted = [f for f in into if f is not None and len(f)]
         every = torch.cat(wanted).unique() if wanted else None
-        columns = None if every is None else _columns(edges, position, every, n_nodes)
+        if every is not None:
+            every, columns = _columns(edges, position, every, n_nodes)
         for walked, ends, rule in zip(kept, into, rules, strict=True):
             scores = nodes[position]
             if ends is not None and len(ends):
-                assert every is not None and columns is not None
+                assert every is not None
                 # NumPy adds up the first axis row by row: the order that `walk` specifies.
-                rows = columns[torch.searchsorted(every, ends).numpy()]
+                rows = columns[torch.isin(every, ends).numpy()]
                 scores = torch.from_numpy(rows.sum(axis=0))
             walked.insert(0, select(scores[:candidates], **rule))
     return [tuple(walked) for walked in kept]
@@ -388,15 +389,18 @@ def _features_among(kept: Tensor, features: Bool[Tensor, " n"]) -> Tensor:
 
 def _columns(
     edges: Edges, position: int, features: Tensor, n_nodes: int
-) -> "np.ndarray[Any, np.dtype[np.float64]]":
-    """Return edges into some features in float64, one row per feature."""
+) -> "tuple[Tensor, np.ndarray[Any, np.dtype[np.float64]]]":
+    """Return the features that any edge leads into, and the edges in float64, a row for each."""
     columns = edge_columns(edges, position, features)
     if len(columns) != n_nodes:
         raise FeatureError(
             f"Position {position} has {n_nodes} nodes (including its error node), but its edges "
             f"have {len(columns)} rows."
         )
-    return columns.detach().cpu().double().T.contiguous().numpy()
+    # Most features of a large walk are not active; nothing leads into them.
+    reached = (columns != 0).any(0)
+    rows = columns[:, reached].detach().cpu().double().T.contiguous().numpy()
+    return features[reached.cpu()], rows
 
 
 def check_rule(

@@ -57,14 +57,14 @@ class Verification(ShapeRepr):
     predicted
         The edges' importances, [n], in units of the target.
     measured
-        How much lower the target is when the edge alone is cut, [n], in the same units (see
+        Decrease of the target when only this edge is cut, [n], in the same units (see
         `vitlens.circuits.verify.measure_edges`).
     n_given
         Number of edges from which these were drawn.
     target
         The target that was explained.
     settings
-        How both were made; anything that JSON can hold.
+        Settings of both; anything that JSON can hold.
     control
         The same for random edges in the same layers, or None.
     """

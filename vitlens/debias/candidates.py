@@ -214,7 +214,7 @@ def find_candidates(
     Raises
     ------
     GroupError
-        If a group is empty, or the attribute is equal to the class.
+        If a group is empty, or the attribute is identical to the class.
     FeatureError
         If a picked feature does not exist in these layers.
     """

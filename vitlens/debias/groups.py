@@ -99,7 +99,7 @@ class GroupedImages:
         Raises
         ------
         GroupError
-            If there are no images, only one class or attribute value, the attribute is equal to
+            If there are no images, only one class or attribute value, the attribute is identical to
             the class, or a group is empty.
         """
         if not len(self):

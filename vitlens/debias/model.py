@@ -1,4 +1,4 @@
-"""A classifier without some of its features, to be used in its place."""
+"""A classifier without some of its features, to use in its place."""
 
 from __future__ import annotations
 
@@ -150,7 +150,7 @@ class DebiasedModel(nn.Module):
         return f"{n} feature{'' if n == 1 else 's'} {self.removal}"
 
     def __str__(self) -> str:
-        return f"{type(self.module).__name__} without {self.extra_repr()}"
+        return f"{type(self.module).__name__} with {self.extra_repr()}"
 
     def save(self, path: str | Path) -> None:
         """Write feature ids and settings to a JSON file.

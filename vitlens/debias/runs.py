@@ -341,7 +341,7 @@ class LiveReports:
     Raises
     ------
     GroupError
-        If a group is empty, or the attribute is equal to the class.
+        If a group is empty, or the attribute is identical to the class.
     FeatureError
         If there is no such layer.
     """

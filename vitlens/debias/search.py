@@ -138,7 +138,7 @@ def debias(
     batch_size: int = 16,
     progress: Progress = True,
 ) -> Debiasing:
-    """Find features that carry an attribute and not the class, remove them, and report.
+    """Find features that carry an attribute but not the class, remove them, and report the effect.
 
     Parameters
     ----------
@@ -152,7 +152,7 @@ def debias(
         Layers to search; by default the three with SAEs closest to the middle of the model. Their
         streams are kept in memory, n x T x D numbers per layer.
     picks
-        Features that are candidates in any case.
+        Features that are always candidates.
     features
         Remove exactly these features, in this order, instead of searching.
     circuits
@@ -181,8 +181,8 @@ def debias(
     Raises
     ------
     GroupError
-        If a group is empty, there is one class only, the attribute is equal to the class, or the
-        classes are not those of the model.
+        If a group is empty, there is one class only, the attribute is identical to the class, or
+        the classes are not those of the model.
     FeatureError
         If a layer or feature does not exist.
     OptionError

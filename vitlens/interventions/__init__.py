@@ -1,1 +1,1 @@
-"""Changing features and seeing what follows: what a change is, and the model run with it."""
+"""Interventions: changes of features, and model runs with these changes."""

@@ -79,7 +79,7 @@ def outer_plan(model: nn.Module, saes: Sequence[SAE]) -> Plan | None:
 
 @contextmanager
 def untouched(model: nn.Module) -> Iterator[None]:
-    """Run the untouched model, although a `Lens.intervene` block is open around."""
+    """Run the untouched model, even inside a `Lens.intervene` block."""
     active = _in_this_thread(model)
     if active is None or active.paused:
         yield
@@ -132,7 +132,7 @@ def intervening(plan: Plan) -> Iterator[None]:
 
 @contextmanager
 def isolated_model(vision: VisionModel) -> Iterator[None]:
-    """Context in which results are the same whatever is open around it.
+    """Context whose results do not depend on the surrounding contexts.
 
     Inside, interventions of `Lens.intervene` rest, and neither `torch.inference_mode` nor
     `torch.autocast` has an effect. (Nor has `torch.no_grad`: attribution asks for gradients.)

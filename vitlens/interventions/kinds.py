@@ -406,7 +406,7 @@ def _same(a: Any, b: Any) -> bool:
 
 
 def feature_ids(features: Any) -> tuple[FeatureId, ...]:
-    """Features named in any of the ways that interventions take, each once.
+    """Features in any form that interventions accept, each once.
 
     Parameters
     ----------

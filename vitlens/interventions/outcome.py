@@ -73,7 +73,7 @@ class Outcome(ShapeRepr):
         ]
 
     def effect(self, target: TargetLike = None) -> float:
-        """How far a target rose: after minus before.
+        """Change of a target: after minus before.
 
         Parameters
         ----------

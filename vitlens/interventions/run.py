@@ -230,14 +230,14 @@ def make_plan(
     error_nodes: ErrorNodes | Sequence[ErrorNodes] = "clean",
     tensor: Callable[[ImageLike], Float[Tensor, "3 H W"]],
 ) -> Plan:
-    """Check interventions against a model, and make them ready to run.
+    """Check interventions against a model, and prepare them to run.
 
     Parameters
     ----------
     replacement
         The model with its SAEs and baselines.
     requested
-        Interventions; none is allowed, too.
+        Interventions; may be empty.
     error_nodes
         For all sites, or for each; see `Plan`.
     tensor

@@ -27,6 +27,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
@@ -64,7 +65,7 @@ class SitePair:
     sae
         The SAE of site i+1.
     weights
-        What a unit of each target feature counts, G_{i+1}, [T, F_{i+1}]; 0 where the feature is
+        Weight of one unit of each target feature, G_{i+1}, [T, F_{i+1}]; 0 where the feature is
         not active.
     active
         Which features of site i+1 are active on this image, [T, F_{i+1}].
@@ -92,6 +93,10 @@ class SitePair:
         features = self.sae.encode(out, active=self.active)
         return (features * self.weights).sum(0)[self.targets]
 
+    def active_targets(self) -> Bool[Tensor, " n"]:
+        """Which of the wanted targets are active somewhere, so that edges may lead into them."""
+        return (self.weights != 0).any(0)[self.targets]
+
     def active_sources(self) -> Int[Tensor, " m"]:
         """Features that differ from their baseline somewhere, then F_i for the error node."""
         active = (self.coefficients != 0).any(0).nonzero().squeeze(1)
@@ -116,9 +121,8 @@ def vjp(pair: SitePair) -> Float[Tensor, "F+1 n"]:
     columns = []
     # The forward pass runs once; each chunk pulls its cotangents back through the same graph.
     pull = pullback(pair.target_sums, pair.stream[None])
-    eye = torch.eye(n, dtype=pair.stream.dtype, device=pair.stream.device)
-    for chunk in eye.split(_COTANGENTS):
-        (rows,) = torch.func.vmap(pull)(chunk)
+    for chunk in torch.arange(n, device=pair.stream.device).split(_COTANGENTS):
+        (rows,) = torch.func.vmap(pull)(F.one_hot(chunk, n).to(pair.stream.dtype))
         rows = rows[:, 0]
         onto_features = torch.einsum("ntf,tf->fn", rows @ pair.directions.T, pair.coefficients)
         onto_error = torch.einsum("ntd,td->n", rows, pair.error)

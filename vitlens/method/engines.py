@@ -42,7 +42,7 @@ def choose_engine(pair: SitePair, engine: Engine) -> Engine:
     check_choice("engine", engine, get_args(Engine))
     if engine != "closed_form" or pair.n_blocks == 1:
         return engine
-    return "vjp" if len(pair.targets) <= len(pair.active_sources()) else "jvp"
+    return "vjp" if pair.active_targets().sum() <= len(pair.active_sources()) else "jvp"
 
 
 def compute_edges(pair: SitePair, engine: Engine) -> Float[Tensor, "F+1 n"]:
@@ -62,7 +62,7 @@ def compute_edges(pair: SitePair, engine: Engine) -> Float[Tensor, "F+1 n"]:
     ModelError
         If "closed_form" does not support the block, or the numbers overflow.
     """
-    active = (pair.weights != 0)[:, pair.targets].any(0)
+    active = pair.active_targets()
     result = pair.stream.new_zeros(pair.coefficients.shape[1] + 1, len(pair.targets))
     if active.any():
         wanted = replace(pair, targets=pair.targets[active])
@@ -82,6 +82,8 @@ def compute_edges(pair: SitePair, engine: Engine) -> Float[Tensor, "F+1 n"]:
 
 class EdgeColumns:
     """Edges into the features that are asked for, computed when they are and then kept.
+
+    Nothing leads into a feature that is not active on the image: its column is 0, and not kept.
 
     Parameters
     ----------
@@ -113,7 +115,9 @@ class EdgeColumns:
         progress: Progress = False,
     ):
         self._replacement, self._trace, self._nodes = replacement, trace, nodes
+        check_choice("engine", engine or nodes.engine, get_args(Engine))
         self._engine: Engine = engine or nodes.engine
+        # By position: which column of the second is that of each feature, -1 for none yet.
         self._known: dict[int, tuple[Tensor, Tensor]] = {}
         self.engines: dict[int, Engine] = {}
         self._reporter = StepReporter(progress, total=max(1, len(replacement) - 1))
@@ -130,22 +134,23 @@ class EdgeColumns:
             [F + 1, n], the error node's row last.
         """
         features = features.to(self._replacement.vision.device)
-        if position in self._known:
-            have, found = self._known[position]
-            missing = features[~torch.isin(features, have)].unique()
-        else:
+        first = position not in self._known
+        if first:
             self._reporter.report("edges")
-            missing = features
-        if len(missing) or position not in self._known:
-            new = self._compute(position, missing)
-            if position in self._known:
-                have, found = torch.cat([have, missing]), torch.cat([found, new], dim=1)
-            else:
-                have, found = features, new
-                self._count()
-            self._known[position] = have, found
-        same = have == features[:, None]
-        return found[:, same.int().argmax(1)] if len(have) else found[:, :0]
+            active = (self._trace.features[position + 1] > 0).any(0)
+            n_sources = self._trace.features[position].shape[1] + 1
+            # Column 0 is that of every feature that is not active.
+            no_edges = self._trace.logits.new_zeros(n_sources, 1)
+            self._known[position] = -active.long(), no_edges
+        column, found = self._known[position]
+        missing = features[column[features] < 0].unique()
+        if len(missing):
+            column[missing] = torch.arange(len(missing), device=column.device) + found.shape[1]
+            found = torch.cat([found, self._compute(position, missing)], dim=1)
+            self._known[position] = column, found
+        if first:
+            self._count()
+        return found[:, column[features]]
 
     def all(self) -> tuple[Float[Tensor, "F+1 G"], ...]:
         """All edges of every pair of sites, not kept here."""

@@ -47,7 +47,7 @@ TargetLike: TypeAlias = int | str | Callable[[Tensor], Tensor] | None
 
 @dataclass(frozen=True)
 class Target:
-    """What is explained: a scalar of the logits.
+    """The explained quantity: a scalar function of the logits.
 
     Attributes
     ----------
@@ -88,7 +88,7 @@ def resolve_target(
     ------
     TargetError
         If there is no such class (near matches are named), several classes have the name, the
-        function gives no finite scalar, or a class is asked for where there is one logit.
+        function gives no finite scalar, or a class is requested but the model has a single logit.
     """
     n_classes = logits.shape[-1]
     if callable(target):
@@ -188,7 +188,8 @@ class Importances(ShapeRepr):
     layers
         Block number of every site.
     engines
-        The engine that computed each pair of sites; see `vitlens.method.edges.EdgeColumns`.
+        The engine that computed each pair of sites, of a batch's first image; see
+        `vitlens.method.engines.EdgeColumns`.
     """
 
     nodes: tuple[Float[Tensor, "*n F+1"], ...]

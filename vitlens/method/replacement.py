@@ -4,7 +4,7 @@ At every site i the residual stream is what its SAE reconstructs, plus an error 
 
     x_i  = x_hat_i(z_i) + e_i                           (8)
 
-A replaced run changes features and goes on; the running stream is encoded again at every site,
+A replaced run changes features and continues; the running stream is encoded again at every site,
 so that a change is seen by all later layers::
 
     z'_i   = the SAE's encoding of the running stream x'_i that reaches the site
@@ -51,7 +51,7 @@ Active = Literal["running", "clean"]
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Trace(ShapeRepr):
-    """What happens inside the model on one image, or on a batch of n.
+    """Activations inside the model on one image, or on a batch of n.
 
     Sequences are ordered by site. A batch has a leading axis n everywhere; ``trace[i]`` is the
     trace of one image, without that axis.
@@ -469,7 +469,7 @@ class ReplacementModel:
         """
         position = self.position(layer)
         n_features = self.saes[position].n_features
-        if not -1 <= feature < n_features:
+        if not hasattr(feature, "__index__") or not -1 <= feature < n_features:
             raise FeatureError(
                 f"Layer {layer} has features 0 to {n_features - 1} (-1 is its error node); "
                 f"there is no {feature}."
@@ -670,7 +670,8 @@ class ReplacementModel:
 class ReplacedPass:
     """One replaced forward pass, block by block.
 
-    The untouched stream goes along from where the two part, unless its trace is known.
+    The untouched stream is computed as well from the point where the two differ, unless its trace
+    is known.
 
     Parameters
     ----------
@@ -861,14 +862,20 @@ def keep_masks(
         if missing:
             raise FeatureError(f"`keep` must also list the features of layer {missing[0]}.")
         keep = [keep[layer] for layer in layers]
+    keep = list(keep)
     if len(keep) != len(saes):
         raise FeatureError(
             f"`keep` must list the features of all {len(saes)} layers, got {len(keep)} lists."
         )
     masks = []
     for layer, sae, kept in zip(layers, saes, keep, strict=True):
-        given = kept if isinstance(kept, Tensor | int) else list(kept)
-        chosen = torch.as_tensor(given, device=device)
+        try:
+            given = kept if isinstance(kept, Tensor | int) else list(kept)
+            chosen = torch.as_tensor(given, device=device)
+        except (TypeError, ValueError):
+            raise FeatureError(
+                f"The features to keep in layer {layer} must be numbers or a mask, not {kept!r}."
+            ) from None
         # What `mask.nonzero()` gives is a column, and a mask may have kept its batch dimension.
         if chosen.ndim == 2 and (chosen.shape[1] == 1 or chosen.shape == (1, sae.n_features)):
             chosen = chosen.flatten()

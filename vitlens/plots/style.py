@@ -1,4 +1,4 @@
-"""One look for all figures, whatever style sheet the user works with.
+"""One look for all figures, regardless of the user's style sheet.
 
 A new figure is a white page with dark text. It is created, drawn and saved under matplotlib's own
 defaults, so that a style sheet cannot turn its text white or its images upside down. In axes or a

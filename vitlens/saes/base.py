@@ -1,4 +1,4 @@
-"""What every sparse autoencoder shares: equations, derivative conventions, storage, registry.
+"""The base of all sparse autoencoders: equations, derivative conventions, storage, registry.
 
 For a token ``x`` of the residual stream (docs/method.md, "SAE")::
 
@@ -136,7 +136,7 @@ class SAE(nn.Module, ABC):
 
     @property
     def max_active(self) -> int:
-        """Most features that can be active on one token."""
+        """Largest number of features that can be active per token."""
         return self.n_features
 
     @property
@@ -301,7 +301,7 @@ SAE_KINDS: dict[str, type[SAE]] = {}
 
 
 def register(sae: type[SAE]) -> type[SAE]:
-    """Make a kind known by its `kind`, so that files and `SAE.from_tensors` find it."""
+    """Register a kind of SAE, so that files and `SAE.from_tensors` find it."""
     SAE_KINDS[sae.kind] = sae
     return sae
 

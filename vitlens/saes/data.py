@@ -122,8 +122,10 @@ def batched(
     Raises
     ------
     ImageError
-        If an image is not 3 x `image_size`.
+        If an image is not 3 x `image_size`, or `size` is below 1.
     """
+    if size < 1:
+        raise ImageError(f"The batch size must be at least 1, not {size}.")
     iterator = iter(images)
     while batch := list(itertools.islice(iterator, size)):
         for image in batch:

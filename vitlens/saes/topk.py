@@ -36,9 +36,9 @@ class TopKSAE(SAE):
     tensors, normalization, subtract_b_dec
         See `vitlens.saes.base.SAE`; `from_weights` names each tensor.
     k
-        Most features that may be active on one token, 1 to F.
+        Largest number of active features per token, 1 to F.
     budget
-        Most features M that may be active on one image, 1 to F; None for no limit.
+        Largest number M of active features per image, 1 to F; None for no limit.
 
     Raises
     ------

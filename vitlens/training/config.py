@@ -30,7 +30,7 @@ class TrainConfig:
         Features F_l and active features per token K_l, one number for each trained layer
         (ascending) or one for all.
     budget
-        Most features that may be active on one image, for each trained layer or one for all; None
+        Largest number of active features per image, for each trained layer or one for all; None
         for no limit. With a budget, batches hold whole images.
     epochs
         Passes over the images.

@@ -1,4 +1,4 @@
-"""How good SAEs are: what they explain, what is dead, and what accuracy they leave."""
+"""Quality of SAEs: explained variance, dead features, and the accuracy that remains."""
 
 from __future__ import annotations
 
@@ -121,8 +121,8 @@ def measure(
     saes
         By layer; or one for every block but the last; or a folder or hub name to load them from.
     batches
-        Model inputs [n, 3, H, W], or pairs of them and labels [n] (class indices). One pass is
-        made, and nothing is kept but sums.
+        Model inputs [n, 3, H, W], or pairs of them and labels [n] (class indices). The measurement
+        takes one pass and stores only sums.
 
     Returns
     -------

@@ -19,7 +19,7 @@ from vitlens.saes.base import SAE
 
 @dataclass(frozen=True)
 class ChainLosses:
-    """How far SAEs are from the model, alone and one after another.
+    """Distances of the SAEs from the model, alone and one after another.
 
     Attributes
     ----------

@@ -57,7 +57,7 @@ _SMOOTHING = 0.9
 
 @dataclass(frozen=True)
 class TrainResult:
-    """What training gives.
+    """The result of training.
 
     Attributes
     ----------
@@ -101,15 +101,15 @@ class TrainResult:
 
 @dataclass(frozen=True)
 class TuneResult(TrainResult):
-    """What tuning gives.
+    """The result of tuning.
 
     Attributes
     ----------
     chain_explained_variance
         Per layer, with the SAEs of all earlier layers in place, of the model's own stream.
     divergence
-        Of the output with all SAEs in place from the model's, in nats per image. Both are running
-        means over batches at the end of tuning, on its images.
+        Divergence between the output with all SAEs in place and the model's output, in nats per
+        image. Both are running means over batches at the end of tuning, on its images.
     """
 
     chain_explained_variance: tuple[float, ...]
@@ -138,7 +138,7 @@ class Estimate:
     n_tokens
         Tokens over all epochs.
     seconds_per_image
-        What one image costs each time it is seen.
+        Time per image and epoch.
     """
 
     seconds: float

@@ -1,4 +1,4 @@
-"""What all widgets share: the widget base, trait types with a meaning, and binary data.
+"""The base of all widgets: the widget class, trait types with a meaning, and binary data.
 
 In Python the trait types hold tuples and dictionaries, in the browser nested lists. A node is
 (layer, feature); feature -1 is the layer's error node, -2 the target. Arrays and images travel as

@@ -98,7 +98,7 @@ class DebiasPanel(NamesPart, bundle="debias"):
     Raises
     ------
     GroupError
-        If a group is empty, there is one class only, or the attribute is equal to the class.
+        If a group is empty, there is one class only, or the attribute is identical to the class.
     FeatureError
         If a layer or feature does not exist.
     ImageError

@@ -1,4 +1,4 @@
-"""What widgets share about a lens: one image with its importances, names, and the selected node."""
+"""Shared state of widgets for a lens: an image with its importances, names, the selected node."""
 
 from __future__ import annotations
 

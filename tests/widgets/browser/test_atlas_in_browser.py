@@ -94,7 +94,7 @@ def test_browse_sort_filter_search_name_close_and_open_again(
     page.get_by_label("Remove the filter: frequency").click()
     host.wait("browser.at_least == {} and len(browser.listed) == 60")
 
-    # Browse: the card follows, with pictures and scores beside chance.
+    # Browse: the card follows, with images, and scores next to chance.
     page.locator(".vl-browser-row[data-index='2']").click()
     host.wait("card.selected == browser.listed[2] and card.card['node'] == list(card.selected)")
     card = page.locator(".vl-card")
@@ -241,9 +241,9 @@ def test_a_page_of_the_map(
     draw(page, stage, [(1, 1), (half + 1, 1), (half + 1, size[1] - 1), (1, size[1] - 1)])
     inside = int((at[:, 0] < half).sum())
     near = int((np.abs(at[:, 0] - half) < 2).sum())
-    told = page.locator(".vl-map-chosen [role=status]")
-    expect(told).to_contain_text(re.compile("^[1-9]"))  # drawn in the next frame
-    assert abs(int(told.inner_text().split()[0]) - inside) <= near
+    status = page.locator(".vl-map-chosen [role=status]")
+    expect(status).to_contain_text(re.compile("^[1-9]"))  # drawn in the next frame
+    assert abs(int(status.inner_text().split()[0]) - inside) <= near
 
 
 def test_a_drag_on_the_map_ends_when_the_button_is_let_go_outside(
@@ -281,7 +281,7 @@ def test_a_proposal_says_which_score_it_has(
 
 
 @pytest.mark.parametrize(
-    "wish",
+    "options",
     [
         {"sort": "trust", "descending": True},
         {"sort": "position", "descending": False, "at_least": {"frequency": 0.03}},
@@ -289,18 +289,18 @@ def test_a_proposal_says_which_score_it_has(
         {"sort": "frequency", "descending": True, "query": "4"},
         {"sort": "curvature", "descending": False, "query": "strip"},
     ],
-    ids=lambda wish: "-".join(map(str, wish.values())),
+    ids=lambda options: "-".join(map(str, options.values())),
 )
 @pytest.mark.parametrize("image", [False, True])
 def test_python_and_the_view_list_the_same(
     static_page: Callable[[Path], Page],
     lens: vitlens.Lens,
     tmp_path: Path,
-    wish: dict[str, object],
+    options: dict[str, object],
     image: bool,
 ) -> None:
     picture = tiny_picture() if image else None
-    browser = FeatureBrowser(lens, picture, layer=1, active_only=False, **wish)  # type: ignore[arg-type]
+    browser = FeatureBrowser(lens, picture, layer=1, active_only=False, **options)  # type: ignore[arg-type]
     texts = ["stripes" if f % 7 == 0 else "" for f in range(60)]
     browser.browser = {**browser.browser, "texts": texts}
     table = from_bytes(browser.browser_table, shape=(len(browser.browser["columns"]), -1))

@@ -208,10 +208,10 @@ def test_a_live_ablation(host: Host) -> None:
     page.keyboard.press("Enter")
     host.wait(f"diagram.ablations == (({layer}, {feature}, 1.5),) and len(diagram.history) == 2")
     expect(panel.locator("summary")).to_have_text("History (2)")
-    told = host.ask("[c for c, p in zip(diagram.outcome['classes'], range(9))]")
-    assert isinstance(told, list)
+    expected = host.ask("[c for c, p in zip(diagram.outcome['classes'], range(9))]")
+    assert isinstance(expected, list)
     rows = panel.locator(".vl-bars-table tbody th").all_inner_texts()
-    assert sorted(rows) == sorted(told)
+    assert sorted(rows) == sorted(expected)
     panel.get_by_role("button", name="Reset").click()
     expect(panel.locator(".vl-bars")).to_be_hidden()
     panel.locator("summary").click()
@@ -221,7 +221,7 @@ def test_a_live_ablation(host: Host) -> None:
     expect(panel.locator(".vl-ablation-name")).to_have_text("0/error")
 
 
-def test_an_error_in_python_is_told_in_words(lab: Host) -> None:
+def test_an_error_in_python_is_reported_in_words(lab: Host) -> None:
     known = attribution()
     page = lab.drive(CELLS)
     lab.run(

@@ -169,7 +169,7 @@ def test_a_silent_feature_shows_no_blanks(
 
 
 class _Both(DiagramPart, CardPart, bundle="card"):
-    """A card beside a diagram, as in the Explorer."""
+    """A card next to a diagram, as in the Explorer."""
 
 
 def test_without_a_kernel_a_card_says_what_the_diagram_knows(
@@ -228,13 +228,13 @@ ORDERS = [
 ]
 
 
-@pytest.mark.parametrize("wish", ORDERS, ids=lambda wish: "-".join(map(str, wish.values())))
+@pytest.mark.parametrize("order", ORDERS, ids=lambda order: "-".join(map(str, order.values())))
 def test_python_and_the_view_list_the_same(
-    static_page: Callable[[Path], Page], tmp_path: Path, wish: dict[str, object]
+    static_page: Callable[[Path], Page], tmp_path: Path, order: dict[str, object]
 ) -> None:
     found = scene()
     labels = {(1, 7): "Été", (1, 40): "zebra", (1, 3): "étoile", (1, 30): "Zebra", (0, 2): "no"}
-    browser = FeatureBrowser(found.lens, found, layer=1, labels=labels, **wish)  # type: ignore[arg-type]
+    browser = FeatureBrowser(found.lens, found, layer=1, labels=labels, **order)  # type: ignore[arg-type]
     browser.to_html(tmp_path / "browser.html")
     page = static_page(tmp_path / "browser.html")
     page.set_viewport_size({"width": 700, "height": 3000})

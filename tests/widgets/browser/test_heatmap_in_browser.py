@@ -135,7 +135,7 @@ other
     expect(page.locator(".vl-title").first).to_have_text("Layer 2, feature 7")
 
 
-def test_an_error_in_python_is_told_in_words(lab: Host) -> None:
+def test_an_error_in_python_is_reported_in_words(lab: Host) -> None:
     page = lab.drive(CELLS)
     page.locator(".vl-heat-image").wait_for()
     lab.run("heatmap._scenes = heatmap._scenes * 0; heatmap._answer_features_at = lambda *_: 1 / 0")

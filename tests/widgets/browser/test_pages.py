@@ -202,7 +202,7 @@ def test_long_names_and_shares_stay_in_their_places(static_page: Show, tmp_path:
     page = static_page(tmp_path / "page.html")
     page.locator(".vl-node-target").wait_for()
     assert page.evaluate(OUTSIDE, [".vl-node-target .vl-node-name", ".vl-node-target"]) == []
-    # A share with a sign beside the longest name: one line, whatever it is.
+    # A share with a sign next to the longest name: one line, whatever it is.
     share = page.locator(".vl-node:not(.vl-node-target) .vl-node-share").first
     high = "x => x.parentElement.getBoundingClientRect().height"
     before = share.evaluate(high)
