@@ -101,6 +101,18 @@ def jupyter_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[hosts.S
         yield server
 
 
+def used(host: hosts.Host) -> Iterator[hosts.Host]:
+    """A host for one test, whose page must have no complaints when the test ends.
+
+    They are read before the host closes: it closes widgets under views that still exist.
+    """
+    yield host
+    found = hosts.complaints(host.page)
+    host.close()
+    hosts.forget(host.page)
+    assert found == []
+
+
 @pytest.fixture(scope="session")
 def lab_page(context: BrowserContext) -> Iterator[Page]:
     with hosts.new_page(context) as page:
@@ -109,19 +121,12 @@ def lab_page(context: BrowserContext) -> Iterator[Page]:
 
 @pytest.fixture
 def lab(lab_page: Page, jupyter_server: hosts.Server) -> Iterator[hosts.Host]:
-    host = hosts.Jupyter(lab_page, jupyter_server, "lab")
-    yield host
-    host.close()
-    found = hosts.complaints(lab_page)
-    hosts.forget(lab_page)
-    assert found == []
+    yield from used(hosts.Jupyter(lab_page, jupyter_server, "lab"))
 
 
 @pytest.fixture
 def notebook7(page: Page, jupyter_server: hosts.Server) -> Iterator[hosts.Host]:
-    host = hosts.Jupyter(page, jupyter_server, "notebook7")
-    yield host
-    host.close()
+    yield from used(hosts.Jupyter(page, jupyter_server, "notebook7"))
 
 
 @pytest.fixture(scope="session")
@@ -132,9 +137,7 @@ def marimo_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[hosts.Se
 
 @pytest.fixture
 def marimo(page: Page, marimo_server: hosts.Server) -> Iterator[hosts.Host]:
-    host = hosts.Marimo(page, marimo_server, "marimo")
-    yield host
-    host.close()
+    yield from used(hosts.Marimo(page, marimo_server, "marimo"))
 
 
 @pytest.fixture

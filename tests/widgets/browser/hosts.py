@@ -93,6 +93,7 @@ def complaints(page: Page) -> list[str]:
 
 def forget(page: Page) -> None:
     """Make a page that another test used as good as new."""
+    page.wait_for_timeout(300)  # views send some changes with a delay, the last ones to nobody
     page.outside.clear()  # type: ignore[attr-defined]
     page.logs.clear()  # type: ignore[attr-defined]
     page.set_default_timeout(PATIENCE)
@@ -258,6 +259,10 @@ class Host:
 
     def dark(self) -> None:
         """Change to the dark theme."""
+        raise NotImplementedError
+
+    def close(self) -> None:
+        """Remove what the test left."""
         raise NotImplementedError
 
     def wait(self, expression: str, *, seconds: float = 20) -> None:
