@@ -16,7 +16,7 @@ PATHS = sorted(NOTEBOOKS.glob("*.ipynb"))
 #: What a notebook must have found out, by its name.
 SAYS = {
     "01-ten-minutes.ipynb": "predicted: mammal",
-    "02-the-atlas.ipynb": "Share of live features of each kind",
+    "02-the-atlas.ipynb": "Share of live features per kind",
     "03-change-and-debias.ipynb": "as in the table: True",
 }
 #: How long a student on two cores should wait for one, in seconds.

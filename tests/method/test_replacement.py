@@ -278,5 +278,5 @@ def test_keep_names_features_by_site_or_by_layer() -> None:
     assert [mask.nonzero().squeeze(1).tolist() for mask in by_site] == [[0, 3], [], [0, 1]]
     with pytest.raises(FeatureError, match="no SAE at 1"):
         keep_masks(model, {1: [0]})
-    with pytest.raises(FeatureError, match="features of layer 3, too"):
+    with pytest.raises(FeatureError, match="must also list the features of layer 3"):
         keep_masks(model, {0: [0], 2: [1]})

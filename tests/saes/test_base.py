@@ -208,7 +208,7 @@ def test_an_unknown_normalization_is_refused():
 
 
 def test_tokens_of_another_width_are_refused(sae):
-    with pytest.raises(CheckpointError, match=f"width {D}, the tokens have width {D + 1}"):
+    with pytest.raises(CheckpointError, match=f"width {D}, but the tokens have width {D + 1}"):
         sae.encode(tokens(2, D + 1))
 
 

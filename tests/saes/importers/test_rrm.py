@@ -146,7 +146,7 @@ def change(**changes):
         (change(W_enc=None), "expected 'model_state_dict'"),
         (change(W_enc=torch.zeros(3, 4)), r"Expected W_enc \[D, F\]"),
         (change(b_dec=torch.full((WIDTH,), torch.inf)), "not finite"),
-        (change(**weights(1)), r"has 8 features at width 8; its folder says R0\.5"),
+        (change(**weights(1)), r"has 8 features at width 8, but its folder says R0\.5"),
         (change(**weights(0.5, width=6)), "different widths"),
     ],
 )
