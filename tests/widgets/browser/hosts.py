@@ -365,9 +365,11 @@ class Jupyter(Host):
             self.page.wait_for_selector("body[data-jp-theme-light=true]", state="attached")
         self.darkened = False
         server = self.server
-        self.page.evaluate(_CLOSE)  # first the views, as when a person closes a notebook
+        self.page.mouse.move(0, 0)
+        self.page.wait_for_timeout(400)  # views send what is hovered with a delay
         if server.kernel and not self.discard_kernel:
-            self.page.evaluate(_EXECUTE_IN, [server.kernel, _EMPTY])
+            self.run(_EMPTY)
+        self.page.evaluate(_CLOSE)
         kept = "" if self.discard_kernel else server.kernel
         for kernel in server.request("GET", "kernels"):
             if kernel["id"] != kept:
@@ -380,12 +382,6 @@ class Jupyter(Host):
         return str(text)
 
 
-_EXECUTE_IN = """async ([id, code]) => {
-  const kernels = window.jupyterapp.serviceManager.kernels;
-  const kernel = kernels.connectTo({ model: { id, name: "python3" } });
-  await kernel.requestExecute({ code, silent: true, store_history: false }).done;
-  kernel.dispose();
-}"""
 #: Closes all widgets of a kernel and deletes the names of its notebook.
 _EMPTY = """
 import ipywidgets
