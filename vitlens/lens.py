@@ -590,7 +590,7 @@ class Lens:
             self.baselines,
             at_most=at_most,
         )
-        return replace(graph, settings={**graph.settings, **_engines(columns)})
+        return replace(graph, settings={**graph.settings, **_engines(columns, engine)})
 
     @overload
     def circuit(
@@ -675,7 +675,9 @@ class Lens:
             columns = EdgeColumns(self.replacement, trace, nodes, progress=progress)
             scores = Scores.of_all(nodes.nodes, nodes.tokens, columns)
             circuit = prune_scores(self._explanation(image, trace, nodes), scores, rules)
-            circuits.append(replace(circuit, settings={**circuit.settings, **_engines(columns)}))
+            circuits.append(
+                replace(circuit, settings={**circuit.settings, **_engines(columns, engine)})
+            )
         return circuits[0] if _is_single(images) else circuits
 
     @isolated
@@ -1226,10 +1228,10 @@ def _verb(name: str) -> Callable[..., Any]:
     return getattr(import_module(_VERBS_ABOVE[name]), name)
 
 
-def _engines(columns: EdgeColumns) -> dict[str, Any]:
-    """The engines that computed the pairs of sites, where it was not one for all."""
+def _engines(columns: EdgeColumns, requested: Engine) -> dict[str, Any]:
+    """The engines that computed the pairs of sites, where one is not the requested engine."""
     engines = [columns.engines[position] for position in sorted(columns.engines)]
-    return {"engines": engines} if len(set(engines)) > 1 else {}
+    return {"engines": engines} if set(engines) - {requested} else {}
 
 
 def _is_single(images: Any) -> bool:

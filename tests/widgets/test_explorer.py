@@ -17,7 +17,7 @@ import traitlets
 from PIL import Image
 
 import vitlens
-from tests.builders import CLASSES, tiny_lens
+from tests.builders import CLASSES, lens_with, tiny_lens
 from vitlens.circuits import faithfulness
 from vitlens.errors import ImageError, TargetError, VitlensError
 from vitlens.lens import About, Sample
@@ -453,3 +453,33 @@ def test_opening_on_everyday_sends_less_than_three_megabytes() -> None:
     what = f"the Explorer on everyday sends {total / 1e6:.2f} MB, most of it {largest}"
     print(what)  # noqa: T201
     assert total < 3e6
+
+
+def test_layers_are_block_numbers_for_saes_of_any_kind_after_some_blocks() -> None:
+    lens = lens_with(("jumprelu", "budget"), layers=(0, 2))
+    explorer = lens.explore(picture(1))
+    assert explorer.layers == (0, 2)
+    assert explorer.graph_info["layers"] == explorer.browser["layers"] == [0, 2]
+    assert [layer["kind"] for layer in explorer.health["layers"]] == ["jumprelu", "topk"]
+    assert explorer.selected is not None
+    assert explorer.selected[0] == explorer.layer == 2
+    last = explorer.scene.most_important(2)
+    assert {end[0] for end in explorer.card["edges_in"]} == {0}
+    assert explorer.card["edges_out"][0][:2] == [3, -2]
+    explorer.selected = first = explorer.scene.most_important(0)
+    assert explorer.layer == 0
+    assert explorer.card["is_first"]
+    assert {end[0] for end in explorer.card["edges_out"]} == {2}
+    found = explorer.features_at(4)
+    assert found["layers"] == [0, 2]
+    assert found["counts"][1] == int((explorer.scene.trace.features[1][4] > 0).sum())
+    explorer.ablations = [(*first, None), (*last, 1.0), (2, -1, None)]
+    changes = vitlens.Ablate(first) + vitlens.Clamp(last, 1.0)
+    expected = lens.run_with(picture(1), changes, error_nodes=["clean", "baseline"]).after
+    indices = explorer.outcome["indices"]
+    assert explorer.outcome["after"]["logits"] == pytest.approx(
+        expected[indices].tolist(), abs=1e-5
+    )
+    for name, value in (("selected", (1, 0)), ("layer", 1), ("map_layers", [1])):
+        with pytest.raises(traitlets.TraitError):
+            setattr(explorer, name, value)

@@ -93,6 +93,7 @@ def complaints(page: Page) -> list[str]:
 
 def forget(page: Page) -> None:
     """Make a page that another test used as good as new."""
+    page.wait_for_timeout(300)  # views send some changes with a delay, the last ones to nobody
     page.outside.clear()  # type: ignore[attr-defined]
     page.logs.clear()  # type: ignore[attr-defined]
     page.set_default_timeout(PATIENCE)
@@ -260,6 +261,10 @@ class Host:
         """Change to the dark theme."""
         raise NotImplementedError
 
+    def close(self) -> None:
+        """Remove what the test left."""
+        raise NotImplementedError
+
     def wait(self, expression: str, *, seconds: float = 20) -> None:
         """Wait until an expression is true in the kernel."""
         end = time.monotonic() + seconds
@@ -360,6 +365,8 @@ class Jupyter(Host):
             self.page.wait_for_selector("body[data-jp-theme-light=true]", state="attached")
         self.darkened = False
         server = self.server
+        self.page.mouse.move(0, 0)
+        self.page.wait_for_timeout(400)  # views send what is hovered with a delay
         if server.kernel and not self.discard_kernel:
             self.run(_EMPTY)
         self.page.evaluate(_CLOSE)

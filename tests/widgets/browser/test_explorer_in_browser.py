@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import TypeVar
 import pytest
 from playwright.sync_api import Locator, Page, expect
 
+from tests.builders import lens_with
 from tests.widgets.browser.hosts import Host, Jupyter
 from tests.widgets.test_explorer import lens_with_samples, picture
 from vitlens.widgets import Explorer
@@ -258,3 +260,27 @@ def test_saved_page(static_page: Callable[[Path], Page], tmp_path: Path, twin: E
     expect(page.locator(".vl-explorer")).to_have_attribute("data-layout", "stacked")
     assert page.evaluate("document.documentElement.scrollWidth") <= 600
     expect(page.locator(".vl-node").first).to_be_visible()
+
+
+def test_a_page_of_a_lens_with_saes_after_some_blocks(
+    static_page: Callable[[Path], Page], tmp_path: Path
+) -> None:
+    lens = lens_with("jumprelu", layers=(0, 2))
+    explorer = apart(lambda: lens.explore(picture(1), at_most=12, nodes_per_layer=3))
+    explorer.to_html(tmp_path / "explorer.html")
+    page = static_page(tmp_path / "explorer.html")
+    expect(page.locator(".vl-layer-head")).to_have_text(["layer 0", "layer 2", "target"])
+    expect(page.get_by_role("combobox", name="layer").locator("option")).to_have_text(["0", "2"])
+    one = next(n.key for n in explorer.circuit.nodes if n.layer == 2 and n.feature >= 0)
+    node(page, explorer, one).hover()
+    expect(heat_title(page)).to_have_text(f"Layer 2, feature {one[1]}")
+    node(page, explorer, one).click()
+    expect(page.locator(".vl-card-id")).to_have_text(f"2/{one[1]}")
+    ends = page.locator(".vl-card ul[aria-label=in] .vl-card-link").all()
+    assert {str(end.get_attribute("data-node")).split("/")[0] for end in ends} == {"0"}
+    node(page, explorer, one).focus()
+    page.keyboard.press("ArrowLeft")
+    page.keyboard.press("Enter")
+    expect(page.locator(".vl-card-id")).to_have_text(re.compile("^0/"))
+    page.locator(".vl-heat-stage").click(position={"x": 100, "y": 60})
+    expect(page.locator(".vl-heat-layer-name")).to_have_text(["Layer 0", "Layer 2"])
