@@ -31,7 +31,9 @@ LAYOUT = """async (data) => {
   data.blocks = data.counts.map((_, l) => data.counts.slice(0, l).reduce(
     (sum, n, i) => sum + n * data.counts[i + 1], 0));
   data.weights = Float32Array.from(data.weights);
-  data.layers = data.counts.flatMap((n, layer) => Array(n).fill(layer));
+  data.columns = data.counts.flatMap((n, column) => Array(n).fill(column));
+  data.layers = data.columns;
+  data.layerNumbers = data.counts.map((_, layer) => layer);
   data.shares = data.importances;
   const times = [];
   for (let turn = 0; turn < 7; turn++) {
