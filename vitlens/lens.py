@@ -955,6 +955,7 @@ class Lens:
         *,
         n: int | None = None,
         paths: Sequence[Link] | None = None,
+        supernodes: bool = False,
         target: TargetLike = None,
         error_nodes: ErrorNodes | None = None,
         active: Active = "clean",
@@ -980,6 +981,10 @@ class Lens:
             Paths to check instead of the circuit's edges. Each path has two or more nodes (layer,
             feature) at successive sites. At every site of a path, only the path's feature changes.
             Paths have no control.
+        supernodes
+            Whether to check the edges between the circuit's groups (`Circuit.supernodes`): all
+            edges of their members are cut together, and their sum is the prediction. They have no
+            control.
         target
             Only for a circuit whose target was a function: this function.
         error_nodes
@@ -1020,6 +1025,7 @@ class Lens:
             circuit,
             n=n,
             paths=paths,
+            supernodes=supernodes,
             error_nodes=error_nodes,
             active=active,
             control=control,

@@ -17,14 +17,12 @@ circuit carries.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
-from scipy.cluster.hierarchy import fcluster, linkage
-from scipy.spatial.distance import squareform
 from torch import Tensor
 
 from vitlens.circuits.circuit import ERROR, Circuit, check_annotations, location, node_name
@@ -94,6 +92,9 @@ def cluster(
     FeatureError
         When `at_most` is not a whole number of at least 1.
     """
+    from scipy.cluster.hierarchy import fcluster, linkage
+    from scipy.spatial.distance import squareform
+
     check_count("at_most", at_most)
     n = len(similarities)
     if n < 2:
@@ -252,3 +253,76 @@ def check_groups(
                     "alone; leave it out."
                 )
     return checked
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """How far the groups of two circuits agree in one layer.
+
+    Attributes
+    ----------
+    layer
+        The layer.
+    n_features
+        How many features both circuits keep and group; only these are compared.
+    kept
+        Their share of the features that either keeps.
+    index
+        Adjusted Rand index: 1 for the same groups, 0 on average for groups by chance. NaN where
+        there is nothing to agree on: both circuits have all these features in one group, or each
+        in its own.
+    chance
+        Mean index when the features change places among one circuit's groups at random.
+    """
+
+    layer: int
+    n_features: int
+    kept: float
+    index: float
+    chance: float
+
+
+def agreement(
+    first: Circuit, second: Circuit, *, n_permutations: int = 100, seed: int = 0
+) -> tuple[Agreement, ...]:
+    """Compare the groups of two circuits, layer by layer, on the features that both keep.
+
+    Parameters
+    ----------
+    first, second
+        Circuits of one model, with groups; for instance of an image and of a crop of it.
+    n_permutations, seed
+        Random permutations behind the chance level.
+
+    Raises
+    ------
+    FeatureError
+        When the circuits are of different models or have different layers.
+
+    Notes
+    -----
+    Hubert and Arabie, "Comparing partitions", Journal of Classification, 1985.
+    """
+    from sklearn.metrics import adjusted_rand_score
+
+    first.compare(second)  # raises where feature numbers mean different things
+    generator = np.random.default_rng(seed)
+    names = [
+        {key: name for name, keys in c.groups.items() for key in keys} for c in (first, second)
+    ]
+    found = []
+    for layer in first.layers:
+        mine, theirs = ({key for key in name_of if key[0] == layer} for name_of in names)
+        both = sorted(mine & theirs)
+        labels = [[name_of[key] for key in both] for name_of in names]
+        index = chance = float("nan")
+        if any(1 < len(set(each)) < len(both) for each in labels):
+            index = float(adjusted_rand_score(*labels))
+            drawn = [
+                adjusted_rand_score(labels[0], generator.permutation(labels[1]))
+                for _ in range(n_permutations)
+            ]
+            chance = float(np.mean(drawn))
+        kept = len(both) / max(1, len(mine | theirs))
+        found.append(Agreement(layer, len(both), kept, index, chance))
+    return tuple(found)

@@ -346,9 +346,7 @@ def _draw_node(
     page.image(heat_on_image(image, patches, size=size), x, y, width, height)
     is_error, is_pinned = node.feature == ERROR, node.key in circuit.pinned
     if members > 1:
-        page.frame(
-            x - _RIM, y - _RIM, width + 2 * _RIM, height + 2 * _RIM, colour=page.theme.quiet
-        )
+        page.frame(x - _RIM, y - _RIM, width + 2 * _RIM, height + 2 * _RIM, colour=page.theme.quiet)
         page.text(x + width - 0.05, y + 0.1, f"×{members}", size=9, align="right", backed=True)
     page.frame(
         x, y, width, height,
