@@ -9,7 +9,7 @@ from tests.builders import tiny_image, tiny_lens
 @pytest.fixture(scope="module")
 def results():
     lens, image = tiny_lens(), tiny_image()
-    circuit = lens.circuit(image)
+    circuit = lens.circuit(image, select="walk")
     return [
         lens.vision,
         lens.baselines,

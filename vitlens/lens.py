@@ -21,10 +21,11 @@ from vitlens.circuits.circuit import Circuit, Explanation
 from vitlens.circuits.curves import Curves
 from vitlens.circuits.faithfulness import DEFAULT_Q, Method, faithfulness
 from vitlens.circuits.graph import AttributionGraph, Scores, attribution_graph, prune_scores
-from vitlens.circuits.prune import Rules, check_count
+from vitlens.circuits.prune import DEFAULT_FLOOR, Rules, Select, check_count
+from vitlens.circuits.selection import select_features
 from vitlens.circuits.supernodes import AT_MOST, check_groups, group_features, with_groups
 from vitlens.circuits.verify import Link, Verification, verify_circuit
-from vitlens.errors import FeatureError, ImageError, ModelError, TargetError
+from vitlens.errors import FeatureError, ImageError, ModelError, TargetError, check_choice
 from vitlens.images import ImageLike, Transform, as_images, to_tensor
 from vitlens.interventions.hooks import intervening, isolated, isolated_model, outer_plan
 from vitlens.interventions.kinds import InterventionsLike, ProjectTo, interventions
@@ -43,6 +44,7 @@ from vitlens.method.importance import (
 )
 from vitlens.method.libragrad import Gradient
 from vitlens.method.logit_lens import logit_lens
+from vitlens.method.path_importance import path_importances
 from vitlens.method.replacement import (
     Active,
     Baselines,
@@ -550,6 +552,46 @@ class Lens:
         return nodes[0] if _is_single(images) else nodes
 
     @isolated
+    def path_importances(
+        self,
+        image: ImageLike,
+        *,
+        target: TargetLike = None,
+        steps: int = 8,
+        error_nodes: ErrorNodes = "clean",
+    ) -> tuple[Float[Tensor, " F"], ...]:
+        """Path-integrated importance of every feature: a tensor [F_i] per site.
+
+        It answers for the model on the way from the empty model, with all features at their
+        baselines, to the full one; see `vitlens.method.path_importance`.
+
+        Parameters
+        ----------
+        image
+            One image.
+        target
+            See `importances`.
+        steps
+            Steps on the path.
+        error_nodes
+            Values of the error nodes.
+
+        Raises
+        ------
+        FeatureError
+            If `steps` is below 1.
+        OptionError
+            If `error_nodes` is unknown.
+        TargetError
+            As for `importances`.
+        """
+        trace = self._trace_of_one(image)
+        wanted = resolve_target(target, trace.logits, self.class_names)
+        return path_importances(
+            self.replacement, trace, wanted, steps=steps, error_nodes=error_nodes
+        )
+
+    @isolated
     def attribute(
         self,
         image: ImageLike,
@@ -599,11 +641,15 @@ class Lens:
         images: list[Any] | tuple[Any, ...],
         *,
         target: Targets = None,
+        select: Select = "eliminate",
         nodes_per_layer: int | None = None,
         share: float | None = None,
         threshold: float | None = None,
+        nodes: int | None = None,
+        floor: int = DEFAULT_FLOOR,
         node_share: float = 0.0,
         edge_share: float = 0.0,
+        error_nodes: ErrorNodes = "clean",
         gradient: Gradient = "libragrad",
         error_gradients: ErrorGradients = "leaf",
         engine: Engine = "closed_form",
@@ -616,11 +662,15 @@ class Lens:
         images: ImageLike,
         *,
         target: Targets = None,
+        select: Select = "eliminate",
         nodes_per_layer: int | None = None,
         share: float | None = None,
         threshold: float | None = None,
+        nodes: int | None = None,
+        floor: int = DEFAULT_FLOOR,
         node_share: float = 0.0,
         edge_share: float = 0.0,
+        error_nodes: ErrorNodes = "clean",
         gradient: Gradient = "libragrad",
         error_gradients: ErrorGradients = "leaf",
         engine: Engine = "closed_form",
@@ -633,19 +683,23 @@ class Lens:
         images: Images,
         *,
         target: Targets = None,
+        select: Select = "eliminate",
         nodes_per_layer: int | None = None,
         share: float | None = None,
         threshold: float | None = None,
+        nodes: int | None = None,
+        floor: int = DEFAULT_FLOOR,
         node_share: float = 0.0,
         edge_share: float = 0.0,
+        error_nodes: ErrorNodes = "clean",
         gradient: Gradient = "libragrad",
         error_gradients: ErrorGradients = "leaf",
         engine: Engine = "closed_form",
         progress: Progress = False,
     ) -> Circuit | list[Circuit]:
-        """The pruned circuit behind a prediction; for several images a list of circuits.
+        """The circuit behind a prediction; for several images a list of circuits.
 
-        Only the edges that the pruning asks for are computed.
+        Only the edges that the circuit needs are computed.
 
         Parameters
         ----------
@@ -653,10 +707,22 @@ class Lens:
             One image or several.
         target, gradient, error_gradients, engine, progress
             See `importances`.
+        select
+            How nodes are selected. "eliminate": repeated elimination of the features with the
+            smallest path-integrated importance, for circuits that carry the answer with few nodes;
+            some 24 forward and backward passes of the model. "path": path-integrated importance
+            once, 8 passes. "walk": the paper's walk back over edges. See
+            `vitlens.circuits.selection`.
         nodes_per_layer, share, threshold
-            Number of nodes to keep in every layer: a count, a share of the layer's nodes, or the
-            smallest set that reaches this part of the positive importance. At most one of them;
-            by default 8 nodes per layer.
+            Number of nodes to keep in every layer: a count, a share of the layer's nodes, or, for
+            "walk", the smallest set that reaches this part of the positive importance. At most one
+            of them; by default 8 nodes per layer. A layer's error node counts.
+        nodes, floor
+            For "path" and "eliminate": one number of nodes for all layers together, and the least
+            number per layer.
+        error_nodes
+            Values of the error nodes in the runs behind "path" and "eliminate". With "clean" (or
+            "free") every layer's error node is a node of the circuit.
         node_share
             Leave out kept nodes with a smaller share of their layer's positive importance; one
             per layer always stays.
@@ -666,16 +732,32 @@ class Lens:
         Raises
         ------
         FeatureError
-            If more than one rule is given, or one is out of range.
+            If more than one rule is given, one is out of range, or the budget is below the floor.
+        OptionError
+            If a setting is unknown.
         """
-        rules = Rules(nodes_per_layer, share, threshold, node_share, edge_share)
+        rules = Rules(
+            nodes_per_layer, share, threshold, node_share, edge_share, select, nodes, floor
+        )
+        check_choice("error_nodes", error_nodes, get_args(ErrorNodes))
         given = _listed(images)
         circuits = []
         for image, wanted in zip(given, _per_image(target, len(given)), strict=True):
-            trace, nodes = self._nodes(image, wanted, gradient, error_gradients, engine)
-            columns = EdgeColumns(self.replacement, trace, nodes, progress=progress)
-            scores = Scores.of_all(nodes.nodes, nodes.tokens, columns)
-            circuit = prune_scores(self._explanation(image, trace, nodes), scores, rules)
+            trace, nodes_found = self._nodes(image, wanted, gradient, error_gradients, engine)
+            selected = None
+            if select != "walk":
+                selected = select_features(
+                    self.replacement,
+                    trace,
+                    resolve_target(wanted, trace.logits, self.class_names),
+                    rules,
+                    error_nodes=error_nodes,
+                    progress=progress,
+                )
+            columns = EdgeColumns(self.replacement, trace, nodes_found, progress=progress)
+            scores = Scores.of_all(nodes_found.nodes, nodes_found.tokens, columns)
+            explanation = self._explanation(image, trace, nodes_found)
+            circuit = prune_scores(explanation, scores, rules, selected=selected)
             circuits.append(
                 replace(circuit, settings={**circuit.settings, **_engines(columns, engine)})
             )

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import tempfile
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import torch
 from playwright.sync_api import Browser, Page, Route, sync_playwright
@@ -20,17 +21,19 @@ from vitlens.widgets import CircuitDiagram
 
 LAYERS, NODES, MOST, EDGES = 10, 30, 40, 3000
 FRAMES = 300
-SOURCES = Path(__file__).parents[2] / "vitlens" / "widgets" / "js" / "src" / "diagram"
+SOURCES = Path(__file__).parents[2] / "vitlens" / "widgets" / "js" / "src"
 
 LAYOUT = """async (data) => {
-  const { globalOrder, tidy } = await import("http://sources.test/order.js");
-  const { prune } = await import("http://sources.test/prune.js");
-  const { buildScene } = await import("http://sources.test/scene.js");
+  const { globalOrder, tidy } = await import("http://sources.test/diagram/order.js");
+  const { prune } = await import("http://sources.test/diagram/prune.js");
+  const { buildScene } = await import("http://sources.test/diagram/scene.js");
   data.offsets = data.counts.reduce((all, n) => [...all, all[all.length - 1] + n], [0]);
   data.blocks = data.counts.map((_, l) => data.counts.slice(0, l).reduce(
     (sum, n, i) => sum + n * data.counts[i + 1], 0));
   data.weights = Float32Array.from(data.weights);
-  data.layers = data.counts.flatMap((n, layer) => Array(n).fill(layer));
+  data.columns = data.counts.flatMap((n, column) => Array(n).fill(column));
+  data.layers = data.columns;
+  data.layerNumbers = data.counts.map((_, layer) => layer);
   data.shares = data.importances;
   const times = [];
   for (let turn = 0; turn < 7; turn++) {
@@ -158,9 +161,9 @@ def main_thread(trace: bytes) -> list[float]:
 
 def source(route: Route) -> None:
     """Answer a request for one of our modules from the disk."""
-    name = route.request.url.rsplit("/", 1)[1]
+    path = urlsplit(route.request.url).path
     route.fulfill(
-        body=(SOURCES / name).read_text("utf-8"),
+        body=(SOURCES / path.lstrip("/")).read_text("utf-8"),
         content_type="text/javascript",
         headers={"Access-Control-Allow-Origin": "*"},
     )

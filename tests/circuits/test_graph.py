@@ -43,7 +43,7 @@ def test_a_graph_within_reach_gives_the_circuits_of_the_lens(seed: int) -> None:
     at_most = (12, 16, 64, 24)[seed]
     graph = lens.attribute(image, at_most=at_most)
     for rule in rules(seed, at_most):
-        assert_alike(graph.prune(**rule), lens.circuit(image, **rule))
+        assert_alike(graph.prune(**rule), lens.circuit(image, **rule, select="walk"))
 
 
 @pytest.mark.parametrize(("gradient", "errors"), [("plain", "leaf"), ("libragrad", "through")])
@@ -51,7 +51,7 @@ def test_a_graph_has_the_settings_of_the_lens(gradient: str, errors: str) -> Non
     lens, image = tiny_lens(5), tiny_image(5)
     settings = {"target": "fruit", "gradient": gradient, "error_gradients": errors, "engine": "jvp"}
     graph = lens.attribute(image, at_most=6, **settings)
-    expected = lens.circuit(image, nodes_per_layer=5, edge_share=0.01, **settings)
+    expected = lens.circuit(image, nodes_per_layer=5, edge_share=0.01, **settings, select="walk")
     assert_alike(graph.prune(5, edge_share=0.01), expected)
 
 
@@ -94,8 +94,8 @@ def test_the_whole_graph_gives_every_circuit_of_the_lens(seed: int) -> None:
         {"threshold": 0.9, "node_share": 0.05, "edge_share": 0.02},
     ]
     for rule in rules:
-        assert_alike(graph.prune(**rule), lens.circuit(image, **rule))
-    assert_alike(graph.prune(), lens.circuit(image))
+        assert_alike(graph.prune(**rule), lens.circuit(image, **rule, select="walk"))
+    assert_alike(graph.prune(), lens.circuit(image, select="walk"))
 
 
 def test_a_graph_survives_a_file(tmp_path: Path) -> None:
@@ -103,7 +103,7 @@ def test_a_graph_survives_a_file(tmp_path: Path) -> None:
     for graph in (
         lens.attribute(image),
         lens.attribute(image, at_most=5),
-        AttributionGraph.from_circuit(lens.circuit(image, nodes_per_layer=5)),
+        AttributionGraph.from_circuit(lens.circuit(image, nodes_per_layer=5, select="walk")),
     ):
         graph.save(path)
         again = AttributionGraph.load(path)
@@ -205,10 +205,10 @@ def test_annotations_must_fit_the_circuit() -> None:
 @pytest.mark.parametrize("count", [1, 3, 5])
 def test_a_circuit_can_be_pruned_further(count: int) -> None:
     lens, image = tiny_lens(4), tiny_image(4)
-    made = lens.circuit(image, nodes_per_layer=5)
+    made = lens.circuit(image, nodes_per_layer=5, select="walk")
     again = AttributionGraph.from_circuit(made)
     assert again.at_most == 5
-    pruned, direct = again.prune(count), lens.circuit(image, nodes_per_layer=count)
+    pruned, direct = again.prune(count), lens.circuit(image, nodes_per_layer=count, select="walk")
     # The weakest of five walks may have other nodes than a walk with fewer, but not in general.
     assert {n.key for n in again.prune(5).nodes} == {n.key for n in made.nodes}
     assert len(pruned.nodes) == len(direct.nodes)
@@ -297,7 +297,7 @@ def test_every_sae_kind_at_some_layers(kind: str, tmp_path: Path) -> None:
             block = whole.edges[position][:, : len(ends)]
             torch.testing.assert_close(block, expected, rtol=1e-9, atol=1e-12)
     for rule in ({"nodes_per_layer": 2}, {"nodes_per_layer": 6, "edge_share": 0.01}):
-        made = lens.circuit(image, engine="jvp", **rule)
+        made = lens.circuit(image, engine="jvp", **rule, select="walk")
         for graph in (whole, within):
             pruned = replace(graph.prune(**rule), settings=made.settings)
             assert_alike(pruned, made)
@@ -306,7 +306,7 @@ def test_every_sae_kind_at_some_layers(kind: str, tmp_path: Path) -> None:
         assert {edge.source[0] for edge in made.edges} == {1, 3, 4}
         assert all(made.features(layer) for layer in made.layers)
     for share in (0.1, 1.0):
-        assert_alike(whole.prune(share=share), lens.circuit(image, share=share))
+        assert_alike(whole.prune(share=share), lens.circuit(image, share=share, select="walk"))
     made.save(tmp_path / "circuit.safetensors")
     assert Circuit.load(tmp_path / "circuit.safetensors") == made
     again = AttributionGraph.from_circuit(made).prune(6)
@@ -315,7 +315,7 @@ def test_every_sae_kind_at_some_layers(kind: str, tmp_path: Path) -> None:
 
 def test_a_circuit_of_one_layer_has_only_edges_to_the_target() -> None:
     lens, image = lens_with(layers=(2,)), tiny_image(3)
-    made = lens.circuit(image, nodes_per_layer=4)
+    made = lens.circuit(image, nodes_per_layer=4, select="walk")
     assert [edge.source for edge in made.edges] == [node.key for node in made.nodes]
     assert {edge.target for edge in made.edges} == {(3, TARGET)}
     assert_alike(lens.attribute(image).prune(4), made)
@@ -333,7 +333,7 @@ def test_only_the_columns_that_the_walk_needs_are_computed(monkeypatch: pytest.M
     monkeypatch.setattr(engines, "compute_edges", counted)
     for engine in ("closed_form", "jvp", "vjp"):
         asked.clear()
-        lens.circuit(image, nodes_per_layer=4, engine=engine)
+        lens.circuit(image, nodes_per_layer=4, engine=engine, select="walk")
         assert len(asked) == 2 and max(asked) <= 4
         asked.clear()
         graph = lens.attribute(image, at_most=4, engine=engine)

@@ -228,8 +228,12 @@ def test_nodes_within_reach_ask_for_each_layer_once():
 
 
 def test_rules_are_checked_and_default_to_eight_nodes_per_layer():
-    assert Rules().settings == {"nodes_per_layer": 8}
-    assert Rules(threshold=0.5, edge_share=0.1).settings == {"threshold": 0.5, "edge_share": 0.1}
+    assert Rules().settings == {"select": "walk", "nodes_per_layer": 8}
+    assert Rules(threshold=0.5, edge_share=0.1).settings == {
+        "select": "walk",
+        "threshold": 0.5,
+        "edge_share": 0.1,
+    }
     with pytest.raises(FeatureError, match="exactly one of nodes_per_layer, share and threshold"):
         Rules(nodes_per_layer=2, share=0.5)
     with pytest.raises(FeatureError, match="node_share must be"):

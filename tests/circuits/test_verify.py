@@ -92,7 +92,9 @@ def linear_lens() -> vitlens.Lens:
 @pytest.mark.parametrize("errors", ["leaf", "through"])
 def test_where_all_is_linear_predicted_is_measured(errors: Any) -> None:
     lens, x = linear_lens(), torch.randn(3, 2, 2, dtype=DOUBLE)
-    circuit = lens.circuit(x, target=1, share=1.0, engine="jvp", error_gradients=errors)
+    circuit = lens.circuit(
+        x, target=1, share=1.0, engine="jvp", error_gradients=errors, select="walk"
+    )
     checked = lens.verify(circuit, x, n=None)
     assert len(checked) == 2 * (FEATURES + 1) * FEATURES + FEATURES + 1
     torch.testing.assert_close(checked.measured, checked.predicted, rtol=0, atol=1e-10)
@@ -171,7 +173,7 @@ def cut_by_hooks(
 @pytest.mark.parametrize("errors", ["clean", "free", "baseline", "zero"])
 def test_against_a_loop_over_edges(errors: Any, active: Any) -> None:
     lens, x = tiny_lens(7, dtype=DOUBLE), tiny_image(7, DOUBLE)
-    circuit = lens.circuit(x, target=2, nodes_per_layer=4)
+    circuit = lens.circuit(x, target=2, nodes_per_layer=4, select="walk")
     assert any(edge.source[1] == ERROR for edge in circuit.edges)
     checked = lens.verify(circuit, x, error_nodes=errors, active=active, batch_size=5)
     expected = [cut_by_hooks(lens, x, edge, errors, active, 2) for edge in checked.edges]
@@ -189,7 +191,7 @@ def test_against_a_loop_over_edges(errors: Any, active: Any) -> None:
 @pytest.mark.parametrize("active", ["clean", "running"])
 def test_paths_against_hooks(active: Any) -> None:
     lens, x = tiny_lens(7, dtype=DOUBLE), tiny_image(7, DOUBLE)
-    circuit = lens.circuit(x, target=2, nodes_per_layer=3)
+    circuit = lens.circuit(x, target=2, nodes_per_layer=3, select="walk")
     kept = [[n.key for n in circuit.nodes if n.layer == layer] for layer in range(3)]
     features = [[key for key in keys if key[1] != ERROR] for keys in kept]
     paths = [(a, b, c) for a in kept[0] for b in features[1] for c in features[2]]
@@ -219,19 +221,19 @@ def test_paths_add_up_to_edges(gradient: Any) -> None:
 
 def test_where_all_is_linear_paths_are_exact() -> None:
     lens, x = linear_lens(), torch.randn(3, 2, 2, dtype=DOUBLE)
-    circuit = lens.circuit(x, target=1, share=1.0, engine="jvp")
+    circuit = lens.circuit(x, target=1, share=1.0, engine="jvp", select="walk")
     paths = [((0, a), (1, b), (2, c)) for a in (ERROR, 0, 3) for b in range(5) for c in (1, 4)]
     checked = lens.verify(circuit, x, paths=paths)
     torch.testing.assert_close(checked.measured, checked.predicted, rtol=0, atol=1e-10)
     assert checked.predicted.abs().max() > 1e-2
     with pytest.raises(FeatureError, match="not in this circuit"):
-        lens.verify(lens.circuit(x, nodes_per_layer=1, engine="jvp"), x, paths=paths)
+        lens.verify(lens.circuit(x, nodes_per_layer=1, engine="jvp", select="walk"), x, paths=paths)
 
 
 @pytest.mark.parametrize("gradient", ["libragrad", "plain"])
 def test_the_control(gradient: Any) -> None:
     lens, x = tiny_lens(7, dtype=DOUBLE), tiny_image(7, DOUBLE)
-    circuit = lens.circuit(x, nodes_per_layer=3, gradient=gradient, engine="jvp")
+    circuit = lens.circuit(x, nodes_per_layer=3, gradient=gradient, engine="jvp", select="walk")
     control = lens.verify(circuit, x).control
     assert control is not None
     found = lens.importances(x, gradient=gradient, engine="jvp")
@@ -251,7 +253,7 @@ def test_the_control(gradient: Any) -> None:
 
 def test_a_layer_can_run_out_of_random_edges() -> None:
     lens, x = linear_lens(), torch.randn(3, 2, 2, dtype=DOUBLE)
-    circuit = lens.circuit(x, share=1.0, engine="jvp")
+    circuit = lens.circuit(x, share=1.0, engine="jvp", select="walk")
     edges = [(edge.source, edge.target) for edge in circuit.edges]
     assert random_edges(lens.trace(x), edges) == ()
 
@@ -281,7 +283,7 @@ def test_an_edge_may_be_measured_twice() -> None:
 
 def test_some_edges_by_chance() -> None:
     lens, x = tiny_lens(7), tiny_image(7)
-    circuit = lens.circuit(x, nodes_per_layer=4)
+    circuit = lens.circuit(x, nodes_per_layer=4, select="walk")
     every = lens.verify(circuit, x, control=False)
     some = lens.verify(circuit, x, n=7, control=False)
     assert (len(some), some.n_given) == (7, len(circuit.edges))
@@ -319,7 +321,7 @@ def test_a_function_as_target() -> None:
     def margin(logits: torch.Tensor) -> torch.Tensor:
         return logits[1] - logits[2]
 
-    circuit = lens.circuit(x, target=margin, nodes_per_layer=2)
+    circuit = lens.circuit(x, target=margin, nodes_per_layer=2, select="walk")
     with pytest.raises(TargetError, match="Pass the target function again"):
         lens.verify(circuit, x)
     assert lens.verify(circuit, x, target=margin).target == "margin"
@@ -329,7 +331,7 @@ def test_a_function_as_target() -> None:
 
 def test_what_does_not_fit() -> None:
     lens, x = tiny_lens(7), tiny_image(7)
-    circuit = lens.circuit(x, nodes_per_layer=2)
+    circuit = lens.circuit(x, nodes_per_layer=2, select="walk")
     with pytest.raises(FeatureError, match="another model"):
         tiny_lens(8).verify(circuit, x)
     with pytest.raises(FeatureError, match="for another image"):
@@ -343,7 +345,7 @@ def test_what_does_not_fit() -> None:
     with pytest.raises(FeatureError, match="no path"):
         lens.verify(circuit, x, paths=[])
     with pytest.raises(FeatureError, match="no edges"):
-        lens.verify(lens.circuit(x, edge_share=1e9), x)
+        lens.verify(lens.circuit(x, edge_share=1e9, select="walk"), x)
     trace, target = lens.trace(x), resolve_target(0, lens.trace(x).logits)
     for wrong in (
         ((0, 1), (2, 1)),
@@ -371,13 +373,15 @@ def test_progress_can_end_it() -> None:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        lens.verify(lens.circuit(x, nodes_per_layer=4), x, batch_size=4, progress=tell)
+        lens.verify(
+            lens.circuit(x, nodes_per_layer=4, select="walk"), x, batch_size=4, progress=tell
+        )
     assert reported[0] == 0
 
 
 def test_figure(tmp_path: Path) -> None:
     lens, x = tiny_lens(7), tiny_image(7)
-    checked = lens.verify(lens.circuit(x, nodes_per_layer=4), x)
+    checked = lens.verify(lens.circuit(x, nodes_per_layer=4, select="walk"), x)
     figure = verification_figure(checked)
     assert len(figure.axes) == 3  # circuit, random edges, colour bar
     for axes, one in zip(figure.axes, (checked, checked.control), strict=False):
@@ -394,7 +398,7 @@ def test_figure(tmp_path: Path) -> None:
 def test_every_sae_kind_at_some_layers(kind: str, active: Any) -> None:
     lens = lens_with(kind, layers=(1, 3, 4), depth=6, seed=7, dtype=DOUBLE)
     x = tiny_image(7, DOUBLE)
-    circuit = lens.circuit(x, target=2, nodes_per_layer=3)
+    circuit = lens.circuit(x, target=2, nodes_per_layer=3, select="walk")
     assert {edge.target[0] for edge in circuit.edges} == {3, 4, 5}
     checked = lens.verify(circuit, x, active=active, batch_size=5)
     expected = [cut_by_hooks(lens, x, edge, "clean", active, 2) for edge in checked.edges]

@@ -138,6 +138,7 @@ def test_explain_takes_a_target_and_a_pruning_rule(everyday, photos, tmp_path, c
         error_gradients="through",
         engine="jvp",
         gradient="libragrad",
+        select="walk",
     )
     assert circuit == expected
     assert "mammal = " in capsys.readouterr().out

@@ -104,13 +104,15 @@ def test_other_threads_run_the_untouched_model(lens: vitlens.Lens) -> None:
 
 VERBS: dict[str, Any] = {
     "importances": lambda lens, x: lens.importances(x).nodes,
-    "circuit": lambda lens, x: lens.circuit(x),
+    "circuit": lambda lens, x: lens.circuit(x, select="walk"),
     "attribute": lambda lens, x: lens.attribute(x).nodes,
     "conservation": lambda lens, x: lens.conservation(x),
     "logit_lens": lambda lens, x: dict(lens.logit_lens(x, 1, 0)),
     "faithfulness": lambda lens, x: lens.faithfulness([x], q=(0, 0.1, 1), progress=False),
     "fit_baselines": lambda lens, x: lens.fit_baselines([x], progress=False).errors,
-    "verify": lambda lens, x: lens.verify(lens.circuit(x, nodes_per_layer=2), x).measured,
+    "verify": lambda lens, x: (
+        lens.verify(lens.circuit(x, nodes_per_layer=2, select="walk"), x).measured
+    ),
     "keep": lambda lens, x: lens.run_with(x, keep=[[1], [2], [3]]),
     "widgets": lambda lens, x: Scene.of(lens, x).importances.nodes,
 }

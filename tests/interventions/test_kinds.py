@@ -17,7 +17,7 @@ from vitlens.errors import FeatureError, OptionError
 
 def test_values_compare_and_name_features_in_many_ways(lens: vitlens.Lens) -> None:
     x = tiny_image(7, DOUBLE)
-    node = lens.circuit(x, nodes_per_layer=1).nodes[0]
+    node = lens.circuit(x, nodes_per_layer=1, select="walk").nodes[0]
     if node.feature >= 0:
         assert Ablate(node) == Ablate((node.layer, node.feature)) == Ablate([node.key, node.key])
     assert Ablate((0, 1)) != Ablate((0, 1), "zero")

@@ -125,7 +125,7 @@ def test_keeping_everything_is_the_model(lens: vitlens.Lens, picture: Image.Imag
 
 
 def test_circuit_rules(lens: vitlens.Lens, picture: Image.Image, tmp_path: Path) -> None:
-    circuit = lens.circuit(picture, nodes_per_layer=3)
+    circuit = lens.circuit(picture, nodes_per_layer=3, select="walk")
     assert len(circuit.nodes) == 9
     assert circuit.image is not None
     assert circuit.image.shape == (24, 24, 3)
@@ -133,11 +133,13 @@ def test_circuit_rules(lens: vitlens.Lens, picture: Image.Image, tmp_path: Path)
     circuit.save(tmp_path / "circuit.safetensors")
     assert vitlens.Circuit.load(tmp_path / "circuit.safetensors") == circuit
     assert len(circuit.to_networkx()) == 10
-    assert len(lens.circuit(picture, share=0.1).nodes) == 3 * 4
-    assert len(lens.circuit(picture, threshold=1.0).nodes) > len(circuit.nodes)
+    assert len(lens.circuit(picture, share=0.1, select="walk").nodes) == 3 * 4
+    assert len(lens.circuit(picture, threshold=1.0, select="walk").nodes) > len(circuit.nodes)
     with pytest.raises(FeatureError):
-        lens.circuit(picture, share=0.1, threshold=0.5)
-    counted = lens.circuit(picture, nodes_per_layer=np.int64(3), edge_share=np.float32(0.25))
+        lens.circuit(picture, share=0.1, threshold=0.5, select="walk")
+    counted = lens.circuit(
+        picture, nodes_per_layer=np.int64(3), edge_share=np.float32(0.25), select="walk"
+    )
     counted.save(tmp_path / "counted.safetensors")
     assert vitlens.Circuit.load(tmp_path / "counted.safetensors") == counted
 
@@ -161,7 +163,9 @@ def test_rules_are_checked_before_the_work(
 ) -> None:
     reported: list[float] = []
     with pytest.raises(FeatureError, match=message):
-        lens.circuit(picture, progress=lambda part, what: reported.append(part), **rules)
+        lens.circuit(
+            picture, progress=lambda part, what: reported.append(part), **rules, select="walk"
+        )
     assert not reported
 
 
@@ -211,12 +215,12 @@ def test_targets_without_a_derivative(
     lens: vitlens.Lens, picture: Image.Image, target: object, errors: str
 ) -> None:
     with pytest.raises(TargetError, match="no derivative with respect to the logits"):
-        lens.circuit(picture, target=target, error_gradients=errors)
+        lens.circuit(picture, target=target, error_gradients=errors, select="walk")
 
 
 def test_a_target_that_looks_elsewhere(lens: vitlens.Lens, picture: Image.Image) -> None:
     with pytest.raises(TargetError, match="no derivative"):
-        lens.circuit(picture, target=lambda y: lens.vision.module.head.weight.sum())
+        lens.circuit(picture, target=lambda y: lens.vision.module.head.weight.sum(), select="walk")
 
 
 def test_weights_made_in_inference_mode(lens: vitlens.Lens, picture: Image.Image) -> None:
@@ -225,15 +229,15 @@ def test_weights_made_in_inference_mode(lens: vitlens.Lens, picture: Image.Image
     other_saes = vitlens.Lens(lens.vision, inside.saes)
     for made in (inside, other_saes):
         with pytest.raises(ModelError, match=r"inside torch\.inference_mode"):
-            made.circuit(picture)
+            made.circuit(picture, select="walk")
 
 
 def test_one_logit_needs_a_function(picture: Image.Image) -> None:
     lens = vitlens.Lens(make_model(n_classes=1), [make_sae() for _ in range(3)])
     for target in (None, 0):
         with pytest.raises(TargetError, match=r"one logit.*`target=lambda y: y\[0\]`"):
-            lens.circuit(picture, target=target)
-    found = lens.circuit(picture, target=lambda y: y[0])
+            lens.circuit(picture, target=target, select="walk")
+    found = lens.circuit(picture, target=lambda y: y[0], select="walk")
     assert found.target_value == pytest.approx(float(lens.trace(picture).logits))
     options = {"methods": ("activation",), "labels": [0], "progress": False}
     curves = lens.faithfulness([picture], target=lambda y: y[0], **options)
@@ -241,8 +245,8 @@ def test_one_logit_needs_a_function(picture: Image.Image) -> None:
 
 
 def test_a_target_may_work_in_place(lens: vitlens.Lens, picture: Image.Image) -> None:
-    found = lens.circuit(picture, target=lambda y: y.mul_(2)[1])
-    expected = lens.circuit(picture, target=lambda y: 2 * y[1])
+    found = lens.circuit(picture, target=lambda y: y.mul_(2)[1], select="walk")
+    expected = lens.circuit(picture, target=lambda y: 2 * y[1], select="walk")
     assert torch.equal(found.logits, lens.trace(picture).logits)
     assert (found.target_value, found.nodes) == (expected.target_value, expected.nodes)
     outcome = lens.run_with(picture, vitlens.Steer((0, 1), 1.0))
@@ -256,7 +260,7 @@ def test_class_names_that_are_not_unique(picture: Image.Image) -> None:
     twice = "classes: 0 \\('crane'\\) and 2 \\('crane'\\). Give the index"
     for name, words in {"crane": twice, "Crane": twice, "BAT": "1 .*'Bat'.* and 3 .*'bat'"}.items():
         with pytest.raises(TargetError, match=words):
-            lens.circuit(picture, target=name)
+            lens.circuit(picture, target=name, select="walk")
         with pytest.raises(TargetError, match=words):
             lens.faithfulness([picture], labels=[name], progress=False)
     assert lens.importances(picture, target="Bat").target_index == 1
@@ -306,13 +310,13 @@ def test_the_fingerprint_follows_the_weights(
         return hashed[-1]
 
     monkeypatch.setattr(lens_module, "fingerprint", counted)
-    circuit = lens.circuit(picture)
+    circuit = lens.circuit(picture, select="walk")
     assert circuit.model == lens.fingerprint
     assert len(hashed) == 1
     weights = {name: value.clone() for name, value in model.state_dict().items()}
     with torch.no_grad():
         model.norm.bias.add_(1)
-    assert lens.circuit(picture).model != circuit.model
+    assert lens.circuit(picture, select="walk").model != circuit.model
     with pytest.raises(FeatureError, match="another model"):
         lens.verify(circuit, picture)
     model.load_state_dict(weights)
@@ -409,7 +413,7 @@ def test_baselines_round_trip(lens: vitlens.Lens, picture: Image.Image, tmp_path
         found.errors, vitlens.Baselines.load(tmp_path / "half.safetensors").errors, strict=True
     ):
         torch.testing.assert_close(b, a.half().float(), rtol=0, atol=0)  # the type, too
-    lens.circuit(picture).save(tmp_path / "circuit.safetensors")
+    lens.circuit(picture, select="walk").save(tmp_path / "circuit.safetensors")
     with pytest.raises(CheckpointError, match="no baselines"):
         vitlens.Baselines.load(tmp_path / "circuit.safetensors")
 
@@ -508,7 +512,7 @@ def test_a_sample_is_taken_as_an_image() -> None:
 def test_every_engine_computes_only_the_columns_of_a_circuit(
     lens: vitlens.Lens, picture: Image.Image, monkeypatch: pytest.MonkeyPatch, engine: Engine
 ) -> None:
-    whole, graph = lens.circuit(picture, nodes_per_layer=3), lens.attribute(picture)
+    whole, graph = lens.circuit(picture, nodes_per_layer=3, select="walk"), lens.attribute(picture)
     asked: list[int] = []
     run = ENGINES[engine]
 
@@ -519,7 +523,11 @@ def test_every_engine_computes_only_the_columns_of_a_circuit(
     monkeypatch.setitem(ENGINES, engine, counted)
     reported: list[float] = []
     found = lens.circuit(
-        picture, nodes_per_layer=3, engine=engine, progress=lambda part, _: reported.append(part)
+        picture,
+        nodes_per_layer=3,
+        engine=engine,
+        progress=lambda part, _: reported.append(part),
+        select="walk",
     )
     for other in (whole, graph.prune(3)):
         assert [node.key for node in found.nodes] == [node.key for node in other.nodes]
@@ -628,4 +636,4 @@ def test_class_names_that_are_no_list_are_refused(names: object) -> None:
 
 def test_two_rules_are_named_as_they_were_given(lens: vitlens.Lens, picture: Image.Image) -> None:
     with pytest.raises(FeatureError, match="not nodes_per_layer and share"):
-        lens.circuit(picture, nodes_per_layer=2, share=0.1)
+        lens.circuit(picture, nodes_per_layer=2, share=0.1, select="walk")

@@ -59,7 +59,7 @@ def test_every_verb_works_for_every_kind_at_some_layers(kind) -> None:
     assert found.engines[1] in ("jvp", "vjp")  # a block is left out between layers 2 and 4
     for nodes, edges in zip(found.nodes, found.edges, strict=False):
         assert_same(edges.sum(1), nodes)
-    circuit = lens.circuit(image, nodes_per_layer=3)
+    circuit = lens.circuit(image, nodes_per_layer=3, select="walk")
     assert circuit.layers == LAYERS
     assert circuit.settings["engines"][0] == "closed_form"  # one block from layer 1 to layer 2
     assert circuit.settings["engines"][1] in ("jvp", "vjp")
@@ -103,7 +103,7 @@ def test_one_site_has_nodes_and_no_edges() -> None:
     lens = make_lens(layers=(2,))
     found = lens.importances(batch()[0])
     assert found.edges == () and len(found.nodes) == 1
-    assert len(lens.circuit(batch()[0], nodes_per_layer=2).nodes) == 2
+    assert len(lens.circuit(batch()[0], nodes_per_layer=2, select="walk").nodes) == 2
 
 
 # Several images
@@ -121,7 +121,7 @@ def test_several_images_give_what_single_ones_give(several) -> None:
     }[several]
     traces, found = lens.trace(given), lens.importances(given, target=[0, None, "flower"])
     assert len(traces) == len(found) == 3
-    predicted, circuits = lens.predict(given), lens.circuit(given, nodes_per_layer=3)
+    predicted, circuits = lens.predict(given), lens.circuit(given, nodes_per_layer=3, select="walk")
     outcomes = lens.run_with(given, vitlens.Scale((2, 3), 2.0), batch_size=2)
     kept = lens.run_with(given, keep=[[0, 1], [2], [3]], batch_size=2)
     for n, (image, target) in enumerate(zip(images, (0, None, "flower"), strict=True)):
@@ -135,7 +135,7 @@ def test_several_images_give_what_single_ones_give(several) -> None:
         for a, b in zip(traces[n].features, lens.trace(image).features, strict=True):
             assert_same(a, b)
         assert [name for name, _ in predicted[n]] == [name for name, _ in lens.predict(image)]
-        circuit = lens.circuit(image, nodes_per_layer=3)
+        circuit = lens.circuit(image, nodes_per_layer=3, select="walk")
         assert [node.key for node in circuits[n].nodes] == [node.key for node in circuit.nodes]
         assert_same(outcomes[n].after, lens.run_with(image, vitlens.Scale((2, 3), 2.0)).after)
         assert_same(kept[n], lens.run_with(image, keep=[[0, 1], [2], [3]]))
@@ -146,7 +146,7 @@ def test_a_batch_of_one_keeps_its_axis() -> None:
     for one in ([batch()[0]], batch(1)):
         assert lens.trace(one).logits.shape == (1, 5)
         assert lens.importances(one).nodes[0].shape == (1, 31)
-        assert len(lens.circuit(one)) == len(lens.predict(one)) == 1
+        assert len(lens.circuit(one, select="walk")) == len(lens.predict(one)) == 1
         assert lens.run_with(one, keep=[[], [], []]).shape == (1, 5)
     assert lens.trace(batch()[0]).logits.shape == (5,)
 
@@ -155,11 +155,13 @@ def test_targets_are_one_or_one_per_image() -> None:
     lens = make_lens()
     for several in ([2, 0, 1], (2, 0, 1), torch.tensor([2, 0, 1])):
         assert lens.importances(batch(), target=several).target_index == (2, 0, 1)
-        assert [made.target_index for made in lens.circuit(batch(), target=several)] == [2, 0, 1]
+        assert [
+            made.target_index for made in lens.circuit(batch(), target=several, select="walk")
+        ] == [2, 0, 1]
     with pytest.raises(TargetError, match="3 images need as many targets, not 2"):
         lens.importances(batch(), target=[0, 1])
     with pytest.raises(TargetError, match="3 images need as many targets, not 2"):
-        lens.circuit(batch(), target=[0, 1])
+        lens.circuit(batch(), target=[0, 1], select="walk")
 
 
 def test_what_a_loader_yields_is_several_images_whatever_comes_with_them() -> None:
@@ -187,7 +189,7 @@ def test_what_a_loader_yields_is_several_images_whatever_comes_with_them() -> No
 
 def test_verbs_of_one_image_refuse_several() -> None:
     lens, images = make_lens(), batch()
-    circuit = lens.circuit(images[0])
+    circuit = lens.circuit(images[0], select="walk")
     for several in (images, list(images), [images[0]]):
         for verb in (
             lens.attribute,
@@ -269,4 +271,4 @@ def test_reference_baselines_are_the_activations_of_images() -> None:
     assert lens.baselines.kind == "reference"
     nothing = lens.run_with(images[1], keep=[[], [], []], error_nodes="baseline")
     assert_same(nothing, lens.trace(images[1]).logits)
-    assert lens.circuit(images[0]).settings["baselines"] == "reference"
+    assert lens.circuit(images[0], select="walk").settings["baselines"] == "reference"

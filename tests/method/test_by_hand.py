@@ -103,7 +103,7 @@ def test_through(lens: vitlens.Lens) -> None:
 
 
 def test_circuit(lens: vitlens.Lens) -> None:
-    circuit = lens.circuit(IMAGE, target=0, nodes_per_layer=1, engine="vjp")
+    circuit = lens.circuit(IMAGE, target=0, nodes_per_layer=1, engine="vjp", select="walk")
     assert [(node.layer, node.feature) for node in circuit.nodes] == [(0, 0), (1, 0)]
     assert [node.share for node in circuit.nodes] == pytest.approx([2 / 3, 1], abs=1e-4)
 

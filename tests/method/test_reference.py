@@ -427,7 +427,7 @@ def test_a_batch_gives_what_its_images_give_one_by_one(kind: str, layers: tuple[
     predictions = lens.predict(images)
     trace, runs = lens.trace(images), lens.run_with(images, keep=keep)
     found = lens.importances(images, target=TARGET)
-    circuits = lens.circuit(images, target=TARGET, nodes_per_layer=4)
+    circuits = lens.circuit(images, target=TARGET, nodes_per_layer=4, select="walk")
     assert len(trace) == len(found) == len(circuits) == 3
     for n, image in enumerate(images):
         alone, single = lens.importances(image, target=TARGET), lens.trace(image)
@@ -440,7 +440,7 @@ def test_a_batch_gives_what_its_images_give_one_by_one(kind: str, layers: tuple[
             assert_relative(found[n].nodes[i], alone.nodes[i], 1e-10)
         for edges, expected in zip(found[n].edges, alone.edges, strict=True):
             assert_relative(edges, expected, 1e-10)
-        one = lens.circuit(image, target=TARGET, nodes_per_layer=4)
+        one = lens.circuit(image, target=TARGET, nodes_per_layer=4, select="walk")
         assert [node.key for node in circuits[n].nodes] == [node.key for node in one.nodes]
         torch.testing.assert_close(
             torch.tensor([edge.weight for edge in circuits[n].edges]).double(),

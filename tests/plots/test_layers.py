@@ -22,7 +22,7 @@ LAYERS = (0, 2, 5)
 def test_every_figure_names_blocks(kind: str) -> None:
     lens = lens_with(kind, layers=LAYERS, depth=7)
     image = tiny_image()
-    circuit = lens.circuit(image, nodes_per_layer=3)
+    circuit = lens.circuit(image, nodes_per_layer=3, select="walk")
     drawn = texts(circuit_figure(circuit))
     assert {f"layer {layer}" for layer in LAYERS} <= drawn and "layer 1" not in drawn
 

@@ -96,7 +96,7 @@ def test_the_browser_prunes_as_python_does(seed: int, features: int, at_most: in
         }
         if not rule["pinned"]:
             del rule["pinned"]
-            direct = lens.circuit(image, **rule)
+            direct = lens.circuit(image, **rule, select="walk")
             assert [node.key for node in circuit.nodes] == [node.key for node in direct.nodes]
             assert [e.weight for e in circuit.edges] == pytest.approx(
                 [e.weight for e in direct.edges], rel=1e-4, abs=1e-7
@@ -175,7 +175,7 @@ def test_a_circuit_is_restored(diagram: CircuitDiagram, tmp_path: Path) -> None:
 
 
 def test_a_circuit_of_another_image_is_refused(diagram: CircuitDiagram) -> None:
-    other = tiny_lens(1).circuit(tiny_image(5), nodes_per_layer=3)
+    other = tiny_lens(1).circuit(tiny_image(5), nodes_per_layer=3, select="walk")
     with pytest.raises(FeatureError, match="another image"):
         diagram.circuit = other
 

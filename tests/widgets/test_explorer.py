@@ -63,7 +63,7 @@ def test_it_opens_on_the_first_sample(lens: vitlens.Lens) -> None:
     assert says(explorer, lens, lens.samples[0].path)
     assert explorer.progress == {}
     assert explorer.notice == ""
-    expected = lens.circuit(lens.samples[0].path, nodes_per_layer=8)
+    expected = lens.circuit(lens.samples[0].path, nodes_per_layer=8, select="walk")
     assert [n.key for n in explorer.circuit.nodes] == [n.key for n in expected.nodes]
     assert explorer.selected == explorer.scene.most_important(2)
     assert explorer.card["node"] == list(explorer.selected)

@@ -26,6 +26,7 @@ from tqdm.auto import tqdm
 
 from vitlens.circuits.curves import METRICS, Curves, Metric
 from vitlens.circuits.prune import walk
+from vitlens.circuits.selection import elimination, learned, path
 from vitlens.errors import FeatureError, VitlensError, check_choice
 from vitlens.io import ResumableRun, fingerprint
 from vitlens.method.engines import EdgeColumns
@@ -105,6 +106,9 @@ def _into_active(
 #: The methods that have a name.
 METHODS: Mapping[str, Method] = {
     "rrm": rrm,
+    "path": path,
+    "eliminate": elimination,
+    "learned": learned,
     "cla": cla,
     "node": node,
     "plain": plain,
@@ -172,10 +176,11 @@ def faithfulness(
     images
         The model's inputs, each [3, H, W].
     methods
-        Names out of "rrm" (walk over edges, again for each count), "cla" (the same walk with
-        Cross-Layer Attribution's scores), "node" (node importance alone), "plain" (the same with
-        the model's ordinary gradient), "activation", "random"; or functions of a
-        `vitlens.method.rankings.Case` that return what to keep for a count.
+        Names out of "rrm" (walk over edges, again for each count), "path" (path-integrated
+        importance), "eliminate" (repeated elimination by it), "learned" (gates trained on each
+        image), "cla" (the walk with Cross-Layer Attribution's scores), "node" (node importance
+        alone), "plain" (the same with the model's ordinary gradient), "activation", "random"; or
+        functions of a `vitlens.method.rankings.Case` that return what to keep for a count.
     labels
         The right classes; when given, misclassified images are left out.
     target
@@ -272,7 +277,16 @@ def faithfulness(
             traced = replacement.trace(plan.input(images[index])[None])[0]
             explained = resolve_target(target, traced.logits, class_names)
             if labels is None or int(traced.logits.argmax()) == int(labels[index]):
-                case = Case(replacement, traced, explained, engine, seed, index, reporter.report)
+                case = Case(
+                    replacement,
+                    traced,
+                    explained,
+                    engine,
+                    error_nodes,
+                    seed,
+                    index,
+                    reporter.report,
+                )
                 done.add(index, plan.measure(case, reporter))
             done.seen = index + 1
             if save_if_due is not None:
@@ -406,7 +420,7 @@ def estimate(
     plan = _Plan(replacement, named, counts, error_nodes, batch_size)
     start = time.perf_counter()
     traced = replacement.trace(plan.input(image)[None])[0]
-    case = Case(replacement, traced, resolve_target(None, traced.logits), engine)
+    case = Case(replacement, traced, resolve_target(None, traced.logits), engine, error_nodes)
     plan.measure(case, StepReporter(False, total=plan.n_steps))
     seconds = time.perf_counter() - start
     vision, saes = replacement.vision, replacement.saes

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from vitlens.circuits.circuit import (
@@ -425,6 +425,7 @@ def prune_scores(
     scores: Scores,
     rules: Rules,
     *,
+    selected: Sequence[Int[Tensor, " kept"]] | None = None,
     pinned: Collection[FeatureId] = (),
     removed: Collection[FeatureId] = (),
     groups: Mapping[str, Sequence[FeatureId]] | None = None,
@@ -440,6 +441,9 @@ def prune_scores(
         One image's importances and edges.
     rules
         The pruning rules.
+    selected
+        By position, the nodes that were selected, in ranked order, in place of a walk. Features
+        then stay connected, see `build_circuit`.
     pinned, removed, groups, labels
         See `AttributionGraph.prune`.
 
@@ -451,18 +455,18 @@ def prune_scores(
     both = [key for key in pinned if key in removed]
     if both:
         raise FeatureError(f"Node {both[0]} is both pinned and removed.")
-    walked = walk(
+    ranked = selected or walk(
         scores.nodes,
         scores.edges,
         features=[numbers != ERROR for numbers in scores.features],
-        **rules.selection,
+        **rules.of_walk,
     )
     shares = [
         [share_of(value, total) for value in values.detach().cpu().double().tolist()]
         for values, total in zip(scores.nodes, scores.positive, strict=True)
     ]
     kept = [
-        indices.tolist() for indices in filter_shares(walked, shares, node_share=rules.node_share)
+        indices.tolist() for indices in filter_shares(ranked, shares, node_share=rules.node_share)
     ]
     for position, (layer, numbers) in enumerate(
         zip(explanation.layers, scores.features, strict=True)
@@ -470,15 +474,18 @@ def prune_scores(
         fixed = [_index(numbers, feature) for at, feature in pinned if at == layer]
         gone = [_index(numbers, feature) for at, feature in removed if at == layer]
         kept[position] = [i for i in dict.fromkeys([*kept[position], *fixed]) if i not in gone]
-    keys = {
-        (layer, int(numbers[i]))
-        for layer, numbers, indices in zip(explanation.layers, scores.features, kept, strict=True)
-        for i in indices
-    }
     settings: dict[str, Any] = {**explanation.settings, **rules.settings}
     if removed:
         settings["removed"] = [list(key) for key in removed]
-    circuit = build_circuit(explanation, scores, kept, edge_share=rules.edge_share, pinned=pinned)
+    circuit = build_circuit(
+        explanation,
+        scores,
+        kept,
+        edge_share=rules.edge_share,
+        pinned=pinned,
+        connected=selected is not None,
+    )
+    keys = {node.key for node in circuit.nodes}
     annotations = annotations_within(keys, pinned=pinned, groups=groups or {}, labels=labels or {})
     return replace(circuit, settings=settings, **annotations)
 
@@ -490,6 +497,7 @@ def build_circuit(
     *,
     edge_share: float = 0.0,
     pinned: Collection[FeatureId] = (),
+    connected: bool = False,
 ) -> Circuit:
     """Build the circuit of the kept nodes.
 
@@ -505,6 +513,10 @@ def build_circuit(
         Leave out edges whose share, of either sign, is smaller (see `prune.keeps_edge`).
     pinned
         Nodes whose edges stay.
+    connected
+        Keep every feature connected with the image and the target through features: the
+        strongest edge into it and out of it stays, however small its share, and a feature
+        without any such edge is left out.
 
     Returns
     -------
@@ -527,13 +539,18 @@ def build_circuit(
         _by_importance(indices, values, layer)
         for layer, indices, values in zip(layers, kept, scores.nodes, strict=True)
     ]
+    if connected:
+        ordered = _connected(explanation, scores, ordered)
     nodes: list[Node] = []
     edges: list[Edge] = []
     for position, (layer, indices) in enumerate(zip(layers, ordered, strict=True)):
         values = scores.nodes[position].detach().cpu().double()
         positive = scores.positive[position]
         ends, weights = _outgoing(explanation, scores, ordered, position)
-        for index, row in zip(indices, weights.tolist(), strict=True):
+        is_feature = scores.features[position][indices] != ERROR
+        stays = _strongest(weights, is_feature) if connected else torch.zeros_like(weights).bool()
+        rows = zip(indices, weights.tolist(), stays.tolist(), strict=True)
+        for index, row, fixed in rows:
             importance = float(values[index])
             node = Node(
                 layer=layer,
@@ -543,10 +560,10 @@ def build_circuit(
                 kept_importance=float(sum(row)),
             )
             nodes.append(node)
-            for end, weight in zip(ends, row, strict=True):
+            for end, weight, strongest in zip(ends, row, fixed, strict=True):
                 share = share_of(weight, positive)
-                fixed = node.key in pinned or end in pinned
-                if keeps_edge(weight, share, edge_share=edge_share, pinned=fixed):
+                is_fixed = strongest or node.key in pinned or end in pinned
+                if keeps_edge(weight, share, edge_share=edge_share, pinned=is_fixed):
                     edges.append(Edge(node.key, end, weight, share))
     heatmaps = [
         tokens[:, indices].T.detach().cpu()
@@ -568,6 +585,42 @@ def _by_importance(indices: Collection[int] | Tensor, scores: Tensor, layer: int
         )
     values = scores.tolist()
     return sorted(kept, key=lambda index: (-values[index], index))
+
+
+def _connected(explanation: Explanation, scores: Scores, kept: list[list[int]]) -> list[list[int]]:
+    """Leave out features that no edge connects with a feature before and a node after them."""
+    while True:
+        left = [list(indices) for indices in kept]
+        for position in range(len(kept)):
+            _, weights = _outgoing(explanation, scores, left, position)
+            is_feature = scores.features[position][left[position]] != ERROR
+            leads_on = (weights != 0).any(1) | ~is_feature
+            left[position] = [
+                i for i, on in zip(left[position], leads_on.tolist(), strict=True) if on
+            ]
+            if position + 1 < len(kept):
+                reached = (weights[leads_on & is_feature] != 0).any(0).tolist()
+                numbers = scores.features[position + 1]
+                features = [i for i in left[position + 1] if numbers[i] != ERROR]
+                lost = {i for i, there in zip(features, reached, strict=True) if not there}
+                left[position + 1] = [i for i in left[position + 1] if i not in lost]
+        if left == kept:
+            return left
+        kept = left
+
+
+def _strongest(
+    weights: Float[Tensor, "kept ends"], is_feature: Bool[Tensor, " kept"]
+) -> Bool[Tensor, "kept ends"]:
+    """The strongest edge out of every node, and the strongest of a feature into every end."""
+    size = weights.abs()
+    stays = torch.zeros_like(weights, dtype=torch.bool)
+    if not size.numel():
+        return stays
+    stays[torch.arange(len(size)), size.argmax(1)] = True
+    from_features = torch.where(is_feature[:, None], size, -1.0)
+    stays[from_features.argmax(0), torch.arange(size.shape[1])] = True
+    return stays
 
 
 def _outgoing(

@@ -10,21 +10,27 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Integral, Real
-from typing import Any, TypeAlias
+from typing import Any, Literal, TypeAlias, get_args
 
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from vitlens.errors import FeatureError
+from vitlens.errors import FeatureError, check_choice
 
 #: Edges by position, each [F_l + 1, F_{l+1}] with the error node's row last; or a function that
 #: gives, for a position l and features of position l + 1, only those columns: [F_l + 1, n].
 Edges: TypeAlias = Sequence[Tensor] | Callable[[int, Tensor], Tensor]
 
+#: How a circuit's nodes are selected: by a walk over edges (the paper), by path-integrated
+#: importance, or by repeated elimination.
+Select = Literal["walk", "path", "eliminate"]
+
 #: How many nodes per layer a circuit keeps unless a rule is given.
 DEFAULT_NODES = 8
+#: The least number of nodes per layer where all layers share one budget.
+DEFAULT_FLOOR = 3
 
 
 @dataclass(frozen=True)
@@ -34,15 +40,24 @@ class Rules:
     Attributes
     ----------
     nodes_per_layer, share, threshold
-        Number of nodes the walk keeps in every layer, as ``count``, ``share`` and ``threshold`` of
-        `select`: at most one of them; 8 nodes per layer by default.
+        Number of nodes kept in every layer, as ``count``, ``share`` and ``threshold`` of `select`:
+        at most one of them; 8 nodes per layer by default.
     node_share, edge_share
         Least shares of nodes and edges (see `filter_shares` and `keeps_edge`).
+    select
+        How nodes are selected.
+    nodes
+        Instead of a number per layer, one number for all layers together. Not for "walk".
+    floor
+        With `nodes`, the least number of nodes per layer.
 
     Raises
     ------
     FeatureError
-        When more than one of the first three is given, or a value is out of range.
+        When more than one number is given, a value is out of range, or the selection has no such
+        rule.
+    OptionError
+        When the selection is unknown.
     """
 
     nodes_per_layer: int | None = None
@@ -50,17 +65,39 @@ class Rules:
     threshold: float | None = None
     node_share: float = 0.0
     edge_share: float = 0.0
+    select: Select = "walk"
+    nodes: int | None = None
+    floor: int = DEFAULT_FLOOR
 
     def __post_init__(self) -> None:
-        if self.nodes_per_layer is None and self.share is None and self.threshold is None:
-            object.__setattr__(self, "nodes_per_layer", DEFAULT_NODES)
-        check_rule(self.nodes_per_layer, self.share, self.threshold, name="nodes_per_layer")
+        check_choice("select", self.select, get_args(Select))
+        others = [self.nodes_per_layer, self.share, self.threshold]
+        if self.nodes is not None:
+            if self.select == "walk":
+                raise FeatureError(
+                    "A walk needs a number per layer: give nodes_per_layer, share or threshold; or "
+                    'select="eliminate" or "path".'
+                )
+            if any(other is not None for other in others):
+                raise FeatureError(
+                    "Give nodes (for all layers together) or a rule per layer, not both."
+                )
+            check_count("nodes", self.nodes)
+            check_count("floor", self.floor)
+        else:
+            if all(other is None for other in others):
+                object.__setattr__(self, "nodes_per_layer", DEFAULT_NODES)
+            check_rule(self.nodes_per_layer, self.share, self.threshold, name="nodes_per_layer")
+        if self.threshold is not None and self.select != "walk":
+            raise FeatureError(
+                'threshold needs select="walk"; give nodes_per_layer, share or nodes instead.'
+            )
         check_share("node_share", self.node_share)
         check_share("edge_share", self.edge_share)
 
     @property
-    def selection(self) -> dict[str, Any]:
-        """The rule of `select`."""
+    def of_walk(self) -> dict[str, Any]:
+        """The rule of `select`, for a walk."""
         return {
             "count": self.nodes_per_layer,
             "share": self.share,
@@ -68,13 +105,15 @@ class Rules:
         }
 
     @property
-    def settings(self) -> dict[str, float]:
+    def settings(self) -> dict[str, Any]:
         """The rules in force, as `Circuit.settings` names them and JSON can hold them."""
-        given = {name: value for name, value in vars(self).items() if value}
-        return {
-            name: int(value) if name == "nodes_per_layer" else float(value)
-            for name, value in given.items()
-        }
+        names = ["nodes_per_layer", "share", "threshold", "node_share", "edge_share", "nodes"]
+        given = {name: getattr(self, name) for name in names if getattr(self, name)}
+        if self.nodes is not None:
+            given["floor"] = self.floor
+        counts = ("nodes_per_layer", "nodes", "floor")
+        plain = {name: int(v) if name in counts else float(v) for name, v in given.items()}
+        return {"select": self.select, **plain}
 
 
 def select(

@@ -273,7 +273,9 @@ def _from_circuits(lens: Lens, runs: GroupRuns, n: int) -> dict[FeatureId, float
     index = conflicting(runs.groups, runs.logits.cpu(), n=n).tolist()
     for i in index:
         wrong = int(runs.logits[i].argmax())
-        circuit = lens.circuit(runs.groups.images[i], target=wrong, nodes_per_layer=_CIRCUIT_NODES)
+        circuit = lens.circuit(
+            runs.groups.images[i], target=wrong, nodes_per_layer=_CIRCUIT_NODES, select="walk"
+        )
         for node in circuit.nodes:
             if node.feature >= 0 and node.layer in runs.layers:
                 shares[node.key] = shares.get(node.key, 0.0) + node.share / len(index)

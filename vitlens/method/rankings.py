@@ -41,7 +41,7 @@ from vitlens.method.importance import (
     node_importances,
 )
 from vitlens.method.libragrad import Gradient
-from vitlens.method.replacement import ReplacementModel, Trace
+from vitlens.method.replacement import ErrorNodes, ReplacementModel, Trace
 
 #: Gives, for a number of features per site, the features to keep: indices by site, best first.
 Keep: TypeAlias = Callable[[int], Sequence[Int[Tensor, " kept"]]]
@@ -65,6 +65,8 @@ class Case:
         The target that is explained.
     engine
         How edges are computed.
+    error_nodes
+        Values of the error nodes in the replaced runs.
     seed, index
         Seed of the experiment, and the image's index in it.
     report
@@ -76,6 +78,7 @@ class Case:
     trace: Trace
     target: Target
     engine: Engine = "closed_form"
+    error_nodes: ErrorNodes = "clean"
     seed: int = 0
     index: int = 0
     report: Callable[[str], None] = _report_nothing

@@ -283,7 +283,7 @@ def test_a_page_prunes_as_python_does(static_page: Callable[[Path], Page], tmp_p
             at = drawn.choice([0, drawn.randint(1, STEPS)])
             slide(page, rule, at)
             rules[rule] = share_at(rule, at)
-        expect_circuit(page, known, lens.circuit(image, **rules))
+        expect_circuit(page, known, lens.circuit(image, **rules, select="walk"))
 
 
 def test_a_page_needs_no_python(static_page: Callable[[Path], Page], tmp_path: Path) -> None:
