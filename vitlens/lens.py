@@ -272,6 +272,18 @@ class Lens:
             self._hashed = state, fingerprint(weights, settings)
         return self._hashed[1]
 
+    @property
+    def measured(self) -> Mapping[str, Any]:
+        """Measured figures of exactly this model with these SAEs; empty where there are none.
+
+        The figures in `about` count only where the fingerprint stored with them is this lens's. A
+        lens of other SAEs, of fewer layers or of another dtype has no measured figures.
+        """
+        figures = self.about.figures.get("saes") or {}
+        if figures.get("fingerprint", "") != self.fingerprint:
+            return {}
+        return dict(figures)
+
     def check(self) -> None:
         """Check that what the lens computes is about this model's own output.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import io
 import json
 import threading
@@ -22,6 +23,7 @@ from vitlens.circuits import faithfulness
 from vitlens.errors import ImageError, TargetError, VitlensError
 from vitlens.lens import About, Sample
 from vitlens.widgets import Explorer
+from vitlens.widgets.explorer import health
 from vitlens.widgets.export import page
 from vitlens.widgets.scene import Scene
 
@@ -200,13 +202,29 @@ def test_a_page_knows_no_nan(lens: vitlens.Lens) -> None:
 
 def test_health_of_the_bundle() -> None:
     lens = vitlens.load("everyday")
-    from vitlens.widgets.explorer import health
-
     found = health(lens, None)
     assert found["missing"] == []
     assert len(found["layers"]) == 11
     assert found["layers"][3]["residual"] is None
     assert found["accuracy_all"] == lens.about.figures["saes"]["accuracy_all"]
+
+
+def test_health_of_other_saes_is_not_the_bundles() -> None:
+    own = vitlens.load("everyday")
+    few = {layer: own.saes[layer] for layer in (2, 5, 9)}
+    nearly_own = dict(enumerate(own.saes)) | {4: tiny_change(own.saes[4])}
+    for saes in (few, nearly_own):
+        found = health(vitlens.Lens(own.vision, saes, about=own.about), None)
+        assert {layer["explained_variance"] for layer in found["layers"]} == {None}
+        assert found["accuracy"] is None
+        assert "accuracy with all SAEs" in found["missing"]
+
+
+def tiny_change(sae: vitlens.SAE) -> vitlens.SAE:
+    changed = copy.deepcopy(sae)
+    with torch.no_grad():
+        changed.b_dec[0] += 1e-3
+    return changed
 
 
 def test_first_the_picture_then_the_circuit(lens: vitlens.Lens) -> None:

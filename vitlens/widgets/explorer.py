@@ -426,7 +426,7 @@ def health(lens: Lens, importances: Importances | None) -> dict[str, Any]:
     Parameters
     ----------
     lens
-        The lens; its figures are those of its bundle, where there are any.
+        The lens; its figures are those of its bundle, where they are of these SAEs.
     importances
         Importances of the image that is shown; None while there is none.
 
@@ -441,7 +441,7 @@ def health(lens: Lens, importances: Importances | None) -> dict[str, Any]:
         ``accuracy`` of the model and ``accuracy_all`` with all SAEs and no error nodes, on
         ``n_images``. None stands for values that were not measured; ``missing`` lists them.
     """
-    measured: Mapping[str, Any] = lens.about.figures.get("saes") or {}
+    measured = lens.measured
     by_layer = {figures["layer"]: figures for figures in measured.get("layers", ())}
     residuals = None
     if importances is not None and importances.target_value != 0:
