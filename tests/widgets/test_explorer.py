@@ -20,7 +20,7 @@ from PIL import Image
 import vitlens
 from tests.builders import CLASSES, lens_with, tiny_lens
 from vitlens.circuits import faithfulness
-from vitlens.errors import ImageError, TargetError, VitlensError
+from vitlens.errors import ImageError, OptionError, TargetError, VitlensError
 from vitlens.lens import About, Sample
 from vitlens.widgets import Explorer
 from vitlens.widgets.explorer import health
@@ -114,6 +114,9 @@ def test_bad_images_and_targets_are_refused_and_nothing_moves(
             setattr(explorer, name, value)
     with pytest.raises(TypeError, match="colour"):
         lens.explore(colour="red")
+    for name in ("show", "gradient", "error_gradients", "engine"):
+        with pytest.raises(OptionError, match=f"{name} must be one of .* not 'bad'"):
+            lens.explore(**{name: "bad"})
     assert explorer.probabilities == before
 
 
