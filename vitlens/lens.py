@@ -23,6 +23,7 @@ from vitlens.circuits.faithfulness import DEFAULT_Q, Method, faithfulness
 from vitlens.circuits.graph import AttributionGraph, Scores, attribution_graph, prune_scores
 from vitlens.circuits.prune import DEFAULT_FLOOR, Rules, Select, check_count
 from vitlens.circuits.selection import select_features
+from vitlens.circuits.supernodes import AT_MOST, check_groups, group_features, with_groups
 from vitlens.circuits.verify import Link, Verification, verify_circuit
 from vitlens.errors import FeatureError, ImageError, ModelError, TargetError, check_choice
 from vitlens.images import ImageLike, Transform, as_images, to_tensor
@@ -763,6 +764,67 @@ class Lens:
         return circuits[0] if _is_single(images) else circuits
 
     @isolated
+    def supernodes(
+        self,
+        circuit: Circuit,
+        image: ImageLike | None = None,
+        *,
+        at_most: int = AT_MOST,
+        names: bool = True,
+        groups: Mapping[str, Sequence[FeatureId]] | None = None,
+    ) -> Circuit:
+        """The circuit with its features in groups, a few per layer.
+
+        Features of a layer belong together when they are active in the same places, write the
+        same, and lead to the same features (docs/method.md, "Supernodes"). Every kept feature is
+        then in exactly one group, possibly alone; error nodes are in none. `Circuit.supernodes`
+        gives the sums over each group, `circuit_figure(circuit, supernodes=True)` draws them, and
+        `Circuit.rename_groups` gives them other names.
+
+        Parameters
+        ----------
+        circuit
+            A circuit of this lens. Its own groups are replaced.
+        image
+            The image that the circuit explains; by default the one that the circuit holds.
+        at_most
+            Largest number of groups per layer.
+        names
+            Whether to name groups by what their members share: the circuit's labels, and in the
+            atlas of this lens their name, class or kind; and by their place on the image.
+            Otherwise a group is called after its strongest feature.
+        groups
+            Groups made by hand, to keep as they are. They count towards `at_most`; ``groups=
+            circuit.groups`` keeps those of the circuit.
+
+        Raises
+        ------
+        FeatureError
+            If the circuit was made for another model or image, or with another kind of baselines,
+            `at_most` is below 1, or a group names an error node or a node that is not in the
+            circuit.
+        ImageError
+            If there is no image.
+        """
+        check_count("at_most", at_most)
+        self._check_made_here(circuit)
+        kind = circuit.settings.get("baselines", self.baselines.kind)
+        if kind != self.baselines.kind:
+            raise FeatureError(
+                f"The circuit was made with {kind} baselines, and those of this lens are "
+                f"{self.baselines.kind}. Set `lens.baselines` to those of the circuit."
+            )
+        by_hand = check_groups(circuit, groups or {})
+        trace = self._trace_of_one(_image_of(circuit, self.transform) if image is None else image)
+        if image is not None and circuit.logits is not None:
+            known = circuit.logits.to(trace.logits)
+            if not torch.allclose(trace.logits, known, rtol=1e-3, atol=1e-3):
+                raise FeatureError("The circuit was made for another image than this.")
+        found = group_features(circuit, self.replacement, trace, at_most=at_most, groups=by_hand)
+        words = self._words(circuit) if names else None
+        return with_groups(circuit, found, by_hand=by_hand, words=words)
+
+    @isolated
     def logit_lens(
         self, image: ImageLike, layer: int, feature: int, *, gradient: Gradient = "libragrad"
     ) -> list[tuple[str, float]]:
@@ -975,6 +1037,7 @@ class Lens:
         *,
         n: int | None = None,
         paths: Sequence[Link] | None = None,
+        supernodes: bool = False,
         target: TargetLike = None,
         error_nodes: ErrorNodes | None = None,
         active: Active = "clean",
@@ -1000,6 +1063,10 @@ class Lens:
             Paths to check instead of the circuit's edges. Each path has two or more nodes (layer,
             feature) at successive sites. At every site of a path, only the path's feature changes.
             Paths have no control.
+        supernodes
+            Whether to check the edges between the circuit's groups (`Circuit.supernodes`): all
+            edges of their members are cut together, and their sum is the prediction. They have no
+            control.
         target
             Only for a circuit whose target was a function: this function.
         error_nodes
@@ -1025,10 +1092,7 @@ class Lens:
         TargetError
             If the target is missing.
         """
-        if circuit.model and circuit.model != self.fingerprint:
-            raise FeatureError(
-                "The circuit was made with another model or other SAEs than those of this lens."
-            )
+        self._check_made_here(circuit)
         if target is None and circuit.target_index is None:
             raise TargetError(
                 f"The circuit's target, {circuit.target!r}, is not a class. Pass the target "
@@ -1043,6 +1107,7 @@ class Lens:
             circuit,
             n=n,
             paths=paths,
+            supernodes=supernodes,
             error_nodes=error_nodes,
             active=active,
             control=control,
@@ -1278,6 +1343,32 @@ class Lens:
             model=self.fingerprint,
         )
 
+    def _check_made_here(self, circuit: Circuit) -> None:
+        """Raise `FeatureError` for a circuit of another model or of other SAEs."""
+        if circuit.model and circuit.model != self.fingerprint:
+            raise FeatureError(
+                "The circuit was made with another model or other SAEs than those of this lens."
+            )
+
+    def _words(self, circuit: Circuit) -> dict[FeatureId, tuple[str, ...]]:
+        """For each feature of a circuit its label, name, class and kind; "" for none."""
+        words: dict[FeatureId, tuple[str, ...]] = {}
+        for layer in circuit.layers:
+            scores = None if self.atlas is None else self.atlas.scores(layer)
+            for feature in circuit.features(layer):
+                label = circuit.labels.get((layer, feature), "")
+                words[layer, feature] = (label,)
+                if scores is None:
+                    continue
+                proposed = self.atlas.proposals(layer, feature)
+                kind = scores.kind(feature).name
+                words[layer, feature] += (
+                    self.atlas.names.get(layer, feature),
+                    proposed[0].text if proposed else "",
+                    "" if kind in ("none", "class") else kind,  # a class that has no name
+                )
+        return words
+
     def _ranking(self, logits: Float[Tensor, " C"]) -> list[tuple[str, float]]:
         return self._named(logits.softmax(-1))
 
@@ -1314,6 +1405,14 @@ def _engines(columns: EdgeColumns, requested: Engine) -> dict[str, Any]:
     """The engines that computed the pairs of sites, where one is not the requested engine."""
     engines = [columns.engines[position] for position in sorted(columns.engines)]
     return {"engines": engines} if set(engines) - {requested} else {}
+
+
+def _image_of(circuit: Circuit, transform: Callable[[Image.Image], Tensor]) -> Tensor:
+    """The model's input of the image that a circuit holds."""
+    if circuit.image is None or not isinstance(transform, Transform):
+        raise ImageError("The circuit does not hold its image. Pass it, as `image`.")
+    # The stored image has been cropped.
+    return replace(transform, crop_pct=1.0)(Image.fromarray(circuit.image.numpy()))
 
 
 def _is_single(images: Any) -> bool:

@@ -169,7 +169,7 @@ def _words(results: list[dict[str, Any]], way: str) -> str:
     own = [result["ways"][way] for result in results]
     six = [w["six_classes"]["after"] - w["six_classes"]["before"] for w in own]
     text = (
-        f"{NAMES[way].capitalize()}: {', '.join(str(len(w['features'])) for w in own)} of them. "
+        f"{NAMES[way].capitalize()}: {_counts([len(w['features']) for w in own])}. "
         f"They close {100 * sum(gain) / sum(gap):.0f} % of the worst group's gap between nothing "
         f"and DFR (seed by seed {shares}), and the average changes by {_mean(change, sign=True)} "
         f"points. Collateral damage: {worst_loss!r} changes by {100 * lost[worst_loss]:+.1f} "
@@ -177,6 +177,13 @@ def _words(results: list[dict[str, Any]], way: str) -> str:
         f"the same features removed, by {_mean(six, sign=True)} ({SIX_CLASSES} composites)."
     )
     return textwrap.fill(text, 100)
+
+
+def _counts(numbers: list[int]) -> str:
+    """How many features were removed, seed by seed."""
+    if len(set(numbers)) == 1:
+        return f"{numbers[0]} in each of the {len(numbers)} seeds"
+    return f"seed by seed {', '.join(map(str, numbers))}"
 
 
 def _curve(results: list[dict[str, Any]]) -> str:

@@ -37,6 +37,28 @@ def test_columns_are_named_by_block_where_layers_are_left_out() -> None:
     assert len(strongest_edges(made)) == len(strongest_edges(circuit(layers=3)))
 
 
+def test_supernodes_are_drawn_as_one_node_each() -> None:
+    made = circuit(layers=2, nodes=5)
+    groups = {"wheel, left": [(0, 2), (0, 0), (0, 4)], "sky": [(1, 1)]}
+    labels = {(0, 1): "alone", (0, 0): "a member's own"}
+    made = replace(made, groups=groups, labels=labels, pinned=[(0, 4)])  # type: ignore[arg-type]
+    drawn = circuit_figure(made, supernodes=True)
+    assert {"wheel, left", "sky", "×3", "120%", "alone"} <= texts(drawn)
+    assert not {"a member's own", "×1", "[sky]"} & texts(drawn)
+    legend = " ".join(texts(drawn))
+    assert "supernode" in legend and "pinned" in legend
+    assert "the sum of" not in " ".join(texts(circuit_figure(made)))
+    # Three thumbnails in layer 0, five in layer 1; the image and the heat scale.
+    assert len(drawn.axes[0].images) == 3 + 5 + 2
+    assert len(circuit_figure(made).axes[0].images) == 5 + 5 + 2
+
+
+def test_a_supernodes_number_stands_once() -> None:
+    """Its name begins with it, and it stands below the thumbnail."""
+    made = replace(circuit(layers=1, nodes=3), groups={"0/0 wheel": ((0, 0), (0, 1))})
+    assert {"0", "wheel"} <= texts(circuit_figure(made, supernodes=True))
+
+
 def test_the_legend_names_only_what_is_there() -> None:
     node = Node(0, 5, 1.0, 1.0, 1.0)
     plain = replace(circuit(prefix=()), nodes=(node,), edges=(), heatmaps=torch.ones(1, 16))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -201,6 +201,44 @@ class Explanation(ShapeRepr):
 
 
 @dataclass(frozen=True, eq=False, repr=False, kw_only=True)
+class Supernode(ShapeRepr):
+    """Nodes of one layer that are shown as one: every number is the sum over its members.
+
+    Source: docs/method.md, "Supernodes".
+
+    Attributes
+    ----------
+    name
+        The group's name; the node's own for a node in no group.
+    layer
+        The residual stream after this block.
+    members
+        (layer, feature) of its nodes, those of the largest importance of either sign first.
+    importance
+        In units of the target.
+    share
+        `importance` divided by the layer's sum of positive node importances.
+    heatmap
+        [T], importance per token, in units of the target.
+    edges
+        To supernodes of the next layer, or to the target. Their ends are the supernodes' `key`.
+    """
+
+    name: str
+    layer: int
+    members: tuple[FeatureId, ...]
+    importance: float
+    share: float
+    heatmap: Float[Tensor, " T"]
+    edges: tuple[Edge, ...]
+
+    @property
+    def key(self) -> FeatureId:
+        """(layer, feature) of the member with the largest importance, as edges name their ends."""
+        return self.members[0]
+
+
+@dataclass(frozen=True, eq=False, repr=False, kw_only=True)
 class Circuit(Explanation):
     """The circuit behind one output for one image: nodes in layers, and the edges between them.
 
@@ -304,6 +342,76 @@ class Circuit(Explanation):
     def group_of(self, node: Node) -> str:
         """Return the name of the group that a node is in, "" when it is in none."""
         return next((name for name, keys in self.groups.items() if node.key in keys), "")
+
+    def supernodes(self) -> tuple[Supernode, ...]:
+        """Return the circuit with each group as one node (docs/method.md, "Supernodes").
+
+        A node in no group, such as an error node, is a supernode of its own; the nodes of a group
+        that are in different layers are a supernode per layer. `Lens.supernodes` makes groups.
+
+        Returns
+        -------
+        tuple of Supernode
+            By layer, and most important first within a layer.
+        """
+        name_of = {key: name for name, keys in self.groups.items() for key in keys}
+        # By layer, and by the name of a group or the number of a feature in none.
+        rows: dict[tuple[int, str | int], list[int]] = {}
+        for row, node in enumerate(self.nodes):
+            rows.setdefault((node.layer, name_of.get(node.key, node.feature)), []).append(row)
+        order = [
+            sorted(mine, key=lambda row: (-abs(self.nodes[row].importance), self.nodes[row].key))
+            for mine in rows.values()
+        ]
+        key_of = {self.nodes[row].key: self.nodes[mine[0]].key for mine in order for row in mine}
+        sums: dict[tuple[FeatureId, FeatureId], tuple[float, float]] = {}
+        for edge in self.edges:
+            ends = key_of[edge.source], key_of.get(edge.target, edge.target)
+            weight, share = sums.get(ends, (0.0, 0.0))
+            sums[ends] = weight + edge.weight, share + edge.share
+        edges: dict[FeatureId, list[Edge]] = {}
+        for (source, end), (weight, share) in sums.items():
+            if weight != 0:
+                edges.setdefault(source, []).append(Edge(source, end, weight, share))
+        made = []
+        for mine in order:
+            members = [self.nodes[row] for row in mine]
+            first = members[0]
+            made.append(
+                Supernode(
+                    name=name_of.get(first.key, first.name),
+                    layer=first.layer,
+                    members=tuple(node.key for node in members),
+                    importance=sum(node.importance for node in members),
+                    share=sum(node.share for node in members),
+                    heatmap=self.heatmaps[mine].sum(0),
+                    edges=tuple(edges.get(first.key, ())),
+                )
+            )
+        return tuple(sorted(made, key=lambda node: (node.layer, -node.importance, node.key)))
+
+    def rename_groups(self, names: Mapping[str, str]) -> Circuit:
+        """Return the circuit with other names for some groups; their members stay.
+
+        Parameters
+        ----------
+        names
+            From the present name of a group to its new one.
+
+        Raises
+        ------
+        FeatureError
+            When there is no such group, a name is empty, or two groups would have one name.
+        """
+        unknown = [name for name in names if name not in self.groups]
+        if unknown:
+            listed = ", ".join(repr(name) for name in self.groups) or "none"
+            raise FeatureError(f"There is no group {unknown[0]!r}; the circuit has {listed}.")
+        renamed = [names.get(name, name) for name in self.groups]
+        twice = [name for name in renamed if renamed.count(name) > 1]
+        if twice:
+            raise FeatureError(f"Two groups would be called {twice[0]!r}; give each its own name.")
+        return replace(self, groups=dict(zip(renamed, self.groups.values(), strict=True)))
 
     def compare(self, other: Circuit) -> tuple[float, ...]:
         """Return how far two circuits of the same model keep the same nodes.

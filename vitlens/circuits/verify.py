@@ -16,7 +16,7 @@ as in Kim et al., arXiv 2509.17401, section 3.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from typing import Any, TypeAlias, get_args
@@ -117,8 +117,9 @@ class Verification(ShapeRepr):
         return len(self.edges)
 
     def __str__(self) -> str:
+        of = " between supernodes" if self.settings.get("supernodes") else ""
         lines = [
-            f"{len(self)} of {self.n_given} edges, target: {self.target}, "
+            f"{len(self)} of {self.n_given} edges{of}, target: {self.target}, "
             f"error nodes: {self.settings.get('error_nodes', '?')}, baselines: "
             f"{self.settings.get('baselines', '?')}, 95 % intervals over edges",
             f"rank correlation of predicted and measured change: {self.rank_correlation}",
@@ -168,6 +169,7 @@ def verify_circuit(
     *,
     n: int | None = None,
     paths: Sequence[Link] | None = None,
+    supernodes: bool = False,
     error_nodes: ErrorNodes | None = None,
     active: Active = "clean",
     control: bool = True,
@@ -180,11 +182,13 @@ def verify_circuit(
     Raises
     ------
     FeatureError
-        If the circuit has no edges or is of another image, a path is not of the circuit's nodes, or
-        `n` is out of range.
+        If the circuit has no edges or is of another image, a path is not of the circuit's nodes,
+        paths are given with `supernodes`, or `n` is out of range.
     OptionError
         If `error_nodes` or `active` is unknown.
     """
+    if supernodes and paths is not None:
+        raise FeatureError("Give paths, or ask for the edges between supernodes; not both.")
     by_default = _ERROR_NODES[circuit.settings.get("error_gradients", "leaf")]
     held: ErrorNodes = by_default if error_nodes is None else error_nodes
     check_choice("error_nodes", held, get_args(ErrorNodes))
@@ -214,6 +218,29 @@ def verify_circuit(
         batch_size=batch_size,
         progress=progress,
     )
+    if supernodes:
+        merged = circuit.supernodes()
+        between = [edge for node in merged for edge in node.edges]
+        chosen = _draw(between, n, seed)
+        members = {node.key: node.members for node in merged}
+        measured = measure_bundles(
+            replacement,
+            trace,
+            target,
+            [(members[edge.source], members.get(edge.target, ())) for edge in chosen],
+            error_nodes=held,
+            active=active,
+            batch_size=batch_size,
+            progress=progress,
+        )
+        return Verification(
+            tuple((edge.source, edge.target) for edge in chosen),
+            torch.tensor([edge.weight for edge in chosen], dtype=torch.float64),
+            measured,
+            len(between),
+            circuit.target,
+            {**settings, "supernodes": True},
+        )
     every = [(edge.source, edge.target) for edge in circuit.edges]
     nodes = None
     if control or paths is not None:
@@ -227,7 +254,7 @@ def verify_circuit(
         predicted = predict_edges(replacement, trace, nodes, links)
         measured = measure(links)
         return Verification(links, predicted, measured, len(links), circuit.target, settings)
-    chosen = _draw(circuit, n, seed)
+    chosen = _draw(circuit.edges, n, seed)
     links = tuple((edge.source, edge.target) for edge in chosen)
     comparison = None
     if nodes is not None:
@@ -250,16 +277,16 @@ def _of_circuit(circuit: Circuit, path: Link) -> Link:
     return tuple((int(layer), int(feature)) for layer, feature in path)
 
 
-def _draw(circuit: Circuit, n: int | None, seed: int) -> list[Edge]:
-    """Return some edges at random, in the circuit's order."""
+def _draw(edges: Sequence[Edge], n: int | None, seed: int) -> list[Edge]:
+    """Return some edges at random, in their order."""
     if n is not None and n < 1:
         raise FeatureError(f"n, the number of edges to check, must be at least 1, not {n}.")
-    if not circuit.edges:
+    if not edges:
         raise FeatureError("The circuit has no edges to check.")
-    if n is None or n >= len(circuit.edges):
-        return list(circuit.edges)
-    order = torch.randperm(len(circuit.edges), generator=torch.Generator().manual_seed(seed))
-    return [circuit.edges[i] for i in sorted(order[:n].tolist())]
+    if n is None or n >= len(edges):
+        return list(edges)
+    order = torch.randperm(len(edges), generator=torch.Generator().manual_seed(seed))
+    return [edges[i] for i in sorted(order[:n].tolist())]
 
 
 def measure_edges(
@@ -325,8 +352,33 @@ def measure_edges(
             batches[-1].append(i)
         else:
             batches.append([i])
+
+    def cut(model: ReplacementModel, stem: Stem, batch: list[int]) -> tuple[int, Tensor]:
+        return _cut(model, trace, stem, [edges[i] for i in batch], active)
+
+    return _measure(
+        replacement, trace, target, batches, cut, "edges", error_nodes, active, progress
+    )
+
+
+def _measure(
+    replacement: ReplacementModel,
+    trace: Trace,
+    target: Target,
+    batches: Sequence[list[int]],
+    cut: Callable[[ReplacementModel, Stem, list[int]], tuple[int, Tensor]],
+    what: str,
+    error_nodes: ErrorNodes,
+    active: Active,
+    progress: Progress,
+) -> Float[Tensor, " n"]:
+    """Measure how much lower the target is after each cut.
+
+    `batches` has the numbers of all cuts; `cut` returns the position that the cuts of a batch
+    reach, and the stream there for each.
+    """
     value = float(target.function(trace.logits))
-    measured = torch.empty(len(edges), dtype=torch.float64)
+    measured = torch.empty(sum(map(len, batches)), dtype=torch.float64)
     # With several reference images as baselines, the mean of the runs with each.
     models = [
         ReplacementModel(replacement.vision, replacement.saes, replacement.layers, baselines)
@@ -334,11 +386,10 @@ def measure_edges(
     ]
     with torch.no_grad():
         stem = replacement.vision.embed(trace.image[None])
-        for batch in steps(batches, "edges", progress):
-            links = [edges[i] for i in batch]
+        for batch in steps(batches, what, progress):
             runs = []
             for model in models:
-                position, streams = _cut(model, trace, stem, links, active)
+                position, streams = cut(model, stem, batch)
                 start = FromSite(position, streams, changed=True, clean=trace)
                 runs.append(model.run(start, error_nodes=error_nodes, active=active))
             for i, logits in zip(batch, torch.stack(runs).mean(0), strict=True):
@@ -500,3 +551,76 @@ def _cut(
         streams = trace.residuals[position] + step
         rows = torch.arange(len(ways), device=streams.device)
     return position, streams[rows]
+
+
+def measure_bundles(
+    replacement: ReplacementModel,
+    trace: Trace,
+    target: Target,
+    bundles: Sequence[tuple[Sequence[FeatureId], Sequence[FeatureId]]],
+    *,
+    error_nodes: ErrorNodes = "clean",
+    active: Active = "clean",
+    batch_size: int = 16,
+    progress: Progress = False,
+) -> Float[Tensor, " n"]:
+    """Measure how much lower the target is when all edges between two groups are cut together.
+
+    As `measure_edges`, with all sources of a bundle at their baselines at once, and all its ends
+    taking the activations they then have. Importances predict the sum of the edges' weights.
+
+    Parameters
+    ----------
+    replacement, trace, target, error_nodes, active, batch_size, progress
+        See `measure_edges`.
+    bundles
+        Sources, of one layer, and ends, features of the next; no ends for the edges to the target.
+
+    Returns
+    -------
+    Tensor
+        Decrease of the target by each cut, float64.
+    """
+    by_layer: dict[tuple[int, bool], list[int]] = {}
+    for i, (sources, ends) in enumerate(bundles):
+        by_layer.setdefault((sources[0][0], bool(ends)), []).append(i)
+    batches = [
+        mine[first : first + batch_size]
+        for _, mine in sorted(by_layer.items())
+        for first in range(0, len(mine), batch_size)
+    ]
+
+    def cut(model: ReplacementModel, stem: Stem, batch: list[int]) -> tuple[int, Tensor]:
+        return _cut_bundles(model, trace, stem, [bundles[i] for i in batch], active)
+
+    what = "edges between supernodes"
+    return _measure(replacement, trace, target, batches, cut, what, error_nodes, active, progress)
+
+
+def _cut_bundles(
+    replacement: ReplacementModel,
+    trace: Trace,
+    stem: Stem,
+    bundles: Sequence[tuple[Sequence[FeatureId], Sequence[FeatureId]]],
+    active: Active,
+) -> tuple[int, Float[Tensor, "n T D"]]:
+    """Return the position that the cuts of some bundles reach, and the stream there for each."""
+    position = replacement.position(bundles[0][0][0][0])
+    streams = torch.stack(
+        [
+            trace.residuals[position]
+            - sum(contribution(replacement, trace, *source) for source in sources)
+            for sources, _ in bundles
+        ]
+    )
+    if not bundles[0][1]:
+        return position, streams
+    position += 1
+    sae, clean = replacement.saes[position], trace.features[position]
+    mask = clean > 0 if active == "clean" else None
+    patched = sae.encode(replacement.advance(stem, position)(streams), active=mask)
+    taken = torch.zeros(len(bundles), clean.shape[1], dtype=torch.bool, device=clean.device)
+    for row, (_, ends) in enumerate(bundles):
+        taken[row, [feature for _, feature in ends if feature != ERROR]] = True
+    moved = torch.where(taken[:, None], patched - clean, 0.0)
+    return position, trace.residuals[position] + trace.stds[position] * (moved @ sae.W_dec)

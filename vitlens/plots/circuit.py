@@ -6,16 +6,17 @@ import math
 import textwrap
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby, pairwise
 from typing import TypeAlias
 
 import numpy as np
+import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from vitlens.circuits.circuit import ERROR, Circuit, Edge, Node
+from vitlens.circuits.circuit import ERROR, Circuit, Edge, Node, node_name
 from vitlens.errors import FeatureError
 from vitlens.plots.heatmap import colours, heat_on_image
 from vitlens.plots.page import Page, flow, text_width
@@ -37,6 +38,7 @@ _PIXELS = 120  # of a thumbnail's side
 _THICKEST, _THINNEST = 5.0, 0.35  # points
 _EDGES_A_NODE = 3
 _LABEL = 22  # characters
+_RIM = 0.035  # between the two frames of a supernode
 # The legend; its text is in points.
 _LEGEND_SIZE, _LEGEND_LINE, _LEGEND_GAP, _LEGEND_SPACE = 10.0, 0.33, 0.34, 0.08
 _SAMPLE = 0.9  # room for one sample of an edge's width
@@ -51,6 +53,7 @@ def circuit_figure(
     *,
     width: float | None = None,
     top_edges: int | None = None,
+    supernodes: bool = False,
     ax: Axes | None = None,
 ) -> Figure:
     """Draw a circuit.
@@ -72,6 +75,10 @@ def circuit_figure(
     top_edges
         Number of edges to draw between two layers, the strongest ones; by default three per node
         of the fuller layer. All edges to the target are drawn.
+    supernodes
+        Whether to draw each group as one node, with the sums of its members' importances, per
+        patch too, and edges (`Circuit.supernodes`). It has two frames, the number of its members
+        in a corner, and the feature number of the strongest below.
     ax
         Axes to draw in; by default a new figure. The drawing is scaled to fit into these axes.
 
@@ -90,6 +97,9 @@ def circuit_figure(
     for name, value in (("width", width), ("top_edges", top_edges)):
         if value is not None and value <= 0:
             raise FeatureError(f"{name} must be above 0, not {value}.")
+    sizes: dict[FeatureId, int] = {}
+    if supernodes:
+        circuit, sizes = _merged(circuit)
     edges = strongest_edges(circuit, top_edges)
     plan = _Plan.of(circuit, edges)
     items = _legend_items(
@@ -98,6 +108,7 @@ def circuit_figure(
         has_error=any(node.feature == ERROR for node in circuit.nodes),
         has_negative=any(edge.weight < 0 for edge in edges),
         has_pinned=bool(circuit.pinned),
+        has_groups=any(size > 1 for size in sizes.values()),
         drawn=(len(edges), len(circuit.edges)),
     )
     foot = _legend_height(items, plan.width - 2 * _MARGIN) + 2 * _MARGIN
@@ -113,9 +124,33 @@ def circuit_figure(
     for edge in sorted(edges, key=lambda edge: abs(edge.share)):
         _draw_edge(page, plan, edge, middle, (leaving[edge], arriving[edge]))
     for node in circuit.nodes:
-        _draw_node(page, circuit, node, plan.place(node.key, middle))
+        _draw_node(page, circuit, node, plan.place(node.key, middle), sizes.get(node.key, 1))
     _draw_legend(page, items, left=_MARGIN, top=foot - _MARGIN, width=natural - 2 * _MARGIN)
     return root_of(page.axes)
+
+
+def _merged(circuit: Circuit) -> tuple[Circuit, dict[FeatureId, int]]:
+    """Return a circuit to draw, with a node per supernode, and how many members each has.
+
+    A node has the key of the supernode's strongest member; its label is the supernode's name.
+    """
+    made = circuit.supernodes()
+    labels = {node.key: node.name.removeprefix(node_name(node.key)).strip() for node in made}
+    labels |= {
+        node.key: circuit.labels[node.key]
+        for node in made
+        if not labels[node.key] and node.key in circuit.labels
+    }
+    merged = replace(
+        circuit,
+        nodes=tuple(Node(*node.key, node.importance, node.share, 0.0) for node in made),
+        edges=tuple(edge for node in made for edge in node.edges),
+        heatmaps=torch.stack([node.heatmap for node in made]),
+        pinned=tuple(node.key for node in made if set(node.members) & set(circuit.pinned)),
+        groups={},
+        labels=labels,
+    )
+    return merged, {node.key: len(node.members) for node in made}
 
 
 def strongest_edges(circuit: Circuit, count: int | None = None) -> list[Edge]:
@@ -296,7 +331,10 @@ def _draw_edge(
     )
 
 
-def _draw_node(page: Page, circuit: Circuit, node: Node, corner: tuple[float, float]) -> None:
+def _draw_node(
+    page: Page, circuit: Circuit, node: Node, corner: tuple[float, float], members: int
+) -> None:
+    """Draw a node, or a supernode of this many members."""
     x, y = corner
     prefix, patches = _relative_heat(circuit, node)
     image = None if circuit.image is None else circuit.image.numpy()
@@ -307,6 +345,9 @@ def _draw_node(page: Page, circuit: Circuit, node: Node, corner: tuple[float, fl
     size = (round(_PIXELS * rows / longer), round(_PIXELS * columns / longer))
     page.image(heat_on_image(image, patches, size=size), x, y, width, height)
     is_error, is_pinned = node.feature == ERROR, node.key in circuit.pinned
+    if members > 1:
+        page.frame(x - _RIM, y - _RIM, width + 2 * _RIM, height + 2 * _RIM, colour=page.theme.quiet)
+        page.text(x + width - 0.05, y + 0.1, f"×{members}", size=9, align="right", backed=True)
     page.frame(
         x, y, width, height,
         colour=page.theme.ink if is_error or is_pinned else page.theme.quiet,
@@ -397,6 +438,7 @@ def _legend_items(
     has_error: bool,
     has_negative: bool,
     has_pinned: bool,
+    has_groups: bool,
     drawn: tuple[int, int],
 ) -> list[_Item]:
     """Return the entries of a circuit's legend.
@@ -407,8 +449,8 @@ def _legend_items(
         Sample edges: share of the layer's importance in per cent, and line width in points.
     prefix_names
         Tokens that are not patches.
-    has_error, has_negative, has_pinned
-        Whether there are error nodes, edges below zero, and pinned nodes.
+    has_error, has_negative, has_pinned, has_groups
+        Whether there are error nodes, edges below zero, pinned nodes, and supernodes.
     drawn
         Number of edges drawn, and number of all edges.
     """
@@ -425,6 +467,9 @@ def _legend_items(
         items.append(_Item(0.26, _error, "error node: the part of the stream that the SAE misses"))
     if has_pinned:
         items.append(_Item(0.26, _pinned, "pinned node"))
+    if has_groups:
+        text = "supernode: the sum of, here, five features; the strongest is named"
+        items.append(_Item(0.34, _supernode, text))
     items.append(_Item(0.82, _numbers, "feature number and its share of its layer's importance"))
     if drawn[0] < drawn[1]:
         items.append(_Item(0, _nothing, f"the {drawn[0]} strongest of {drawn[1]} edges are drawn"))
@@ -477,6 +522,12 @@ def _error(page: Page, x: float, y: float) -> None:
 
 def _pinned(page: Page, x: float, y: float) -> None:
     page.frame(x, y - 0.1, 0.22, 0.2, line=2.4)
+
+
+def _supernode(page: Page, x: float, y: float) -> None:
+    page.frame(x, y - 0.1 - _RIM, 0.24 + 2 * _RIM, 0.2 + 2 * _RIM, colour=page.theme.quiet)
+    page.frame(x + _RIM, y - 0.1, 0.24, 0.2, colour=page.theme.quiet)
+    page.text(x + _RIM + 0.12, y, "×5", size=9, align="center")
 
 
 def _nothing(page: Page, x: float, y: float) -> None:
