@@ -27,10 +27,10 @@ from tests.builders import (
 )
 from tests.reference import program
 from vitlens.circuits.verify import measure_edges
-from vitlens.method.importance import centred_logit, resolve_target
+from vitlens.method.importance import resolve_target
 from vitlens.method.logit_lens import logit_lens
 from vitlens.method.rankings import Case, cla_edges
-from vitlens.method.replacement import Change, KeepFeatures, SiteState, keep_masks
+from vitlens.method.replacement import KeepFeatures, keep_masks
 
 ENGINES = ("closed_form", "jvp", "vjp")
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4}
@@ -332,22 +332,8 @@ def test_edges_of_cross_layer_attribution(kind: str, engine: str) -> None:
     assert_relative(cla_edges(case, 0), expected)
 
 
-class _Gates(Change):
-    """Every feature between its baseline and its activation, by gates."""
-
-    def __init__(self, gates: list[Tensor]) -> None:
-        self.gates = gates
-
-    def touches(self, position: int) -> bool:
-        return True
-
-    def features(self, state: SiteState) -> Tensor:
-        base = state.baseline.features
-        return base + self.gates[state.position] * (state.features - base)
-
-
 @KINDS_AND_LAYERS
-def test_derivatives_of_replaced_runs(kind: str, layers: tuple[int, ...]) -> None:
+def test_path_integrated_importance(kind: str, layers: tuple[int, ...]) -> None:
     lens = lens_of(kind, "mixed" if kind == "mixed" else "layer", layers)
     slow, image = SlowProgram(lens), tiny_image(1, torch.float64)
     expected = program.path_integrated(
@@ -357,11 +343,9 @@ def test_derivatives_of_replaced_runs(kind: str, layers: tuple[int, ...]) -> Non
         slow.trace(image),
         slow.baselines,
         TARGET,
-        steps=1,
+        steps=3,
     )
-    gates = [torch.full((s.n_features,), 0.5).double().requires_grad_() for s in lens.saes]
-    logits = lens.replacement.run(lens.trace(image), _Gates(gates), grad=True)[0]
-    found = torch.autograd.grad(centred_logit(TARGET)(logits), gates)
+    found = lens.path_importances(image, target=TARGET, steps=3)
     for of_site, slope in zip(found, expected, strict=True):
         assert_relative(of_site, slope)
 

@@ -294,9 +294,9 @@ def learn_gates(
 ) -> Ranking:
     """Rank the active features by gates that are trained on the one image.
 
-    Gates are concrete (a sigmoid with logistic noise, temperature 0.5). With the target's share
-    ``s``, 0 for the empty model and 1 for the full one, the loss is ``(1 - s)^2 + sparsity * the
-    mean probability of an open gate``; Adam takes `steps` steps.
+    Gates are concrete (a sigmoid with logistic noise, temperature 0.5). The loss is the squared
+    distance of the target from the full model's, in units of the distance between the full and
+    the empty model, plus `sparsity` times the mean of the open gates. Adam takes `steps` steps.
 
     Parameters
     ----------
@@ -310,21 +310,12 @@ def learn_gates(
         Seed of the noise.
     progress
         See `eliminate`.
-
-    Raises
-    ------
-    FeatureError
-        If the full model's target is not above the empty model's, so that there is no share.
     """
     active = active_features(trace)
     empty = KeepFeatures([torch.zeros_like(mask) for mask in active])
     logits = replacement.run(trace, empty, error_nodes=error_nodes)[0]
     low, high = float(target.function(logits)), float(target.function(trace.logits))
-    if not high > low:
-        raise FeatureError(
-            f"The target is {high:.3g} in the full model and {low:.3g} without its features; gates "
-            "cannot be trained to keep it."
-        )
+    span = abs(high - low) or 1.0
     generator = torch.Generator("cpu").manual_seed(seed)
     like = trace.residuals[0]
     openness = [like.new_zeros(int(mask.sum())).requires_grad_() for mask in active]
@@ -337,9 +328,9 @@ def learn_gates(
             gate = ((logit + noise) / _TEMPERATURE).sigmoid()
             gates.append(torch.zeros_like(mask, dtype=like.dtype).masked_scatter(mask, gate)[None])
         logits = replacement.run(trace, GateFeatures(gates), error_nodes=error_nodes, grad=True)
-        share = (target.function(logits[0]) - low) / (high - low)
+        lost = (high - target.function(logits[0])) / span
         opened = torch.cat([logit.sigmoid() for logit in openness]).mean()
-        loss = (1 - share).square() + sparsity * opened
+        loss = lost.square() + sparsity * opened
         gradients = torch.autograd.grad(loss, openness)
         for logit, gradient in zip(openness, gradients, strict=True):
             logit.grad = gradient

@@ -117,8 +117,9 @@ class Verification(ShapeRepr):
         return len(self.edges)
 
     def __str__(self) -> str:
+        of = " between supernodes" if self.settings.get("supernodes") else ""
         lines = [
-            f"{len(self)} of {self.n_given} edges, target: {self.target}, "
+            f"{len(self)} of {self.n_given} edges{of}, target: {self.target}, "
             f"error nodes: {self.settings.get('error_nodes', '?')}, baselines: "
             f"{self.settings.get('baselines', '?')}, 95 % intervals over edges",
             f"rank correlation of predicted and measured change: {self.rank_correlation}",

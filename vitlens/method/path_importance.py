@@ -11,7 +11,8 @@ gates, and S steps between the empty model (all gates 0) and the full one (all g
 
 The derivative is the replacement model's own: plain, with the SAEs' sd and active masks constant.
 Where only the features of a set are kept, gates outside of it stay 0, and the path leads from the
-empty model to that set. The sum of P over all sites approaches ``r(set) - r(empty)``.
+empty model to that set. For SAEs that do not normalise their input the sum of P over all sites
+approaches ``r(set) - r(empty)`` as S grows; a constant sd leaves its own changes out.
 
 Source: docs/method.md, "Path-integrated node importance"; after Sundararajan et al., "Axiomatic
 attribution for deep networks", arXiv 1703.01365.
