@@ -56,7 +56,7 @@ from vitlens.method.replacement import (
     keep_masks,
     reference_baselines,
 )
-from vitlens.models.vision import Site, VisionModel, as_vision_model
+from vitlens.models.vision import Site, VisionModel, as_vision_model, on_the_cpu
 from vitlens.progress import Progress
 from vitlens.saes.base import SAE, FeatureId
 from vitlens.saes.data import batched
@@ -159,6 +159,7 @@ class Lens:
     >>> print(lens.circuit(lens.samples[0].path, nodes_per_layer=8))
     """
 
+    @on_the_cpu()
     def __init__(
         self,
         model: nn.Module | VisionModel,
@@ -355,6 +356,7 @@ class Lens:
 
     # Images
 
+    @on_the_cpu()
     def tensor(self, image: ImageLike) -> Float[Tensor, "3 H W"]:
         """Any image as the model's input; see `vitlens.images.to_tensor`.
 
@@ -369,6 +371,7 @@ class Lens:
         # Autograd keeps no tensor that was made in inference mode.
         return tensor.clone() if tensor.is_inference() else tensor
 
+    @on_the_cpu()
     def tensors(self, images: Images) -> Float[Tensor, "n 3 H W"]:
         """One image or several as a batch of the model's input.
 
@@ -383,6 +386,7 @@ class Lens:
         (stacked,) = batched(batch, len(batch), self.vision.image_size)
         return stacked
 
+    @on_the_cpu()
     def pixels(self, image: ImageLike) -> UInt8[Tensor, "H W 3"] | None:
         """The image as the model sees it; None for a transform that cannot be undone."""
         if not isinstance(self.transform, Transform):
@@ -427,6 +431,7 @@ class Lens:
         ranked = [self._ranking(row) for part in parts for row in self.vision.logits(part)]
         return ranked[0] if _is_single(images) else ranked
 
+    @on_the_cpu()
     def trace(self, images: Images) -> Trace:
         """Residual streams, features and errors of every site, and the logits.
 
