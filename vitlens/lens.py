@@ -817,11 +817,14 @@ class Lens:
         at_most: int = AT_MOST,
         names: bool = True,
         groups: Mapping[str, Sequence[FeatureId]] | None = None,
+        target: TargetLike = None,
+        progress: Progress = False,
     ) -> Circuit:
         """The circuit with its features in groups, a few per layer.
 
         Features of a layer belong together when they are active in the same places, write the
-        same, and lead to the same features (docs/method.md, "Supernodes"). Every kept feature is
+        same, and lead to the same features (docs/method.md, "Supernodes"): all their edges are
+        computed, one forward-mode pass of a layer's blocks per feature. Every kept feature is
         then in exactly one group, possibly alone; error nodes are in none. `Circuit.supernodes`
         gives the sums over each group, `circuit_figure(circuit, supernodes=True)` draws them, and
         `Circuit.rename_groups` gives them other names.
@@ -841,6 +844,10 @@ class Lens:
         groups
             Groups made by hand, to keep as they are. They count towards `at_most`; ``groups=
             circuit.groups`` keeps those of the circuit.
+        target
+            Only for a circuit whose target was a function: this function.
+        progress
+            See `importances`.
 
         Raises
         ------
@@ -850,8 +857,11 @@ class Lens:
             circuit.
         ImageError
             If there is no image.
+        TargetError
+            If the target is missing.
         """
         check_count("at_most", at_most)
+        wanted = _target_of(circuit, target)
         self._check_made_here(circuit)
         kind = circuit.settings.get("baselines", self.baselines.kind)
         if kind != self.baselines.kind:
@@ -860,12 +870,26 @@ class Lens:
                 f"{self.baselines.kind}. Set `lens.baselines` to those of the circuit."
             )
         by_hand = check_groups(circuit, groups or {})
-        trace = self._trace_of_one(_image_of(circuit, self.transform) if image is None else image)
+        trace, nodes = self._nodes(
+            _image_of(circuit, self.transform) if image is None else image,
+            wanted,
+            circuit.settings.get("gradient", "libragrad"),
+            circuit.settings.get("error_gradients", "leaf"),
+            "jvp",
+        )
         if image is not None and circuit.logits is not None:
             known = circuit.logits.to(trace.logits)
             if not torch.allclose(trace.logits, known, rtol=1e-3, atol=1e-3):
                 raise FeatureError("The circuit was made for another image than this.")
-        found = group_features(circuit, self.replacement, trace, at_most=at_most, groups=by_hand)
+        found = group_features(
+            circuit,
+            self.replacement,
+            trace,
+            nodes,
+            at_most=at_most,
+            groups=by_hand,
+            progress=progress,
+        )
         words = self._words(circuit) if names else None
         return with_groups(circuit, found, by_hand=by_hand, words=words)
 
@@ -1138,13 +1162,8 @@ class Lens:
             If the target is missing.
         """
         self._check_made_here(circuit)
-        if target is None and circuit.target_index is None:
-            raise TargetError(
-                f"The circuit's target, {circuit.target!r}, is not a class. Pass the target "
-                "function again, as `target`."
-            )
+        wanted = _target_of(circuit, target)
         trace = self._trace_of_one(image)
-        wanted = circuit.target_index if target is None else target
         return verify_circuit(
             self.replacement,
             trace,
@@ -1450,6 +1469,16 @@ def _engines(columns: EdgeColumns, requested: Engine) -> dict[str, Any]:
     """The engines that computed the pairs of sites, where one is not the requested engine."""
     engines = [columns.engines[position] for position in sorted(columns.engines)]
     return {"engines": engines} if set(engines) - {requested} else {}
+
+
+def _target_of(circuit: Circuit, target: TargetLike) -> TargetLike:
+    """A circuit's class, or the function that was its target and is given again."""
+    if target is None and circuit.target_index is None:
+        raise TargetError(
+            f"The circuit's target, {circuit.target!r}, is not a class. Pass the target function "
+            "again, as `target`."
+        )
+    return circuit.target_index if target is None else target
 
 
 def _image_of(circuit: Circuit, transform: Callable[[Image.Image], Tensor]) -> Tensor:
