@@ -17,6 +17,7 @@ from vitlens.lens import About, Lens, Sample
 from vitlens.method.replacement import Baselines
 from vitlens.models.families import check_name, create
 from vitlens.models.quantize import dequantize
+from vitlens.models.vision import on_the_cpu
 from vitlens.saes.base import SAE
 from vitlens.saes.importers.rrm import RELEASES
 from vitlens.saes.io import load_saes
@@ -34,6 +35,7 @@ def bundles() -> tuple[str, ...]:
     return tuple(sorted(path.parent.name for path in _FOLDER.glob("*/bundle.json")))
 
 
+@on_the_cpu()
 def load(
     name: str,
     *,

@@ -58,7 +58,7 @@ from vitlens.method.replacement import (
     keep_masks,
     reference_baselines,
 )
-from vitlens.models.vision import Site, VisionModel, as_vision_model
+from vitlens.models.vision import Site, VisionModel, as_vision_model, on_the_cpu
 from vitlens.progress import Progress
 from vitlens.saes.base import SAE, FeatureId
 from vitlens.saes.data import batched
@@ -161,6 +161,7 @@ class Lens:
     >>> print(lens.circuit(lens.samples[0].path, nodes_per_layer=8))
     """
 
+    @on_the_cpu()
     def __init__(
         self,
         model: nn.Module | VisionModel,
@@ -274,6 +275,18 @@ class Lens:
             self._hashed = state, fingerprint(weights, settings)
         return self._hashed[1]
 
+    @property
+    def measured(self) -> Mapping[str, Any]:
+        """Measured figures of exactly this model with these SAEs; empty where there are none.
+
+        The figures in `about` count only where the fingerprint stored with them is this lens's. A
+        lens of other SAEs, of fewer layers or of another dtype has no measured figures.
+        """
+        figures = self.about.figures.get("saes") or {}
+        if figures.get("fingerprint", "") != self.fingerprint:
+            return {}
+        return dict(figures)
+
     def check(self) -> None:
         """Check that what the lens computes is about this model's own output.
 
@@ -345,6 +358,7 @@ class Lens:
 
     # Images
 
+    @on_the_cpu()
     def tensor(self, image: ImageLike) -> Float[Tensor, "3 H W"]:
         """Any image as the model's input; see `vitlens.images.to_tensor`.
 
@@ -359,6 +373,7 @@ class Lens:
         # Autograd keeps no tensor that was made in inference mode.
         return tensor.clone() if tensor.is_inference() else tensor
 
+    @on_the_cpu()
     def tensors(self, images: Images) -> Float[Tensor, "n 3 H W"]:
         """One image or several as a batch of the model's input.
 
@@ -373,6 +388,7 @@ class Lens:
         (stacked,) = batched(batch, len(batch), self.vision.image_size)
         return stacked
 
+    @on_the_cpu()
     def pixels(self, image: ImageLike) -> UInt8[Tensor, "H W 3"] | None:
         """The image as the model sees it; None for a transform that cannot be undone."""
         if not isinstance(self.transform, Transform):
@@ -417,6 +433,7 @@ class Lens:
         ranked = [self._ranking(row) for part in parts for row in self.vision.logits(part)]
         return ranked[0] if _is_single(images) else ranked
 
+    @on_the_cpu()
     def trace(self, images: Images) -> Trace:
         """Residual streams, features and errors of every site, and the logits.
 
@@ -552,6 +569,34 @@ class Lens:
             engines=tuple(found[0].engines.values()),
         )
         return nodes[0] if _is_single(images) else nodes
+
+    @isolated
+    def node_importances(
+        self,
+        image: ImageLike,
+        *,
+        target: TargetLike = None,
+        gradient: Gradient = "libragrad",
+        error_gradients: ErrorGradients = "leaf",
+        engine: Engine = "closed_form",
+    ) -> tuple[Trace, Importances]:
+        """The trace of one image and the importance of its nodes, without any edges.
+
+        Much quicker than `importances`; the engine only matters for edges computed from the result.
+
+        Parameters
+        ----------
+        image
+            One image.
+        target, gradient, error_gradients, engine
+            See `importances`.
+
+        Raises
+        ------
+        TargetError, ModelError, OptionError
+            As for `importances`.
+        """
+        return self._nodes(image, target, gradient, error_gradients, engine)
 
     @isolated
     def path_importances(

@@ -17,6 +17,7 @@ from recipes.everyday.saes import stored_saes
 from recipes.everyday.sources import CLASSES, SPLITS, cutouts
 from recipes.everyday.store import AGREEMENT, BUNDLE, stored_model
 from vitlens.io import read_json, read_tensors, write_json
+from vitlens.lens import Lens
 from vitlens.models.heads import ClsMeanViT
 from vitlens.models.vision import VisionModel
 from vitlens.training import HealthReport, measure
@@ -50,7 +51,9 @@ def evaluate_saes() -> None:
     report = _health(images.test_composites(240, seed=1)).to_dict()
     chosen_on = _health(images.composites("val", 240, seed=77)).to_dict()
     names = ("n_images", "accuracy", "accuracy_all")
-    write_json(HEALTH, {**report, "validation": {name: chosen_on[name] for name in names}})
+    report["validation"] = {name: chosen_on[name] for name in names}
+    report["fingerprint"] = Lens(stored_model(), stored_saes()).fingerprint
+    write_json(HEALTH, report)
 
 
 def _health(pictures: Composites) -> HealthReport:

@@ -440,6 +440,7 @@ def test_info_prints_the_measured_quality_of_saes(everyday, capsys):
         "layers": [{"layer": i, **layer} for i in range(3)],
         "accuracy_all": 0.7,
         "accuracy": 0.9,
+        "fingerprint": everyday.fingerprint,
     }
     assert main(["info"]) == 0
     printed = capsys.readouterr().out

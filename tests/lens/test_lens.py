@@ -232,6 +232,38 @@ def test_weights_made_in_inference_mode(lens: vitlens.Lens, picture: Image.Image
             made.circuit(picture, select="walk")
 
 
+def test_the_default_device_does_not_count(lens: vitlens.Lens, picture: Image.Image) -> None:
+    expected = lens.circuit(picture, nodes_per_layer=3, select="walk")
+    saes = dict(zip(lens.layers, lens.saes, strict=True))
+    torch.set_default_device("meta")
+    try:
+        other = vitlens.Lens(lens.vision, saes, baselines=lens.baselines, transform=lens.transform)
+        other.check()
+        found = other.circuit(picture, nodes_per_layer=3, select="walk")
+        assert torch.equal(other.trace(picture).logits, lens.trace(picture).logits)
+        assert other.pixels(picture).device.type == "cpu"
+        assert vitlens.load("everyday").vision.device.type == "cpu"
+        assert torch.get_default_device().type == "meta"
+    finally:
+        torch.set_default_device(None)
+    assert [node.key for node in found.nodes] == [node.key for node in expected.nodes]
+    assert [node.importance for node in found.nodes] == [n.importance for n in expected.nodes]
+
+
+def test_a_head_of_another_dtype_is_named() -> None:
+    class Head(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("directions", torch.ones(5, 4, dtype=torch.float64))
+
+        def forward(self, out: torch.Tensor) -> torch.Tensor:
+            return out @ self.directions
+
+    saes = [make_sae() for _ in range(3)]
+    with pytest.raises(ModelError, match=r"directions of the head is torch\.float64 on cpu"):
+        vitlens.Lens(make_model(n_classes=5), saes, head=Head().eval())
+
+
 def test_one_logit_needs_a_function(picture: Image.Image) -> None:
     lens = vitlens.Lens(make_model(n_classes=1), [make_sae() for _ in range(3)])
     for target in (None, 0):

@@ -12,6 +12,7 @@ import traitlets
 import vitlens
 from tests.builders import noise_image, tiny_lens
 from tests.widgets.tiny import tiny_picture
+from vitlens.errors import OptionError
 from vitlens.lens import Lens
 from vitlens.widgets import FeatureBrowser
 from vitlens.widgets.base import from_bytes
@@ -58,7 +59,7 @@ def test_the_list_holds_the_layer(scene: Scene, browser: FeatureBrowser) -> None
     for layer in (-1, 3):
         with pytest.raises(traitlets.TraitError):
             browser.layer = layer
-    with pytest.raises(traitlets.TraitError):
+    with pytest.raises(OptionError, match=r"sort must be one of importance, .* not 'beauty'"):
         browser.sort = "beauty"
 
 

@@ -178,6 +178,9 @@ def test_a_circuit_of_another_image_is_refused(diagram: CircuitDiagram) -> None:
     other = tiny_lens(1).circuit(tiny_image(5), nodes_per_layer=3, select="walk")
     with pytest.raises(FeatureError, match="another image"):
         diagram.circuit = other
+    gone = diagram.graph.keys[0]
+    with pytest.raises(FeatureError, match="was removed from this circuit"):
+        diagram.circuit = diagram.graph.prune(3, removed=[gone])
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import io
 import json
 import threading
@@ -19,9 +20,10 @@ from PIL import Image
 import vitlens
 from tests.builders import CLASSES, lens_with, tiny_lens
 from vitlens.circuits import faithfulness
-from vitlens.errors import ImageError, TargetError, VitlensError
+from vitlens.errors import ImageError, OptionError, TargetError, VitlensError
 from vitlens.lens import About, Sample
 from vitlens.widgets import Explorer
+from vitlens.widgets.explorer import health
 from vitlens.widgets.export import page
 from vitlens.widgets.scene import Scene
 
@@ -112,6 +114,9 @@ def test_bad_images_and_targets_are_refused_and_nothing_moves(
             setattr(explorer, name, value)
     with pytest.raises(TypeError, match="colour"):
         lens.explore(colour="red")
+    for name in ("show", "gradient", "error_gradients", "engine"):
+        with pytest.raises(OptionError, match=f"{name} must be one of .* not 'bad'"):
+            lens.explore(**{name: "bad"})
     assert explorer.probabilities == before
 
 
@@ -200,13 +205,29 @@ def test_a_page_knows_no_nan(lens: vitlens.Lens) -> None:
 
 def test_health_of_the_bundle() -> None:
     lens = vitlens.load("everyday")
-    from vitlens.widgets.explorer import health
-
     found = health(lens, None)
     assert found["missing"] == []
     assert len(found["layers"]) == 11
     assert found["layers"][3]["residual"] is None
     assert found["accuracy_all"] == lens.about.figures["saes"]["accuracy_all"]
+
+
+def test_health_of_other_saes_is_not_the_bundles() -> None:
+    own = vitlens.load("everyday")
+    few = {layer: own.saes[layer] for layer in (2, 5, 9)}
+    nearly_own = dict(enumerate(own.saes)) | {4: tiny_change(own.saes[4])}
+    for saes in (few, nearly_own):
+        found = health(vitlens.Lens(own.vision, saes, about=own.about), None)
+        assert {layer["explained_variance"] for layer in found["layers"]} == {None}
+        assert found["accuracy"] is None
+        assert "accuracy with all SAEs" in found["missing"]
+
+
+def tiny_change(sae: vitlens.SAE) -> vitlens.SAE:
+    changed = copy.deepcopy(sae)
+    with torch.no_grad():
+        changed.b_dec[0] += 1e-3
+    return changed
 
 
 def test_first_the_picture_then_the_circuit(lens: vitlens.Lens) -> None:

@@ -11,11 +11,28 @@ import traitlets as t
 from PIL import Image
 
 from tests.builders import tiny_image, tiny_lens
-from vitlens.errors import FeatureError, ImageError, TargetError
+from vitlens.errors import FeatureError, ImageError, OptionError, TargetError
 from vitlens.lens import Lens
 from vitlens.widgets import PatchHeatmap
 from vitlens.widgets.base import decode_strip
 from vitlens.widgets.scene import Scene
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "words"),
+    [
+        ("colours", "jet", "colours must be one of heat, cividis, not 'jet'"),
+        ("show", "gradient", "show must be one of activation, importance, not 'gradient'"),
+    ],
+)
+def test_unknown_options_are_refused_with_the_choices(name: str, value: str, words: str) -> None:
+    heatmap = PatchHeatmap(None, [[1.0, 2]])
+    before = getattr(heatmap, name)
+    with pytest.raises(OptionError, match=words):
+        setattr(heatmap, name, value)
+    heatmap.set_state({name: value})  # from the browser: a message
+    assert words in heatmap.notice
+    assert getattr(heatmap, name) == before
 
 
 @pytest.fixture(scope="module")
@@ -85,8 +102,6 @@ def test_bad_input(pictures: object, values: object, options: dict, words: str) 
     [
         ("opacity", 1.5),
         ("opacity", "much"),
-        ("colours", "jet"),
-        ("show", "gradient"),
         ("limits", (2.0, 1.0)),
         ("limits", (0.0, float("inf"))),
         ("values", b"123"),

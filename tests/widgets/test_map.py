@@ -13,7 +13,7 @@ import traitlets
 import vitlens
 from tests.widgets.tiny import tiny_lens, tiny_picture
 from vitlens.atlas.atlas import Atlas
-from vitlens.errors import FeatureError
+from vitlens.errors import FeatureError, OptionError
 from vitlens.widgets import FeatureMap
 from vitlens.widgets.base import from_bytes
 from vitlens.widgets.columns import MAP_COLUMNS
@@ -50,7 +50,7 @@ def test_the_map_holds_all_features(atlas_lens: vitlens.Lens) -> None:
             features.map_layers = layers
     with pytest.raises(traitlets.TraitError):
         FeatureMap(atlas_lens, chosen=[(0, 60)])
-    with pytest.raises(traitlets.TraitError):
+    with pytest.raises(OptionError, match=r"colour_by must be one of layer, .* not 'beauty'"):
         features.colour_by = "beauty"
 
 

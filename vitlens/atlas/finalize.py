@@ -298,7 +298,7 @@ def _health(lens: Lens, health: HealthReport | None) -> tuple[float | None, ...]
     """By layer the share of the normalised stream's variance that the SAE explains."""
     if health is not None:
         return tuple(layer.explained_variance_normalized for layer in health.layers)
-    layers = lens.about.figures.get("saes", {}).get("layers", [])
+    layers = lens.measured.get("layers", [])
     if len(layers) != len(lens.saes):
         return (None,) * len(lens.saes)
     return tuple(layer.get("explained_variance_normalized") for layer in layers)

@@ -77,7 +77,7 @@ def _model(name: str, lens: Lens) -> str:
 
 def _saes(lens: Lens) -> str:
     """List the SAEs by layer, with the measured quality if a bundle contains it."""
-    measured = lens.about.figures.get("saes", {})
+    measured = lens.measured
     by_layer: dict[int, Mapping[str, Any]] = {h["layer"]: h for h in measured.get("layers", ())}
     header = ["layer", "kind", "features", "active per token"]
     if by_layer:

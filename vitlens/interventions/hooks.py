@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from vitlens.errors import FeatureError
 from vitlens.interventions.run import Plan
 from vitlens.method.replacement import ReplacedPass
-from vitlens.models.vision import VisionModel
+from vitlens.models.vision import VisionModel, on_the_cpu
 from vitlens.saes.base import SAE
 
 _Verb = TypeVar("_Verb", bound=Callable[..., Any])
@@ -135,9 +135,11 @@ def isolated_model(vision: VisionModel) -> Iterator[None]:
     """Context whose results do not depend on the surrounding contexts.
 
     Inside, interventions of `Lens.intervene` rest, and neither `torch.inference_mode` nor
-    `torch.autocast` has an effect. (Nor has `torch.no_grad`: attribution asks for gradients.)
+    `torch.autocast` nor `torch.set_default_device` has an effect. (Nor has `torch.no_grad`:
+    attribution asks for gradients.)
     """
     with (
+        on_the_cpu(),
         untouched(vision.module),
         torch.inference_mode(False),
         torch.autocast(vision.device.type, enabled=False),

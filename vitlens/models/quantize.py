@@ -8,7 +8,7 @@ from torch import Tensor
 _SCALE = ".scale"
 _LEVELS = 127
 # Ranges tried per channel: cutting the largest weights off can cost less than a coarser grid.
-_SHRINKS = torch.linspace(0.7, 1.0, 31).tolist()
+_SHRINKS = torch.linspace(0.7, 1.0, 31, device="cpu").tolist()
 
 
 def quantize(state_dict: Mapping[str, Tensor], *, keep: Collection[str] = ()) -> dict[str, Tensor]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache, partial
 from typing import Any, cast
@@ -80,6 +81,20 @@ class Stem:
         return blocks[0] if len(blocks) == 1 else run
 
 
+@contextmanager
+def on_the_cpu() -> Iterator[None]:
+    """Context, or decorator, in which a tensor made without a device is on the CPU.
+
+    It makes results independent of `torch.set_default_device`. A user's functions that run inside
+    need an explicit device, as they do without a default device.
+    """
+    if torch.get_default_device().type == "cpu":
+        yield
+        return
+    with torch.device("cpu"):
+        yield
+
+
 class VisionModel:
     """A timm Vision Transformer as the rest of vitlens sees it.
 
@@ -150,8 +165,10 @@ class VisionModel:
         """Number of logits, C."""
         if self._n_classes is None:
             with torch.no_grad():
-                blank = torch.zeros(1, self.n_tokens, self.d_model)
-                self._n_classes = self.readout(blank.to(self.device, self.dtype)).shape[-1]
+                blank = torch.zeros(
+                    1, self.n_tokens, self.d_model, device=self.device, dtype=self.dtype
+                )
+                self._n_classes = self.readout(blank).shape[-1]
         return self._n_classes
 
     @property
@@ -285,10 +302,12 @@ class VisionModel:
         ------
         ModelError
             If the outputs differ (the message says where the paths part), the number of tokens is
-            another one, or the output is not finite.
+            another one, the output is not finite, or the head has another dtype or device.
         """
-        image = torch.randn(1, 3, *self.image_size, generator=torch.Generator().manual_seed(0))
+        generator = torch.Generator("cpu").manual_seed(0)
+        image = torch.randn(1, 3, *self.image_size, generator=generator, device="cpu")
         image = image.to(self.device, self.dtype)
+        self._check_head()
         seen: dict[str, Tensor] = {}
 
         def first(_module: nn.Module, args: tuple[Any, ...]) -> None:
@@ -336,6 +355,23 @@ class VisionModel:
             "result would explain another prediction. Move this computation into the blocks, the "
             "head or the transform."
         )
+
+    def _check_head(self) -> None:
+        """Raise `ModelError` if the head holds floating-point tensors unlike the model's."""
+        tensors: dict[str, Tensor] = {}
+        if isinstance(self.head, nn.Module):
+            tensors = dict(self.head.state_dict())
+        elif self.head is not None:
+            held = getattr(self.head, "__dict__", {})
+            tensors = {name: held[name] for name in held if isinstance(held[name], Tensor)}
+        for name, tensor in tensors.items():
+            if not tensor.is_floating_point():
+                continue
+            if (tensor.dtype, tensor.device) != (self.dtype, self.device):
+                raise ModelError(
+                    f"{name} of the head is {tensor.dtype} on {tensor.device}, the model "
+                    f"{self.dtype} on {self.device}. Convert the head as you did the model."
+                )
 
     def _suspect(self) -> str:
         """What in the model most likely lies outside the path of tokens, blocks and read-out."""

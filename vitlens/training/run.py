@@ -25,7 +25,7 @@ from tqdm.auto import tqdm
 from vitlens.errors import CheckpointError, ImageError, ModelError
 from vitlens.io import ResumableRun, check_folder, fingerprint
 from vitlens.method.replacement import ReplacementModel
-from vitlens.models.vision import VisionModel, as_vision_model
+from vitlens.models.vision import VisionModel, as_vision_model, on_the_cpu
 from vitlens.progress import interrupts_held
 from vitlens.saes.base import SAE
 from vitlens.saes.data import (
@@ -243,7 +243,8 @@ def tune_saes(
     plus `chain_weight` times the same through all earlier SAEs, plus `output_weight` times the
     divergence of the output, plus `aux_weight` times AuxK's, which keeps features from dying. What
     decides which features are active (k, budget, threshold) and the lengths of the decoder's rows
-    stay as they are.
+    stay as they are. For a Matryoshka SAE the loss is of all features together, without losses of
+    its groups: its first features alone may reconstruct less well afterwards.
 
     The unfinished run is saved regularly and on Ctrl-C; calling again with the same arguments
     continues it, as `train_saes` does. The SAEs given are not changed.
@@ -828,8 +829,9 @@ def _noise(vision: VisionModel, *shape: int) -> Tensor:
 
 @contextmanager
 def _own_context(vision: VisionModel) -> Iterator[None]:
-    """Inside, neither inference mode nor autocast nor `no_grad` of the caller has an effect."""
+    """Inside, no inference mode, autocast, `no_grad` or default device of the caller counts."""
     with (
+        on_the_cpu(),
         torch.inference_mode(False),
         torch.enable_grad(),
         torch.autocast(vision.device.type, enabled=False),

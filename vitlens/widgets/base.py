@@ -26,7 +26,7 @@ from PIL import Image
 from torch import Tensor
 
 from vitlens.circuits.circuit import TARGET
-from vitlens.errors import FeatureError, VitlensError
+from vitlens.errors import FeatureError, OptionError, VitlensError, check_choice
 from vitlens.saes.base import FeatureId
 from vitlens.widgets.export import STATIC, write_page
 from vitlens.widgets.tasks import LatestTask
@@ -97,7 +97,7 @@ class Widget(anywidget.AnyWidget):
         """Set values from the browser; show an error for a value that a trait refuses."""
         try:
             super().set_state(sync_data)
-        except t.TraitError as error:
+        except (t.TraitError, OptionError) as error:
             self.send_state([name for name in sync_data if self.has_trait(name)])
             self.show_error(error)
 
@@ -275,6 +275,21 @@ class _JsonTrait(t.TraitType[Any, Any]):
             return self.decode(value)
         except (TypeError, ValueError):
             return value  # which `validate` refuses
+
+
+class Choice(t.Enum[Any]):
+    """One of some strings; another value raises `OptionError`, as everywhere."""
+
+    def validate(self, obj: Any, value: Any) -> Any:
+        """Return the value.
+
+        Raises
+        ------
+        OptionError
+            When it is not one of the choices.
+        """
+        check_choice(self.name or "value", value, self.values or ())
+        return value
 
 
 class NodeRef(_JsonTrait):

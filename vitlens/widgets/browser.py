@@ -17,7 +17,7 @@ from vitlens.images import ImageLike
 from vitlens.lens import Lens
 from vitlens.method.importance import TargetLike
 from vitlens.saes.base import FeatureId
-from vitlens.widgets.base import Widget, from_bytes, to_bytes
+from vitlens.widgets.base import Choice, Widget, from_bytes, to_bytes
 from vitlens.widgets.columns import ATLAS_COLUMNS, chance_of, columns_of, scores_of, texts_of
 from vitlens.widgets.scene import Scene, ScenePart, scene_of
 
@@ -38,7 +38,7 @@ class BrowserPart(ScenePart):
     layer = t.Int(0, min=0).tag(sync=True)
     browser = t.Dict().tag(sync=True)
     browser_table = t.Bytes(b"").tag(sync=True)
-    sort = t.Enum((*COLUMNS, *ATLAS_COLUMNS, "feature", "label"), "importance").tag(sync=True)
+    sort = Choice((*COLUMNS, *ATLAS_COLUMNS, "feature", "label"), "importance").tag(sync=True)
     descending = t.Bool(True).tag(sync=True)
     query = t.Unicode("").tag(sync=True)
     active_only = t.Bool(True).tag(sync=True)

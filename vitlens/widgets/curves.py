@@ -11,7 +11,7 @@ from jaxtyping import Float
 
 from vitlens.circuits.curves import Array, Axis, Band, Curves, Direction, Metric
 from vitlens.errors import FeatureError, near_matches
-from vitlens.widgets.base import Widget
+from vitlens.widgets.base import Choice, Widget
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -24,8 +24,8 @@ class CurvesPart(t.HasTraits):
 
     curves = t.Dict().tag(sync=True)
     curve_data = t.Bytes(b"").tag(sync=True)
-    axis = t.Enum(("log", "linear"), "log").tag(sync=True)
-    direction = t.Enum((*_DIRECTIONS, "both"), "both").tag(sync=True)
+    axis = Choice(("log", "linear"), "log").tag(sync=True)
+    direction = Choice((*_DIRECTIONS, "both"), "both").tag(sync=True)
     hidden_methods = t.List(t.Unicode()).tag(sync=True)
     nodes_per_layer = t.Int(8, min=1).tag(sync=True)
 

@@ -91,7 +91,8 @@ class DiagramPart(ImageTraits, ScenePart):
         Raises
         ------
         FeatureError
-            When nothing is shown yet, or the circuit is of another image, target or model.
+            When nothing is shown yet, the circuit is of another image, target or model, or nodes of
+        the graph were removed from it by hand.
         """
         return self.graph.prune(
             min(self.nodes_per_layer, self.graph_info["max_count"]),
@@ -481,6 +482,12 @@ def _check_same(graph: AttributionGraph, circuit: Circuit) -> None:
                 "This circuit was made for another image, target or model than the diagram. "
                 "CircuitDiagram(circuit) shows it."
             )
+    back = [key for key in map(tuple, circuit.settings.get("removed", ())) if key in known]
+    if back:
+        raise FeatureError(
+            f"Node {back[0]} was removed from this circuit, and the diagram's rules would show it "
+            "again. CircuitDiagram(circuit) shows it without that node."
+        )
 
 
 def _ablation(item: Any) -> Ablation:

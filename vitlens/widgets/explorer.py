@@ -8,12 +8,12 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, cast, get_args
 
 import traitlets as t
 from PIL import Image
 
-from vitlens.errors import ImageError, VitlensError
+from vitlens.errors import ImageError, VitlensError, check_choice
 from vitlens.images import ImageLike, open_image
 from vitlens.lens import Lens
 from vitlens.method.importance import Engine, ErrorGradients, Importances, TargetLike
@@ -112,6 +112,8 @@ class Explorer(
     ------
     ImageError, TargetError
         See `Lens.importances`.
+    OptionError
+        When an option is not one of its choices.
     """
 
     samples = t.Tuple().tag(sync=True)
@@ -148,6 +150,9 @@ class Explorer(
         height: int = 900,
         author: str | None = None,
     ):
+        check_choice("gradient", gradient, get_args(Gradient))
+        check_choice("error_gradients", error_gradients, get_args(ErrorGradients))
+        check_choice("engine", engine, get_args(Engine))
         super().__init__(
             {
                 "nodes_per_layer": nodes_per_layer,
@@ -426,7 +431,7 @@ def health(lens: Lens, importances: Importances | None) -> dict[str, Any]:
     Parameters
     ----------
     lens
-        The lens; its figures are those of its bundle, where there are any.
+        The lens; its figures are those of its bundle, where they are of these SAEs.
     importances
         Importances of the image that is shown; None while there is none.
 
@@ -441,7 +446,7 @@ def health(lens: Lens, importances: Importances | None) -> dict[str, Any]:
         ``accuracy`` of the model and ``accuracy_all`` with all SAEs and no error nodes, on
         ``n_images``. None stands for values that were not measured; ``missing`` lists them.
     """
-    measured: Mapping[str, Any] = lens.about.figures.get("saes") or {}
+    measured = lens.measured
     by_layer = {figures["layer"]: figures for figures in measured.get("layers", ())}
     residuals = None
     if importances is not None and importances.target_value != 0:

@@ -19,6 +19,7 @@ from vitlens.method.importance import TargetLike
 from vitlens.method.replacement import Trace
 from vitlens.saes.base import FeatureId
 from vitlens.widgets.base import (
+    Choice,
     ImageTraits,
     Widget,
     decode_strip,
@@ -71,9 +72,9 @@ class HeatmapPart(ImageTraits, ScenePart):
     value_name = t.Unicode("value").tag(sync=True)
     signed = t.Bool(False).tag(sync=True)
     limits = t.Tuple(t.Float(), t.Float(), default_value=None, allow_none=True).tag(sync=True)
-    show = t.Enum(get_args(Show), default_value="importance").tag(sync=True)
+    show = Choice(get_args(Show), default_value="importance").tag(sync=True)
     opacity = t.Float(0.8, min=0.0, max=1.0).tag(sync=True)
-    colours = t.Enum(get_args(Colours), default_value="heat").tag(sync=True)
+    colours = Choice(get_args(Colours), default_value="heat").tag(sync=True)
     smooth = t.Bool(False).tag(sync=True)
     show_grid = t.Bool(False).tag(sync=True)
     grey = t.Bool(True).tag(sync=True)

@@ -15,7 +15,7 @@ from torch import Tensor
 from vitlens.errors import FeatureError
 from vitlens.lens import Lens
 from vitlens.saes.base import FeatureId
-from vitlens.widgets.base import NodeList, Widget, to_bytes
+from vitlens.widgets.base import Choice, NodeList, Widget, to_bytes
 from vitlens.widgets.columns import MAP_COLUMNS, chance_of, columns_of, kinds_of, scores_of
 from vitlens.widgets.scene import Scene, ScenePart
 
@@ -32,7 +32,7 @@ class MapPart(ScenePart):
     map_points = t.Bytes(b"").tag(sync=True)
     map_columns = t.Bytes(b"").tag(sync=True)
     map_kinds = t.Bytes(b"").tag(sync=True)
-    colour_by = t.Enum(("layer", "kind", *MAP_COLUMNS), "layer").tag(sync=True)
+    colour_by = Choice(("layer", "kind", *MAP_COLUMNS), "layer").tag(sync=True)
     map_layers = t.Tuple().tag(sync=True)
     chosen = NodeList()
 

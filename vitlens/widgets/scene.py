@@ -18,14 +18,7 @@ from vitlens.images import ImageLike
 from vitlens.interventions.hooks import isolated_model
 from vitlens.lens import Lens
 from vitlens.method.engines import edges_into, edges_out_of
-from vitlens.method.importance import (
-    Engine,
-    ErrorGradients,
-    Importances,
-    TargetLike,
-    node_importances,
-    resolve_target,
-)
+from vitlens.method.importance import Engine, ErrorGradients, Importances, TargetLike
 from vitlens.method.libragrad import Gradient
 from vitlens.method.logit_lens import logit_lens
 from vitlens.method.replacement import Trace
@@ -88,16 +81,13 @@ class Scene:
         ImageError, TargetError, ModelError
             See `Lens.importances`.
         """
-        with isolated_model(lens.vision):
-            trace = lens.trace(image)
-            found = node_importances(
-                lens.replacement,
-                trace,
-                resolve_target(target, trace.logits, lens.class_names),
-                gradient=gradient,
-                error_gradients=error_gradients,
-                engine=engine,
-            )
+        trace, found = lens.node_importances(
+            image,
+            target=target,
+            gradient=gradient,
+            error_gradients=error_gradients,
+            engine=engine,
+        )
         return cls(lens, trace, found, graph)
 
     @property

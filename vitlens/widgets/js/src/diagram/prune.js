@@ -1,5 +1,6 @@
 // Pruning, as vitlens/circuits/prune.py specifies it (`walk`, `filter_shares`, `keeps_edge`). It
-// is written again here so that a slider acts at once; tests compare both.
+// is written again here so that a slider acts at once; tests compare both. `removed` nodes of
+// `AttributionGraph.prune` have no counterpart: the diagram has no control that removes a node.
 
 /**
  * @typedef {object} Graph
