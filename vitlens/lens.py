@@ -1478,7 +1478,8 @@ class Lens:
         if kind is not None and kind != self.baselines.kind:
             raise FeatureError(
                 f"The circuit was made with {kind} baselines, and the lens has "
-                f"{self.baselines.kind} baselines. Set those of the circuit: `lens.baselines = ...`."
+                f"{self.baselines.kind} baselines. Give the lens those of the circuit: "
+                "`lens.baselines = ...`."
             )
         trace = self._trace_of_one(image)
         wanted = self._target_of(circuit, target, trace)

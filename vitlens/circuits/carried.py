@@ -219,7 +219,7 @@ class Specificity:
 
     @property
     def ratio(self) -> float:
-        """The answer on other images as a part of that on the own; NaN where that is not above 0."""
+        """Mean of the others, divided by `alone`; NaN where that is not above 0."""
         return self.mean_other.value / self.alone if self.alone > 0 else math.nan
 
     @property
