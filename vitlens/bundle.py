@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from vitlens.atlas.atlas import Atlas
 
 _FOLDER = Path(__file__).parent / "bundles"
+# Kinds of baselines that a bundle ships.
+_BASELINES = ("mean", "median")
 
 
 def bundles() -> tuple[str, ...]:
@@ -57,8 +59,8 @@ def load(
         The SAEs, or a folder or hub name to load them from. By default a bundle's own; for a timm
         model those the authors of the RRM paper released for it, if there are any.
     baselines
-        Baselines, or a file of them. By default a bundle's own, which belong to its own SAEs; zero
-        for other SAEs.
+        Baselines, or a file of them. "mean" or "median": a bundle's own, which belong to its own
+        SAEs. By default the means of a bundle with its own SAEs, and zero for other SAEs.
     class_names
         For a timm model: one name per class.
     atlas
@@ -130,7 +132,14 @@ def _load_bundle(
         raise CheckpointError(f"{folder} is damaged: {error}") from error
     own = saes is None
     if own and baselines is None:
-        baselines = folder / "baselines.safetensors"
+        baselines = "mean"
+    if isinstance(baselines, str) and baselines in _BASELINES:
+        if not own:
+            raise ModelError(
+                f"The bundle's {baselines} baselines belong to its own SAEs. For other SAEs, fit "
+                "some: `lens.fit_baselines(images)`."
+            )
+        baselines = folder / "baselines" / f"{baselines}.safetensors"
     return Lens(
         model.to(device=device, dtype=dtype),
         load_saes(folder / "saes") if saes is None else saes,

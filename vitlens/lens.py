@@ -17,6 +17,7 @@ from jaxtyping import Float, Int, UInt8
 from PIL import Image
 from torch import Tensor, nn
 
+from vitlens.circuits.carried import Carried, Specificity, carried, specificity
 from vitlens.circuits.circuit import Circuit, Explanation
 from vitlens.circuits.curves import Curves
 from vitlens.circuits.faithfulness import DEFAULT_Q, Method, faithfulness
@@ -24,7 +25,7 @@ from vitlens.circuits.graph import AttributionGraph, Scores, attribution_graph, 
 from vitlens.circuits.prune import DEFAULT_FLOOR, Rules, Select, check_count
 from vitlens.circuits.selection import select_features
 from vitlens.circuits.supernodes import AT_MOST, check_groups, group_features, with_groups
-from vitlens.circuits.verify import Link, Verification, verify_circuit
+from vitlens.circuits.verify import Link, Verification, check_explains, verify_circuit
 from vitlens.errors import FeatureError, ImageError, ModelError, TargetError, check_choice
 from vitlens.images import ImageLike, Transform, as_images, to_tensor
 from vitlens.interventions.hooks import intervening, isolated, isolated_model, outer_plan
@@ -37,6 +38,7 @@ from vitlens.method.importance import (
     Engine,
     ErrorGradients,
     Importances,
+    Target,
     TargetLike,
     find_class,
     node_importances,
@@ -789,12 +791,13 @@ class Lens:
         circuits = []
         for image, wanted in zip(given, _per_image(target, len(given)), strict=True):
             trace, nodes_found = self._nodes(image, wanted, gradient, error_gradients, engine)
+            resolved = resolve_target(wanted, trace.logits, self.class_names)
             selected = None
             if select != "walk":
                 selected = select_features(
                     self.replacement,
                     trace,
-                    resolve_target(wanted, trace.logits, self.class_names),
+                    resolved,
                     rules,
                     error_nodes=error_nodes,
                     progress=progress,
@@ -803,8 +806,15 @@ class Lens:
             scores = Scores.of_all(nodes_found.nodes, nodes_found.tokens, columns)
             explanation = self._explanation(image, trace, nodes_found)
             circuit = prune_scores(explanation, scores, rules, selected=selected)
+            measured = carried(
+                self.replacement, trace, resolved, self._masks(circuit), error_nodes=error_nodes
+            )
             circuits.append(
-                replace(circuit, settings={**circuit.settings, **_engines(columns, engine)})
+                replace(
+                    circuit,
+                    settings={**circuit.settings, **_engines(columns, engine)},
+                    carried=measured,
+                )
             )
         return circuits[0] if _is_single(images) else circuits
 
@@ -861,26 +871,19 @@ class Lens:
             If the target is missing.
         """
         check_count("at_most", at_most)
-        wanted = _target_of(circuit, target)
-        self._check_made_here(circuit)
-        kind = circuit.settings.get("baselines", self.baselines.kind)
-        if kind != self.baselines.kind:
-            raise FeatureError(
-                f"The circuit was made with {kind} baselines, and those of this lens are "
-                f"{self.baselines.kind}. Set `lens.baselines` to those of the circuit."
-            )
         by_hand = check_groups(circuit, groups or {})
-        trace, nodes = self._nodes(
-            _image_of(circuit, self.transform) if image is None else image,
-            wanted,
-            circuit.settings.get("gradient", "libragrad"),
-            circuit.settings.get("error_gradients", "leaf"),
-            "jvp",
-        )
-        if image is not None and circuit.logits is not None:
-            known = circuit.logits.to(trace.logits)
-            if not torch.allclose(trace.logits, known, rtol=1e-3, atol=1e-3):
-                raise FeatureError("The circuit was made for another image than this.")
+        if image is not None:
+            trace, resolved = self._explained(circuit, image, target)
+        else:
+            self._check_setting(circuit)
+            trace = self._trace_of_one(_image_of(circuit, self.transform))
+            resolved = self._target_of(circuit, target, trace)
+        made = {
+            name: circuit.settings[name]
+            for name in ("gradient", "error_gradients")
+            if name in circuit.settings
+        }
+        nodes = node_importances(self.replacement, trace, resolved, **made)
         found = group_features(
             circuit,
             self.replacement,
@@ -892,6 +895,120 @@ class Lens:
         )
         words = self._words(circuit) if names else None
         return with_groups(circuit, found, by_hand=by_hand, words=words)
+
+    @isolated
+    def carried(
+        self,
+        circuit: Circuit,
+        image: ImageLike,
+        *,
+        target: TargetLike = None,
+        error_nodes: ErrorNodes = "clean",
+    ) -> Carried:
+        """What a circuit's features carry: the answer alone, and without them.
+
+        Parameters
+        ----------
+        circuit, image
+            A circuit, and the image that it explains.
+        target
+            Only for a circuit whose target was a function: this function.
+        error_nodes
+            Values of the error nodes in the replaced runs.
+
+        Raises
+        ------
+        FeatureError
+            If the circuit was made for another model, image or kind of baselines.
+        OptionError
+            If `error_nodes` is unknown.
+        TargetError
+            If the target is missing.
+        """
+        check_choice("error_nodes", error_nodes, get_args(ErrorNodes))
+        trace, wanted = self._explained(circuit, image, target)
+        return carried(
+            self.replacement, trace, wanted, self._masks(circuit), error_nodes=error_nodes
+        )
+
+    @isolated
+    def specificity(
+        self,
+        circuit: Circuit,
+        image: ImageLike,
+        others: Images,
+        *,
+        labels: Sequence[int | str] | None = None,
+        target: TargetLike = None,
+        n_random: int = 8,
+        seed: int = 0,
+        error_nodes: ErrorNodes = "clean",
+        batch_size: int = 8,
+    ) -> Specificity:
+        """Whether a circuit gives this answer for this image, or for any image.
+
+        The circuit's features are kept on images of other classes, and random sets of the same
+        size on its own image; see `vitlens.circuits.carried`.
+
+        Parameters
+        ----------
+        circuit, image
+            A circuit, and the image that it explains.
+        others
+            Images; those of the explained class are left out.
+        labels
+            Their classes, by index or name; by default what the model predicts.
+        target
+            Only for a circuit whose target was a function: this function. No image is then left
+            out.
+        n_random
+            Number of random sets.
+        seed
+            Seed of the random sets.
+        error_nodes
+            Values of the error nodes.
+        batch_size
+            Runs per batch.
+
+        Raises
+        ------
+        FeatureError
+            If there is no image of another class, or the circuit was made for another model, image
+            or kind of baselines.
+        ImageError
+            If an image cannot be read or has another size.
+        OptionError
+            If `error_nodes` is unknown.
+        TargetError
+            If the target is missing, or there is no such class.
+        """
+        check_choice("error_nodes", error_nodes, get_args(ErrorNodes))
+        trace, resolved = self._explained(circuit, image, target)
+        traces = self.replacement.trace(self.tensors(others))
+        if labels is None:
+            classes = traces.logits.argmax(-1).tolist()
+        else:
+            classes = [self.class_index(label) for label in labels]
+            if len(classes) != len(traces):
+                raise FeatureError(f"{len(traces)} images need as many labels, not {len(classes)}.")
+        chosen = [n for n, index in enumerate(classes) if index != resolved.index]
+        if not chosen:
+            raise FeatureError(
+                f"There is no image of another class than {resolved.name!r} among the "
+                f"{len(traces)} images; specificity needs at least one."
+            )
+        return specificity(
+            self.replacement,
+            trace,
+            resolved,
+            self._masks(circuit),
+            [traces[n] for n in chosen],
+            chosen,
+            n_random=n_random,
+            seed=seed,
+            error_nodes=error_nodes,
+            batch_size=batch_size,
+        )
 
     @isolated
     def logit_lens(
@@ -1162,12 +1279,11 @@ class Lens:
             If the target is missing.
         """
         self._check_made_here(circuit)
-        wanted = _target_of(circuit, target)
         trace = self._trace_of_one(image)
         return verify_circuit(
             self.replacement,
             trace,
-            resolve_target(wanted, trace.logits, self.class_names),
+            self._target_of(circuit, target, trace),
             circuit,
             n=n,
             paths=paths,
@@ -1365,6 +1481,42 @@ class Lens:
         """The trace of an image; `ImageError` for several."""
         return self.replacement.trace(self.tensor(image)[None])[0]
 
+    def _masks(self, circuit: Circuit) -> tuple[Tensor, ...]:
+        return keep_masks(
+            self.replacement, {layer: circuit.features(layer) for layer in circuit.layers}
+        )
+
+    def _explained(
+        self, circuit: Circuit, image: ImageLike, target: TargetLike
+    ) -> tuple[Trace, Target]:
+        """The trace of the image that a circuit explains, and its target, checked."""
+        self._check_setting(circuit)
+        trace = self._trace_of_one(image)
+        wanted = self._target_of(circuit, target, trace)
+        check_explains(circuit, wanted, trace)
+        return trace, wanted
+
+    def _check_setting(self, circuit: Circuit) -> None:
+        """Raise `FeatureError` for a circuit of another model, or with other baselines."""
+        self._check_made_here(circuit)
+        kind = circuit.settings.get("baselines")
+        if kind is not None and kind != self.baselines.kind:
+            raise FeatureError(
+                f"The circuit was made with {kind} baselines, and the lens has "
+                f"{self.baselines.kind} baselines. Give the lens those of the circuit: "
+                "`lens.baselines = ...`."
+            )
+
+    def _target_of(self, circuit: Circuit, target: TargetLike, trace: Trace) -> Target:
+        """The target of a circuit: its class, or the function that it was made with."""
+        if target is None and circuit.target_index is None:
+            raise TargetError(
+                f"The circuit's target, {circuit.target!r}, is not a class. Pass the target "
+                "function again, as `target`."
+            )
+        wanted = circuit.target_index if target is None else target
+        return resolve_target(wanted, trace.logits, self.class_names)
+
     def _nodes(
         self,
         image: ImageLike,
@@ -1469,16 +1621,6 @@ def _engines(columns: EdgeColumns, requested: Engine) -> dict[str, Any]:
     """The engines that computed the pairs of sites, where one is not the requested engine."""
     engines = [columns.engines[position] for position in sorted(columns.engines)]
     return {"engines": engines} if set(engines) - {requested} else {}
-
-
-def _target_of(circuit: Circuit, target: TargetLike) -> TargetLike:
-    """A circuit's class, or the function that was its target and is given again."""
-    if target is None and circuit.target_index is None:
-        raise TargetError(
-            f"The circuit's target, {circuit.target!r}, is not a class. Pass the target function "
-            "again, as `target`."
-        )
-    return circuit.target_index if target is None else target
 
 
 def _image_of(circuit: Circuit, transform: Callable[[Image.Image], Tensor]) -> Tensor:

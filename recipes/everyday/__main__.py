@@ -24,7 +24,7 @@ STEPS: dict[str, tuple[Callable[[], None], Path]] = {
     "head": (head.train_head, head.CLASSIFIER),
     "store": (store.store, store.AGREEMENT),
     "saes": (saes.train, saes.FOLDER / "manifest.json"),
-    "baselines": (saes.baselines, saes.BASELINES),
+    "baselines": (saes.baselines, saes.BASELINES["median"]),
     "evaluate-saes": (evaluate.evaluate_saes, evaluate.HEALTH),
     "evaluate-classifier": (evaluate.evaluate_classifier, evaluate.TEST),
     "atlas-pictures": (atlas_pictures.write_pictures, atlas_pictures.FOLDER / "pictures.json"),

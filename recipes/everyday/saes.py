@@ -20,7 +20,7 @@ from vitlens.saes import SAE, load_saes, save_saes
 from vitlens.training import TrainConfig, TuneConfig, train_saes, tune_saes
 
 FOLDER = BUNDLE / "saes"
-BASELINES = BUNDLE / "baselines.safetensors"
+BASELINES = {kind: BUNDLE / "baselines" / f"{kind}.safetensors" for kind in ("mean", "median")}
 TRAINED, TUNED = WORK / "saes", WORK / "saes-tuned"
 N_IMAGES = 14_000  # 3.6 million tokens
 N_TUNE = 16_000
@@ -64,14 +64,14 @@ def _loader(pictures: Dataset) -> DataLoader:
 
 
 def baselines() -> None:
-    """Medians over 512 training composites: half of photographs, half of both kinds."""
+    """Means and medians over 512 training composites: half of photographs, half of both kinds."""
     photos = images.composites("train", 256, seed=7)
     mixed = images.composites("train", 256, seed=8, kinds=("photo", "clip art"))
     batches = [*photos.batches(32), *mixed.batches(32)]
     saes = stored_saes()
     replacement = ReplacementModel(VisionModel(stored_model()), saes, range(len(saes)))
-    fitted = fit_baselines(replacement, batches)
-    fitted.save(BASELINES, dtype=torch.float16)
+    for kind, path in BASELINES.items():
+        fit_baselines(replacement, batches, kind=kind).save(path, dtype=torch.int8)
 
 
 @cache

@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
+from vitlens.circuits.carried import Carried
 from vitlens.errors import CheckpointError, FeatureError
 from vitlens.io import read_result, write_tensors
 from vitlens.repr import ShapeRepr
@@ -26,10 +27,10 @@ ERROR = -1
 #: The feature number of the target node, which stands one layer after the last.
 TARGET = -2
 
-_NAMED_SETTINGS = ("gradient", "error_gradients", "engine", "baselines")
+_NAMED_SETTINGS = ("select", "gradient", "error_gradients", "engine", "baselines")
 
 _FORMAT = "vitlens.circuit"
-_VERSION = 2
+_VERSION = 3
 
 _THIRDS = (
     ("upper left", "top", "upper right"),
@@ -258,6 +259,9 @@ class Circuit(Explanation):
         Supernodes: for each name, the (layer, feature) of its nodes; a node is in one at most.
     labels
         Names of nodes, by (layer, feature).
+    carried
+        What the circuit's features carry, as `Lens.circuit` measures it; None for a circuit that
+        was pruned without the model.
 
     Raises
     ------
@@ -276,6 +280,7 @@ class Circuit(Explanation):
     pinned: tuple[FeatureId, ...] = ()
     groups: Mapping[str, tuple[FeatureId, ...]] = field(default_factory=dict)
     labels: Mapping[FeatureId, str] = field(default_factory=dict)
+    carried: Carried | None = None
 
     def __post_init__(self) -> None:
         for node in self.nodes:
@@ -287,6 +292,36 @@ class Circuit(Explanation):
         )
         for name, value in annotations.items():
             object.__setattr__(self, name, value)
+
+    @property
+    def alone(self) -> float:
+        """The answer that the circuit's features give alone, 0 to 1 (`Carried.alone`).
+
+        Raises
+        ------
+        FeatureError
+            When it was not measured.
+        """
+        return self._measured().alone
+
+    @property
+    def without(self) -> float:
+        """The answer without the circuit's features, 0 to 1 (`Carried.without`).
+
+        Raises
+        ------
+        FeatureError
+            When it was not measured.
+        """
+        return self._measured().without
+
+    def _measured(self) -> Carried:
+        if self.carried is None:
+            raise FeatureError(
+                "What this circuit carries was not measured: it was pruned without the model. Use "
+                "`lens.carried(circuit, image)`."
+            )
+        return self.carried
 
     def node(self, layer: int, feature: int) -> Node:
         """Return one node; raises `FeatureError` when it is not in the circuit."""
@@ -507,6 +542,7 @@ class Circuit(Explanation):
             "pinned": [list(key) for key in self.pinned],
             "groups": {name: [list(key) for key in keys] for name, keys in self.groups.items()},
             "labels": [[*key, label] for key, label in self.labels.items()],
+            "carried": None if self.carried is None else self.carried.to_dict(),
         }
         write_tensors(path, {**tensors, "heatmaps": self.heatmaps}, metadata)
 
@@ -535,6 +571,7 @@ class Circuit(Explanation):
                     for name, keys in metadata["groups"].items()
                 },
                 labels={(layer, feature): label for layer, feature, label in metadata["labels"]},
+                carried=metadata["carried"] and Carried.from_dict(metadata["carried"]),
             )
         except (KeyError, TypeError, ValueError, FeatureError) as error:
             raise CheckpointError(f"{path} holds a damaged circuit: {error!r}.") from error
@@ -567,7 +604,8 @@ class Circuit(Explanation):
         )
         header = ("layer", "feature", "share", "location", "strongest edge")
         table = text_table(header, rows, align="rrrll")
-        return f"{head}\n{made}\n{table}" if made else f"{head}\n\n{table}"
+        parts = [head, made, "" if self.carried is None else str(self.carried), "", table]
+        return "\n".join(part for part in parts if part or part is parts[3])
 
     def _index(self, layer: int, feature: int) -> int:
         for index, node in enumerate(self.nodes):

@@ -193,13 +193,7 @@ def verify_circuit(
     held: ErrorNodes = by_default if error_nodes is None else error_nodes
     check_choice("error_nodes", held, get_args(ErrorNodes))
     check_choice("active", active, get_args(Active))
-    value = float(target.function(trace.logits))
-    if abs(value - circuit.target_value) > 1e-3 * max(1.0, abs(value)):
-        raise FeatureError(
-            f"The circuit explains {circuit.target} = {circuit.target_value:.3f}, and on this "
-            f"image it is {value:.3f}: the circuit was made for another image, or for another "
-            "target."
-        )
+    check_explains(circuit, target, trace)
     settings = {
         **circuit.settings,
         "error_nodes": held,
@@ -267,6 +261,17 @@ def verify_circuit(
     weights = torch.tensor([edge.weight for edge in chosen], dtype=torch.float64)
     measured = measure(links)
     return Verification(links, weights, measured, len(every), circuit.target, settings, comparison)
+
+
+def check_explains(circuit: Circuit, target: Target, trace: Trace) -> None:
+    """Raise `FeatureError` where the target has another value than the circuit's."""
+    value = float(target.function(trace.logits))
+    if abs(value - circuit.target_value) > 1e-3 * max(1.0, abs(value)):
+        raise FeatureError(
+            f"The circuit explains {circuit.target} = {circuit.target_value:.3f}, and on this "
+            f"image it is {value:.3f}: the circuit was made for another image, or for another "
+            "target."
+        )
 
 
 def _of_circuit(circuit: Circuit, path: Link) -> Link:

@@ -38,6 +38,7 @@ from tqdm.auto import tqdm
 
 from vitlens.errors import CheckpointError, FeatureError, ModelError, check_choice
 from vitlens.io import read_tensors, write_tensors
+from vitlens.models.quantize import dequantize, quantize
 from vitlens.models.vision import Block, Site, Stem, VisionModel
 from vitlens.repr import ShapeRepr
 from vitlens.saes.base import SAE, check_widths
@@ -47,6 +48,9 @@ BaselineKind = Literal["median", "mean", "zero", "reference", "custom"]
 #: Which features may be active in a replaced run: those of the running stream, or those that are
 #: active in the untouched model.
 Active = Literal["running", "clean"]
+
+# Feature baselines with more non-zeros than this part are stored densely.
+_DENSE = 0.2
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -195,7 +199,8 @@ class Baselines(ShapeRepr):
         path
             File to write.
         dtype
-            Stored precision; by default that of the tensors.
+            Stored precision; by default that of the tensors. `torch.int8` stores 8 bits per value
+            with a scale per feature or channel (see `vitlens.models.quantize`).
 
         Raises
         ------
@@ -218,15 +223,23 @@ class Baselines(ShapeRepr):
         write_tensors(path, tensors, metadata)
 
     def _tensors(self, prefix: str, dtype: torch.dtype | None) -> dict[str, Tensor]:
-        tensors = {}
+        dense, sparse = {}, {}
         for place, (z, e) in enumerate(zip(self.features, self.errors, strict=True)):
-            where = z.reshape(-1).nonzero().squeeze(1)
             name = f"{prefix}{place}"
-            tensors[f"{name}.features.shape"] = torch.tensor(z.shape)
-            tensors[f"{name}.features.where"] = where.to(torch.int32)
-            tensors[f"{name}.features.values"] = z.reshape(-1)[where].to(dtype or z.dtype)
-            tensors[f"{name}.errors"] = e.to(dtype or e.dtype)
-        return tensors
+            where = z.reshape(-1).nonzero().squeeze(1)
+            if len(where) > _DENSE * z.numel():
+                dense[f"{name}.features"] = z
+            else:
+                sparse[f"{name}.features.shape"] = torch.tensor(z.shape)
+                sparse[f"{name}.features.where"] = where.to(torch.int32)
+                values = z.reshape(-1)[where]
+                half = torch.float16 if dtype == torch.int8 else dtype
+                sparse[f"{name}.features.values"] = values.to(half or z.dtype)
+            dense[f"{name}.errors"] = e
+        if dtype == torch.int8:
+            # One scale per feature or channel, which are the columns.
+            return sparse | quantize({name: value.T for name, value in dense.items()})
+        return sparse | {name: value.to(dtype or value.dtype) for name, value in dense.items()}
 
     @classmethod
     def load(cls, path: str | Path) -> Baselines:
@@ -243,16 +256,26 @@ class Baselines(ShapeRepr):
                 f"{path} contains no baselines. Compute them with `fit_baselines`."
             )
 
+        def dense(name: str) -> Tensor:
+            value = tensors[name]
+            if value.dtype != torch.int8:
+                return _at_least_single(value)
+            scale = f"{name}.scale"
+            return dequantize({name: value, scale: tensors[scale]})[name].T.contiguous()
+
+        def features_of(name: str) -> Tensor:
+            if name in tensors:
+                return dense(name)
+            values = _at_least_single(tensors[f"{name}.values"])
+            rows, cols = tensors[f"{name}.shape"].tolist()
+            z = torch.zeros(rows * cols, dtype=values.dtype)
+            z[tensors[f"{name}.where"].long()] = values
+            return z.reshape(rows, cols)
+
         def read(prefix: str, kind: Any, references: tuple[Baselines, ...] = ()) -> Baselines:
-            features, errors = [], []
-            for place in range(metadata["layers"]):
-                name = f"{prefix}{place}"
-                values = _at_least_single(tensors[f"{name}.features.values"])
-                rows, cols = tensors[f"{name}.features.shape"].tolist()
-                z = torch.zeros(rows * cols, dtype=values.dtype)
-                z[tensors[f"{name}.features.where"].long()] = values
-                features.append(z.reshape(rows, cols))
-                errors.append(_at_least_single(tensors[f"{name}.errors"]))
+            places = range(metadata["layers"])
+            features = [features_of(f"{prefix}{place}.features") for place in places]
+            errors = [dense(f"{prefix}{place}.errors") for place in places]
             return cls(features, errors, kind, references)
 
         try:

@@ -1,0 +1,338 @@
+"""What a circuit carries: the answer that its features give alone, and the answer without them.
+
+With r(S) the target of a replaced run that keeps the features S and puts all others at their
+baselines, C the circuit's features, and error nodes held as stated::
+
+    alone   = (r(C) - r(empty)) / (r(all) - r(empty))                              (42)
+    without = (r(all but C) - r(empty)) / (r(all) - r(empty))
+
+1 is the full model's own answer; above 1 is as wrong as below. A circuit explains an image only if
+the same features do not give the same answer for any other image. So its features are kept on an
+image j of another class, and the change is measured on the scale of the circuit's own image::
+
+    alone_j = (r_j(C) - r_j(empty)) / (r(all) - r(empty))                          (46)
+
+Source: docs/method.md, "What a circuit carries".
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from vitlens.circuits.curves import N_RESAMPLES, Estimate, interval
+from vitlens.errors import FeatureError
+from vitlens.method.importance import Target
+from vitlens.method.replacement import (
+    BaselineKind,
+    ErrorNodes,
+    KeepFeatures,
+    ReplacementModel,
+    Trace,
+)
+
+#: Ratios of `Specificity` below which a circuit is specific, and from which it explains nothing.
+SPECIFIC, NO_EXPLANATION = 0.2, 0.5
+
+# A distance of the full from the empty model that is smaller than this part of the logits' spread
+# is no scale to measure shares on.
+_LEAST_SPAN = 1e-4
+
+
+@dataclass(frozen=True)
+class Carried:
+    """How much of the answer a circuit carries.
+
+    Shares are NaN where the full model's target is not above the empty model's.
+
+    Attributes
+    ----------
+    alone, without
+        The target with only the circuit's features kept, and with all others kept, as shares
+        between the empty model (0) and the full one (1).
+    errors
+        The error nodes' own part: the target with no feature kept, on a scale where 0 has the
+        error nodes at their baselines as well. None where error nodes are not "clean".
+    divergence
+        Kullback-Leibler divergence of the class probabilities of the circuit alone from the
+        model's, in nats.
+    top1
+        Whether the explained class comes first in the circuit alone.
+    empty, full
+        The target of the empty and of the full model.
+    n_features
+        Features kept, by site.
+    error_nodes
+        Values of the error nodes in all runs.
+    baselines
+        Kind of the baselines.
+    """
+
+    alone: float
+    without: float
+    errors: float | None
+    divergence: float
+    top1: bool
+    empty: float
+    full: float
+    n_features: tuple[int, ...]
+    error_nodes: ErrorNodes
+    baselines: BaselineKind
+
+    @property
+    def distance(self) -> float:
+        """How far `alone` is from 1, above or below."""
+        return abs(self.alone - 1)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON; NaN as None."""
+        values = {**asdict(self), "n_features": list(self.n_features)}
+        return {
+            name: None if isinstance(value, float) and math.isnan(value) else value
+            for name, value in values.items()
+        }
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Carried:
+        """Read what `to_dict` gave."""
+        found = dict(values) | {"n_features": tuple(values["n_features"])}
+        for name in ("alone", "without"):
+            found[name] = math.nan if found[name] is None else found[name]
+        return cls(**found)
+
+    def __str__(self) -> str:
+        protocol = f"error nodes: {self.error_nodes}, baselines: {self.baselines}"
+        if math.isnan(self.alone):
+            return (
+                f"alone and without: no share, as the full model's target ({self.full:.3f}) is not "
+                f"above the empty model's ({self.empty:.3f}); {protocol}"
+            )
+        own = "" if self.errors is None else f"; error nodes by themselves {self.errors:.2f}"
+        return (
+            f"alone {self.alone:.2f} ({self.distance:.2f} from the full answer), without "
+            f"{self.without:.2f}{own}\n"
+            f"class {'stays' if self.top1 else 'does not stay'} first alone, divergence "
+            f"{self.divergence:.2f} nats; {protocol}"
+        )
+
+
+def carried(
+    replacement: ReplacementModel,
+    trace: Trace,
+    target: Target,
+    masks: Sequence[Bool[Tensor, " F"]],
+    *,
+    error_nodes: ErrorNodes = "clean",
+) -> Carried:
+    """Measure what features carry, equation (42): three replaced runs, four with clean errors.
+
+    Parameters
+    ----------
+    replacement, trace, target
+        The model, the trace of one image, and the target.
+    masks
+        By site, True for the circuit's features, [F_i].
+    error_nodes
+        Values of the error nodes.
+
+    Raises
+    ------
+    OptionError
+        If `error_nodes` is unknown.
+    """
+    rows = [torch.stack([mask, ~mask, torch.zeros_like(mask)]) for mask in masks]
+    full_logits = trace.logits
+    if error_nodes in ("baseline", "zero"):
+        rows = [torch.cat([row, torch.ones_like(row[:1])]) for row in rows]
+    logits = replacement.run(trace, KeepFeatures(rows), error_nodes=error_nodes)
+    if error_nodes in ("baseline", "zero"):
+        full_logits = logits[3]
+    alone, without, empty = (float(target.function(row)) for row in logits[:3])
+    full = float(target.function(full_logits))
+    own = None
+    if error_nodes == "clean":
+        nothing = KeepFeatures([torch.zeros_like(mask) for mask in masks])
+        bare = replacement.run(trace, nothing, error_nodes="baseline")[0]
+        lowest = float(target.function(bare))
+        own = _share(empty, lowest, full, full_logits)
+        own = None if math.isnan(own) else own
+    index = int(trace.logits.argmax()) if target.index is None else target.index
+    log_p, log_q = (row.double().log_softmax(-1) for row in (trace.logits, logits[0]))
+    return Carried(
+        alone=_share(alone, empty, full, full_logits),
+        without=_share(without, empty, full, full_logits),
+        errors=own,
+        divergence=float((log_p.exp() * (log_p - log_q)).sum()),
+        top1=int(logits[0].argmax()) == index,
+        empty=empty,
+        full=full,
+        n_features=tuple(int(mask.sum()) for mask in masks),
+        error_nodes=error_nodes,
+        baselines=replacement.baselines.kind,
+    )
+
+
+@dataclass(frozen=True)
+class Specificity:
+    """Whether a circuit gives this answer for this image, or for any.
+
+    Attributes
+    ----------
+    alone
+        What the circuit carries alone on its own image.
+    others
+        The same features on images of other classes, equation (46), one number per image.
+    random
+        Random sets of as many active features per site, alone on the circuit's own image.
+    top1_others
+        Share of the other images on which the explained class comes first in the circuit alone.
+    images
+        Which of the given images were of another class.
+    target
+        The explained target.
+    error_nodes, baselines
+        The protocol.
+    """
+
+    alone: float
+    others: tuple[float, ...]
+    random: tuple[float, ...]
+    top1_others: float
+    images: tuple[int, ...]
+    target: str
+    error_nodes: ErrorNodes
+    baselines: BaselineKind
+
+    @property
+    def mean_other(self) -> Estimate:
+        """Mean over the other images, with its 95 % bootstrap interval."""
+        values = np.array(self.others)
+        draws = np.random.default_rng(0).integers(len(values), size=(N_RESAMPLES, len(values)))
+        return interval(float(values.mean()), values[draws].mean(axis=1), len(values))
+
+    @property
+    def ratio(self) -> float:
+        """Mean of the others, divided by `alone`; NaN where that is not above 0."""
+        return self.mean_other.value / self.alone if self.alone > 0 else math.nan
+
+    @property
+    def verdict(self) -> str:
+        """The result in a sentence."""
+        if math.isnan(self.ratio):
+            return "The circuit does not give the answer for its own image."
+        if self.ratio >= NO_EXPLANATION:
+            return "The circuit gives the answer for any image: it is no explanation."
+        if self.ratio >= SPECIFIC:
+            return "The circuit is partly specific: it gives some of the answer for other images."
+        return "The circuit is specific to its image."
+
+    def __str__(self) -> str:
+        n = len(self.others)
+        lines = [
+            f"{self.target}: alone {self.alone:.2f} on its own image",
+            f"{n} image{'s' * (n != 1)} of other classes: {self.mean_other} "
+            f"({self.ratio:.2f} of its own); class first on {self.top1_others:.0%}",
+        ]
+        if self.random:
+            mean = sum(self.random) / len(self.random)
+            lines.append(f"{len(self.random)} random sets of the same size: {mean:.2f}")
+        lines.append(f"{self.verdict} Error nodes: {self.error_nodes}, baselines: {self.baselines}")
+        return "\n".join(lines)
+
+
+def specificity(
+    replacement: ReplacementModel,
+    trace: Trace,
+    target: Target,
+    masks: Sequence[Bool[Tensor, " F"]],
+    others: Sequence[Trace],
+    numbers: Sequence[int],
+    *,
+    n_random: int = 8,
+    seed: int = 0,
+    error_nodes: ErrorNodes = "clean",
+    batch_size: int = 8,
+) -> Specificity:
+    """Keep a circuit's features on images of other classes, equation (46).
+
+    Parameters
+    ----------
+    replacement, trace, target, masks, error_nodes
+        As for `carried`.
+    others
+        Traces of images of other classes, at least one.
+    numbers
+        What to call them in the result.
+    n_random
+        Number of random sets of the same size on the circuit's own image.
+    seed
+        Seed of the random sets.
+    batch_size
+        Runs per batch.
+
+    Raises
+    ------
+    FeatureError
+        If `n_random` or `batch_size` is out of range.
+    """
+    if n_random < 0:
+        raise FeatureError(f"n_random must be at least 0, not {n_random}.")
+    if batch_size < 1:
+        raise FeatureError(f"The batch size must be at least 1, not {batch_size}.")
+    own = carried(replacement, trace, target, masks, error_nodes=error_nodes)
+    index = int(trace.logits.argmax()) if target.index is None else target.index
+    shares, first = [], []
+    for other in others:
+        rows = KeepFeatures([torch.stack([mask, torch.zeros_like(mask)]) for mask in masks])
+        kept, empty = replacement.run(other, rows, error_nodes=error_nodes)
+        change = float(target.function(kept)) - float(target.function(empty))
+        shares.append(_share(change, 0.0, own.full - own.empty, trace.logits))
+        first.append(int(kept.argmax()) == index)
+    random = []
+    for start in range(0, n_random, batch_size):
+        sets = _random_sets(trace, masks, min(batch_size, n_random - start), [seed, start])
+        logits = replacement.run(trace, KeepFeatures(sets), error_nodes=error_nodes)
+        random += [
+            _share(float(target.function(row)), own.empty, own.full, trace.logits) for row in logits
+        ]
+    return Specificity(
+        alone=own.alone,
+        others=tuple(shares),
+        random=tuple(random),
+        top1_others=sum(first) / len(first),
+        images=tuple(numbers),
+        target=target.name,
+        error_nodes=error_nodes,
+        baselines=replacement.baselines.kind,
+    )
+
+
+def _random_sets(
+    trace: Trace, masks: Sequence[Bool[Tensor, " F"]], n: int, seed: Sequence[int]
+) -> list[Bool[Tensor, "n F"]]:
+    """Random sets of as many features as each mask has, among those active on the image."""
+    generator = np.random.default_rng(seed)
+    sets = []
+    for features, mask in zip(trace.features, masks, strict=True):
+        active = (features > 0).any(0).nonzero()[:, 0].cpu().numpy()
+        size = min(int(mask.sum()), len(active))
+        rows = mask.new_zeros(n, len(mask))
+        for row in rows:
+            row[torch.from_numpy(generator.choice(active, size, replace=False))] = True
+        sets.append(rows)
+    return sets
+
+
+def _share(value: float, low: float, high: float, logits: Float[Tensor, " C"]) -> float:
+    """Where a value is between two others; NaN where these are not apart."""
+    spread = float(logits.double().std(unbiased=False))
+    if not high - low > _LEAST_SPAN * max(spread, 1e-12):
+        return math.nan
+    return (value - low) / (high - low)
