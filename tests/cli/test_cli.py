@@ -19,6 +19,7 @@ import vitlens.bundle
 import vitlens.models.families
 from tests.builders import KINDS, reference, sae_of_kind
 from vitlens import Circuit, Curves
+from vitlens.circuits.prune import DEFAULT_FLOOR, Select
 from vitlens.cli import main, options, parser
 from vitlens.cli import saes as saes_command
 from vitlens.cli.saes import held_out_and_rest
@@ -129,6 +130,7 @@ def test_demo_takes_another_sample_and_suggests_near_matches(everyday, tmp_path,
 def test_explain_takes_a_target_and_a_pruning_rule(everyday, photos, tmp_path, capsys):
     image = photos / "bird" / "0.png"
     command = ["explain", image, "--target", "Mammal", "--nodes-per-layer", "2", "--out", tmp_path]
+    command += ["--select", "walk"]
     assert main([*map(str, command), "--error-gradients", "through", "--engine", "jvp"]) == 0
     circuit = Circuit.load(tmp_path / "circuit.safetensors")
     expected = everyday.circuit(
@@ -142,6 +144,19 @@ def test_explain_takes_a_target_and_a_pruning_rule(everyday, photos, tmp_path, c
     )
     assert circuit == expected
     assert "mammal = " in capsys.readouterr().out
+
+
+def test_explain_selects_nodes_that_carry_the_answer_and_says_how_much(
+    everyday, photos, tmp_path, capsys
+):
+    image = photos / "bird" / "0.png"
+    command = ["explain", image, "--nodes", "12", "--floor", "3", "--out", tmp_path]
+    assert main([*map(str, command), "--error-nodes", "baseline"]) == 0
+    circuit = Circuit.load(tmp_path / "circuit.safetensors")
+    expected = everyday.circuit(image, nodes=12, floor=3, error_nodes="baseline")
+    assert circuit == expected and circuit.carried is not None
+    assert circuit.carried.error_nodes == "baseline"
+    assert str(circuit.carried).splitlines()[0] in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -475,6 +490,8 @@ def test_choices_are_those_of_the_library():
     assert get_args(Gradient) == options.GRADIENTS
     assert get_args(ErrorGradients) == options.ERROR_GRADIENTS
     assert get_args(ErrorNodes) == options.ERROR_NODES
+    assert set(get_args(Select)) == set(options.SELECT)
+    assert options.DEFAULT_FLOOR == DEFAULT_FLOOR
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,9 @@ import argparse
 from pathlib import Path
 
 from vitlens.cli.options import (
+    DEFAULT_FLOOR,
+    ERROR_NODES,
+    SELECT,
     Commands,
     add_attribution_options,
     add_command,
@@ -18,11 +21,13 @@ from vitlens.cli.report import indented, prediction, write_circuit, written
 
 _TEXT = """\
 Find the circuit behind a model's answer on an image. The command prints it as a
-table, and writes it as a figure (PNG and SVG) and as a file for vitlens.Circuit.load.
+table, with the part of the answer that it carries alone, and writes it as a
+figure (PNG and SVG) and as a file for vitlens.Circuit.load.
 """
 _EXAMPLES = """\
   vitlens explain photo.jpg
   vitlens explain photo.jpg --target bird --nodes-per-layer 5 --out why-bird
+  vitlens explain photo.jpg --nodes 120 --floor 4
   vitlens explain photo.jpg --model vit_base_patch16_224 --saes saes/ --target 281
 """
 
@@ -45,12 +50,32 @@ def add_to(commands: Commands) -> None:
         metavar="CLASS",
         help="class to explain, by name or index (default: the predicted class)",
     )
+    group.add_argument(
+        "--select",
+        choices=SELECT,
+        default="eliminate",
+        help="eliminate (default): few nodes that carry the answer; path: one ranking by"
+        " path-integrated importance; walk: the paper's walk over edges",
+    )
+    group.add_argument(
+        "--error-nodes",
+        choices=ERROR_NODES,
+        default="clean",
+        help="values of the error nodes when nodes are selected and their part is measured"
+        " (default: clean)",
+    )
     rule = group.add_mutually_exclusive_group()
     rule.add_argument(
         "--nodes-per-layer",
         type=positive,
         metavar="N",
         help="number of nodes to keep per layer (default: 8)",
+    )
+    rule.add_argument(
+        "--nodes",
+        type=positive,
+        metavar="N",
+        help="instead: number of nodes of all layers together; not with --select walk",
     )
     rule.add_argument(
         "--share",
@@ -62,7 +87,15 @@ def add_to(commands: Commands) -> None:
         "--threshold",
         type=float,
         metavar="X",
-        help="instead: keep the fewest nodes that reach this share of a layer's importance, 0 to 1",
+        help="instead, with --select walk: keep the fewest nodes that reach this share of a layer's"
+        " importance, 0 to 1",
+    )
+    group.add_argument(
+        "--floor",
+        type=positive,
+        default=DEFAULT_FLOOR,
+        metavar="N",
+        help="with --nodes: least number of nodes per layer (default: %(default)s)",
     )
     group.add_argument(
         "--top-edges",
@@ -82,9 +115,13 @@ def run(arguments: argparse.Namespace) -> None:
     circuit = lens.circuit(
         arguments.image,
         target=arguments.target,
+        select=arguments.select,
         nodes_per_layer=arguments.nodes_per_layer,
         share=arguments.share,
         threshold=arguments.threshold,
+        nodes=arguments.nodes,
+        floor=arguments.floor,
+        error_nodes=arguments.error_nodes,
         gradient=arguments.gradient,
         error_gradients=arguments.error_gradients,
         engine=arguments.engine,

@@ -24,6 +24,8 @@ ENGINES = ("closed_form", "jvp", "vjp")
 GRADIENTS = ("libragrad", "plain")
 ERROR_GRADIENTS = ("leaf", "through")
 ERROR_NODES = ("clean", "free", "baseline", "zero")
+SELECT = ("eliminate", "path", "walk")
+DEFAULT_FLOOR = 3
 BASELINE_KINDS = ("median", "mean", "reference")
 
 _IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif"}

@@ -63,7 +63,8 @@ def circuit_figure(
     small square per prefix token, below it its feature number and share, its label and, in
     brackets, its group; a pinned node has a thick frame. Nodes of a column are ordered so that
     few edges cross. Edges are blue and solid where they raise the target, orange and dashed
-    where they lower it; their width grows with the square root of their share.
+    where they lower it; their width grows with the square root of their share. Below the target
+    stands how much of the answer the circuit carries alone, and how much is left without it.
 
     Parameters
     ----------
@@ -314,6 +315,12 @@ def _draw_target(page: Page, circuit: Circuit, plan: _Plan, middle: float) -> No
     value = f"{what}\n{circuit.target_value:.3g}".replace("-", "−")
     page.text(centre, y + 0.07, value, size=8.5, align="center", rise="bottom")
     page.text(centre, y + height + 0.12, "target", size=11, align="center", bold=True)
+    if circuit.carried is not None:
+        alone, without = circuit.alone, circuit.without
+        carried = f"alone {alone:.0%}\nwithout {without:.0%}"
+        if math.isnan(alone):
+            carried = "no share of\nthe answer"
+        page.text(x + _TARGET / 2, y - 0.08, carried, align="center", rise="top", size=10)
 
 
 def _draw_edge(
