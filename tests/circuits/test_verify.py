@@ -311,8 +311,57 @@ def test_statistics() -> None:
     assert checked.rank_correlation.high == pytest.approx(high, abs=0.04)
     assert checked.sign_agreement.value == pytest.approx(np.mean(np.sign(a) == np.sign(b)))
     assert np.isnan(rank_correlation(a, np.ones(40)))
-    assert np.isnan(checked.by_layer()[0][1]) is np.False_
+    assert checked.slope.value == pytest.approx((a * b).sum() / (a * a).sum())
+    close = [x * y > 0 and 0.5 <= x / y <= 2 for x, y in zip(a, b, strict=True)]
+    assert checked.within_two.value == pytest.approx(np.mean(close))
+    assert 0 < checked.within_two.value < checked.sign_agreement.value
+    for estimate in (checked.slope, checked.within_two):
+        assert estimate.low < estimate.value < estimate.high
     assert "rank correlation" in str(checked)
+
+
+def test_agreement_by_layer() -> None:
+    edges = (((0, 1), (1, 1)), ((0, 1), (1, 2)), ((0, 2), (1, 1)), ((3, 1), (4, TARGET)))
+    predicted = torch.tensor([1.0, 2.0, -1.0, 0.0], dtype=DOUBLE)
+    measured = torch.tensor([2.0, 4.1, 1.0, 0.0], dtype=DOUBLE)
+    layers = Verification(edges, predicted, measured, 4, "bird").by_layer()
+    assert list(layers) == [0, 3]
+    assert (layers[0].n, layers[3].n) == (3, 1)
+    assert layers[0].slope.value == pytest.approx((2 + 8.2 - 1) / 6)
+    assert layers[0].within_two.value == pytest.approx(1 / 3)
+    assert layers[0].sign_agreement.value == pytest.approx(2 / 3)
+    assert layers[3].within_two.value == 1  # nothing was predicted, and nothing measured
+    assert np.isnan(layers[3].slope.value)
+
+
+def test_both_protocols_are_the_two_alone() -> None:
+    lens, x = tiny_lens(7, dtype=DOUBLE), tiny_image(7, DOUBLE)
+    circuit = lens.circuit(x, nodes_per_layer=3)
+    both = lens.verify(circuit, x)
+    held, again = (lens.verify(circuit, x, active=active) for active in ("clean", "running"))
+    assert both.running is not None and both.control is not None and held.control is not None
+    assert held.running is again.running is None
+    for found, alone in ((both, held), (both.running, again)):
+        assert found.settings["active"] == alone.settings["active"]
+        assert found.measured.equal(alone.measured)
+        assert found.control is not None and alone.control is not None
+        assert found.control.measured.equal(alone.control.measured)
+    assert not both.measured.equal(both.running.measured)
+    text = str(both)
+    for line in ("circuit, active features held", "random edges, chosen again", "slope"):
+        assert line in text
+
+
+def test_a_part_of_a_cut() -> None:
+    """Where all is linear, half a cut has half of the effect."""
+    lens, x = linear_lens(), torch.randn(3, 2, 2, dtype=DOUBLE)
+    trace = lens.trace(x)
+    target = resolve_target(1, trace.logits)
+    edges = [((0, 1), (1, 2)), ((0, ERROR), (1, 3)), ((2, 4), (3, TARGET))]
+    whole, half = (
+        measure_edges(lens.replacement, trace, target, edges, part=part) for part in (1.0, 0.5)
+    )
+    torch.testing.assert_close(2 * half, whole, rtol=0, atol=1e-10)
 
 
 def test_a_function_as_target() -> None:

@@ -13,11 +13,13 @@ g. The derivative is the replacement model's own at the untouched stream, with t
 in the cut and *through the sd of the SAEs*; one pass forward and back gives it for all sites. The
 last term is the curvature, along the change of the source b that changes g most::
 
-    kappa_g = 4 (r - r(x_j + Delta_bg / 2)) - 2 L[b, g]
+    kappa_g = r - r(x_j + Delta_bg) - L[b, g]
     a_fg    = < Delta_fg, Delta_bg > / < Delta_bg, Delta_bg >
 
-one run from site j on for each g; it is left out (0) but for the features of a site that change
-most. For the target itself, ``c_f`` takes the place of ``-Delta``, and every f is its own b.
+one run from site j on for each g; it is left out (0) but for the few features of a site that
+change most. Into the target the change is exact itself: ``E*[f] = r - r(x_L - c_f)``, one run of
+the last blocks for each f of the last site L. So these edges and those of the pairs (b, g) are
+cuts; all others are predictions.
 
 Source: docs/method.md, "Patched edges"; after Goldowsky-Dill et al., "Localizing model behavior
 with path patching", arXiv 2304.05969, and Syed et al., "Attribution patching outperforms automated
@@ -53,7 +55,7 @@ EdgeKind = Literal["gradient", "patched"]
 HeldClean = Literal["clean", "free"]
 
 #: How many features per site have their curvature measured.
-CURVED = 3
+CURVED = 2
 _BATCH = 16
 
 
@@ -170,9 +172,7 @@ class PatchedEdges:
     def _into_target(self) -> Float[Tensor, " sources"]:
         last = len(self._replacement) - 1
         steps = [-self._contributions(model, last) for model in self._models]
-        moved = torch.stack(steps).mean(0)
-        first = -(moved * self._gradients[last]).flatten(1).sum(1)
-        return first + self._curvature(last, moved, first)
+        return torch.stack([self._falls(last, step) for step in steps]).mean(0)
 
     def _between(self, position: int) -> Float[Tensor, "sources ends"]:
         after, trace = position + 1, self._trace
@@ -193,9 +193,8 @@ class PatchedEdges:
             return first
         anchors = strongest[curved]
         anchor = moved[anchors, :, curved]
-        kappa = self._curvature(
-            after, anchor[:, :, None] * rows[curved][:, None], first[anchors, curved]
-        )
+        falls = self._falls(after, anchor[:, :, None] * rows[curved][:, None])
+        kappa = falls - first[anchors, curved]
         along = torch.einsum("ste,et->se", moved[:, :, curved], anchor) / anchor.square().sum(1)
         first[:, curved] += along.square() * kappa
         return first
@@ -222,20 +221,18 @@ class PatchedEdges:
             found.append(model.saes[after].encode(out, active=active)[..., ends])
         return torch.cat(found) - trace.features[after][:, ends]
 
-    def _curvature(
-        self, position: int, steps: Float[Tensor, "n T D"], first: Float[Tensor, " n"]
-    ) -> Float[Tensor, " n"]:
-        """Curvature ``kappa`` along steps of a site's stream, from half of each step and its first order."""
+    def _falls(self, position: int, steps: Float[Tensor, "n T D"]) -> Float[Tensor, " n"]:
+        """How far the target falls after each step of the stream of a site."""
         value = self._target.function(self._trace.logits)
-        falls = []
+        falls = [steps.new_zeros(0)]
         for part in steps.split(_BATCH):
-            stream = self._trace.residuals[position] + part / 2
+            stream = self._trace.residuals[position] + part
             start = FromSite(position, stream, changed=True, clean=self._trace)
             logits = self._replacement.run(
                 start, error_nodes=self._error_nodes, active=self._active
             )
-            falls += [value - self._target.function(row) for row in logits]
-        return 4 * torch.stack(falls).to(first) - 2 * first if falls else first
+            falls.append(torch.stack([value - self._target.function(row) for row in logits]))
+        return torch.cat(falls)
 
 
 def run_gradients(

@@ -592,9 +592,7 @@ class ReplacementModel:
         runs = self.baselines.runs if change is not None or "baseline" in held else ()
         with torch.set_grad_enabled(grad):
             logits = [
-                self._run_once(
-                    inputs, change, held, active, rows, observe, baselines, constant_std
-                )
+                self._run_once(inputs, change, held, active, rows, observe, baselines, constant_std)
                 for baselines in runs or (self.baselines,)
             ]
             return logits[0] if len(logits) == 1 else torch.stack(logits).mean(0)

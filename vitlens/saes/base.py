@@ -196,9 +196,7 @@ class SAE(nn.Module, ABC):
             parts["normalization"] = self.normalization
         return ", ".join(f"{name}={value}" for name, value in parts.items() if value is not None)
 
-    def normalize(
-        self, x: Float[Tensor, "*batch D"], *, constant_std: bool = True
-    ) -> Normalized:
+    def normalize(self, x: Float[Tensor, "*batch D"], *, constant_std: bool = True) -> Normalized:
         """Normalise tokens, equation (1).
 
         Parameters
