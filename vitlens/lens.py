@@ -1499,6 +1499,14 @@ class Lens:
     def _check_setting(self, circuit: Circuit) -> None:
         """Raise `FeatureError` for a circuit of another model, or with other baselines."""
         self._check_made_here(circuit)
+        trace = self._trace_of_one(image)
+        wanted = self._target_of(circuit, target, trace)
+        check_explains(circuit, wanted, trace)
+        return trace, wanted
+
+    def _check_setting(self, circuit: Circuit) -> None:
+        """Raise `FeatureError` for a circuit of another model, or with other baselines."""
+        self._check_made_here(circuit)
         kind = circuit.settings.get("baselines")
         if kind is not None and kind != self.baselines.kind:
             raise FeatureError(
@@ -1560,7 +1568,7 @@ class Lens:
         )
 
     def _check_made_here(self, circuit: Circuit) -> None:
-        """Raise `FeatureError` for a circuit of another model or of other SAEs."""
+        """Raise `FeatureError` for a circuit of another model, SAEs or kind of baselines."""
         if circuit.model and circuit.model != self.fingerprint:
             raise FeatureError(
                 "The circuit was made with another model or other SAEs than those of this lens."
