@@ -859,11 +859,14 @@ class Lens:
         at_most: int = AT_MOST,
         names: bool = True,
         groups: Mapping[str, Sequence[FeatureId]] | None = None,
+        target: TargetLike = None,
+        progress: Progress = False,
     ) -> Circuit:
         """The circuit with its features in groups, a few per layer.
 
         Features of a layer belong together when they are active in the same places, write the
-        same, and lead to the same features (docs/method.md, "Supernodes"). Every kept feature is
+        same, and lead to the same features (docs/method.md, "Supernodes"): all their edges are
+        computed, one forward-mode pass of a layer's blocks per feature. Every kept feature is
         then in exactly one group, possibly alone; error nodes are in none. `Circuit.supernodes`
         gives the sums over each group, `circuit_figure(circuit, supernodes=True)` draws them, and
         `Circuit.rename_groups` gives them other names.
@@ -883,6 +886,10 @@ class Lens:
         groups
             Groups made by hand, to keep as they are. They count towards `at_most`; ``groups=
             circuit.groups`` keeps those of the circuit.
+        target
+            Only for a circuit whose target was a function: this function.
+        progress
+            See `importances`.
 
         Raises
         ------
@@ -892,22 +899,32 @@ class Lens:
             circuit.
         ImageError
             If there is no image.
+        TargetError
+            If the target is missing.
         """
         check_count("at_most", at_most)
-        self._check_made_here(circuit)
-        kind = circuit.settings.get("baselines", self.baselines.kind)
-        if kind != self.baselines.kind:
-            raise FeatureError(
-                f"The circuit was made with {kind} baselines, and those of this lens are "
-                f"{self.baselines.kind}. Set `lens.baselines` to those of the circuit."
-            )
         by_hand = check_groups(circuit, groups or {})
-        trace = self._trace_of_one(_image_of(circuit, self.transform) if image is None else image)
-        if image is not None and circuit.logits is not None:
-            known = circuit.logits.to(trace.logits)
-            if not torch.allclose(trace.logits, known, rtol=1e-3, atol=1e-3):
-                raise FeatureError("The circuit was made for another image than this.")
-        found = group_features(circuit, self.replacement, trace, at_most=at_most, groups=by_hand)
+        if image is not None:
+            trace, resolved = self._explained(circuit, image, target)
+        else:
+            self._check_setting(circuit)
+            trace = self._trace_of_one(_image_of(circuit, self.transform))
+            resolved = self._target_of(circuit, target, trace)
+        made = {
+            name: circuit.settings[name]
+            for name in ("gradient", "error_gradients")
+            if name in circuit.settings
+        }
+        nodes = node_importances(self.replacement, trace, resolved, **made)
+        found = group_features(
+            circuit,
+            self.replacement,
+            trace,
+            nodes,
+            at_most=at_most,
+            groups=by_hand,
+            progress=progress,
+        )
         words = self._words(circuit) if names else None
         return with_groups(circuit, found, by_hand=by_hand, words=words)
 
@@ -1507,6 +1524,22 @@ class Lens:
         self, circuit: Circuit, image: ImageLike, target: TargetLike
     ) -> tuple[Trace, Target]:
         """The trace of the image that a circuit explains, and its target, checked."""
+        self._check_setting(circuit)
+        trace = self._trace_of_one(image)
+        wanted = self._target_of(circuit, target, trace)
+        check_explains(circuit, wanted, trace)
+        return trace, wanted
+
+    def _check_setting(self, circuit: Circuit) -> None:
+        """Raise `FeatureError` for a circuit of another model, or with other baselines."""
+        self._check_made_here(circuit)
+        trace = self._trace_of_one(image)
+        wanted = self._target_of(circuit, target, trace)
+        check_explains(circuit, wanted, trace)
+        return trace, wanted
+
+    def _check_setting(self, circuit: Circuit) -> None:
+        """Raise `FeatureError` for a circuit of another model, or with other baselines."""
         self._check_made_here(circuit)
         kind = circuit.settings.get("baselines")
         if kind is not None and kind != self.baselines.kind:
@@ -1515,10 +1548,6 @@ class Lens:
                 f"{self.baselines.kind} baselines. Give the lens those of the circuit: "
                 "`lens.baselines = ...`."
             )
-        trace = self._trace_of_one(image)
-        wanted = self._target_of(circuit, target, trace)
-        check_explains(circuit, wanted, trace)
-        return trace, wanted
 
     def _target_of(self, circuit: Circuit, target: TargetLike, trace: Trace) -> Target:
         """The target of a circuit: its class, or the function that it was made with."""
@@ -1573,7 +1602,7 @@ class Lens:
         )
 
     def _check_made_here(self, circuit: Circuit) -> None:
-        """Raise `FeatureError` for a circuit of another model or of other SAEs."""
+        """Raise `FeatureError` for a circuit of another model, SAEs or kind of baselines."""
         if circuit.model and circuit.model != self.fingerprint:
             raise FeatureError(
                 "The circuit was made with another model or other SAEs than those of this lens."

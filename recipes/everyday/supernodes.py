@@ -7,7 +7,7 @@ On composites of the test split (see `images.test_composites`), the groups of an
 compared with those of a crop by one patch and of the image with a little noise. Each has its own
 circuit of 16 nodes per layer; only features that both keep are compared. The adjusted Rand index
 stands next to chance: the same groups with their members permuted. `--figures` draws circuits of
-the bundle's sample images. An image takes about 15 seconds of one core.
+the bundle's sample images. An image takes about 40 seconds of one core.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import torch
@@ -25,6 +26,7 @@ from recipes.everyday.fetch import fetch
 from recipes.everyday.images import test_composites
 from vitlens.circuits.circuit import Circuit
 from vitlens.circuits.curves import Estimate, interval, resamples
+from vitlens.circuits.prune import Select
 from vitlens.circuits.supernodes import Agreement, agreement
 from vitlens.images import ImageLike
 from vitlens.plots import circuit_figure, save_figure
@@ -65,6 +67,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--images", type=int, default=50, help="images (%(default)s)")
     parser.add_argument("--nodes", type=int, default=NODES, help="nodes per layer (%(default)s)")
+    parser.add_argument(
+        "--select",
+        choices=get_args(Select),
+        default="eliminate",
+        help="how circuits are made (%(default)s)",
+    )
     parser.add_argument("--figures", type=int, nargs="*", default=(), help="numbers of samples")
     parser.add_argument("--out", type=Path, default=OUT, help="folder of figures (%(default)s)")
     given = parser.parse_args()
@@ -72,25 +80,27 @@ def main() -> None:
     lens = vitlens.load("everyday")
     if given.images:
         fetch()
-        print(stability(lens, given.images, nodes=given.nodes))
-    for path in draw(lens, given.figures, given.out, nodes=given.nodes):
+        print(stability(lens, given.images, nodes=given.nodes, select=given.select))
+    for path in draw(lens, given.figures, given.out, nodes=given.nodes, select=given.select):
         print(path)
 
 
-def stability(lens: vitlens.Lens, n: int, *, nodes: int = NODES) -> str:
+def stability(
+    lens: vitlens.Lens, n: int, *, nodes: int = NODES, select: Select = "eliminate"
+) -> str:
     """Measure `n` images, and return the table."""
     found: dict[str, Found] = {change: [] for change in CHANGES}
     sizes = []
     for number, pixels in enumerate(test_composites(n, seed=4).pixels):
         image = Image.fromarray(pixels)
-        first = grouped(lens, image, nodes)
+        first = grouped(lens, image, nodes, select)
         sizes.append(len(first.groups) / len(first.layers))
         for change, function in CHANGES.items():
             changed = function(image, lens, number)
-            second = grouped(lens, changed, nodes, target=first.target_index)
+            second = grouped(lens, changed, nodes, select, target=first.target_index)
             found[change].append(agreement(first, second, seed=number))
     lines = [
-        f"{n} images, {nodes} nodes per layer, {np.mean(sizes):.1f} groups per layer",
+        f"{n} images, {nodes} nodes per layer by {select!r}, {np.mean(sizes):.1f} groups per layer",
         "",
         "| change | features kept by both | adjusted Rand index | permuted |",
         "| --- | ---: | ---: | ---: |",
@@ -106,13 +116,18 @@ def stability(lens: vitlens.Lens, n: int, *, nodes: int = NODES) -> str:
 
 
 def draw(
-    lens: vitlens.Lens, samples: Sequence[int], out: Path = OUT, *, nodes: int = NODES
+    lens: vitlens.Lens,
+    samples: Sequence[int],
+    out: Path = OUT,
+    *,
+    nodes: int = NODES,
+    select: Select = "eliminate",
 ) -> list[Path]:
     """Draw the supernodes of sample images, and return the files."""
     files = []
     for number in samples:
         sample = lens.samples[number]
-        circuit = grouped(lens, sample, nodes)
+        circuit = grouped(lens, sample, nodes, select)
         files.append(out / f"{sample.path.stem}.png")
         out.mkdir(parents=True, exist_ok=True)
         save_figure(circuit_figure(circuit, supernodes=True), files[-1])
@@ -123,11 +138,13 @@ def grouped(
     lens: vitlens.Lens,
     image: ImageLike,
     nodes: int,
+    select: Select,
     *,
     target: int | None = None,
 ) -> Circuit:
     """The circuit of an image, with supernodes."""
-    return lens.supernodes(lens.circuit(image, target=target, nodes_per_layer=nodes), image)
+    circuit = lens.circuit(image, target=target, select=select, nodes_per_layer=nodes)
+    return lens.supernodes(circuit, image)
 
 
 def _over_images(found: Found, name: str) -> Estimate:

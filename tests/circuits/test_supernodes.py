@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -18,7 +19,7 @@ from tests.interventions.by_hand import code, streams_of
 from vitlens.circuits.circuit import ERROR, Circuit, Edge, Node
 from vitlens.circuits.graph import AttributionGraph
 from vitlens.circuits.supernodes import agreement, cluster, propose_name, similarity, with_groups
-from vitlens.errors import FeatureError, ImageError
+from vitlens.errors import FeatureError, ImageError, TargetError
 from vitlens.saes.base import FeatureId
 
 DOUBLE = torch.float64
@@ -84,9 +85,9 @@ def test_similarity_by_hand() -> None:
     writes = torch.tensor([[2.0, 0.0], [-1.0, 0.0], [0.0, 3.0]])
     ends = torch.tensor([[1.0, 1.0], [2.0, 2.0], [1.0, -1.0]])
     found = similarity(maps, writes, ends)
-    first = (0.5**0.5 - 1 + 1) / 3
+    first = 0.5**0.5 / 2 - 1 / 4 + 1 / 4
     # Rows of zeros are like nothing, not even themselves; the diagonal is never looked at.
-    expected = [[1, first, 0], [first, 1, 0], [0, 0, 2 / 3]]
+    expected = [[1, first, 0], [first, 1, 0], [0, 0, 1 / 2]]
     torch.testing.assert_close(found, torch.tensor(expected, dtype=DOUBLE))
 
 
@@ -94,7 +95,7 @@ def planted(sizes: tuple[int, ...], seed: int = 0) -> tuple[Tensor, Tensor, Tens
     """Maps, decoder rows and edges of groups of features, each a noisy copy of its group's."""
     generator = torch.Generator().manual_seed(seed)
     rows = []
-    for width in (40, 24, 12):
+    for width in (200, 100, 50):
         centres = torch.randn(len(sizes), width, generator=generator)
         noise = torch.randn(sum(sizes), width, generator=generator)
         which = torch.arange(len(sizes)).repeat_interleave(torch.tensor(sizes))
@@ -118,11 +119,11 @@ def test_the_order_of_features_does_not_matter() -> None:
         assert {frozenset(order[list(group)].tolist()) for group in found} == expected
 
 
-def test_groups_are_joined_down_to_a_mean_similarity_of_a_third() -> None:
-    alike = torch.tensor([[1.0, 0.6, 0.5], [0.6, 1.0, 0.2], [0.5, 0.2, 1.0]])
-    # 0 and 1 come first; then 2 is like them by (.5 + .2) / 2 = .35.
+def test_groups_are_joined_down_to_a_mean_similarity_of_a_quarter() -> None:
+    alike = torch.tensor([[1.0, 0.6, 0.5], [0.6, 1.0, 0.01], [0.5, 0.01, 1.0]])
+    # 0 and 1 come first; then 2 is like them by (.5 + .01) / 2.
     assert cluster(alike) == ((0, 1, 2),)
-    alike[1, 2] = alike[2, 1] = 0.16  # .33
+    alike[1, 2] = alike[2, 1] = -0.01
     assert cluster(alike) == ((0, 1), (2,))
     assert cluster(alike, at_most=1) == ((0, 1, 2),)
     assert cluster(alike, least=0.7) == ((0,), (1,), (2,))
@@ -216,23 +217,17 @@ def test_groups_are_those_of_equation_47_written_out(lens: vitlens.Lens, circuit
         sizes = float(a.norm() * b.norm())
         return float(a @ b) / sizes if sizes else 0.0
 
-    def alike(rows: Sequence[dict[int, Tensor]], f: int, g: int) -> float:
-        return sum(cosine(part[f], part[g]) for part in rows) / 3
+    def alike(rows: Sequence[Any], f: int, g: int) -> float:
+        weights = (1 / 2, 1 / 4, 1 / 4)
+        return sum(w * cosine(part[f], part[g]) for w, part in zip(weights, rows, strict=True))
 
+    every = lens.importances(x, engine="vjp")
     for position, layer in enumerate(lens.layers):
         features = circuit.features(layer)
         sae = lens.saes[position]
         maps = code(sae, streams[layer]).z - lens.baselines.features[position]
-        edges = {(e.source, e.target): e.weight for e in circuit.edges}
-        ends = {}
-        for f in features:
-            if layer == lens.layers[-1]:
-                ends[f] = circuit.heatmaps[[n.key for n in circuit.nodes].index((layer, f))]
-            else:
-                after = lens.layers[position + 1]
-                row = [edges.get(((layer, f), (after, g)), 0.0) for g in circuit.features(after)]
-                ends[f] = torch.tensor(row)
-
+        last = layer == lens.layers[-1]
+        ends = every.tokens[position].T if last else every.edges[position]
         rows = [{f: maps[:, f] for f in features}, {f: sae.W_dec[f] for f in features}, ends]
         groups = [[f] for f in features]
         while len(groups) > 1:
@@ -242,7 +237,7 @@ def test_groups_are_those_of_equation_47_written_out(lens: vitlens.Lens, circuit
                 for j, b in enumerate(groups)
                 if i < j
             )
-            if score < 1 / 3 and len(groups) <= 6:
+            if score < 1 / 4 and len(groups) <= 6:
                 break
             groups[a] += groups.pop(b)
         found = {keys for keys in partition(made) if next(iter(keys))[0] == layer}
@@ -272,6 +267,49 @@ def test_the_image_is_the_circuits_own_by_default(lens: vitlens.Lens) -> None:
     assert lens.supernodes(circuit) == lens.supernodes(circuit, pixels.permute(2, 0, 1))
     with pytest.raises(ImageError, match="does not hold its image"):
         lens.supernodes(replace(circuit, image=None))
+
+
+def test_a_target_that_is_a_function_is_given_again(lens: vitlens.Lens) -> None:
+    x = tiny_image(2)
+    by_class = lens.circuit(x, target=2, select="walk", nodes_per_layer=12)
+
+    def logit(logits: Tensor) -> Tensor:
+        return logits[2] - logits.mean()
+
+    by_function = lens.circuit(x, target=logit, select="walk", nodes_per_layer=12)
+    made = lens.supernodes(by_function, x, target=logit)
+    assert made.groups == lens.supernodes(by_class, x).groups
+
+
+def test_a_feature_is_grouped_by_all_its_edges_kept_or_not(lens: vitlens.Lens) -> None:
+    """So that groups do not change with what is kept in the next layer."""
+    x = tiny_image(2)
+    circuit = lens.circuit(x, select="walk", nodes_per_layer=12)
+    pruned = AttributionGraph.from_circuit(circuit).prune(
+        12, removed=[n.key for n in circuit.nodes if n.layer == 2][:8]
+    )
+    groups = [
+        {keys for keys in partition(lens.supernodes(c, x)) if next(iter(keys))[0] == 1}
+        for c in (circuit, pruned)
+    ]
+    assert groups[0] == groups[1] and pruned.features(2) != circuit.features(2)
+
+
+def test_progress_is_reported_and_can_cancel(lens: vitlens.Lens, circuit: Circuit) -> None:
+    seen: list[float] = []
+
+    def progress(share: float, step: str) -> None:
+        assert step == "supernodes"
+        seen.append(share)
+
+    lens.supernodes(circuit, tiny_image(2), progress=progress)
+    assert seen == sorted(seen) and seen[-1] == 1.0
+
+    def cancel(share: float, step: str) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        lens.supernodes(circuit, tiny_image(2), progress=cancel)
 
 
 def test_groups_made_by_hand_are_kept(lens: vitlens.Lens, circuit: Circuit) -> None:
@@ -310,6 +348,8 @@ def test_what_does_not_fit_is_refused(lens: vitlens.Lens, circuit: Circuit) -> N
     layer = next(node.layer for node in circuit.nodes if node.feature == ERROR)
     with pytest.raises(FeatureError, match=f"error node of layer {layer}"):
         lens.supernodes(circuit, x, groups={"rest": [(layer, ERROR)]})
+    with pytest.raises(TargetError, match="Pass the target function again"):
+        lens.supernodes(replace(circuit, target_index=None), x)
     of_means = replace(circuit, settings={**circuit.settings, "baselines": "mean"})
     with pytest.raises(FeatureError, match="made with mean baselines"):
         lens.supernodes(of_means, x)

@@ -11,7 +11,7 @@ import torch
 import vitlens
 from tests.builders import lens_with_readout
 from vitlens.errors import FeatureError
-from vitlens.method.engines import EdgeColumns, edges_into, edges_out_of
+from vitlens.method.engines import EdgeColumns, edge_rows, edges_into, edges_out_of
 from vitlens.method.importance import Engine, node_importances, resolve_target
 
 
@@ -28,6 +28,8 @@ def test_row_and_column_of_all_edges(gradient: str) -> None:
         column = edges_into(*known, 1, feature)
         expected = torch.zeros(31).double() if feature == -1 else found.edges[0][:, feature]
         torch.testing.assert_close(column, expected, atol=1e-12, rtol=1e-8)
+    some = edge_rows(*known, 0, [7, 2, 19])
+    torch.testing.assert_close(some, found.edges[0][[7, 2, 19, -1]], atol=1e-12, rtol=1e-8)
     assert len(edges_into(*known, 0, 3)) == len(edges_out_of(*known, 1, 3)) == 0
     with pytest.raises(FeatureError, match="there is no 30"):
         edges_into(*known, 1, 30)

@@ -1,13 +1,14 @@
 """Supernodes: a layer's kept features in a few groups, each shown as one node.
 
-Two features belong together when they are active in the same places, write the same into the
-stream, and lead to the same features of the next layer. With maps M = z - z_bar over the image's
-tokens, decoder rows W and rows of edges E into what is kept in the next layer, their similarity is
+Two features belong together when they are active in the same places and do the same: write the same
+into the stream, and lead to the same features of the next layer. With maps M = z - z_bar over the
+image's tokens, decoder rows W and rows E of edges into all features of the next layer, their
+similarity is
 
-    S[f, g] = (cos(M_f, M_g) + cos(W_f, W_g) + cos(E_f, E_g)) / 3    (47)
+    S[f, g] = cos(M_f, M_g) / 2 + cos(W_f, W_g) / 4 + cos(E_f, E_g) / 4    (47)
 
 and features are joined, the most similar first, while the mean similarity between two groups is at
-least 1/3. Source: docs/method.md, "Supernodes".
+least 1/4. Source: docs/method.md, "Supernodes".
 
 The groups are a partition of the kept features. Nothing is computed for a group that is not a sum
 over its members (`Circuit.supernodes`), so that a circuit of supernodes carries exactly what the
@@ -20,7 +21,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
@@ -28,13 +28,16 @@ from torch import Tensor
 from vitlens.circuits.circuit import ERROR, Circuit, check_annotations, location, node_name
 from vitlens.circuits.prune import check_count
 from vitlens.errors import FeatureError
+from vitlens.method.engines import edge_rows
+from vitlens.method.importance import Importances
 from vitlens.method.replacement import ReplacementModel, Trace
+from vitlens.progress import Progress, steps
 from vitlens.saes.base import FeatureId
 
 #: Largest number of groups per layer, unless asked otherwise.
 AT_MOST = 8
-#: Least mean similarity of two groups that are joined: the three cosines then add up to 1.
-LEAST_SIMILARITY = 1 / 3
+#: Least mean similarity of two groups that are joined freely.
+LEAST_SIMILARITY = 0.25
 
 
 def similarity(
@@ -49,17 +52,19 @@ def similarity(
     writes
         What each writes: its row of the decoder.
     ends
-        Where its edges go: its importances through each of the features kept in the next layer.
+        Where its edges go: its importances through each of the features of the next layer.
 
     Notes
     -----
     The cosine of a row of zeros with any other row is 0.
     """
-    cosines = []
-    for rows in (maps, writes, ends):
-        unit = F.normalize(rows.detach().cpu().double(), dim=1)
-        cosines.append(unit @ unit.T)
-    return torch.stack(cosines).mean(0)
+    place, direction, effect = (
+        unit @ unit.T
+        for unit in (
+            F.normalize(rows.detach().cpu().double(), dim=1) for rows in (maps, writes, ends)
+        )
+    )
+    return place / 2 + direction / 4 + effect / 4
 
 
 def cluster(
@@ -116,9 +121,11 @@ def group_features(
     circuit: Circuit,
     replacement: ReplacementModel,
     trace: Trace,
+    nodes: Importances,
     *,
     at_most: int = AT_MOST,
     groups: Mapping[str, Sequence[FeatureId]] | None = None,
+    progress: Progress = False,
 ) -> tuple[tuple[FeatureId, ...], ...]:
     """Return groups of a circuit's features, layer by layer; see `Lens.supernodes`.
 
@@ -126,13 +133,15 @@ def group_features(
     ----------
     circuit
         The circuit.
-    replacement, trace
-        The model with its baselines, and the trace of the circuit's image.
+    replacement, trace, nodes
+        The model with its baselines, and the trace and node importances of the circuit's image.
     at_most
         Largest number of groups per layer. Groups made by hand count; where they are as many, the
         other features make up one more.
     groups
         Groups made by hand; their members are left out here.
+    progress
+        See `vitlens.progress`.
 
     Returns
     -------
@@ -140,10 +149,8 @@ def group_features(
         Each ascending. Error nodes are in none.
     """
     by_hand = {key: name for name, keys in (groups or {}).items() for key in keys}
-    weights = {(edge.source, edge.target): edge.weight for edge in circuit.edges}
-    rows = {node.key: row for row, node in enumerate(circuit.nodes)}
     found: list[tuple[FeatureId, ...]] = []
-    for position, layer in enumerate(circuit.layers):
+    for position, layer in steps(list(enumerate(circuit.layers)), "supernodes", progress):
         free = [f for f in circuit.features(layer) if (layer, f) not in by_hand]
         taken = {name for (at, _), name in by_hand.items() if at == layer}
         if not free:
@@ -151,17 +158,12 @@ def group_features(
         maps = (trace.features[position] - replacement.baselines.features[position])[:, free].T
         if layer == circuit.layers[-1]:
             # All edges go to the target. Which tokens they go through tells them apart.
-            ends = circuit.heatmaps[[rows[layer, f] for f in free]]
+            ends = nodes.tokens[position][:, free].T
         else:
-            after = circuit.layers[position + 1]
-            following = [(after, f) for f in circuit.features(after)]
-            ends = torch.tensor(
-                [[weights.get(((layer, f), end), 0.0) for end in following] for f in free],
-                dtype=torch.float64,
-            )
+            ends = edge_rows(replacement, trace, nodes, position, free)[:-1]
         alike = similarity(maps, replacement.saes[position].W_dec[free], ends)
         left = max(1, at_most - len(taken))
-        found += [tuple((layer, free[i]) for i in rows_) for rows_ in cluster(alike, at_most=left)]
+        found += [tuple((layer, free[i]) for i in rows) for rows in cluster(alike, at_most=left)]
     return tuple(found)
 
 

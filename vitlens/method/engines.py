@@ -8,7 +8,7 @@ lie between two sites that have no SAE of their own, "closed_form" leaves the pa
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import get_args
 
@@ -274,9 +274,33 @@ def edges_out_of(
     position = replacement.check_node(layer, feature)
     if position == len(replacement) - 1:
         return trace.logits.new_zeros(0)
+    return edge_rows(replacement, trace, nodes, position, [] if feature == -1 else [feature])[0]
+
+
+def edge_rows(
+    replacement: ReplacementModel,
+    trace: Trace,
+    nodes: Importances,
+    position: int,
+    features: Sequence[int],
+) -> Float[Tensor, "n+1 G"]:
+    """Edges from some features of a site to every feature of the next, in forward mode.
+
+    Parameters
+    ----------
+    replacement, trace, nodes
+        See `EdgeColumns`.
+    position
+        The source site; not the last.
+    features
+        Feature numbers.
+
+    Returns
+    -------
+    Tensor
+        [n + 1, G], the error node's row last.
+    """
     pair = site_pair(replacement, trace, nodes, position)
-    alone = [] if feature == -1 else [feature]
-    pair = replace(
-        pair, coefficients=pair.coefficients[:, alone], directions=pair.directions[alone]
-    )
-    return compute_edges(pair, "jvp")[-1 if feature == -1 else 0]
+    some = list(features)
+    pair = replace(pair, coefficients=pair.coefficients[:, some], directions=pair.directions[some])
+    return compute_edges(pair, "jvp")
