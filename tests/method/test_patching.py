@@ -9,8 +9,15 @@ import torch
 from torch import Tensor
 
 import vitlens
-from tests.builders import KINDS, lens_with, tiny_image, tiny_lens, written_out
-from tests.circuits.test_verify import FEATURES, linear_lens
+from tests.builders import (
+    KINDS,
+    LINEAR_FEATURES,
+    lens_with,
+    linear_lens,
+    tiny_image,
+    tiny_lens,
+    written_out,
+)
 from tests.reference import program
 from vitlens.circuits.circuit import ERROR, TARGET, Circuit
 from vitlens.circuits.verify import measure_edges, predict_edges, predict_patched
@@ -74,7 +81,7 @@ def test_where_all_is_linear_patched_edges_are_importances_and_cuts() -> None:
     lens, image = linear_lens(), torch.randn(3, 2, 2, dtype=DOUBLE)
     trace = lens.trace(image)
     known = (lens.replacement, trace, resolve_target(CLASS, trace.logits))
-    edges = [((1, f), (2, g)) for f in (ERROR, 0, 3) for g in range(FEATURES)]
+    edges = [((1, f), (2, g)) for f in (ERROR, 0, 3) for g in range(LINEAR_FEATURES)]
     edges += [((2, f), (3, TARGET)) for f in (ERROR, 1, 4)]
     nodes = node_importances(*known, gradient="plain", engine="jvp")
     found = predict_patched(*known, edges)
