@@ -1533,14 +1533,6 @@ class Lens:
     def _check_setting(self, circuit: Circuit) -> None:
         """Raise `FeatureError` for a circuit of another model, or with other baselines."""
         self._check_made_here(circuit)
-        trace = self._trace_of_one(image)
-        wanted = self._target_of(circuit, target, trace)
-        check_explains(circuit, wanted, trace)
-        return trace, wanted
-
-    def _check_setting(self, circuit: Circuit) -> None:
-        """Raise `FeatureError` for a circuit of another model, or with other baselines."""
-        self._check_made_here(circuit)
         kind = circuit.settings.get("baselines")
         if kind is not None and kind != self.baselines.kind:
             raise FeatureError(
