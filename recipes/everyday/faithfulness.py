@@ -29,6 +29,7 @@ from vitlens.method.replacement import ErrorNodes
 from vitlens.plots import curves_figure, save_figure
 
 OUT = Path("build/everyday/faithfulness")
+PUBLISHED = ("rrm", "cla", "node", "plain", "activation", "random")
 
 
 def main() -> None:
@@ -36,7 +37,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--images", type=int, default=240, help="composites to try (%(default)s)")
     parser.add_argument("--error-nodes", default="clean", choices=get_args(ErrorNodes))
-    parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=list(METHODS))
+    parser.add_argument("--baselines", default="median", choices=("median", "mean"))
+    parser.add_argument("--methods", nargs="+", default=list(PUBLISHED), choices=list(METHODS))
     parser.add_argument("--jobs", type=int, default=2, help="processes of one thread (%(default)s)")
     parser.add_argument("--out", type=Path, default=OUT)
     args = parser.parse_args()
@@ -45,7 +47,7 @@ def main() -> None:
     with ProcessPoolExecutor(args.jobs) as pool:
         parts = list(pool.map(partial(_measure, args), range(args.jobs)))
     curves = _merged(parts)
-    name = f"curves-{args.error_nodes}-{args.images}"
+    name = f"curves-{args.baselines}-{args.error_nodes}-{args.images}"
     curves.save(args.out / f"{name}.safetensors")
     save_figure(curves_figure(curves), args.out / f"{name}.png")
     print(curves)
@@ -56,13 +58,14 @@ def _measure(args: argparse.Namespace, job: int) -> vitlens.Curves:
     torch.set_num_threads(1)
     made = test_composites(args.images, seed=1)
     chosen = slice(job, None, args.jobs)
-    return vitlens.load("everyday").faithfulness(
+    protocol = f"{args.baselines}-{args.error_nodes}-{args.images}"
+    return vitlens.load("everyday", baselines=args.baselines).faithfulness(
         list(normalise(made.pixels[chosen])),
         methods=args.methods,
         labels=made.labels[chosen].tolist(),
         error_nodes=args.error_nodes,
         seed=job,
-        out=args.out / f"part-{args.error_nodes}-{args.images}-{job}-of-{args.jobs}.safetensors",
+        out=args.out / f"part-{protocol}-{job}-of-{args.jobs}.safetensors",
     )
 
 

@@ -489,6 +489,21 @@ def test_what_is_no_list_of_images(lens: vitlens.Lens, tmp_path: Path) -> None:
         lens.fit_baselines(tmp_path, progress=False)
 
 
+def test_the_bundles_baselines_by_kind(tmp_path: Path) -> None:
+    from vitlens.saes.io import save_saes
+
+    by_default, median = vitlens.load("everyday"), vitlens.load("everyday", baselines="median")
+    assert by_default.baselines.kind == "mean" and median.baselines.kind == "median"
+    for mean, z in zip(by_default.baselines.features, median.baselines.features, strict=True):
+        # Most features are silent on most images: their median is 0, their mean is not.
+        assert (mean >= 0).all() and float((mean > 0).double().mean()) > 0.3
+        assert float((z > 0).double().mean()) < 0.1
+    save_saes(dict(zip(median.layers, median.saes, strict=True)), tmp_path / "saes")
+    assert vitlens.load("everyday", saes=tmp_path / "saes").baselines.kind == "zero"
+    with pytest.raises(ModelError, match="belong to its own SAEs"):
+        vitlens.load("everyday", saes=tmp_path / "saes", baselines="mean")
+
+
 def test_load_by_name() -> None:
     with pytest.raises(ModelError, match=r"No SAEs are known.*vitlens train-saes"):
         vitlens.load("vit_tiny_patch16_224")

@@ -238,6 +238,30 @@ def test_saved_baselines_come_back_with_their_kind(kind, tmp_path) -> None:
     assert all(map(torch.equal, loaded.errors, saved.errors))
 
 
+def test_baselines_of_8_bits_are_close_and_keep_their_zeros(tmp_path) -> None:
+    torch.manual_seed(0)
+    sparse = torch.rand(7, 20) * (torch.rand(7, 20) < 0.1)
+    z = [torch.rand(7, 20), sparse, torch.zeros(7, 20)]
+    e = [torch.randn(7, 6) * torch.logspace(-3, 3, 6) for _ in z]
+    Baselines(z, e, "mean").save(tmp_path / "b.safetensors", dtype=torch.int8)
+    loaded = Baselines.load(tmp_path / "b.safetensors")
+    assert loaded.kind == "mean"
+    for found, given in zip((*loaded.features, *loaded.errors), (*z, *e), strict=True):
+        assert found.dtype == torch.float32 and found.shape == given.shape
+        # One scale per column: half a step of 127, or what is cut off for finer steps.
+        step = given.abs().amax(0) / 127
+        assert ((found - given).abs() <= 0.3 * given.abs().amax(0) + step).all()
+        close = (found - given).norm() <= 0.02 * given.norm()
+        assert close or not given.any()
+    assert torch.equal(loaded.features[1] == 0, sparse == 0)
+    sizes = {}
+    for dtype in (torch.int8, torch.float16):
+        large = Baselines([torch.rand(200, 300)], [torch.randn(200, 50)])
+        large.save(tmp_path / "large.safetensors", dtype=dtype)
+        sizes[dtype] = (tmp_path / "large.safetensors").stat().st_size
+    assert sizes[torch.int8] < 0.55 * sizes[torch.float16]
+
+
 def test_saved_reference_baselines_come_back(tmp_path) -> None:
     model = build()
     saved = reference_baselines(model.trace(images()))

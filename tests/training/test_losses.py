@@ -9,7 +9,13 @@ from vitlens.method.replacement import ReplacementModel
 from vitlens.saes import TopKSAE
 from vitlens.saes.data import sae_residuals
 from vitlens.training.health import measure
-from vitlens.training.losses import chain_losses, promoted
+from vitlens.training.losses import (
+    RunningMeans,
+    SmallCircuits,
+    chain_losses,
+    promoted,
+    strongest,
+)
 
 
 def rebuild(sae, token):
@@ -173,3 +179,90 @@ def test_a_model_in_half_precision_can_have_a_stream_in_single_precision():
         assert stream.dtype == torch.float32
         assert torch.equal(stream.bfloat16(), half)
     assert torch.equal(single.readout(streams[1]).bfloat16(), vision.readout(expected[1]))
+
+
+def slow_circuits(vision, saes, images, n_features, error_nodes):
+    """Equation (49), image by image, with the means of these images."""
+    model = vision.module
+    streams = [[] for _ in saes]
+    logits = []
+    for image in images:
+        stream = model._pos_embed(model.patch_embed(image[None])).detach()
+        for layer, block in enumerate(model.blocks):
+            stream = block(stream).detach()
+            if layer < len(saes):
+                streams[layer].append(stream)
+        logits.append(model.forward_head(model.norm(stream))[0].detach())
+    features = [
+        torch.cat([s.encode(x) for x in xs]).detach() for s, xs in zip(saes, streams, strict=True)
+    ]
+    errors = [
+        torch.cat([s(x).error for x in xs]).detach() for s, xs in zip(saes, streams, strict=True)
+    ]
+    lost = []
+    for n, image in enumerate(images):
+        stream = model._pos_embed(model.patch_embed(image[None])).detach()
+        for layer, block in enumerate(model.blocks):
+            stream = block(stream)
+            if layer >= len(saes):
+                continue
+            z_bar = features[layer].mean(0)
+            moved = (features[layer][n] - z_bar).square().sum(0)
+            active = [f for f in range(len(moved)) if (features[layer][n][:, f] > 0).any()]
+            kept = sorted(active, key=lambda f: -float(moved[f]))[:n_features]
+            z, mean, std = saes[layer].encode_with_stats(stream)
+            new = z_bar.expand_as(z).clone()
+            new[..., kept] = z[..., kept]
+            held = errors[layer].mean(0) if error_nodes == "baseline" else errors[layer][n]
+            stream = saes[layer].decode(new, mean, std) + held
+        p, q = logits[n].softmax(0), model.forward_head(model.norm(stream))[0].softmax(0)
+        lost.append((p * (p.log() - q.log())).sum())
+    return sum(lost) / len(lost), features, errors
+
+
+@pytest.mark.parametrize("error_nodes", ["clean", "baseline"])
+def test_the_loss_of_small_circuits_equals_the_slow_one(trained, error_nodes):
+    vision, images = decided_vision(), make_images(4)
+    ours = [copy_of(sae).requires_grad_() for sae in trained.values()]
+    theirs = [copy_of(sae).requires_grad_() for sae in trained.values()]
+    circuits = SmallCircuits(3, error_nodes, RunningMeans())
+    found = chain_losses(ReplacementModel(vision, ours, (0, 1)), images, circuits=circuits)
+    expected, features, errors = slow_circuits(vision, theirs, images, 3, error_nodes)
+    torch.testing.assert_close(found.circuit, expected)
+    assert float(expected) > 1e-3
+    for mean, values in zip(found.means.features, features, strict=True):
+        torch.testing.assert_close(mean, values.mean(0))
+    for mean, values in zip(found.means.errors, errors, strict=True):
+        torch.testing.assert_close(mean, values.mean(0))
+    found.circuit.backward()
+    expected.backward()
+    for one, other in zip(ours, theirs, strict=True):
+        for name in ("W_enc", "W_dec", "b_dec"):
+            torch.testing.assert_close(getattr(one, name).grad, getattr(other, name).grad)
+
+
+def test_running_means_weigh_batches_equally_and_then_forget():
+    values = [torch.full((2, 3, 1), float(n)).double() for n in range(200)]
+    means = RunningMeans()
+    for n, value in enumerate(values[:10]):
+        means = means.after([value], [value])
+        assert float(means.features[0].mean()) == pytest.approx(n / 2)
+    expected = means.features[0]
+    for n, value in enumerate(values[10:], 11):
+        means = means.after([value], [value])
+        expected = expected + max(1 / n, 0.02) * (value[0] - expected)
+    torch.testing.assert_close(means.features[0], expected)
+    again = RunningMeans.from_tensors(means.to_tensors([7]), [7])
+    assert again.n_batches == 200 and torch.equal(again.errors[0], means.errors[0])
+
+
+def test_the_strongest_features_are_active_and_far_from_their_means():
+    z = torch.tensor([[[5.0, 1.0, 0.0, 2.0], [5.0, 0.0, 0.0, 0.0]]])
+    z_bar = torch.tensor([[5.0, 0.0, 9.0, 0.0], [4.0, 0.0, 9.0, 0.0]])
+    (one,) = strongest([z], [z_bar], 1)
+    (two,) = strongest([z], [z_bar], 2)
+    (all_,) = strongest([z], [z_bar], 100)
+    # Moved by 1, 1, 162 (not active) and 4.
+    assert one.tolist() == [[False, False, False, True]]
+    assert int(two.sum()) == 2 and two[0, 3] and not two[0, 2]
+    assert all_.tolist() == [[True, True, False, True]]

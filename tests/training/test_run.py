@@ -32,7 +32,7 @@ from vitlens.saes import load_saes, save_saes
 from vitlens.saes.base import normalize_tokens
 from vitlens.training.config import TrainConfig, TuneConfig
 from vitlens.training.health import measure
-from vitlens.training.losses import chain_losses
+from vitlens.training.losses import RunningMeans, SmallCircuits, chain_losses
 from vitlens.training.optimizer import Learner
 from vitlens.training.run import (
     _Training,
@@ -61,6 +61,8 @@ def train_config(**changes):
 
 def tune_config(**changes):
     settings = {"batch_images": 3, "learning_rate": 1e-3, "warmup_steps": 2, "dead_after": 1}
+    # With small circuits, so that every test of resuming covers their means and draws.
+    settings |= {"circuit_weight": 0.3, "circuit_features": (2, 8)}
     return TuneConfig(**{**settings, **changes})
 
 
@@ -199,6 +201,8 @@ def test_figures_and_rates_of_tuning_by_hand(tune, tmp_path, monkeypatch):
     found = [*result.explained_variance, *result.chain_explained_variance]
     assert found == pytest.approx((1 - mean[:-1]).tolist())
     assert result.divergence == pytest.approx(float(mean[-1]))
+    of_circuits = smoothed([f.circuit[None].detach() for f in losses])
+    assert result.circuit_divergence == pytest.approx(float(of_circuits))
     # Five steps, two of them of warming up; the last three fall to zero.
     assert rates == pytest.approx([1e-3 / 3, 2e-3 / 3, 1e-3, 2e-3 / 3, 1e-3 / 3])
 
@@ -328,7 +332,9 @@ def test_dead_features_come_back_to_life(tmp_path, trained):
 
 
 def test_a_step_goes_down_the_weighted_sum_of_the_losses(tmp_path, trained, monkeypatch):
-    config = tune_config(chain_weight=0.3, output_weight=0.7, aux_weight=0.2, aux_features=2)
+    config = tune_config(
+        chain_weight=0.3, output_weight=0.7, aux_weight=0.2, aux_features=2, circuit_weight=0
+    )
     step, steps = Learner.step, []
 
     def noted(self, rate, active):
@@ -782,6 +788,69 @@ def test_settings_of_training_that_do_not_fit(train, tmp_path, changes, message)
         train(tmp_path, **changes)
 
 
+def test_small_circuits_are_drawn_from_seed_and_step_and_weighted(tmp_path, trained, monkeypatch):
+    asked, found = [], []
+
+    def noted(*args, circuits=None, **options):
+        asked.append(circuits)
+        found.append(chain_losses(*args, circuits=circuits, **options))
+        return found[-1]
+
+    monkeypatch.setattr("vitlens.training.run.chain_losses", noted)
+    images = make_images(60)
+
+    def tuned(name, **changes):
+        asked.clear()
+        found.clear()
+        config = tune_config(batch_images=2, circuit_features=(2, 8), **changes)
+        result = tune_saes(make_vision(), trained, images, config, out=tmp_path / name)
+        return result, list(asked), list(found)
+
+    result, circuits, losses = tuned("a", circuit_error_means=0.3)
+    counts = [c.n_features for c in circuits]
+    assert set(counts) <= set(range(2, 9)) and min(counts) == 2 and max(counts) >= 7
+    # Log-uniform: as many from 2 to 4 as from 4 to 8.
+    assert 0.2 < sum(n < 4 for n in counts) / len(counts) < 0.6
+    held = [c.error_nodes for c in circuits]
+    assert 0.1 < held.count("baseline") / len(held) < 0.55
+    assert [c.means.n_batches for c in circuits] == list(range(30))
+    assert result.circuit_divergence is not None and "small circuits" in str(result)
+    _, again, _ = tuned("b", circuit_error_means=0.3)
+    assert [c.n_features for c in again] == counts
+    _, other, _ = tuned("c", circuit_error_means=0.3, seed=1)
+    assert [c.n_features for c in other] != counts
+    _, clean, _ = tuned("d", circuit_error_means=0)
+    assert {c.error_nodes for c in clean} == {"clean"}
+    without, none, losses = tuned("e", circuit_weight=0)
+    assert set(none) == {None} and without.circuit_divergence is None
+    assert all(f.circuit == 0 and f.means is None for f in losses)
+
+
+def test_small_circuits_carry_more_of_the_answer_afterwards(tmp_path, trained):
+    """On other images; the same tuning without their loss is the control."""
+    images = torch.randn(80, 3, 16, 16, generator=torch.Generator().manual_seed(5)).double()
+    vision = decided_vision()
+    divergence = {}
+    for weight in (0, 3):
+        config = tune_config(
+            learning_rate=3e-3,
+            circuit_weight=weight,
+            circuit_features=(3, 3),
+            circuit_error_means=0,
+        )
+        result = tune_saes(
+            vision, trained, images[:60].repeat(6, 1, 1, 1), config, out=tmp_path / str(weight)
+        )
+        replacement = ReplacementModel(vision, list(result.saes.values()), (0, 1))
+        streams = replacement.trace(images[:60])
+        known = RunningMeans().after(streams.features, streams.errors)
+        circuits = SmallCircuits(3, "clean", RunningMeans(10**6, known.features, known.errors))
+        with torch.no_grad():
+            found = chain_losses(replacement, images[60:], circuits=circuits)
+        divergence[weight] = float(found.circuit)
+    assert divergence[3] < 0.8 * divergence[0]
+
+
 def test_only_top_k_saes_are_trained():
     for kind in ("relu", "jumprelu", "batchtopk", "matryoshka"):
         with pytest.raises(OptionError, match=f'trains SAEs of kind "topk".*not {kind!r}'):
@@ -798,6 +867,12 @@ def test_settings_of_tuning_that_do_not_fit(tmp_path, trained):
         {"chain_weight": -1},
         {"aux_weight": -1},
         {"dead_after": 0},
+        {"circuit_weight": -1},
+        {"circuit_features": (0, 4)},
+        {"circuit_features": (5, 4)},
+        {"circuit_features": 4},
+        {"circuit_features": (2.5, 4)},
+        {"circuit_error_means": 1.5},
     ):
         with pytest.raises(CheckpointError, match=next(iter(changes))):
             tune_config(**changes)

@@ -68,7 +68,7 @@ def run(arguments: argparse.Namespace) -> None:
     print(f"\nCircuit:\n{indented(str(circuit))}")
 
     with watch.part("insertion and deletion curves"):
-        curves = lens.faithfulness([sample.path], methods=("rrm", "cla", "random"))
+        curves = lens.faithfulness([sample.path], methods=("rrm", "eliminate", "cla", "random"))
     print(f"\nHow much of the output the features carry on this image:\n{_scores(curves)}")
 
     with watch.part("figures and files"):

@@ -145,6 +145,29 @@ def _add_tune(commands: Commands) -> None:
         help="weight of the divergence of the model's output (default: 0.5)",
     )
     group.add_argument(
+        "--circuit-weight",
+        type=float,
+        default=0.0,
+        metavar="X",
+        help="weight of the loss of small circuits: a few features of an image shall carry the"
+        " answer (default: 0, without)",
+    )
+    group.add_argument(
+        "--circuit-features",
+        type=positive,
+        nargs=2,
+        default=(4, 96),
+        metavar=("LOW", "HIGH"),
+        help="range of the number of features per layer in these circuits (default: 4 96)",
+    )
+    group.add_argument(
+        "--budget",
+        type=positive,
+        metavar="M",
+        help="give the SAEs an image budget: at most M active features per image (top-k SAEs only;"
+        " default: as they are)",
+    )
+    group.add_argument(
         "--batch-size", type=positive, default=16, metavar="N", help="images per step (default: 16)"
     )
     group.add_argument(
@@ -188,18 +211,24 @@ def tune(arguments: argparse.Namespace) -> None:
     held_out, rest = held_out_and_rest(arguments)
 
     from vitlens.bundle import load
+    from vitlens.saes.topk import with_budget
     from vitlens.training import TuneConfig, estimate_tuning, tune_saes
 
     config = TuneConfig(
         batch_images=arguments.batch_size,
         chain_weight=arguments.chain_weight,
         output_weight=arguments.output_weight,
+        circuit_weight=arguments.circuit_weight,
+        circuit_features=tuple(arguments.circuit_features),
+        seed=arguments.seed,
         learning_rate=arguments.learning_rate,
         precision=arguments.precision,
     )
     lens = load(arguments.model, saes=arguments.saes, **device_and_dtype(arguments))
     vision, transform = lens.vision, _transform_of(lens)
     saes = dict(zip(lens.layers, lens.saes, strict=True))
+    if arguments.budget is not None:
+        saes = {layer: with_budget(sae, arguments.budget) for layer, sae in saes.items()}
     cost = estimate_tuning(vision, saes, config, len(rest))
     print(_cost(len(saes), len(rest), cost), flush=True)
     images = ImageFiles(rest, transform)

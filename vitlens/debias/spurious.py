@@ -83,7 +83,7 @@ def spurious(
     n_classes, n_inputs = probe["weight"].shape
     head = nn.Linear(n_inputs, n_classes).requires_grad_(False)
     head.load_state_dict(probe)
-    everyday = load("everyday", device=device, dtype=dtype)
+    everyday = load("everyday", baselines="median", device=device, dtype=dtype)
     lens = _with_head(everyday, head, _facts()["class_names"])
     return Spurious(lens, *(spurious_images(split, seed) for split in SIZES))
 

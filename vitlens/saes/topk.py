@@ -134,6 +134,24 @@ class TopKSAE(SAE):
         return top_k_mask(torch.where(allowed, fixed, 0.0), self.k) & allowed
 
 
+def with_budget(sae: SAE, budget: int | None) -> TopKSAE:
+    """A copy of a top-k SAE with another image budget; at most its number of features.
+
+    Raises
+    ------
+    CheckpointError
+        If the SAE is of another kind, or the budget is below 1.
+    """
+    if not isinstance(sae, TopKSAE):
+        raise CheckpointError(
+            f"Only top-k SAEs can have an image budget; this one is of kind {sae.kind!r}."
+        )
+    most = None if budget is None else min(budget, sae.n_features)
+    copied = SAE.from_tensors(dict(sae.state_dict()), {**sae.settings(), "budget": most})
+    assert isinstance(copied, TopKSAE)
+    return copied
+
+
 def top_k_mask(activations: Float[Tensor, "*batch F"], k: int) -> Bool[Tensor, "*batch F"]:
     """True at the `k` largest activations of each token, without a gradient."""
     fixed = activations.detach()

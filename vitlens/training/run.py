@@ -8,6 +8,7 @@ in the images and can be interrupted; they differ in their `_Task`.
 from __future__ import annotations
 
 import itertools
+import math
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -17,6 +18,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
@@ -49,7 +51,7 @@ from vitlens.saes.io import (
 from vitlens.saes.topk import TopKSAE
 from vitlens.tables import text_table
 from vitlens.training.config import TrainConfig, TuneConfig, scheduled_rate
-from vitlens.training.losses import chain_losses, promoted
+from vitlens.training.losses import RunningMeans, SmallCircuits, chain_losses, promoted
 from vitlens.training.optimizer import Learner, gradients, learning_dtype, new_sae
 
 _SMOOTHING = 0.9
@@ -109,11 +111,15 @@ class TuneResult(TrainResult):
         Per layer, with the SAEs of all earlier layers in place, of the model's own stream.
     divergence
         Divergence between the output with all SAEs in place and the model's output, in nats per
-        image. Both are running means over batches at the end of tuning, on its images.
+        image.
+    circuit_divergence
+        The same for small circuits; None where they were no part of the loss. All are running
+        means over batches at the end of tuning, on its images.
     """
 
     chain_explained_variance: tuple[float, ...]
     divergence: float
+    circuit_divergence: float | None = None
 
     def _columns(self) -> dict[str, list[str]]:
         chain = [f"{value:.3f}" for value in self.chain_explained_variance]
@@ -121,6 +127,8 @@ class TuneResult(TrainResult):
 
     def __str__(self) -> str:
         tail = f"divergence of the output with all in place: {self.divergence:.3f} nats"
+        if self.circuit_divergence is not None:
+            tail += f", of small circuits: {self.circuit_divergence:.3f} nats"
         return f"{super().__str__()}\n{tail}"
 
 
@@ -241,10 +249,11 @@ def tune_saes(
     error nodes, each reads what the earlier ones left over, and small errors grow from layer to
     layer. The loss of a step is the mean share of variance each SAE leaves unexplained alone,
     plus `chain_weight` times the same through all earlier SAEs, plus `output_weight` times the
-    divergence of the output, plus `aux_weight` times AuxK's, which keeps features from dying. What
-    decides which features are active (k, budget, threshold) and the lengths of the decoder's rows
-    stay as they are. For a Matryoshka SAE the loss is of all features together, without losses of
-    its groups: its first features alone may reconstruct less well afterwards.
+    divergence of the output, plus `circuit_weight` times that of small circuits (docs/method.md,
+    "SAEs for small circuits"), plus `aux_weight` times AuxK's, which keeps features from dying.
+    What decides which features are active (k, budget, threshold) and the lengths of the decoder's
+    rows stay as they are. For a Matryoshka SAE the loss is of all features together, without losses
+    of its groups: its first features alone may reconstruct less well afterwards.
 
     The unfinished run is saved regularly and on Ctrl-C; calling again with the same arguments
     continues it, as `train_saes` does. The SAEs given are not changed.
@@ -408,6 +417,9 @@ class _Task(ABC):
             dead_after=self.config.dead_after,
         )
         self.identity: dict[str, Any] = {"layers": list(layers)}
+        # What a run needs to continue besides weights and moments, now and after this step.
+        self.kept: dict[str, Tensor] = {}
+        self.next_kept: dict[str, Tensor] = {}
 
     @property
     def low(self) -> bool:
@@ -573,9 +585,13 @@ class _Tuning(_Task):
             dead=self.learner.dead(),
             aux_features=config.aux_features,
             bfloat16=self.low,
+            circuits=self._circuits() if config.circuit_weight else None,
         )
         loss = losses.alone.mean() + config.chain_weight * losses.chain.mean()
         loss = loss + config.output_weight * losses.output + config.aux_weight * losses.aux.mean()
+        if losses.means is not None:
+            loss = loss + config.circuit_weight * losses.circuit
+            self.next_kept = losses.means.to_tensors(self.layers)
         if not torch.isfinite(loss):
             raise ImageError(
                 "The loss is NaN or infinite. Either an image holds such values, the model "
@@ -592,14 +608,30 @@ class _Tuning(_Task):
             "chain_explained_variance": 1 - losses.chain.detach(),
             "divergence": losses.output.detach(),
         }
+        if losses.means is not None:
+            figures["circuit_divergence"] = losses.circuit.detach()
         return figures, list(losses.active)
 
+    def _circuits(self) -> SmallCircuits:
+        """The size of this step's circuits, and what their error nodes hold."""
+        config = self.config
+        # From the step alone, so that a run that continues draws the same.
+        random = np.random.default_rng([config.seed, self.learner.step_count])
+        low, high = map(math.log, config.circuit_features)
+        n_features = round(math.exp(random.uniform(low, high)))
+        at_means = random.random() < config.circuit_error_means
+        means = RunningMeans.from_tensors(self.kept, self.layers)
+        return SmallCircuits(n_features, "baseline" if at_means else "clean", means)
+
     def summary(self, figures: Mapping[str, Tensor]) -> str:
-        return (
+        text = (
             f"explained variance {figures['explained_variance'].mean():.3f}, in chain"
             f" {figures['chain_explained_variance'].mean():.3f}, divergence"
             f" {figures['divergence']:.3f}"
         )
+        if "circuit_divergence" in figures:
+            text += f", of small circuits {figures['circuit_divergence']:.3f}"
+        return text
 
     def random_group(self, n_images: int) -> tuple[Callable[[], object], int, Any]:
         n_batch = min(self.config.batch_images, n_images)
@@ -706,6 +738,7 @@ class _Run:
         with interrupts_held():
             self.in_step = True
             self.learner.step(rate, active)
+            self.task.kept = self.task.next_kept
             self.place = replace(self.place, batch=self.place.batch + 1)
             self.figures = {
                 name: torch.lerp(value, self.figures[name], _SMOOTHING) if self.figures else value
@@ -744,7 +777,8 @@ class _Run:
         if self.in_step or self.place == _Place():
             return None
         figures = {f"figures.{name}": value for name, value in self.figures.items()}
-        tensors = {**self.learner.state(), **figures, "rng": self.epoch_rng}
+        own = {f"task.{name}": value for name, value in self.task.kept.items()}
+        tensors = {**self.learner.state(), **own, **figures, "rng": self.epoch_rng}
         return tensors, {"step": self.learner.step_count, "place": asdict(self.place)}
 
     def _continue(self, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
@@ -752,6 +786,11 @@ class _Run:
             self.learner.load_state(tensors, state["step"])
             self.place = _Place(**state["place"])
             self.epoch_rng = tensors["rng"]
+            self.task.kept = self.task.next_kept = {
+                name.removeprefix("task."): value.to(self.task.vision.device)
+                for name, value in tensors.items()
+                if name.startswith("task.")
+            }
             self.figures = {
                 name.removeprefix("figures."): value.to(self.task.vision.device)
                 for name, value in tensors.items()

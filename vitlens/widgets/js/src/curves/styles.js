@@ -43,7 +43,10 @@ export function lineStyles(methods) {
 
 /** @type {Record<string, string>} */
 export const MEANINGS = {
-  rrm: "walk back along the edges (this package)",
+  rrm: "walk back along the edges (the paper)",
+  path: "path-integrated importance",
+  eliminate: "repeated elimination",
+  learned: "gates trained on the image",
   cla: "Cross-Layer Attribution",
   node: "node importance alone",
   plain: "node importance with plain gradients",
