@@ -180,6 +180,77 @@ def lens_with(
     )
 
 
+#: Sizes of `LinearModel`.
+LINEAR_TOKENS, LINEAR_WIDTH, LINEAR_FEATURES = 4, 6, 5
+
+
+class _LinearBlock(nn.Module):
+    """Mixes tokens and channels by fixed matrices, on top of the stream."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tokens = nn.Parameter(
+            0.3 * torch.randn(LINEAR_TOKENS, LINEAR_TOKENS, dtype=torch.float64)
+        )
+        self.channels = nn.Parameter(
+            0.3 * torch.randn(LINEAR_WIDTH, LINEAR_WIDTH, dtype=torch.float64)
+        )
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x + self.tokens @ x @ self.channels
+
+
+class _LinearPatches(nn.Module):
+    grid_size, img_size = (2, 2), (2, 2)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        x = images.flatten(2).transpose(1, 2)
+        return torch.cat([x, x.flip(1)], dim=2)
+
+
+class LinearModel(nn.Module):
+    """Four linear blocks and a linear head; float64."""
+
+    num_prefix_tokens, embed_dim = 0, LINEAR_WIDTH
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.patch_embed, self.norm = _LinearPatches(), nn.Identity()
+        self.blocks = nn.ModuleList([_LinearBlock() for _ in range(4)])
+        self.head = nn.Linear(LINEAR_WIDTH, 3, bias=False, dtype=torch.float64)
+
+    def _pos_embed(self, x: torch.Tensor) -> torch.Tensor:
+        return x
+
+    def forward_head(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(x.mean(1))
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        x = self._pos_embed(self.patch_embed(images))
+        for block in self.blocks:
+            x = block(x)
+        return self.forward_head(x)
+
+
+def linear_lens() -> Lens:
+    """A lens on `LinearModel` whose SAEs are linear as well: no activation is ever cut off."""
+    torch.manual_seed(0)
+    saes = []
+    for _ in range(3):
+        basis = torch.linalg.qr(torch.randn(LINEAR_WIDTH, LINEAR_WIDTH, dtype=torch.float64)).Q[
+            :, :LINEAR_FEATURES
+        ]
+        # Activations are far from zero.
+        weights = {"W_enc": basis, "W_dec": basis.T, "b_dec": -50 * basis.sum(1)}
+        saes.append(TopKSAE.from_weights(**weights, k=LINEAR_FEATURES, normalization="none"))
+    baselines = Baselines(
+        [40 + torch.rand(LINEAR_TOKENS, LINEAR_FEATURES, dtype=torch.float64) for _ in saes],
+        [torch.rand(LINEAR_TOKENS, LINEAR_WIDTH, dtype=torch.float64) for _ in saes],
+    )
+    model = LinearModel().eval()
+    return Lens(model, saes, baselines=baselines, transform=lambda _: torch.zeros(3, 2, 2))
+
+
 #: Sizes of the models below.
 SMALL = {"img_size": 24, "patch_size": 8, "embed_dim": 24, "depth": 3, "num_heads": 3}
 #: Vision Transformers of `tiny_model`'s size but for 3 blocks, by how they read out.

@@ -22,10 +22,16 @@ from vitlens.circuits.circuit import Circuit, Explanation
 from vitlens.circuits.curves import Curves
 from vitlens.circuits.faithfulness import DEFAULT_Q, Method, faithfulness
 from vitlens.circuits.graph import AttributionGraph, Scores, attribution_graph, prune_scores
-from vitlens.circuits.prune import DEFAULT_FLOOR, Rules, Select, check_count
+from vitlens.circuits.prune import DEFAULT_FLOOR, Rules, Select, check_count, walk
 from vitlens.circuits.selection import select_features
 from vitlens.circuits.supernodes import AT_MOST, check_groups, group_features, with_groups
-from vitlens.circuits.verify import Link, Verification, check_explains, verify_circuit
+from vitlens.circuits.verify import (
+    Link,
+    Protocols,
+    Verification,
+    check_explains,
+    verify_circuit,
+)
 from vitlens.errors import FeatureError, ImageError, ModelError, TargetError, check_choice
 from vitlens.images import ImageLike, Transform, as_images, to_tensor
 from vitlens.interventions.hooks import intervening, isolated, isolated_model, outer_plan
@@ -46,9 +52,9 @@ from vitlens.method.importance import (
 )
 from vitlens.method.libragrad import Gradient
 from vitlens.method.logit_lens import logit_lens
+from vitlens.method.patching import EdgeKind, PatchedEdges
 from vitlens.method.path_importance import path_importances
 from vitlens.method.replacement import (
-    Active,
     Baselines,
     ErrorNodes,
     KeepFeatures,
@@ -697,6 +703,7 @@ class Lens:
         node_share: float = 0.0,
         edge_share: float = 0.0,
         error_nodes: ErrorNodes = "clean",
+        edges: EdgeKind | None = None,
         gradient: Gradient = "libragrad",
         error_gradients: ErrorGradients = "leaf",
         engine: Engine = "closed_form",
@@ -718,6 +725,7 @@ class Lens:
         node_share: float = 0.0,
         edge_share: float = 0.0,
         error_nodes: ErrorNodes = "clean",
+        edges: EdgeKind | None = None,
         gradient: Gradient = "libragrad",
         error_gradients: ErrorGradients = "leaf",
         engine: Engine = "closed_form",
@@ -739,6 +747,7 @@ class Lens:
         node_share: float = 0.0,
         edge_share: float = 0.0,
         error_nodes: ErrorNodes = "clean",
+        edges: EdgeKind | None = None,
         gradient: Gradient = "libragrad",
         error_gradients: ErrorGradients = "leaf",
         engine: Engine = "closed_form",
@@ -770,6 +779,12 @@ class Lens:
         error_nodes
             Values of the error nodes in the runs behind "path" and "eliminate". With "clean" (or
             "free") every layer's error node is a node of the circuit.
+        edges
+            How the edges between kept nodes are computed. "patched": how far the target falls when
+            the edge alone is cut, from few runs for all edges (see `vitlens.method.patching`); the
+            error nodes are held for "leaf", and free for "through". "gradient": the importances of
+            the paper, with `gradient` and `engine`. By default "gradient" for a walk, else
+            "patched". Importances of nodes, and the choice of a walk, do not depend on it.
         node_share
             Leave out kept nodes with a smaller share of their layer's positive importance; one
             per layer always stays.
@@ -787,6 +802,8 @@ class Lens:
             nodes_per_layer, share, threshold, node_share, edge_share, select, nodes, floor
         )
         check_choice("error_nodes", error_nodes, get_args(ErrorNodes))
+        kind = edges or ("gradient" if select == "walk" else "patched")
+        check_choice("edges", kind, get_args(EdgeKind))
         given = _listed(images)
         circuits = []
         for image, wanted in zip(given, _per_image(target, len(given)), strict=True):
@@ -805,7 +822,22 @@ class Lens:
             columns = EdgeColumns(self.replacement, trace, nodes_found, progress=progress)
             scores = Scores.of_all(nodes_found.nodes, nodes_found.tokens, columns)
             explanation = self._explanation(image, trace, nodes_found)
-            circuit = prune_scores(explanation, scores, rules, selected=selected)
+            if kind == "patched":
+                selected = selected or walk(nodes_found.nodes, columns, **rules.of_walk)
+                patched = PatchedEdges(
+                    self.replacement,
+                    trace,
+                    resolved,
+                    selected,
+                    error_nodes="clean" if error_gradients == "leaf" else "free",
+                    progress=progress,
+                )
+                scores = replace(scores, edges=patched, to_target=patched.to_target())
+                settings = {**explanation.settings, "edges": kind}
+                explanation = replace(explanation, settings=settings)
+            circuit = prune_scores(
+                explanation, scores, rules, selected=selected, connected=select != "walk"
+            )
             measured = carried(
                 self.replacement, trace, resolved, self._masks(circuit), error_nodes=error_nodes
             )
@@ -1226,7 +1258,7 @@ class Lens:
         supernodes: bool = False,
         target: TargetLike = None,
         error_nodes: ErrorNodes | None = None,
-        active: Active = "clean",
+        active: Protocols = "both",
         control: bool = True,
         seed: int = 0,
         batch_size: int = 16,
@@ -1260,7 +1292,9 @@ class Lens:
             importances with error nodes as leaves, "free" for those with gradients through them.
         active
             Which features may be active once an edge is cut: "clean", those that are in the
-            untouched model, as importances assume; "running", those of the running stream.
+            untouched model, as importances assume; "running", those of the running stream; "both",
+            one after the other: the numbers are those of "clean", and `Verification.running` holds
+            the others.
         control
             Also measure as many random edges between active features of the same layers.
         seed
@@ -1491,14 +1525,6 @@ class Lens:
     ) -> tuple[Trace, Target]:
         """The trace of the image that a circuit explains, and its target, checked."""
         self._check_setting(circuit)
-        trace = self._trace_of_one(image)
-        wanted = self._target_of(circuit, target, trace)
-        check_explains(circuit, wanted, trace)
-        return trace, wanted
-
-    def _check_setting(self, circuit: Circuit) -> None:
-        """Raise `FeatureError` for a circuit of another model, or with other baselines."""
-        self._check_made_here(circuit)
         trace = self._trace_of_one(image)
         wanted = self._target_of(circuit, target, trace)
         check_explains(circuit, wanted, trace)

@@ -9,10 +9,16 @@ import numpy as np
 import pytest
 import torch
 from scipy.stats import spearmanr
-from torch import nn
 
 import vitlens
-from tests.builders import KINDS, lens_with, tiny_image, tiny_lens
+from tests.builders import (
+    KINDS,
+    LINEAR_FEATURES,
+    lens_with,
+    linear_lens,
+    tiny_image,
+    tiny_lens,
+)
 from tests.interventions.by_hand import Coded, code, streams_of
 from vitlens.circuits.circuit import ERROR, TARGET
 from vitlens.circuits.verify import (
@@ -25,68 +31,8 @@ from vitlens.circuits.verify import (
 from vitlens.errors import FeatureError, OptionError, TargetError
 from vitlens.method.importance import centred_logit, resolve_target
 from vitlens.plots import save_figure, verification_figure
-from vitlens.saes.topk import TopKSAE
 
 DOUBLE = torch.float64
-TOKENS, WIDTH, FEATURES = 4, 6, 5
-
-
-class _Linear(nn.Module):
-    """Mixes tokens and channels by fixed matrices, on top of the stream."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.tokens = nn.Parameter(0.3 * torch.randn(TOKENS, TOKENS, dtype=DOUBLE))
-        self.channels = nn.Parameter(0.3 * torch.randn(WIDTH, WIDTH, dtype=DOUBLE))
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return x + self.tokens @ x @ self.channels
-
-
-class _Patches(nn.Module):
-    grid_size, img_size = (2, 2), (2, 2)
-
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
-        x = images.flatten(2).transpose(1, 2)
-        return torch.cat([x, x.flip(1)], dim=2)
-
-
-class LinearModel(nn.Module):
-    num_prefix_tokens, embed_dim = 0, WIDTH
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.patch_embed, self.norm = _Patches(), nn.Identity()
-        self.blocks = nn.ModuleList([_Linear() for _ in range(4)])
-        self.head = nn.Linear(WIDTH, 3, bias=False, dtype=DOUBLE)
-
-    def _pos_embed(self, x: torch.Tensor) -> torch.Tensor:
-        return x
-
-    def forward_head(self, x: torch.Tensor) -> torch.Tensor:
-        return self.head(x.mean(1))
-
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
-        x = self._pos_embed(self.patch_embed(images))
-        for block in self.blocks:
-            x = block(x)
-        return self.forward_head(x)
-
-
-def linear_lens() -> vitlens.Lens:
-    torch.manual_seed(0)
-    saes = []
-    for _ in range(3):
-        basis = torch.linalg.qr(torch.randn(WIDTH, WIDTH, dtype=DOUBLE)).Q[:, :FEATURES]
-        # Far from zero, so that no activation is ever cut off.
-        weights = {"W_enc": basis, "W_dec": basis.T, "b_dec": -50 * basis.sum(1)}
-        saes.append(TopKSAE.from_weights(**weights, k=FEATURES, normalization="none"))
-    baselines = vitlens.Baselines(
-        [40 + torch.rand(TOKENS, FEATURES, dtype=DOUBLE) for _ in saes],
-        [torch.rand(TOKENS, WIDTH, dtype=DOUBLE) for _ in saes],
-    )
-    model = LinearModel().eval()
-    return vitlens.Lens(model, saes, baselines=baselines, transform=lambda _: torch.zeros(3, 2, 2))
 
 
 @pytest.mark.parametrize("errors", ["leaf", "through"])
@@ -96,7 +42,7 @@ def test_where_all_is_linear_predicted_is_measured(errors: Any) -> None:
         x, target=1, share=1.0, engine="jvp", error_gradients=errors, select="walk"
     )
     checked = lens.verify(circuit, x, n=None)
-    assert len(checked) == 2 * (FEATURES + 1) * FEATURES + FEATURES + 1
+    assert len(checked) == 2 * (LINEAR_FEATURES + 1) * LINEAR_FEATURES + LINEAR_FEATURES + 1
     torch.testing.assert_close(checked.measured, checked.predicted, rtol=0, atol=1e-10)
     assert checked.predicted.abs().max() > 0.1
     assert checked.rank_correlation.value == pytest.approx(1)
@@ -311,8 +257,57 @@ def test_statistics() -> None:
     assert checked.rank_correlation.high == pytest.approx(high, abs=0.04)
     assert checked.sign_agreement.value == pytest.approx(np.mean(np.sign(a) == np.sign(b)))
     assert np.isnan(rank_correlation(a, np.ones(40)))
-    assert np.isnan(checked.by_layer()[0][1]) is np.False_
+    assert checked.slope.value == pytest.approx((a * b).sum() / (a * a).sum())
+    close = [x * y > 0 and 0.5 <= x / y <= 2 for x, y in zip(a, b, strict=True)]
+    assert checked.within_two.value == pytest.approx(np.mean(close))
+    assert 0 < checked.within_two.value < checked.sign_agreement.value
+    for estimate in (checked.slope, checked.within_two):
+        assert estimate.low < estimate.value < estimate.high
     assert "rank correlation" in str(checked)
+
+
+def test_agreement_by_layer() -> None:
+    edges = (((0, 1), (1, 1)), ((0, 1), (1, 2)), ((0, 2), (1, 1)), ((3, 1), (4, TARGET)))
+    predicted = torch.tensor([1.0, 2.0, -1.0, 0.0], dtype=DOUBLE)
+    measured = torch.tensor([2.0, 4.1, 1.0, 0.0], dtype=DOUBLE)
+    layers = Verification(edges, predicted, measured, 4, "bird").by_layer()
+    assert list(layers) == [0, 3]
+    assert (layers[0].n, layers[3].n) == (3, 1)
+    assert layers[0].slope.value == pytest.approx((2 + 8.2 - 1) / 6)
+    assert layers[0].within_two.value == pytest.approx(1 / 3)
+    assert layers[0].sign_agreement.value == pytest.approx(2 / 3)
+    assert layers[3].within_two.value == 1  # nothing was predicted, and nothing measured
+    assert np.isnan(layers[3].slope.value)
+
+
+def test_both_protocols_are_the_two_alone() -> None:
+    lens, x = tiny_lens(7, dtype=DOUBLE), tiny_image(7, DOUBLE)
+    circuit = lens.circuit(x, nodes_per_layer=3)
+    both = lens.verify(circuit, x)
+    held, again = (lens.verify(circuit, x, active=active) for active in ("clean", "running"))
+    assert both.running is not None and both.control is not None and held.control is not None
+    assert held.running is again.running is None
+    for found, alone in ((both, held), (both.running, again)):
+        assert found.settings["active"] == alone.settings["active"]
+        assert found.measured.equal(alone.measured)
+        assert found.control is not None and alone.control is not None
+        assert found.control.measured.equal(alone.control.measured)
+    assert not both.measured.equal(both.running.measured)
+    text = str(both)
+    for line in ("circuit, active features held", "random edges, chosen again", "slope"):
+        assert line in text
+
+
+def test_a_part_of_a_cut() -> None:
+    """Where all is linear, half a cut has half of the effect."""
+    lens, x = linear_lens(), torch.randn(3, 2, 2, dtype=DOUBLE)
+    trace = lens.trace(x)
+    target = resolve_target(1, trace.logits)
+    edges = [((0, 1), (1, 2)), ((0, ERROR), (1, 3)), ((2, 4), (3, TARGET))]
+    whole, half = (
+        measure_edges(lens.replacement, trace, target, edges, part=part) for part in (1.0, 0.5)
+    )
+    torch.testing.assert_close(2 * half, whole, rtol=0, atol=1e-10)
 
 
 def test_a_function_as_target() -> None:

@@ -9,7 +9,7 @@ per site are ordered as `layers`; T tokens, D channels, F features of a site.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -33,9 +33,10 @@ class SparseAutoencoder:
     input_mean: Tensor | None = None
     input_scale: float = 1.0
     subtract_b_dec: bool = True
+    constant_std: bool = True
 
     def statistics(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor | float]:
-        """mu, sd and what (1) divides by; sd is a constant in every derivative, mu is not."""
+        """mu, sd and what (1) divides by; sd is a constant in derivatives but (48), mu is not."""
         ones = torch.ones(len(x), 1, dtype=x.dtype)
         if self.normalization == "none":
             return 0 * ones, ones, 1.0
@@ -44,7 +45,8 @@ class SparseAutoencoder:
             return self.input_mean.expand_as(x), self.input_scale * ones, self.input_scale
         mean = x.sum(1, keepdim=True) / x.shape[1]
         variance = (x - mean).square().sum(1, keepdim=True) / (x.shape[1] - 1)
-        std = variance.sqrt().detach()
+        std = variance.sqrt()
+        std = std.detach() if self.constant_std else std
         return mean, std, std + 1e-5
 
     def activations(self, x: Tensor) -> Tensor:
@@ -450,3 +452,51 @@ def cut_edge(
                 x = saes[at].decode(z, mean, std) + found.errors[at]
         logits = model.readout(model.blocks(layers[-1], model.depth - 1, x))
         return centred_logit(found.logits, target) - centred_logit(logits, target)
+
+
+def patched_edges(
+    model: Transformer,
+    saes: Saes,
+    layers: Layers,
+    found: ImageTrace,
+    baseline: Reference,
+    i: int,
+    sources: Sequence[int],
+    ends: Sequence[int],
+    target: int,
+    error_nodes: str,
+    active: str = "clean",
+    curved: int = 0,
+) -> Tensor:
+    """Patched edges of site i, [sources, ends], (48); the model's gradient is "plain"."""
+    moving, j = [replace(sae, constant_std=False) for sae in saes], i + 1
+
+    def value(x: Tensor) -> Tensor:
+        for at in range(j + 1, len(saes)):
+            x = model.blocks(layers[at - 1], layers[at], x)
+            if error_nodes == "clean":
+                z = moving[at].encode(x, found.masks[at] if active == "clean" else None)
+                mean, std, _ = moving[at].statistics(x)
+                x = moving[at].decode(z, mean, std) + found.errors[at]
+        return centred_logit(model.readout(model.blocks(layers[-1], model.depth - 1, x)), target)
+
+    clean = found.streams[j].clone().requires_grad_()
+    (slope,) = torch.autograd.grad(value(clean), clean)
+    changes = torch.zeros(len(sources), len(ends), *clean.shape, dtype=clean.dtype)
+    with torch.no_grad():
+        for s, source in enumerate(sources):
+            x = found.streams[i] - contribution(saes, found, baseline, i, source)
+            mask = found.masks[j] if active == "clean" else None
+            patched = saes[j].encode(model.blocks(layers[i], layers[j], x), mask)
+            for e, end in enumerate(ends):
+                moved = (patched - found.features[j])[:, end]
+                changes[s, e] = moved[:, None] * found.stds[j] * saes[j].W_dec[end]
+        edges = -(changes * slope).sum((2, 3))
+        size = changes.square().sum((2, 3))
+        most = size.max(0).values.tolist()
+        for e in sorted(range(len(ends)), key=lambda e: -most[e])[:curved]:
+            b = int(size[:, e].argmax())
+            kappa = value(clean) - value(clean + changes[b, e]) - edges[b, e]
+            along = (changes[:, e] * changes[b, e]).sum((1, 2)) / size[b, e]
+            edges[:, e] += along.square() * kappa
+    return edges

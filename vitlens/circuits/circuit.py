@@ -27,7 +27,7 @@ ERROR = -1
 #: The feature number of the target node, which stands one layer after the last.
 TARGET = -2
 
-_NAMED_SETTINGS = ("select", "gradient", "error_gradients", "engine", "baselines")
+_NAMED_SETTINGS = ("select", "edges", "gradient", "error_gradients", "engine", "baselines")
 
 _FORMAT = "vitlens.circuit"
 _VERSION = 3
@@ -87,10 +87,11 @@ class Edge:
     source, target
         (layer, feature) of both ends.
     weight
-        E_l[f, f'], in units of the target; into the target node N_l[f] (docs/method.md, "Edge
-        importance").
+        In units of the target: E_l[f, f'], into the target node N_l[f] (docs/method.md, "Edge
+        importance"); or how far the target falls when the edge is cut ("Patched edges").
     share
-        `weight` divided by the sum of positive node importances of the source's layer.
+        `weight` divided by the sum of positive node importances of the source's layer; of a patched
+        edge, by the sum of the positive weights of all the circuit's edges from this layer.
     """
 
     source: FeatureId

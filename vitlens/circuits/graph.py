@@ -62,6 +62,10 @@ class Scores:
         comes last.
     positive
         By position, the sum of positive importances that shares refer to.
+    to_target
+        Edges from the last position to the target, [n_L], where edges are patched: not the
+        importances of the nodes. Shares of edges then refer to the sum of the positive edges
+        that leave the circuit's nodes of the same layer.
     """
 
     nodes: Sequence[Float[Tensor, " n_l"]]
@@ -69,6 +73,7 @@ class Scores:
     edges: Edges
     features: Sequence[Int[Tensor, " n_l"]]
     positive: Sequence[float]
+    to_target: Float[Tensor, " n_L"] | None = None
 
     @classmethod
     def of_all(
@@ -426,6 +431,7 @@ def prune_scores(
     rules: Rules,
     *,
     selected: Sequence[Int[Tensor, " kept"]] | None = None,
+    connected: bool = True,
     pinned: Collection[FeatureId] = (),
     removed: Collection[FeatureId] = (),
     groups: Mapping[str, Sequence[FeatureId]] | None = None,
@@ -442,8 +448,9 @@ def prune_scores(
     rules
         The pruning rules.
     selected
-        By position, the nodes that were selected, in ranked order, in place of a walk. Features
-        then stay connected, see `build_circuit`.
+        By position, the nodes that were selected, in ranked order, in place of a walk.
+    connected
+        Whether selected features stay connected, see `build_circuit`.
     pinned, removed, groups, labels
         See `AttributionGraph.prune`.
 
@@ -483,7 +490,7 @@ def prune_scores(
         kept,
         edge_share=rules.edge_share,
         pinned=pinned,
-        connected=selected is not None,
+        connected=connected and selected is not None,
     )
     keys = {node.key for node in circuit.nodes}
     annotations = annotations_within(keys, pinned=pinned, groups=groups or {}, labels=labels or {})
@@ -549,6 +556,9 @@ def build_circuit(
         ends, weights = _outgoing(explanation, scores, ordered, position)
         is_feature = scores.features[position][indices] != ERROR
         stays = _strongest(weights, is_feature) if connected else torch.zeros_like(weights).bool()
+        positive_edges = positive
+        if scores.to_target is not None:
+            positive_edges = float(weights.clamp(min=0).sum())
         rows = zip(indices, weights.tolist(), stays.tolist(), strict=True)
         for index, row, fixed in rows:
             importance = float(values[index])
@@ -561,7 +571,7 @@ def build_circuit(
             )
             nodes.append(node)
             for end, weight, strongest in zip(ends, row, fixed, strict=True):
-                share = share_of(weight, positive)
+                share = share_of(weight, positive_edges)
                 is_fixed = strongest or node.key in pinned or end in pinned
                 if keeps_edge(weight, share, edge_share=edge_share, pinned=is_fixed):
                     edges.append(Edge(node.key, end, weight, share))
@@ -629,8 +639,8 @@ def _outgoing(
     """Return the ends of the edges that leave a layer, and their weights for each kept node."""
     sources = torch.tensor(kept[position], dtype=torch.int64)
     if position == len(kept) - 1:
-        weights = scores.nodes[position].detach().cpu().double()[sources]
-        return [explanation.target_key], weights[:, None]
+        values = scores.nodes[position] if scores.to_target is None else scores.to_target
+        return [explanation.target_key], values.detach().cpu().double()[sources, None]
     following = scores.features[position + 1]
     features = [index for index in kept[position + 1] if following[index] != ERROR]
     columns = edge_columns(scores.edges, position, torch.tensor(features, dtype=torch.int64))

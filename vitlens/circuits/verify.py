@@ -17,14 +17,13 @@ as in Kim et al., arXiv 2509.17401, section 3.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import cached_property, partial
-from typing import Any, TypeAlias, get_args
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Any, Literal, TypeAlias, get_args
 
 import numpy as np
 import torch
 from jaxtyping import Float
-from numpy.typing import NDArray
 from torch import Tensor
 
 from vitlens.circuits.circuit import ERROR, TARGET, Circuit, Edge, node_name
@@ -35,6 +34,7 @@ from vitlens.method.engines import EdgeColumns
 from vitlens.method.importance import Importances, Target, node_importances
 from vitlens.method.libragrad import backward_rules
 from vitlens.method.logit_lens import contribution
+from vitlens.method.patching import HeldClean, PatchedEdges
 from vitlens.method.replacement import Active, ErrorNodes, FromSite, ReplacementModel, Trace
 from vitlens.models.vision import Stem
 from vitlens.progress import Progress, steps
@@ -44,6 +44,57 @@ from vitlens.tables import text_table
 
 #: The nodes of an edge, or of a path: (layer, feature); feature -1 is an error node, -2 the target.
 Link: TypeAlias = tuple[FeatureId, ...]
+
+#: Which features may be active once an edge is cut: one protocol, or both.
+Protocols = Literal["both", "clean", "running"]
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """How far predicted changes agree with measured ones, with 95 % intervals over edges.
+
+    Attributes
+    ----------
+    n
+        Number of edges.
+    rank_correlation
+        Spearman's; NaN where a side is constant.
+    sign_agreement
+        Share of edges whose two changes have the same sign.
+    slope
+        Least squares through the origin of measured on predicted changes, ``sum(p m) / sum(p p)``:
+        below 1 where predictions are too large. The largest edges decide it.
+    within_two
+        Share of edges with the same sign, the larger change at most twice the smaller.
+    """
+
+    n: int
+    rank_correlation: Estimate
+    sign_agreement: Estimate
+    slope: Estimate
+    within_two: Estimate
+
+    @classmethod
+    def of(cls, predicted: Float[Array, " n"], measured: Float[Array, " n"]) -> Agreement:
+        """Compare changes of the same edges; intervals are of 2,000 bootstrap resamples."""
+        n = len(predicted)
+        draws = np.random.default_rng(0).integers(n, size=(N_RESAMPLES, n))
+
+        def estimate(statistic: Callable[[Any, Any], Any]) -> Estimate:
+            value = float(statistic(predicted, measured))
+            return interval(value, statistic(predicted[draws], measured[draws]), n)
+
+        return cls(n, *map(estimate, (rank_correlation, sign_agreement, origin_slope, within_two)))
+
+    @property
+    def cells(self) -> tuple[str, ...]:
+        """The numbers of one line of a table, as `AGREEMENT_COLUMNS` names them."""
+        estimates = (self.rank_correlation, self.sign_agreement, self.slope, self.within_two)
+        return str(self.n), *map(str, estimates)
+
+
+#: Titles of `Agreement.cells`.
+AGREEMENT_COLUMNS = ("edges", "rank correlation", "same sign", "slope", "within a factor of 2")
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -67,6 +118,9 @@ class Verification(ShapeRepr):
         Settings of both; anything that JSON can hold.
     control
         The same for random edges in the same layers, or None.
+    running
+        With both protocols: the same edges, measured with the active features chosen again. The
+        other numbers are then those with active features held.
     """
 
     edges: tuple[Link, ...]
@@ -76,61 +130,66 @@ class Verification(ShapeRepr):
     target: str
     settings: Mapping[str, Any] = field(default_factory=dict)
     control: Verification | None = None
+    running: Verification | None = None
 
     @cached_property
+    def agreement(self) -> Agreement:
+        """How far both sides agree, over all edges."""
+        return Agreement.of(self.predicted.numpy(), self.measured.numpy())
+
+    @property
     def rank_correlation(self) -> Estimate:
-        """Spearman's, with its 95 % bootstrap interval over edges; NaN where a side is constant."""
-        predicted, measured = self.predicted.numpy(), self.measured.numpy()
-        value = float(rank_correlation(predicted, measured))
-        return interval(
-            value, rank_correlation(predicted[self._draws], measured[self._draws]), len(self)
-        )
+        """See `Agreement`."""
+        return self.agreement.rank_correlation
 
-    @cached_property
+    @property
     def sign_agreement(self) -> Estimate:
-        """Share of edges whose two changes have the same sign, with its bootstrap interval."""
-        same = (self.predicted.sign() == self.measured.sign()).double().numpy()
-        return interval(float(same.mean()), same[self._draws].mean(axis=1), len(self))
+        """See `Agreement`."""
+        return self.agreement.sign_agreement
+
+    @property
+    def slope(self) -> Estimate:
+        """See `Agreement`."""
+        return self.agreement.slope
+
+    @property
+    def within_two(self) -> Estimate:
+        """See `Agreement`."""
+        return self.agreement.within_two
 
     def by_edge(self) -> dict[Link, tuple[float, float]]:
         """Predicted and measured change of each edge."""
         values = zip(self.predicted.tolist(), self.measured.tolist(), strict=True)
         return dict(zip(self.edges, values, strict=True))
 
-    def by_layer(self) -> dict[int, tuple[int, float, float]]:
-        """By the edges' first layer: how many, rank correlation, and sign agreement."""
+    def by_layer(self) -> dict[int, Agreement]:
+        """Agreement of both sides by the edges' first layer."""
         layers = np.array([edge[0][0] for edge in self.edges])
-        found = {}
-        for layer in sorted(set(layers.tolist())):
-            mine = torch.from_numpy(layers == layer)
-            p, m = self.predicted[mine], self.measured[mine]
-            same = float((p.sign() == m.sign()).double().mean())
-            found[layer] = (len(p), float(rank_correlation(p.numpy(), m.numpy())), same)
-        return found
-
-    @cached_property
-    def _draws(self) -> NDArray[np.int64]:
-        generator = np.random.default_rng(0)
-        return generator.integers(len(self), size=(N_RESAMPLES, len(self)))
+        predicted, measured = self.predicted.numpy(), self.measured.numpy()
+        return {
+            layer: Agreement.of(predicted[layers == layer], measured[layers == layer])
+            for layer in sorted(set(layers.tolist()))
+        }
 
     def __len__(self) -> int:
         return len(self.edges)
 
     def __str__(self) -> str:
         of = " between supernodes" if self.settings.get("supernodes") else ""
-        lines = [
+        made = self.settings
+        head = (
             f"{len(self)} of {self.n_given} edges{of}, target: {self.target}, "
-            f"error nodes: {self.settings.get('error_nodes', '?')}, baselines: "
-            f"{self.settings.get('baselines', '?')}, 95 % intervals over edges",
-            f"rank correlation of predicted and measured change: {self.rank_correlation}",
-            f"same sign: {self.sign_agreement}",
+            f"edges: {made.get('edges', 'gradient')}, error nodes: {made.get('error_nodes', '?')}, "
+            f"baselines: {made.get('baselines', '?')}, 95 % intervals over edges"
+        )
+        rows = [
+            (f"{name}, {_ACTIVE[active]}", *found.agreement.cells, f"{found._mean_size:.2g}")
+            for name, first in (("circuit", self), ("random edges", self.control))
+            for active, found in _by_protocol(first)
         ]
-        if self.control is not None:
-            lines.append(
-                f"random edges: {self.control.rank_correlation}, same sign: "
-                f"{self.control.sign_agreement}; mean size {self.control._mean_size:.2g} against "
-                f"{self._mean_size:.2g}"
-            )
+        overall = text_table(("", *AGREEMENT_COLUMNS, "mean change"), rows)
+        layers = [(str(layer), *found.cells) for layer, found in self.by_layer().items()]
+        by_layer = text_table(("layer", *AGREEMENT_COLUMNS), layers)
         order = self.predicted.abs().argsort(descending=True)[:10].tolist()
         rows = [
             (
@@ -140,11 +199,23 @@ class Verification(ShapeRepr):
             )
             for i in order
         ]
-        return "\n".join([*lines, "", text_table(("edge", "predicted", "measured"), rows)])
+        largest = text_table(("edge", "predicted", "measured"), rows)
+        return "\n\n".join((head, overall, by_layer, largest))
 
     @property
     def _mean_size(self) -> float:
         return float(self.measured.abs().mean())
+
+
+_ACTIVE = {"clean": "active features held", "running": "chosen again"}
+
+
+def _by_protocol(checked: Verification | None) -> list[tuple[str, Verification]]:
+    """A verification with its protocol, and the one with the other protocol if there is one."""
+    if checked is None:
+        return []
+    found = [(str(checked.settings.get("active", "clean")), checked)]
+    return found if checked.running is None else [*found, ("running", checked.running)]
 
 
 def rank_correlation(a: Float[Array, "*rows n"], b: Float[Array, "*rows n"]) -> Any:
@@ -156,8 +227,25 @@ def rank_correlation(a: Float[Array, "*rows n"], b: Float[Array, "*rows n"]) -> 
         return (x * y).sum(-1) / np.sqrt((x * x).sum(-1) * (y * y).sum(-1))
 
 
+def sign_agreement(a: Float[Array, "*rows n"], b: Float[Array, "*rows n"]) -> Any:
+    """Share of pairs with the same sign over the last axis, [*rows]."""
+    return (np.sign(a) == np.sign(b)).mean(-1)
+
+
+def origin_slope(a: Float[Array, "*rows n"], b: Float[Array, "*rows n"]) -> Any:
+    """Least squares through the origin of b on a over the last axis, [*rows]; NaN for a = 0."""
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return (a * b).sum(-1) / (a * a).sum(-1)
+
+
+def within_two(a: Float[Array, "*rows n"], b: Float[Array, "*rows n"]) -> Any:
+    """Share of pairs of the same sign, neither more than twice the other, [*rows]."""
+    close = (np.abs(a) <= 2 * np.abs(b)) & (np.abs(b) <= 2 * np.abs(a))
+    return (close & (np.sign(a) == np.sign(b))).mean(-1)
+
+
 # Error nodes that are leaves of the gradient are held in the run, and the other way round.
-_ERROR_NODES: dict[str, ErrorNodes] = {"leaf": "clean", "through": "free"}
+_ERROR_NODES: dict[str, HeldClean] = {"leaf": "clean", "through": "free"}
 _SETTINGS = ("gradient", "error_gradients", "engine")
 
 
@@ -171,7 +259,7 @@ def verify_circuit(
     paths: Sequence[Link] | None = None,
     supernodes: bool = False,
     error_nodes: ErrorNodes | None = None,
-    active: Active = "clean",
+    active: Protocols = "both",
     control: bool = True,
     seed: int = 0,
     batch_size: int = 16,
@@ -192,75 +280,86 @@ def verify_circuit(
     by_default = _ERROR_NODES[circuit.settings.get("error_gradients", "leaf")]
     held: ErrorNodes = by_default if error_nodes is None else error_nodes
     check_choice("error_nodes", held, get_args(ErrorNodes))
-    check_choice("active", active, get_args(Active))
+    check_choice("active", active, get_args(Protocols))
     check_explains(circuit, target, trace)
     settings = {
         **circuit.settings,
         "error_nodes": held,
-        "active": active,
         "baselines": replacement.baselines.kind,
         "n": n,
         "seed": seed,
     }
-    measure = partial(
-        measure_edges,
-        replacement,
-        trace,
-        target,
-        error_nodes=held,
-        active=active,
-        batch_size=batch_size,
-        progress=progress,
-    )
+    protocols: tuple[Active, ...] = ("clean", "running") if active == "both" else (active,)
+    known = replacement, trace, target
+    measuring: dict[str, Any] = {
+        "error_nodes": held,
+        "batch_size": batch_size,
+        "progress": progress,
+    }
+
+    def check(
+        links: tuple[Link, ...],
+        predicted: Tensor,
+        n_given: int,
+        measure: Callable[[Active], Tensor],
+        control: Verification | None = None,
+    ) -> Verification:
+        controls = dict(_by_protocol(control))
+        found = [
+            Verification(
+                links,
+                predicted,
+                measure(each),
+                n_given,
+                circuit.target,
+                {**settings, "active": each},
+                controls.get(each),
+            )
+            for each in protocols
+        ]
+        return replace(found[0], running=found[1] if len(found) > 1 else None)
+
+    def cut(links: Sequence[Link]) -> Callable[[Active], Tensor]:
+        return lambda each: measure_edges(*known, links, active=each, **measuring)
+
     if supernodes:
         merged = circuit.supernodes()
         between = [edge for node in merged for edge in node.edges]
         chosen = _draw(between, n, seed)
         members = {node.key: node.members for node in merged}
-        measured = measure_bundles(
-            replacement,
-            trace,
-            target,
-            [(members[edge.source], members.get(edge.target, ())) for edge in chosen],
-            error_nodes=held,
-            active=active,
-            batch_size=batch_size,
-            progress=progress,
-        )
-        return Verification(
+        bundles = [(members[edge.source], members.get(edge.target, ())) for edge in chosen]
+        settings["supernodes"] = True
+        return check(
             tuple((edge.source, edge.target) for edge in chosen),
-            torch.tensor([edge.weight for edge in chosen], dtype=torch.float64),
-            measured,
+            _weights(chosen),
             len(between),
-            circuit.target,
-            {**settings, "supernodes": True},
+            lambda each: measure_bundles(*known, bundles, active=each, **measuring),
         )
-    every = [(edge.source, edge.target) for edge in circuit.edges]
-    nodes = None
-    if control or paths is not None:
-        made = {name: circuit.settings[name] for name in _SETTINGS if name in circuit.settings}
-        nodes = node_importances(replacement, trace, target, **made)
+    made = {name: circuit.settings[name] for name in _SETTINGS if name in circuit.settings}
     if paths is not None:
-        assert nodes is not None
         links = tuple(_of_circuit(circuit, path) for path in paths)
         if not links:
             raise FeatureError("There is no path to check.")
+        nodes = node_importances(*known, **made)
         predicted = predict_edges(replacement, trace, nodes, links)
-        measured = measure(links)
-        return Verification(links, predicted, measured, len(links), circuit.target, settings)
+        return check(links, predicted, len(links), cut(links))
     chosen = _draw(circuit.edges, n, seed)
     links = tuple((edge.source, edge.target) for edge in chosen)
     comparison = None
-    if nodes is not None:
+    if control:
+        every = [(edge.source, edge.target) for edge in circuit.edges]
         others = random_edges(trace, links, known=every, seed=seed)
-        predicted = predict_edges(replacement, trace, nodes, others)
-        measured = measure(others)
-        comparison = Verification(
-            others, predicted, measured, len(others), circuit.target, settings
-        )
-    weights = torch.tensor([edge.weight for edge in chosen], dtype=torch.float64)
-    measured = measure(links)
-    return Verification(links, weights, measured, len(every), circuit.target, settings, comparison)
+        if circuit.settings.get("edges") == "patched":
+            predicted = predict_patched(*known, others, error_nodes=by_default)
+        else:
+            nodes = node_importances(*known, **made)
+            predicted = predict_edges(replacement, trace, nodes, others)
+        comparison = check(others, predicted, len(others), cut(others))
+    return check(links, _weights(chosen), len(circuit.edges), cut(links), comparison)
+
+
+def _weights(edges: Sequence[Edge]) -> Float[Tensor, " n"]:
+    return torch.tensor([edge.weight for edge in edges], dtype=torch.float64)
 
 
 def check_explains(circuit: Circuit, target: Target, trace: Trace) -> None:
@@ -302,6 +401,7 @@ def measure_edges(
     *,
     error_nodes: ErrorNodes = "clean",
     active: Active = "clean",
+    part: float = 1.0,
     batch_size: int = 16,
     progress: Progress = False,
 ) -> Float[Tensor, " n"]:
@@ -326,6 +426,9 @@ def measure_edges(
     active
         Which features may be active: "clean", those that are in the untouched model; "running",
         those of the running stream.
+    part
+        How much of the change of the edge's end is made: 1 for all of it. Where half of it does
+        not give about half of the effect, no local prediction can be right.
     batch_size
         Number of edges per batch.
     progress
@@ -359,7 +462,9 @@ def measure_edges(
             batches.append([i])
 
     def cut(model: ReplacementModel, stem: Stem, batch: list[int]) -> tuple[int, Tensor]:
-        return _cut(model, trace, stem, [edges[i] for i in batch], active)
+        position, streams = _cut(model, trace, stem, [edges[i] for i in batch], active)
+        clean = trace.residuals[position]
+        return position, streams if part == 1 else clean + part * (streams - clean)
 
     return _measure(
         replacement, trace, target, batches, cut, "edges", error_nodes, active, progress
@@ -434,6 +539,49 @@ def predict_edges(
         for i in mine:
             (_, source), (_, end) = edges[i]
             predicted[i] = float(block[source, ends.index(end)])
+    return predicted
+
+
+def predict_patched(
+    replacement: ReplacementModel,
+    trace: Trace,
+    target: Target,
+    edges: Sequence[Link],
+    *,
+    error_nodes: HeldClean = "clean",
+    active: Active = "clean",
+) -> Float[Tensor, " n"]:
+    """Return patched edges, equation (48), float64.
+
+    Parameters
+    ----------
+    replacement, trace, target, edges
+        See `measure_edges`; no paths.
+    error_nodes, active
+        See `vitlens.method.patching.PatchedEdges`.
+
+    Raises
+    ------
+    FeatureError
+        If an edge does not go from a node to one of the next layer.
+    """
+    sizes = [sae.n_features for sae in replacement.saes]
+    kept: list[set[int]] = [set() for _ in sizes]
+    for edge in edges:
+        _check_path(replacement, edge)
+        if len(edge) > 2:
+            raise FeatureError(f"{edge} is a path; only single edges are patched.")
+        for layer, feature in edge:
+            if feature != TARGET:
+                position = replacement.position(layer)
+                kept[position].add(sizes[position] if feature == ERROR else feature)
+    nodes = [torch.tensor(sorted(features), dtype=torch.int64) for features in kept]
+    found = PatchedEdges(replacement, trace, target, nodes, error_nodes=error_nodes, active=active)
+    predicted = torch.empty(len(edges), dtype=torch.float64)
+    for i, ((layer, source), (_, end)) in enumerate(edges):
+        position = replacement.position(layer)
+        column = found.to_target() if end == TARGET else found(position, torch.tensor([end]))[:, 0]
+        predicted[i] = float(column[source])  # an error node, -1, is the last entry
     return predicted
 
 

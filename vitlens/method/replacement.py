@@ -548,6 +548,7 @@ class ReplacementModel:
         rows: int | None = None,
         observe: Observer | None = None,
         grad: bool = False,
+        constant_std: bool = True,
     ) -> Float[Tensor, "n C"]:
         """Logits of a replaced run: equation (9) at every site.
 
@@ -570,7 +571,9 @@ class ReplacementModel:
         observe
             Called at every site with its state and the stream that continues.
         grad
-            Record gradients. The SAEs' std and masks are constants.
+            Record gradients. The SAEs' masks are constants.
+        constant_std
+            Whether the SAEs' std is a constant in gradients, too.
 
         Returns
         -------
@@ -589,7 +592,7 @@ class ReplacementModel:
         runs = self.baselines.runs if change is not None or "baseline" in held else ()
         with torch.set_grad_enabled(grad):
             logits = [
-                self._run_once(inputs, change, held, active, rows, observe, baselines)
+                self._run_once(inputs, change, held, active, rows, observe, baselines, constant_std)
                 for baselines in runs or (self.baselines,)
             ]
             return logits[0] if len(logits) == 1 else torch.stack(logits).mean(0)
@@ -623,6 +626,7 @@ class ReplacementModel:
         rows: int | None,
         observe: Observer | None,
         baselines: Baselines,
+        constant_std: bool = True,
     ) -> Float[Tensor, "n C"]:
         clean = None
         if isinstance(inputs, Trace):
@@ -630,7 +634,14 @@ class ReplacementModel:
         elif isinstance(inputs, FromSite):
             clean = inputs.clean
         passing = ReplacedPass(
-            self, change, held, active=active, baselines=baselines, clean=clean, observe=observe
+            self,
+            change,
+            held,
+            active=active,
+            baselines=baselines,
+            clean=clean,
+            observe=observe,
+            constant_std=constant_std,
         )
         if isinstance(inputs, Tensor):
             return self._finish(*self._from_images(inputs), passing, self.vision.depth)
@@ -713,7 +724,7 @@ class ReplacedPass:
     until
         The last block to which the untouched stream is followed; by default as far as the
         change and the error nodes need it.
-    observe
+    observe, constant_std
         See `ReplacementModel.run`.
 
     Attributes
@@ -738,9 +749,11 @@ class ReplacedPass:
         clean: Trace | None = None,
         until: int | None = None,
         observe: Observer | None = None,
+        constant_std: bool = True,
     ):
         self._replacement, self._change = replacement, change or Change()
         self._held, self._active, self._observe = tuple(error_nodes), active, observe
+        self._constant_std = constant_std
         self._baselines = baselines or replacement.baselines
         self._trace = clean
         self.clean: Tensor | None = None
@@ -793,7 +806,9 @@ class ReplacedPass:
         mask = None
         if self._active == "clean" and clean is not None:
             mask = clean.features > 0
-        features, mean, std = sae.encode_with_stats(stream, active=mask)
+        features, mean, std = sae.encode_with_stats(
+            stream, active=mask, constant_std=self._constant_std
+        )
         baseline = SiteValues(self._baselines.features[position], self._baselines.errors[position])
         state = SiteState(position, sae, stream, features, mean, std, clean, baseline)
         new = self._change.features(state) if touched else None

@@ -196,19 +196,21 @@ class SAE(nn.Module, ABC):
             parts["normalization"] = self.normalization
         return ", ".join(f"{name}={value}" for name, value in parts.items() if value is not None)
 
-    def normalize(self, x: Float[Tensor, "*batch D"]) -> Normalized:
+    def normalize(self, x: Float[Tensor, "*batch D"], *, constant_std: bool = True) -> Normalized:
         """Normalise tokens, equation (1).
 
         Parameters
         ----------
         x : Tensor [..., D]
             Residual stream, in its own units.
+        constant_std
+            Whether the std is a constant in the backward pass, as importances take it.
 
         Returns
         -------
         Normalized
-            Values [..., D], mean [..., 1] (or [..., D] for "fixed") and std [..., 1]. The std is
-            a constant in the backward pass, the mean is not.
+            Values [..., D], mean [..., 1] (or [..., D] for "fixed") and std [..., 1]. The mean is
+            never a constant in the backward pass.
 
         Raises
         ------
@@ -221,7 +223,7 @@ class SAE(nn.Module, ABC):
                 f"width {x.shape[-1]}: it was trained for another model."
             )
         if self.normalization == "layer":
-            return normalize_tokens(x)
+            return normalize_tokens(x, constant_std=constant_std)
         ones = x.new_ones(*x.shape[:-1], 1)
         if self.normalization == "none":
             return Normalized(x, torch.zeros_like(ones), ones)
@@ -236,7 +238,11 @@ class SAE(nn.Module, ABC):
         return self.encode_with_stats(x, active=active).features
 
     def encode_with_stats(
-        self, x: Float[Tensor, "*batch D"], *, active: Bool[Tensor, "*batch F"] | None = None
+        self,
+        x: Float[Tensor, "*batch D"],
+        *,
+        active: Bool[Tensor, "*batch F"] | None = None,
+        constant_std: bool = True,
     ) -> Encoded:
         """Feature activations of tokens x [..., D], with their mean and std.
 
@@ -246,8 +252,10 @@ class SAE(nn.Module, ABC):
             Residual stream, in its own units.
         active : Tensor [..., F], optional
             True for features that may be active, in place of the kind's own mask.
+        constant_std
+            See `normalize`.
         """
-        values, mean, std = self.normalize(x)
+        values, mean, std = self.normalize(x, constant_std=constant_std)
         return Encoded(self.encode_normalized(values, active=active), mean, std)
 
     def pre_activations(self, values: Float[Tensor, "*batch D"]) -> Float[Tensor, "*batch F"]:
@@ -306,10 +314,10 @@ def register(sae: type[SAE]) -> type[SAE]:
     return sae
 
 
-def normalize_tokens(x: Float[Tensor, "*batch D"]) -> Normalized:
-    """Take mean and (constant, Bessel-corrected) standard deviation out of each token."""
+def normalize_tokens(x: Float[Tensor, "*batch D"], *, constant_std: bool = True) -> Normalized:
+    """Take mean and (Bessel-corrected) standard deviation out of each token."""
     mean = x.mean(dim=-1, keepdim=True)
-    std = x.detach().std(dim=-1, keepdim=True)
+    std = (x.detach() if constant_std else x).std(dim=-1, keepdim=True)
     return Normalized((x - mean) / (std + STD_EPS), mean, std)
 
 
