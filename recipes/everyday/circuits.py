@@ -10,8 +10,8 @@ per layer are kept, and all others are at their baselines. Reported are the answ
 distance from 1 on each image, the share of images on which the class stays first, and the
 divergence of the class probabilities; with 95 % intervals over images. For specificity, the same
 features are kept on images of other classes. `--natural` takes random crops of the split's
-photographs instead, with the model's answer as their class. Missing public images are downloaded. After an
-interruption the run resumes; `--so-far` reports what there is.
+photographs instead, with the model's answer as their class. Missing public images are downloaded.
+After an interruption the run resumes; `--so-far` reports what there is.
 """
 
 from __future__ import annotations
@@ -93,7 +93,7 @@ class _Images(NamedTuple):
 
 def _images(args: argparse.Namespace) -> _Images:
     """Images of the split, and their classes: for photographs, the model's answers."""
-    n = round(_TRIED * args.images) + 8
+    n = round(_TRIED * args.images) + 24
     if not args.natural:
         made = test_composites(n, seed=1) if args.split == "test" else composites("val", n, seed=77)
         return _Images(made.pixels, made.labels.tolist())
@@ -125,7 +125,9 @@ def _measure(args: argparse.Namespace, job: int) -> None:
         if (done - 1) % args.jobs != job or not missing:
             continue
         others = [n for n in range(len(made.pixels)) if made.labels[n] != label]
-        chosen = np.random.default_rng(number).choice(others, _OTHERS, replace=False)
+        chosen = np.random.default_rng(number).choice(
+            others, min(_OTHERS, len(others)), replace=False
+        )
         for row in missing:
             method, kind = ROWS[row]
             known[row] = _row(args, lenses[kind], method, made, number, chosen.tolist())
