@@ -2,14 +2,16 @@
 
     python -m recipes.everyday.circuits
     python -m recipes.everyday.circuits --split val --images 16 --error-nodes baseline
+    python -m recipes.everyday.circuits --natural
 
 On unseen composites that the model classifies correctly (see `images.test_composites`), every
 selection ranks the features of each layer; of each ranking the first 4, 8, 16, 32 and 64 features
 per layer are kept, and all others are at their baselines. Reported are the answer kept alone, its
 distance from 1 on each image, the share of images on which the class stays first, and the
 divergence of the class probabilities; with 95 % intervals over images. For specificity, the same
-features are kept on images of other classes. Missing public images are downloaded. After an
-interruption the run resumes; `--so-far` reports what there is.
+features are kept on images of other classes. `--natural` takes random crops of the split's
+photographs instead, with the model's answer as their class. Missing public images are downloaded.
+After an interruption the run resumes; `--so-far` reports what there is.
 """
 
 from __future__ import annotations
@@ -19,15 +21,17 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from functools import cache, partial
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, NamedTuple, get_args
 
 import numpy as np
 import torch
+from jaxtyping import UInt8
 from torch import Tensor
 
 import vitlens
+from recipes.everyday import sources
 from recipes.everyday.fetch import fetch
-from recipes.everyday.images import Composites, composites, normalise, test_composites
+from recipes.everyday.images import composites, natural, normalise, test_composites
 from vitlens.circuits.carried import specificity
 from vitlens.circuits.curves import Estimate, interval, resamples
 from vitlens.circuits.faithfulness import METHODS
@@ -61,6 +65,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--images", type=int, default=200, help="correct images (%(default)s)")
     parser.add_argument("--split", choices=("test", "val"), default="test")
+    parser.add_argument("--natural", action="store_true", help="photographs, not composites")
     parser.add_argument("--error-nodes", choices=get_args(ErrorNodes), default="clean")
     parser.add_argument("--rows", nargs="+", choices=list(ROWS), default=list(ROWS))
     parser.add_argument("--saes", type=Path, help="other SAEs, with --mean their mean baselines")
@@ -77,15 +82,27 @@ def main() -> None:
 
 
 def _folder(args: argparse.Namespace) -> Path:
-    name = f"{args.split}-{args.error_nodes}"
+    name = f"{args.split}-{args.error_nodes}" + "-natural" * args.natural
     return args.out / (name if args.saes is None else f"{name}-{args.saes.name}")
 
 
-def _images(args: argparse.Namespace) -> Composites:
-    n = round(_TRIED * args.images) + 8
-    if args.split == "test":
-        return test_composites(n, seed=1)
-    return composites("val", n, seed=77)
+class _Images(NamedTuple):
+    pixels: UInt8[np.ndarray, "n 224 224 3"]
+    labels: list[int]
+
+
+def _images(args: argparse.Namespace) -> _Images:
+    """Images of the split, and their classes: for photographs, the model's answers."""
+    n = round(_TRIED * args.images) + 24
+    if not args.natural:
+        made = test_composites(n, seed=1) if args.split == "test" else composites("val", n, seed=77)
+        return _Images(made.pixels, made.labels.tolist())
+    rng = np.random.default_rng(5)
+    photographs = sources.backgrounds()[args.split]
+    chosen = [photographs[i] for i in rng.integers(len(photographs), size=n)]
+    pixels = np.stack([natural(path, rng) for path in chosen])
+    answers = [_logits(_bundled("mean"), row).argmax() for row in pixels]
+    return _Images(pixels, [int(answer) for answer in answers])
 
 
 def _measure(args: argparse.Namespace, job: int) -> None:
@@ -96,8 +113,8 @@ def _measure(args: argparse.Namespace, job: int) -> None:
     done = 0
     for number in range(len(made.pixels)):
         lens = next(iter(lenses.values()))
-        label = int(made.labels[number])
-        if not _is_right(lens, made, number):
+        label = made.labels[number]
+        if int(_logits(lens, made.pixels[number]).argmax()) != label:
             continue
         done += 1
         if done > args.images:
@@ -107,8 +124,10 @@ def _measure(args: argparse.Namespace, job: int) -> None:
         missing = [row for row in args.rows if row not in known]
         if (done - 1) % args.jobs != job or not missing:
             continue
-        others = [n for n in range(len(made.pixels)) if int(made.labels[n]) != label]
-        chosen = np.random.default_rng(number).choice(others, _OTHERS, replace=False)
+        others = [n for n in range(len(made.pixels)) if made.labels[n] != label]
+        chosen = np.random.default_rng(number).choice(
+            others, min(_OTHERS, len(others)), replace=False
+        )
         for row in missing:
             method, kind = ROWS[row]
             known[row] = _row(args, lenses[kind], method, made, number, chosen.tolist())
@@ -126,20 +145,19 @@ def _lens(args: argparse.Namespace, kind: str) -> vitlens.Lens:
     return vitlens.load("everyday", saes=args.saes, baselines=args.mean)
 
 
-def _trace(lens: vitlens.Lens, made: Composites, number: int) -> Trace:
+def _trace(lens: vitlens.Lens, made: _Images, number: int) -> Trace:
     return lens.replacement.trace(normalise(made.pixels[number : number + 1]))[0]
 
 
-def _is_right(lens: vitlens.Lens, made: Composites, number: int) -> bool:
-    logits = lens.vision.logits(normalise(made.pixels[number : number + 1]))
-    return int(logits[0].argmax()) == int(made.labels[number])
+def _logits(lens: vitlens.Lens, pixels: UInt8[np.ndarray, "224 224 3"]) -> Tensor:
+    return lens.vision.logits(normalise(pixels[None]))[0]
 
 
 def _row(
     args: argparse.Namespace,
     lens: vitlens.Lens,
     method: str,
-    made: Composites,
+    made: _Images,
     number: int,
     others: Sequence[int],
 ) -> dict[str, Any]:

@@ -70,8 +70,8 @@ def add_to(commands: Commands) -> None:
         "--methods",
         default="rrm,cla,random",
         metavar="A,B,…",
-        help="methods to compare: rrm, path, eliminate, learned, cla, node, plain, activation, random"
-        " (default: rrm,cla,random)",
+        help="methods to compare: rrm, path, eliminate, learned, cla, node, plain, activation,"
+        " random (default: rrm,cla,random)",
     )
     group.add_argument(
         "--target",
