@@ -378,8 +378,8 @@ def test_figure(tmp_path: Path) -> None:
     lens, x = tiny_lens(7), tiny_image(7)
     checked = lens.verify(lens.circuit(x, nodes_per_layer=4, select="walk"), x)
     figure = verification_figure(checked)
-    assert len(figure.axes) == 3  # circuit, random edges, colour bar
-    for axes, one in zip(figure.axes, (checked, checked.control), strict=False):
+    assert len(figure.axes) == 4  # circuit, top k chosen again, random edges, colour bar
+    for axes, one in zip(figure.axes, (checked, checked.running, checked.control), strict=False):
         assert one is not None
         drawn = np.asarray(axes.collections[0].get_offsets())
         np.testing.assert_allclose(drawn, torch.stack([one.predicted, one.measured]).T)

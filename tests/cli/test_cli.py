@@ -29,6 +29,7 @@ from vitlens.io import check_folder
 from vitlens.lens import About, Lens, Sample
 from vitlens.method.importance import Engine, ErrorGradients
 from vitlens.method.libragrad import Gradient
+from vitlens.method.patching import EdgeKind
 from vitlens.method.replacement import ErrorNodes
 from vitlens.saes import load_saes, save_saes
 from vitlens.saes.data import sae_residuals
@@ -151,9 +152,10 @@ def test_explain_selects_nodes_that_carry_the_answer_and_says_how_much(
 ):
     image = photos / "bird" / "0.png"
     command = ["explain", image, "--nodes", "12", "--floor", "3", "--out", tmp_path]
-    assert main([*map(str, command), "--error-nodes", "baseline"]) == 0
+    options_given = ["--error-nodes", "baseline", "--edges", "gradient"]
+    assert main([*map(str, command), *options_given]) == 0
     circuit = Circuit.load(tmp_path / "circuit.safetensors")
-    expected = everyday.circuit(image, nodes=12, floor=3, error_nodes="baseline")
+    expected = everyday.circuit(image, nodes=12, floor=3, error_nodes="baseline", edges="gradient")
     assert circuit == expected and circuit.carried is not None
     assert circuit.carried.error_nodes == "baseline"
     assert str(circuit.carried).splitlines()[0] in capsys.readouterr().out
@@ -491,6 +493,7 @@ def test_choices_are_those_of_the_library():
     assert get_args(ErrorGradients) == options.ERROR_GRADIENTS
     assert get_args(ErrorNodes) == options.ERROR_NODES
     assert set(get_args(Select)) == set(options.SELECT)
+    assert set(get_args(EdgeKind)) == set(options.EDGES)
     assert options.DEFAULT_FLOOR == DEFAULT_FLOOR
 
 

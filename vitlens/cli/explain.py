@@ -7,6 +7,7 @@ from pathlib import Path
 
 from vitlens.cli.options import (
     DEFAULT_FLOOR,
+    EDGES,
     ERROR_NODES,
     SELECT,
     Commands,
@@ -56,6 +57,12 @@ def add_to(commands: Commands) -> None:
         default="eliminate",
         help="eliminate (default): few nodes that carry the answer; path: one ranking by"
         " path-integrated importance; walk: the paper's walk over edges",
+    )
+    group.add_argument(
+        "--edges",
+        choices=EDGES,
+        help="patched: how far the target falls when the edge is cut; gradient: the paper's"
+        " importances (default: gradient with --select walk, else patched)",
     )
     group.add_argument(
         "--error-nodes",
@@ -122,6 +129,7 @@ def run(arguments: argparse.Namespace) -> None:
         nodes=arguments.nodes,
         floor=arguments.floor,
         error_nodes=arguments.error_nodes,
+        edges=arguments.edges,
         gradient=arguments.gradient,
         error_gradients=arguments.error_gradients,
         engine=arguments.engine,

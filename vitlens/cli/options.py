@@ -25,6 +25,7 @@ GRADIENTS = ("libragrad", "plain")
 ERROR_GRADIENTS = ("leaf", "through")
 ERROR_NODES = ("clean", "free", "baseline", "zero")
 SELECT = ("eliminate", "path", "walk")
+EDGES = ("patched", "gradient")
 DEFAULT_FLOOR = 3
 BASELINE_KINDS = ("median", "mean", "reference")
 

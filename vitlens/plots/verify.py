@@ -39,7 +39,8 @@ def verification_figure(
     Parameters
     ----------
     checked
-        One verification, drawn next to its control if it has one; or several, by name.
+        One verification, drawn next to that of the other protocol and to its control, where it has
+        them; or several, by name.
     notes
         What to write below a panel's name instead of its rank correlation.
     width
@@ -57,6 +58,8 @@ def verification_figure(
     """
     if isinstance(checked, Verification):
         panels = {"edges of the circuit": checked}
+        if checked.running is not None:
+            panels["active features chosen again"] = checked.running
         if checked.control is not None:
             panels["random edges"] = checked.control
         first = checked
@@ -87,7 +90,7 @@ def verification_figure(
         _frame(axes, scale, limit)
         note = (notes or {}).get(name) or f"rank correlation {one.rank_correlation}"
         axes.set_title(literal(f"{name}: {len(one)} edges\n{note}"), fontsize=9)
-        axes.set_xlabel("predicted change (importance)", fontsize=9)
+        axes.set_xlabel("predicted change (weight of the edge)", fontsize=9)
     row[0].set_ylabel("measured change (edge cut)", fontsize=9)
     assert points is not None
     bar = figure.colorbar(points, ax=list(row), shrink=0.8, pad=0.015)
