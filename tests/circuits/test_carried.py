@@ -148,6 +148,8 @@ def test_a_specific_circuit_is_said_to_be_specific(planted) -> None:
     assert found.alone > 0.5 and abs(found.ratio) < 0.2 and found.top1_others == 0
     assert "is specific" in found.verdict and found.images == (0, 1, 2)
     assert len(found.random) == 4 and max(found.random) <= found.alone + 1e-9
+    one_by_one = lens.specificity(circuit, bird, mammals, n_random=4, batch_size=1)
+    assert one_by_one.random == pytest.approx(found.random)
 
 
 def test_a_planted_cheat_is_no_explanation(planted) -> None:

@@ -1,6 +1,7 @@
 """Curves by hand: areas, intervals, tables and files."""
 
 import re
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -136,6 +137,60 @@ def test_table():
     assert "error nodes: clean" in str(STEPS)
 
 
+def test_the_distance_from_the_full_model_does_not_cancel_over_images():
+    # From 0 to 4 on both images: one keeps too little with 2 %, the other as much too much.
+    made = made_up([[[0.0, 3, 4, 4], [0.0, 5, 4, 4]]], [[[4.0, 0, 0, 0]] * 2], ("rrm",))
+    assert made.band("insertion", "rrm").mean[1] == pytest.approx(1)
+    far = made.distance("insertion", "rrm")
+    np.testing.assert_allclose(far.mean, [1, 0.25, 0, 0])
+    assert far.low[1] == pytest.approx(0.25) and far.high[1] == pytest.approx(0.25)
+    assert made.distance("deletion", "rrm").mean[0] == pytest.approx(0)
+    below = made_up([[[4.0, 3, 1, 0]] * 2], [[[0.0] * 4] * 2], ("rrm",))
+    assert np.isnan(below.distance("insertion", "rrm").mean).all()
+
+
+def test_divergence_is_good_where_it_is_low():
+    # 2 nats with no feature, .5 with 2 %, none from half of them on.
+    made = made_up([[[2.0, 0.5, 0, 0]] * 3], [[[0.0, 2, 2, 2]] * 3], ("rrm",))
+    np.testing.assert_allclose(made.mean("insertion", "rrm", "divergence"), [2, 0.5, 0, 0])
+    np.testing.assert_allclose(made.band("insertion", "rrm", "divergence").mean, [0, 0.75, 1, 1])
+    np.testing.assert_allclose(
+        made.distance("insertion", "rrm", "divergence").mean, [1, 0.25, 0, 0]
+    )
+    assert made.area("deletion", "rrm", metric="divergence").value == pytest.approx(0.01)
+    assert made.span("divergence").value == pytest.approx(2)
+
+
+def test_the_table_of_what_is_kept_names_distance_and_divergence():
+    values = {"target": [0.0, 5, 4, 4], "divergence": [2.0, 0.5, 0, 0], "top1": [0.0, 1, 1, 1]}
+    made = made_up([[[0.0] * 4] * 2], [[[0.0] * 4] * 2], ("rrm",))
+    for metric, curve in values.items():
+        made.insertion[metric][:] = torch.tensor(curve)
+    lines = [re.split(" {2,}", line.strip()) for line in made.kept_table().splitlines()]
+    assert lines == [
+        ["method", "kept with 2 %", "from 1", "nats", "class first"],
+        ["rrm", "1.250", "0.250", "0.500", "100%"],
+    ]
+    assert made.kept_table() in str(made)
+
+
+def test_curves_without_a_metric_say_so_and_are_stored(tmp_path):
+    made = made_up([[[0.0, 3, 4, 4]] * 2], [[[4.0, 0, 0, 0]] * 2], ("rrm",))
+    fewer = replace(
+        made,
+        **{
+            part: {m: v for m, v in getattr(made, part).items() if m != "divergence"}
+            for part in ("insertion", "deletion", "untouched")
+        },
+    )
+    fewer.save(tmp_path / "curves.safetensors")
+    loaded = Curves.load(tmp_path / "curves.safetensors")
+    assert loaded == fewer and loaded != made and "divergence" not in loaded.metrics
+    assert "nats" not in loaded.kept_table()
+    with pytest.raises(OptionError, match="metric must be one of target, logit, probability, top1"):
+        loaded.mean("insertion", "rrm", "divergence")
+
+
 def test_save_and_load(tmp_path):
     path = tmp_path / "curves.safetensors"
     STEPS.save(path)
@@ -146,7 +201,7 @@ def test_save_and_load(tmp_path):
     write_tensors(path, {"x": torch.zeros(1)}, {})
     with pytest.raises(CheckpointError, match="does not hold curves"):
         Curves.load(path)
-    write_tensors(path, {}, {"format": "vitlens.curves", "version": 2, "methods": []})
+    write_tensors(path, {}, {"format": "vitlens.curves", "version": 3, "methods": []})
     with pytest.raises(CheckpointError, match="damaged"):
         Curves.load(path)
 

@@ -5,6 +5,7 @@ from itertools import permutations
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 
 import vitlens
 from tests.builders import KINDS, lens_with, tiny_image, tiny_lens
@@ -122,12 +123,13 @@ def measured(reference):
     )
 
 
-def metrics_of(logits, index):
+def metrics_of(logits, index, untouched):
     return {
         "target": logits[index] - logits.mean(),
         "logit": logits[index],
         "probability": logits.softmax(0)[index],
         "top1": float(logits.argmax() == index),
+        "divergence": F.kl_div(logits.log_softmax(0), untouched.softmax(0), reduction="sum"),
     }
 
 
@@ -150,7 +152,7 @@ def assert_follows(reference, curves, method, kept_for, errors="clean"):
         rest = [[f for f in layer if f not in k] for layer, k in zip(everything, kept, strict=True)]
         for direction, features in (("insertion", kept), ("deletion", rest)):
             logits = reference.replaced(reference.images[0], features, errors)
-            for metric, value in metrics_of(logits, index).items():
+            for metric, value in metrics_of(logits, index, reference.data["logits"][0]).items():
                 found = curves.values(direction, method, metric)[0, step]
                 assert found == pytest.approx(float(value), rel=1e-9), (direction, count, metric)
 
@@ -183,7 +185,9 @@ def test_node_insertion_gives_the_logits_of_the_reference(reference, measured):
     for count in (1, 3, 8):
         logits = reference.data[f"image0.kept{count}.logits"]
         step = COUNTS.index(count)
-        for metric, value in metrics_of(logits, reference.classes[0]).items():
+        for metric, value in metrics_of(
+            logits, reference.classes[0], reference.data["logits"][0]
+        ).items():
             found = measured.values("insertion", "node", metric)[0, step]
             assert found == pytest.approx(float(value), rel=1e-9)
 
@@ -233,7 +237,9 @@ def test_error_nodes_may_differ_by_layer(reference, errors):
 
 def test_end_points_are_the_model_and_the_baseline(reference, measured):
     logits = reference.data["logits"][0]
-    for metric, value in metrics_of(logits, reference.classes[0]).items():
+    for metric, value in metrics_of(
+        logits, reference.classes[0], reference.data["logits"][0]
+    ).items():
         assert float(measured.untouched[metric][0]) == pytest.approx(float(value), rel=1e-9)
         for method in METHODS:
             inserted = measured.values("insertion", method, metric)[0]

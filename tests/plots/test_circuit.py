@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from matplotlib.image import imread
 from matplotlib.text import Text
 
 from tests.plots.figures import circuit, texts
+from vitlens.circuits.carried import Carried
 from vitlens.circuits.circuit import Edge, Node
 from vitlens.errors import FeatureError
 from vitlens.plots import circuit_figure, save_figure
@@ -25,6 +27,18 @@ def test_a_circuit_names_nodes_layers_target_and_prediction() -> None:
     assert expected <= drawn
     assert {"predicted: mammal\n93.1%", "logit − mean logit\n−4.25"} <= drawn
     assert any("error node" in text for text in drawn)
+
+
+def test_a_circuit_says_what_it_carries_and_by_which_protocol() -> None:
+    carried = Carried(1.204, -0.05, 0.1, 0.3, False, 0.0, 2.0, (2, 2, 1), "clean", "mean")
+    drawn = texts(circuit_figure(circuit(carried=carried)))
+    assert {
+        "alone 120%\nwithout −5%",
+        "class not first alone\nerror nodes: clean\nbaselines: mean",
+    } <= drawn
+    no_share = replace(carried, alone=math.nan, without=math.nan)
+    assert "no share of\nthe answer" in texts(circuit_figure(circuit(carried=no_share)))
+    assert not any("alone" in text for text in texts(circuit_figure(circuit())))
 
 
 def test_columns_are_named_by_block_where_layers_are_left_out() -> None:

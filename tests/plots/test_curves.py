@@ -57,7 +57,7 @@ def test_curves_without_a_span_are_drawn_as_measured() -> None:
 
 
 def test_unknown_metrics_and_axes_are_refused_with_the_choices() -> None:
-    with pytest.raises(OptionError, match="target, logit, probability, top1"):
+    with pytest.raises(OptionError, match="target, logit, probability, top1, divergence"):
         curves_figure(curves(), metric="accuracy")  # type: ignore[arg-type]
     with pytest.raises(OptionError, match="log"):
         curves_figure(curves(), axis="sqrt")  # type: ignore[arg-type]

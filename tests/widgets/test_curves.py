@@ -16,7 +16,7 @@ from vitlens.widgets import CurvePlot
 
 METHODS = ("rrm", "random")
 Q = (0.0, 0.1, 0.5, 1.0)
-METRICS = ("target", "logit", "probability", "top1")
+METRICS = ("target", "logit", "probability", "top1", "divergence")
 
 
 def make_curves(n_images: int = 3, *, height: float = 2.0) -> Curves:

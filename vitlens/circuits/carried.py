@@ -164,12 +164,11 @@ def carried(
         own = _share(empty, lowest, full, full_logits)
         own = None if math.isnan(own) else own
     index = int(trace.logits.argmax()) if target.index is None else target.index
-    log_p, log_q = (row.double().log_softmax(-1) for row in (trace.logits, logits[0]))
     return Carried(
         alone=_share(alone, empty, full, full_logits),
         without=_share(without, empty, full, full_logits),
         errors=own,
-        divergence=float((log_p.exp() * (log_p - log_q)).sum()),
+        divergence=float(divergence(trace.logits, logits[0])),
         top1=int(logits[0].argmax()) == index,
         empty=empty,
         full=full,
@@ -177,6 +176,20 @@ def carried(
         error_nodes=error_nodes,
         baselines=replacement.baselines.kind,
     )
+
+
+def divergence(model: Float[Tensor, " C"], logits: Float[Tensor, "*n C"]) -> Float[Tensor, "*n"]:
+    """Kullback-Leibler divergence of runs' class probabilities from the model's, in nats.
+
+    Parameters
+    ----------
+    model
+        Logits of the model, [C].
+    logits
+        Logits of the runs, [..., C].
+    """
+    log_p, log_q = model.double().log_softmax(-1), logits.double().log_softmax(-1)
+    return (log_p.exp() * (log_p - log_q)).sum(-1)
 
 
 @dataclass(frozen=True)
@@ -297,7 +310,8 @@ def specificity(
         first.append(int(kept.argmax()) == index)
     random = []
     for start in range(0, n_random, batch_size):
-        sets = _random_sets(trace, masks, min(batch_size, n_random - start), [seed, start])
+        numbers_of_sets = range(start, min(start + batch_size, n_random))
+        sets = _random_sets(trace, masks, [(seed, number) for number in numbers_of_sets])
         logits = replacement.run(trace, KeepFeatures(sets), error_nodes=error_nodes)
         random += [
             _share(float(target.function(row)), own.empty, own.full, trace.logits) for row in logits
@@ -315,16 +329,19 @@ def specificity(
 
 
 def _random_sets(
-    trace: Trace, masks: Sequence[Bool[Tensor, " F"]], n: int, seed: Sequence[int]
+    trace: Trace, masks: Sequence[Bool[Tensor, " F"]], seeds: Sequence[tuple[int, int]]
 ) -> list[Bool[Tensor, "n F"]]:
-    """Random sets of as many features as each mask has, among those active on the image."""
-    generator = np.random.default_rng(seed)
+    """Random sets of as many features as each mask has, among those active on the image.
+
+    Each set has its own seed, so that it does not depend on the batch it is in.
+    """
+    generators = [np.random.default_rng(seed) for seed in seeds]
     sets = []
     for features, mask in zip(trace.features, masks, strict=True):
         active = (features > 0).any(0).nonzero()[:, 0].cpu().numpy()
         size = min(int(mask.sum()), len(active))
-        rows = mask.new_zeros(n, len(mask))
-        for row in rows:
+        rows = mask.new_zeros(len(seeds), len(mask))
+        for row, generator in zip(rows, generators, strict=True):
             row[torch.from_numpy(generator.choice(active, size, replace=False))] = True
         sets.append(rows)
     return sets

@@ -23,7 +23,7 @@ from vitlens.tables import text_table
 Array: TypeAlias = NDArray[np.float64]
 Axis: TypeAlias = Literal["linear", "log"]
 Direction: TypeAlias = Literal["insertion", "deletion"]
-Metric: TypeAlias = Literal["target", "logit", "probability", "top1"]
+Metric: TypeAlias = Literal["target", "logit", "probability", "top1", "divergence"]
 
 #: What is recorded of every run, in the order of the last axis of stored arrays.
 METRICS: tuple[Metric, ...] = get_args(Metric)
@@ -33,9 +33,13 @@ N_RESAMPLES = 2000
 _PERCENTILES = (2.5, 97.5)
 
 _SHOWN_SHARES = (0.02, 0.1)
+_KEPT_HEADING = (
+    "What is kept, its mean distance from 1 (above is as wrong as below), and the class "
+    "probabilities:"
+)
 
 _FORMAT = "vitlens.curves"
-_VERSION = 2
+_VERSION = 3
 
 
 @dataclass(frozen=True)
@@ -75,7 +79,8 @@ class Curves(ShapeRepr):
     insertion
         By metric, [method, image, q]: the top features kept, all others at their baseline.
         Metrics are ``target`` (what was explained), ``logit`` and ``probability`` of the class,
-        ``top1`` (1 where the class is first, else 0).
+        ``top1`` (1 where the class is first, else 0), and ``divergence`` (Kullback-Leibler
+        divergence of the class probabilities from the untouched model's, in nats, low is good).
     deletion
         Likewise, with the top features at their baseline and all others kept.
     untouched
@@ -104,6 +109,11 @@ class Curves(ShapeRepr):
     target: str
     settings: Mapping[str, Any] = field(default_factory=dict)
 
+    @property
+    def metrics(self) -> tuple[Metric, ...]:
+        """The metrics that were recorded."""
+        return tuple(metric for metric in METRICS if metric in self.insertion)
+
     def values(
         self, direction: Direction, method: str, metric: Metric = "target"
     ) -> Float[Array, "image q"]:
@@ -114,10 +124,10 @@ class Curves(ShapeRepr):
         FeatureError
             When there is no such method.
         OptionError
-            When there is no such direction or metric.
+            When there is no such direction or metric, or the metric was not recorded.
         """
         check_choice("direction", direction, get_args(Direction))
-        check_choice("metric", metric, METRICS)
+        check_choice("metric", metric, self.metrics)
         if method not in self.methods:
             raise FeatureError(
                 f"These curves have no method {method!r}, only {', '.join(self.methods)}."
@@ -135,14 +145,37 @@ class Curves(ShapeRepr):
     def band(self, direction: Direction, method: str, metric: Metric = "target") -> Band:
         """Return the adjusted mean curve (empty model 0, full model 1) with its interval.
 
-        All values are NaN if the full model is not significantly above the empty one.
+        All values are NaN if the full model is not significantly better than the empty one: above
+        it, or for "divergence" below it.
         """
-        values = self.values(direction, method, metric)
-        mean, resampled = adjusted(values, *self._ends(metric), self._draws)
-        if len(self.images) < 2 or np.isnan(mean).any():
-            return Band(mean, np.full_like(mean, np.nan), np.full_like(mean, np.nan))
-        low, high = np.percentile(resampled, (2.5, 97.5), axis=0)
-        return Band(mean, low, high)
+        values = self._upward(direction, method, metric)
+        return self._band(*adjusted(values, *self._ends(metric), self._draws))
+
+    def distance(self, direction: Direction, method: str, metric: Metric = "target") -> Band:
+        """Return how far the curves are from the full model, with the interval.
+
+        Parameters
+        ----------
+        direction, method, metric
+            As for `values`.
+
+        Returns
+        -------
+        Band
+            The mean over images of the distance from the full model, above or below, on the scale
+            of `band`. 0 is the full model's answer on every image; images above it do not make up
+            for images below it.
+
+        Raises
+        ------
+        FeatureError
+            When there is no such method.
+        OptionError
+            When there is no such direction or metric, or the metric was not recorded.
+        """
+        empty, full = self._ends(metric)
+        apart = np.abs(self._upward(direction, method, metric) - full[:, None])
+        return self._band(*adjusted(apart + empty[:, None], empty, full, self._draws))
 
     def area(
         self,
@@ -200,7 +233,10 @@ class Curves(ShapeRepr):
             return interval(float(mine / theirs), my_draws / their_draws, len(self.images))
 
     def span(self, metric: Metric = "target") -> Estimate:
-        """Return how far the full model is above the empty one, in the metric's own units."""
+        """Return how far the full model is above the empty one, in the metric's own units.
+
+        For "divergence", how far it is below.
+        """
         empty, full = self._ends(metric)
         spans = full - empty
         return interval(float(spans.mean()), self._draws @ spans, len(self.images))
@@ -210,6 +246,7 @@ class Curves(ShapeRepr):
 
         Columns are the areas, how much is kept with 2 % and 10 % of the features where those are
         among the steps, and the insertion area as a multiple of CLA's where that was measured.
+        `kept_table` says how far from the full model what is kept is.
         """
         shares = [q for q in _SHOWN_SHARES if q in self.q]
         show_ratio = "cla" in self.methods
@@ -230,6 +267,32 @@ class Curves(ShapeRepr):
             rows.append(cells)
         return text_table(header, rows)
 
+    def kept_table(self) -> str:
+        """Return a text table of what the top 2 % and 10 % of the features keep.
+
+        For each of these shares that is among the steps, columns are the share of the target that
+        is kept (1 is the full model's), its distance from 1 (see `distance`), the divergence of
+        the class probabilities in nats, where it was recorded, and the part of the images on
+        which the class stays first.
+        """
+        shares = [q for q in _SHOWN_SHARES if q in self.q]
+        nats = "divergence" in self.metrics
+        header = ["method"]
+        for q in shares:
+            header += [f"kept with {100 * q:.0f} %", "from 1"]
+            header += ["nats"] * nats + ["class first"]
+        rows = []
+        for method in self.methods:
+            kept, apart = (f("insertion", method) for f in (self.band, self.distance))
+            cells = [method]
+            for at in map(self.q.index, shares):
+                cells += [f"{kept.mean[at]:.3f}", f"{apart.mean[at]:.3f}"]
+                if nats:
+                    cells.append(f"{self.mean('insertion', method, 'divergence')[at]:.3f}")
+                cells.append(f"{self.mean('insertion', method, 'top1')[at]:.0%}")
+            rows.append(cells)
+        return text_table(header, rows)
+
     def __str__(self) -> str:
         n, skipped = len(self.images), self.n_given - len(self.images)
         head = f"{n} image{'s' * (n != 1)}"
@@ -241,13 +304,14 @@ class Curves(ShapeRepr):
         span = f"full model above empty model: {self.span()}"
         if np.isnan(self.area("insertion", self.methods[0]).value):
             span += "; too small for meaningful areas"
-        return "\n\n".join(
-            [
-                f"{head}\n{span}",
-                f"Linear in the share of features:\n{self.table()}",
-                f"Logarithmic in the share of features:\n{self.table(axis='log')}",
-            ]
-        )
+        parts = [
+            f"{head}\n{span}",
+            f"Linear in the share of features:\n{self.table()}",
+            f"Logarithmic in the share of features:\n{self.table(axis='log')}",
+        ]
+        if any(q in self.q for q in _SHOWN_SHARES):
+            parts.append(f"{_KEPT_HEADING}\n{self.kept_table()}")
+        return "\n\n".join(parts)
 
     def save(self, path: str | Path) -> None:
         """Write the curves to one safetensors file, atomically.
@@ -262,11 +326,12 @@ class Curves(ShapeRepr):
             "deletion": self.deletion,
             "untouched": self.untouched,
         }
-        tensors = {f"{part}.{m}": values[m] for part, values in parts.items() for m in METRICS}
+        tensors = {f"{part}.{m}": values[m] for part, values in parts.items() for m in self.metrics}
         metadata = {
             "format": _FORMAT,
             "version": _VERSION,
             "methods": list(self.methods),
+            "metrics": list(self.metrics),
             "q": list(self.q),
             "counts": list(self.counts),
             "images": list(self.images),
@@ -288,13 +353,14 @@ class Curves(ShapeRepr):
         """
         tensors, metadata = read_result(path, what="curves", format=_FORMAT, version=_VERSION)
         try:
+            metrics = [metric for metric in METRICS if metric in metadata["metrics"]]
             curves = cls(
                 methods=tuple(metadata["methods"]),
                 q=tuple(metadata["q"]),
                 counts=tuple(metadata["counts"]),
-                insertion={m: tensors[f"insertion.{m}"] for m in METRICS},
-                deletion={m: tensors[f"deletion.{m}"] for m in METRICS},
-                untouched={m: tensors[f"untouched.{m}"] for m in METRICS},
+                insertion={m: tensors[f"insertion.{m}"] for m in metrics},
+                deletion={m: tensors[f"deletion.{m}"] for m in metrics},
+                untouched={m: tensors[f"untouched.{m}"] for m in metrics},
                 images=tuple(metadata["images"]),
                 n_given=metadata["n_given"],
                 error_nodes=metadata["error_nodes"],
@@ -319,11 +385,21 @@ class Curves(ShapeRepr):
         if not isinstance(other, Curves):
             return NotImplemented
         tensors = ("insertion", "deletion", "untouched")
-        plain = ("methods", "q", "counts", "images", "n_given", "error_nodes", "target", "settings")
+        plain = (
+            "methods",
+            "metrics",
+            "q",
+            "counts",
+            "images",
+            "n_given",
+            "error_nodes",
+            "target",
+            "settings",
+        )
         return all(getattr(self, name) == getattr(other, name) for name in plain) and all(
             torch.equal(getattr(self, name)[m], getattr(other, name)[m])
             for name in tensors
-            for m in METRICS
+            for m in self.metrics
         )
 
     __hash__ = None  # type: ignore[assignment]
@@ -334,13 +410,26 @@ class Curves(ShapeRepr):
 
     def _ends(self, metric: Metric) -> tuple[Array, Array]:
         """Return each image's value of the empty and of the full model, any method's."""
-        values = self.values("insertion", self.methods[0], metric)
+        values = self._upward("insertion", self.methods[0], metric)
         return values[:, 0], values[:, -1]
+
+    def _upward(self, direction: Direction, method: str, metric: Metric) -> Array:
+        """Return the values so that more is nearer to the model: divergence counts as negative."""
+        values = self.values(direction, method, metric)
+        return -values if metric == "divergence" else values
+
+    def _band(self, mean: Array, resampled: Array) -> Band:
+        if len(self.images) < 2 or np.isnan(mean).any():
+            return Band(mean, np.full_like(mean, np.nan), np.full_like(mean, np.nan))
+        low, high = np.percentile(resampled, _PERCENTILES, axis=0)
+        return Band(mean, low, high)
 
     def _area(
         self, direction: Direction, method: str, metric: Metric, axis: Axis
     ) -> tuple[Array, Array]:
-        heights = self.values(direction, method, metric) @ trapezoid_weights(np.array(self.q), axis)
+        heights = self._upward(direction, method, metric) @ trapezoid_weights(
+            np.array(self.q), axis
+        )
         return adjusted(heights, *self._ends(metric), self._draws)
 
 

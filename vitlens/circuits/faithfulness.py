@@ -24,6 +24,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
+from vitlens.circuits.carried import divergence
 from vitlens.circuits.curves import METRICS, Curves, Metric
 from vitlens.circuits.prune import walk
 from vitlens.circuits.selection import elimination, learned, path
@@ -242,6 +243,7 @@ def faithfulness(
     if out is not None:
         call = {
             "methods": list(named),
+            "metrics": list(METRICS),
             "q": [float(share) for share in q],
             "error nodes": error_nodes,
             "engine": engine,
@@ -513,7 +515,7 @@ class _Plan:
 
 
 def _metrics(logits: Float[Tensor, "n C"], case: Case) -> Float[Tensor, "n metric"]:
-    """Return target, logit, probability and whether the class is first, float64 on the CPU."""
+    """Return every metric of every run, float64 on the CPU."""
     index = case.target.index
     if index is None:
         index = int(case.trace.logits.argmax())
@@ -522,6 +524,7 @@ def _metrics(logits: Float[Tensor, "n C"], case: Case) -> Float[Tensor, "n metri
         "logit": logits[:, index],
         "probability": logits.softmax(1)[:, index],
         "top1": logits.argmax(1) == index,
+        "divergence": divergence(case.trace.logits, logits),
     }
     return torch.stack([by_name[metric].detach().cpu().double() for metric in METRICS], dim=1)
 

@@ -16,6 +16,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
+from vitlens.circuits.carried import Carried
 from vitlens.circuits.circuit import ERROR, Circuit, Edge, Node, node_name
 from vitlens.errors import FeatureError
 from vitlens.plots.heatmap import colours, heat_on_image
@@ -64,7 +65,8 @@ def circuit_figure(
     brackets, its group; a pinned node has a thick frame. Nodes of a column are ordered so that
     few edges cross. Edges are blue and solid where they raise the target, orange and dashed
     where they lower it; their width grows with the square root of their share. Below the target
-    stands how much of the answer the circuit carries alone, and how much is left without it.
+    stands how much of the answer the circuit carries alone (100% is the model's own, above is as
+    wrong as below), how much is left without it, whether the class stays first, and the protocol.
 
     Parameters
     ----------
@@ -316,11 +318,20 @@ def _draw_target(page: Page, circuit: Circuit, plan: _Plan, middle: float) -> No
     page.text(centre, y + 0.07, value, size=8.5, align="center", rise="bottom")
     page.text(centre, y + height + 0.12, "target", size=11, align="center", bold=True)
     if circuit.carried is not None:
-        alone, without = circuit.alone, circuit.without
-        carried = f"alone {alone:.0%}\nwithout {without:.0%}"
-        if math.isnan(alone):
-            carried = "no share of\nthe answer"
-        page.text(x + _TARGET / 2, y - 0.08, carried, align="center", rise="top", size=10)
+        _draw_carried(page, circuit.carried, centre, y)
+
+
+def _draw_carried(page: Page, carried: Carried, x: float, top: float) -> None:
+    """Write what the circuit carries, and below it in small type the protocol."""
+    shares = f"alone {carried.alone:.0%}\nwithout {carried.without:.0%}".replace("-", "−")
+    if math.isnan(carried.alone):
+        shares = "no share of\nthe answer"
+    page.text(x, top - 0.08, shares, align="center", rise="top", size=10)
+    protocol = (
+        f"class {'' if carried.top1 else 'not '}first alone\n"
+        f"error nodes: {carried.error_nodes}\nbaselines: {carried.baselines}"
+    )
+    page.text(x, top - 0.46, protocol, align="center", rise="top", size=8)
 
 
 def _draw_edge(

@@ -52,6 +52,7 @@ _METRIC_NAMES = {
     "logit": "logit",
     "probability": "probability",
     "top1": "top-1 rate",
+    "divergence": "divergence",
 }
 
 
@@ -72,7 +73,8 @@ def curves_figure(
     curves
         The measured curves.
     metric
-        "target", "logit", "probability" or "top1".
+        "target", "logit", "probability", "top1" or "divergence". A curve of "divergence" rises
+        from the empty model's to that of the full model.
     axis
         How the share of features is drawn and weighted in the areas of the legend: "linear", or
         "log", where all steps of q are equally wide (see `Curves.area`).

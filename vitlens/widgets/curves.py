@@ -40,7 +40,7 @@ class CurvesPart(t.HasTraits):
         curves
             The result of `Lens.faithfulness`.
         metric
-            "target", "logit", "probability" or "top1".
+            "target", "logit", "probability", "top1" or "divergence".
 
         Raises
         ------
@@ -87,7 +87,7 @@ class CurvePlot(CurvesPart, Widget, bundle="curves"):
     curves
         The result of `Lens.faithfulness`.
     metric
-        "target", "logit", "probability" or "top1".
+        "target", "logit", "probability", "top1" or "divergence".
     axis, direction, hidden_methods, nodes_per_layer
         First values of the attributes.
 
