@@ -12,7 +12,7 @@ image j of another class, and the change is measured on the scale of the circuit
 
     alone_j = (r_j(C) - r_j(empty)) / (r(all) - r(empty))                          (46)
 
-Source: docs/method.md, "What a circuit carries".
+Source: docs/method.md, "What a circuit carries" and "Specificity".
 """
 
 from __future__ import annotations

@@ -8,6 +8,8 @@
 6. `engines`: which engine computes which edges, and only those that are asked for
 7. `rankings`: node importance, Cross-Layer Attribution, plain gradients, activation, random
 8. `logit_lens`: what one feature adds to the logits directly
+9. `path_importance`: importance on the way from the empty model to the full one
+10. `patching`: how far the target falls when one edge is cut, from few runs for all edges
 
 `derivatives` wraps PyTorch's forward- and reverse-mode derivatives. The walk from edges to a
 circuit is in `vitlens.circuits.prune`, insertion and deletion in `vitlens.circuits.faithfulness`.
