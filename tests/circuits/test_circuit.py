@@ -151,8 +151,8 @@ def test_table_and_text():
     assert rows[3] == (1, "error", -0.2, "lower right", "target", -0.2)
     text = str(circuit()).splitlines()
     assert text[0] == "mammal = 4.000   predicted: mammal (75.0%)"
-    assert text[2].split() == ["layer", "feature", "share", "location", "strongest", "edge"]
-    assert text[4].split() == ["0", "error", "25.0%", "lower", "right", "1/0", "(12.5%)"]
+    assert text[3].split() == ["layer", "feature", "share", "location", "strongest", "edge"]
+    assert text[5].split() == ["0", "error", "25.0%", "lower", "right", "1/0", "(12.5%)"]
 
 
 def test_networkx():
