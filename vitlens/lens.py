@@ -766,7 +766,7 @@ class Lens:
         select
             How nodes are selected. "eliminate": repeated elimination of the features with the
             smallest path-integrated importance, for circuits that carry the answer with few nodes;
-            some 24 forward and backward passes of the model. "path": path-integrated importance
+            some 20 forward and backward passes of the model. "path": path-integrated importance
             once, 8 passes. "walk": the paper's walk back over edges. See
             `vitlens.circuits.selection`.
         nodes_per_layer, share, threshold
@@ -841,13 +841,10 @@ class Lens:
             measured = carried(
                 self.replacement, trace, resolved, self._masks(circuit), error_nodes=error_nodes
             )
-            circuits.append(
-                replace(
-                    circuit,
-                    settings={**circuit.settings, **_engines(columns, engine)},
-                    carried=measured,
-                )
-            )
+            settings = {**circuit.settings, **_engines(columns, engine)}
+            if select != "walk":
+                settings["error_nodes"] = error_nodes
+            circuits.append(replace(circuit, settings=settings, carried=measured))
         return circuits[0] if _is_single(images) else circuits
 
     @isolated

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -150,6 +151,18 @@ def test_a_specific_circuit_is_said_to_be_specific(planted) -> None:
     assert len(found.random) == 4 and max(found.random) <= found.alone + 1e-9
     one_by_one = lens.specificity(circuit, bird, mammals, n_random=4, batch_size=1)
     assert one_by_one.random == pytest.approx(found.random)
+
+
+def test_without_a_share_or_an_answer_of_its_own_there_is_no_ratio(planted) -> None:
+    lens, bird, mammals = planted
+    circuit = lens.circuit(bird, target="bird", nodes_per_layer=2)
+    found = lens.specificity(circuit, bird, mammals, n_random=0)
+    nothing = replace(found, alone=-0.1)
+    assert math.isnan(nothing.ratio) and "does not give the answer" in nothing.verdict
+    undefined = replace(found, alone=math.nan, others=(math.nan,) * 3)
+    assert math.isnan(undefined.ratio) and "No verdict" in str(undefined)
+    for others, verdict in ((0.5, "no explanation"), (0.49, "partly"), (0.19, "is specific")):
+        assert verdict in replace(found, alone=1.0, others=(others,) * 3).verdict
 
 
 def test_a_planted_cheat_is_no_explanation(planted) -> None:

@@ -12,7 +12,7 @@ image j of another class, and the change is measured on the scale of the circuit
 
     alone_j = (r_j(C) - r_j(empty)) / (r(all) - r(empty))                          (46)
 
-Source: docs/method.md, "What a circuit carries".
+Source: docs/method.md, "What a circuit carries" and "Specificity".
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ _LEAST_SPAN = 1e-4
 class Carried:
     """How much of the answer a circuit carries.
 
-    Shares are NaN where the full model's target is not above the empty model's.
+    Shares are NaN where the full model's target is not clearly above the empty model's.
 
     Attributes
     ----------
@@ -112,7 +112,7 @@ class Carried:
         if math.isnan(self.alone):
             return (
                 f"alone and without: no share, as the full model's target ({self.full:.3f}) is not "
-                f"above the empty model's ({self.empty:.3f}); {protocol}"
+                f"clearly above the empty model's ({self.empty:.3f}); {protocol}"
             )
         own = "" if self.errors is None else f"; error nodes by themselves {self.errors:.2f}"
         return (
@@ -238,6 +238,8 @@ class Specificity:
     @property
     def verdict(self) -> str:
         """The result in a sentence."""
+        if math.isnan(self.alone):
+            return "No verdict: the full model's target is not clearly above the empty model's."
         if math.isnan(self.ratio):
             return "The circuit does not give the answer for its own image."
         if self.ratio >= NO_EXPLANATION:

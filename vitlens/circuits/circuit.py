@@ -605,8 +605,8 @@ class Circuit(Explanation):
         )
         header = ("layer", "feature", "share", "location", "strongest edge")
         table = text_table(header, rows, align="rrrll")
-        parts = [head, made, "" if self.carried is None else str(self.carried), "", table]
-        return "\n".join(part for part in parts if part or part is parts[3])
+        about = [head, made, "" if self.carried is None else str(self.carried)]
+        return "\n".join([*filter(None, about), "", table])
 
     def _index(self, layer: int, feature: int) -> int:
         for index, node in enumerate(self.nodes):
