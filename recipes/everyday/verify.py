@@ -138,12 +138,13 @@ def main() -> None:
             parts = list(pool.map(partial(_measure, run), range(run.jobs)))
     found = [image for part in parts for image in part]
     print(_table(found))
-    panels = {f"{row.name}, {row.protocol}": _pooled(found, row) for row in _DRAWN}
+    titles = ("patched edges", "LibraGrad", "patched edges, top k chosen again")
+    panels = {name: _pooled(found, row) for name, row in zip(titles, _DRAWN, strict=True)}
     notes = {
         name: f"rank correlation {_over_images(found, row)[0]}"
         for name, row in zip(panels, _DRAWN, strict=True)
     }
-    title = f"{len(found)} images; rank correlations are means over images"
+    title = f"{len(found)} images, error nodes held; rank correlations are means over images"
     save_figure(verification_figure(panels, notes=notes, title=title), run.figure)
 
 
