@@ -360,6 +360,28 @@ def test_a_step_goes_down_the_weighted_sum_of_the_losses(tmp_path, trained, monk
         torch.testing.assert_close(gradient, other)
 
 
+def test_every_step_in_bfloat16_sees_the_weights_of_the_step_before(tmp_path, monkeypatch):
+    """Autocast keeps copies of weights until the outermost block ends."""
+    vision, images = make_vision(torch.float32), make_images(24, torch.float32)
+    saes = train_saes(vision, images, train_config(), out=tmp_path / "start").saes
+    found = []
+
+    def noted(replacement, batch, **options):
+        losses = chain_losses(replacement, batch, **options)
+        with torch.no_grad():
+            fresh = chain_losses(replacement, batch, dead=options["dead"])
+        found.append((losses.alone.detach(), fresh.alone))
+        return losses
+
+    monkeypatch.setattr("vitlens.training.run.chain_losses", noted)
+    config = tune_config(precision="bfloat16", learning_rate=3e-2, circuit_weight=0)
+    tune_saes(vision, saes, images, config, out=tmp_path / "tuned")
+    first, last = found[0][1], found[-1][1]
+    assert float((last - first).abs().max()) > 0.05  # the weights have moved
+    for used, fresh in found:
+        torch.testing.assert_close(used, fresh, rtol=0.03, atol=0.01)
+
+
 def test_tuned_saes_do_better_together_on_other_images(tmp_path, trained):
     vision, images = decided_vision(), make_images(70)
     config = tune_config(learning_rate=3e-3)

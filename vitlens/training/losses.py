@@ -15,9 +15,10 @@ Source: docs/method.md, "SAEs for small circuits".
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -180,7 +181,11 @@ def chain_losses(
     """
     vision, saes = replacement.vision, replacement.saes
     dtype = saes[0].W_enc.dtype
-    low = torch.autocast(vision.device.type, torch.bfloat16) if bfloat16 else nullcontext()
+    low: AbstractContextManager[Any] = nullcontext()
+    if bfloat16:
+        # Without the cache of weights: inside another autocast block it is never cleared, and
+        # every step would use the weights of the first.
+        low = torch.autocast(vision.device.type, torch.bfloat16, cache_enabled=False)
     chain: list[Tensor] = []
     alone, aux, active, features, errors = [], [], [], [], []
     with low:
