@@ -1013,26 +1013,25 @@ class Lens:
         """
         check_choice("error_nodes", error_nodes, get_args(ErrorNodes))
         trace, resolved = self._explained(circuit, image, target)
-        traces = self.replacement.trace(self.tensors(others))
-        if labels is None:
-            classes = traces.logits.argmax(-1).tolist()
-        else:
-            classes = [self.class_index(label) for label in labels]
-            if len(classes) != len(traces):
-                raise FeatureError(f"{len(traces)} images need as many labels, not {len(classes)}.")
-        chosen = [n for n, index in enumerate(classes) if index != resolved.index]
-        if not chosen:
-            raise FeatureError(
-                f"There is no image of another class than {resolved.name!r} among the "
-                f"{len(traces)} images; specificity needs at least one."
-            )
+        given = self.tensors(others)
+        classes = None if labels is None else [self.class_index(label) for label in labels]
+        if classes is not None and len(classes) != len(given):
+            raise FeatureError(f"{len(given)} images need as many labels, not {len(classes)}.")
+
+        def of_other_classes() -> Iterator[tuple[int, Trace]]:
+            for n, other in enumerate(given):  # one at a time: traces are large
+                if classes is not None and classes[n] == resolved.index:
+                    continue
+                traced = self.replacement.trace(other[None])[0]
+                if classes is not None or int(traced.logits.argmax()) != resolved.index:
+                    yield n, traced
+
         return specificity(
             self.replacement,
             trace,
             resolved,
             self._masks(circuit),
-            [traces[n] for n in chosen],
-            chosen,
+            of_other_classes(),
             n_random=n_random,
             seed=seed,
             error_nodes=error_nodes,

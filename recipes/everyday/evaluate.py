@@ -13,11 +13,12 @@ from recipes.everyday.backbone import FIGURES as BACKBONE_FIGURES
 from recipes.everyday.fetch import WORK
 from recipes.everyday.head import CLASSIFIER, LOG, predict
 from recipes.everyday.images import Composites
-from recipes.everyday.saes import stored_saes
+from recipes.everyday.saes import BASELINES, stored_saes
 from recipes.everyday.sources import CLASSES, SPLITS, cutouts
 from recipes.everyday.store import AGREEMENT, BUNDLE, stored_model
 from vitlens.io import read_json, read_tensors, write_json
 from vitlens.lens import Lens
+from vitlens.method.replacement import Baselines
 from vitlens.models.heads import ClsMeanViT
 from vitlens.models.vision import VisionModel
 from vitlens.training import HealthReport, measure
@@ -50,7 +51,7 @@ def evaluate_saes() -> None:
     """Health of the stored SAEs on unseen composites, and on those they were chosen on."""
     report = _health(images.test_composites(240, seed=1)).to_dict()
     chosen_on = _health(images.composites("val", 240, seed=77)).to_dict()
-    names = ("n_images", "accuracy", "accuracy_all")
+    names = ("n_images", "accuracy", "accuracy_all", "carried")
     report["validation"] = {name: chosen_on[name] for name in names}
     report["fingerprint"] = Lens(stored_model(), stored_saes()).fingerprint
     write_json(HEALTH, report)
@@ -58,7 +59,8 @@ def evaluate_saes() -> None:
 
 def _health(pictures: Composites) -> HealthReport:
     batches = zip(pictures.batches(24), pictures.labels.split(24), strict=True)
-    report = measure(VisionModel(stored_model()), stored_saes(), list(batches))
+    vision, means = VisionModel(stored_model()), Baselines.load(BASELINES["mean"])
+    report = measure(vision, stored_saes(), list(batches), baselines=means)
     print(report)
     return report
 

@@ -11,7 +11,7 @@ import torch
 import vitlens
 from tests.builders import reference, tiny_image, tiny_lens
 from tests.planted import BIRD, MAMMAL, planted_lens
-from vitlens.circuits.carried import Carried, carried
+from vitlens.circuits.carried import Carried, carried, divergence, specificity
 from vitlens.errors import FeatureError, ImageError, OptionError, TargetError
 from vitlens.method.importance import resolve_target
 from vitlens.method.replacement import keep_masks
@@ -106,6 +106,45 @@ def test_a_full_model_below_the_empty_one_has_no_shares() -> None:
         assert math.isnan(again.alone) and again.divergence == one.divergence
 
 
+@pytest.mark.parametrize(("held", "rows"), [("clean", 4), ("free", 3), ("baseline", 4)])
+def test_what_a_circuit_carries_costs_at_most_four_rows(held: str, rows: int, monkeypatch) -> None:
+    lens, image = tiny_lens(), tiny_image(3)
+    trace, found = lens.trace(image), []
+    run = lens.replacement.run
+
+    def counting(*args, **kwargs):
+        logits = run(*args, **kwargs)
+        found.append(len(logits))
+        return logits
+
+    monkeypatch.setattr(lens.replacement, "run", counting)
+    target = resolve_target(None, trace.logits)
+    masks = keep_masks(lens.replacement, KEPT)
+    carried(lens.replacement, trace, target, masks, error_nodes=held)
+    assert sum(found) == rows
+
+
+def test_divergence_is_that_of_torch_and_never_below_zero() -> None:
+    model, runs = tiny_logits(1)[0], tiny_logits(4, seed=1)
+    expected = torch.nn.functional.kl_div(
+        runs.log_softmax(-1), model.softmax(-1).expand_as(runs), reduction="none"
+    ).sum(-1)
+    torch.testing.assert_close(divergence(model, runs), expected)
+    nearly = torch.stack([model + 1e-9 * n for n in range(50)])
+    assert bool((divergence(model, nearly) >= 0).all())
+
+
+def tiny_logits(n: int, *, seed: int = 0) -> torch.Tensor:
+    """Random logits of 7 classes."""
+    return torch.randn(n, 7, dtype=DOUBLE, generator=torch.Generator().manual_seed(seed))
+
+
+def test_what_rounds_to_zero_has_no_sign() -> None:
+    one = Carried(1.0, -0.001, -0.001, 0.3, True, 0.0, 2.0, (2,), "clean", "mean")
+    assert "without 0.00; error nodes by themselves 0.00" in str(one)
+    assert "without -0.01" in str(replace(one, without=-0.01))
+
+
 def test_circuits_say_what_they_carry_and_keep_it_in_files(tmp_path) -> None:
     lens, image = tiny_lens(), tiny_image(1)
     for select in ("walk", "eliminate"):
@@ -157,8 +196,11 @@ def test_without_a_share_or_an_answer_of_its_own_there_is_no_ratio(planted) -> N
     lens, bird, mammals = planted
     circuit = lens.circuit(bird, target="bird", nodes_per_layer=2)
     found = lens.specificity(circuit, bird, mammals, n_random=0)
-    nothing = replace(found, alone=-0.1)
-    assert math.isnan(nothing.ratio) and "does not give the answer" in nothing.verdict
+    for alone in (-0.1, 0.09):  # a small share is no scale: 0.08 on others is not "any image"
+        nothing = replace(found, alone=alone, others=(0.08,) * 3)
+        assert math.isnan(nothing.ratio) and "does not give the answer" in nothing.verdict
+        assert "nan" not in str(nothing)
+    assert not math.isnan(replace(found, alone=0.1).ratio)
     undefined = replace(found, alone=math.nan, others=(math.nan,) * 3)
     assert math.isnan(undefined.ratio) and "No verdict" in str(undefined)
     for others, verdict in ((0.5, "no explanation"), (0.49, "partly"), (0.19, "is specific")):
@@ -195,6 +237,44 @@ def test_a_planted_cheat_is_no_explanation(planted) -> None:
     found = lens.specificity(cheat, bird, blank, labels=labels, n_random=0)
     assert found.alone > 0.3 and found.ratio >= 0.5
     assert "no explanation" in found.verdict and "no explanation" in str(found)
+
+
+def test_images_of_other_classes_follow_the_definition() -> None:
+    lens, image = tiny_lens(dtype=DOUBLE), tiny_image(3, DOUBLE)
+    others = [tiny_image(seed, DOUBLE) for seed in (4, 5)]
+    everything = [list(range(sae.n_features)) for sae in lens.saes]
+
+    def r(picture, keep, index):
+        y = slow_value(lens, picture, keep, "clean")
+        return float(y[index] - y.mean())
+
+    index, scale = max(
+        ((c, r(image, everything, c) - r(image, [[]] * 3, c)) for c in range(5)),
+        key=lambda found: found[1],
+    )
+    trace = lens.trace(image)
+    found = specificity(
+        lens.replacement,
+        trace,
+        resolve_target(index, trace.logits),
+        keep_masks(lens.replacement, KEPT),
+        [(n, lens.trace(other)) for n, other in enumerate(others)],
+        n_random=0,
+    )
+    expected = [(r(o, KEPT, index) - r(o, [[]] * 3, index)) / scale for o in others]
+    assert found.others == pytest.approx(expected, rel=1e-8)
+    first = [int(slow_value(lens, o, KEPT, "clean").argmax()) == index for o in others]
+    assert found.top1_others == sum(first) / 2
+
+
+def test_images_of_the_explained_class_are_left_out(planted) -> None:
+    lens, bird, mammals = planted
+    circuit = lens.circuit(bird, target="bird", nodes_per_layer=2)
+    mixed = [bird, mammals[0], bird, mammals[1]]
+    assert lens.specificity(circuit, bird, mixed, n_random=0).images == (1, 3)
+    labels = ["mammal", "bird", "bird", "mammal"]
+    labelled = lens.specificity(circuit, bird, mixed, labels=labels, n_random=0)
+    assert labelled.images == (0, 3)  # a label counts more than what the model says
 
 
 def test_bad_input(planted) -> None:

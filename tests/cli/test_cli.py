@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import get_args
 
@@ -22,6 +23,7 @@ from vitlens import Circuit, Curves
 from vitlens.circuits.prune import DEFAULT_FLOOR, Select
 from vitlens.cli import main, options, parser
 from vitlens.cli import saes as saes_command
+from vitlens.cli.report import indented
 from vitlens.cli.saes import held_out_and_rest
 from vitlens.errors import VitlensError
 from vitlens.images import Transform
@@ -120,6 +122,7 @@ def test_demo_writes_figures_and_a_circuit_and_prints_times(everyday, tmp_path, 
         assert expected in printed
     assert str(circuit).splitlines()[-1].strip() in printed
     assert str(out / "circuit.png") in printed
+    assert "On the other samples" not in printed  # theirs have no labels here
 
 
 def test_demo_takes_another_sample_and_suggests_near_matches(everyday, tmp_path, capsys):
@@ -159,6 +162,47 @@ def test_explain_selects_nodes_that_carry_the_answer_and_says_how_much(
     assert circuit == expected and circuit.carried is not None
     assert circuit.carried.error_nodes == "baseline"
     assert str(circuit.carried).splitlines()[0] in capsys.readouterr().out
+
+
+def test_demo_takes_the_options_of_circuits_and_says_how_specific_the_circuit_is(
+    everyday, tmp_path, capsys
+):
+    first, second = everyday.samples
+    predicted = everyday.predict(first.path)[0][0]
+    everyday.about = replace(
+        everyday.about,
+        samples=(first, *(replace(second, label=name) for name in (predicted, "coin", ""))),
+    )
+    command = ["demo", "--select", "walk", "--nodes-per-layer", "3", "--out", str(tmp_path)]
+    assert main([*command, "--error-nodes", "baseline"]) == 0
+    circuit = Circuit.load(tmp_path / "circuit.safetensors")
+    assert circuit == everyday.circuit(
+        first.path, select="walk", nodes_per_layer=3, error_nodes="baseline"
+    )
+    expected = everyday.specificity(
+        circuit, first.path, [second.path], labels=["coin"], error_nodes="baseline"
+    )
+    printed = capsys.readouterr().out
+    assert f"On the other samples:\n{indented(str(expected))}" in printed
+
+
+def test_explain_says_how_specific_the_circuit_is(everyday, photos, tmp_path, capsys):
+    image, unlike = photos / "bird" / "0.png", photos / "unknown"
+    predicted = everyday.predict(unlike / "0.png")[0][0]
+    target = next(name for name in CLASSES if name != predicted)
+    command = ["explain", str(image), "--target", target, "--out", str(tmp_path)]
+    assert main([*command, "--others", str(unlike)]) == 0
+    circuit = Circuit.load(tmp_path / "circuit.safetensors")
+    expected = everyday.specificity(circuit, image, [unlike / "0.png"])
+    assert f"Specificity:\n{indented(str(expected))}" in capsys.readouterr().out
+
+
+def test_explain_refuses_other_images_that_are_none(everyday, photos, tmp_path, capsys):
+    image = photos / "bird" / "0.png"
+    command = ["explain", image, "--out", tmp_path, "--others"]
+    assert "no image of another class" in fails([*command, image], capsys)
+    assert "9.png" in fails([*command, photos / "9.png"], capsys)
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(

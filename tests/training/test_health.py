@@ -1,4 +1,5 @@
 import json
+import math
 from dataclasses import replace
 
 import pytest
@@ -8,22 +9,28 @@ from timm.models.vision_transformer import VisionTransformer
 from torch.utils.data import DataLoader, TensorDataset
 
 from tests.builders import KINDS, sae_of_kind
-from vitlens.errors import CheckpointError, ImageError
+from vitlens.circuits.curves import Estimate
+from vitlens.errors import CheckpointError, FeatureError, ImageError, ModelError
+from vitlens.method.replacement import Baselines
 from vitlens.models.vision import VisionModel
 from vitlens.saes import TopKSAE
-from vitlens.training.health import measure
+from vitlens.training.health import CarriedBySize, measure
 
 WIDTH, DEPTH, CLASSES = 16, 4, 5
 
 
 @pytest.fixture(scope="module")
-def vision():
+def vision(images):
+    """A tiny model that has no class in favour: its mean answer over the images is zero."""
     torch.manual_seed(0)
     model = VisionTransformer(
         img_size=16, patch_size=8, embed_dim=WIDTH, depth=DEPTH, num_heads=2, num_classes=CLASSES
     )
     torch.nn.init.normal_(model.head.weight)
-    return VisionModel(model.eval().double())
+    model = model.eval().double()
+    with torch.no_grad():
+        model.head.bias -= model(images).mean(0)
+    return VisionModel(model)
 
 
 @pytest.fixture(scope="module")
@@ -43,12 +50,12 @@ def random_saes(seed=0):
     return saes
 
 
-def perfect_sae():
-    """Reconstructs every token: features for both signs of every channel."""
+def perfect_sae(k=WIDTH):
+    """Reconstructs every token: features for both signs of every channel; a smaller k, part."""
     eye = torch.eye(WIDTH).double()
     both = torch.cat([eye, -eye])
     return TopKSAE.from_weights(
-        W_enc=both.T.contiguous(), W_dec=both, b_dec=torch.zeros(WIDTH).double(), k=WIDTH
+        W_enc=both.T.contiguous(), W_dec=both, b_dec=torch.zeros(WIDTH).double(), k=k
     )
 
 
@@ -186,3 +193,132 @@ def test_every_kind_at_some_layers(vision, images, kind):
     together = top1_with(vision, images, [saes.get(i) for i in range(DEPTH)])
     agree = together == top1_with(vision, images, [])
     assert report.accuracy_all == pytest.approx(float(agree.double().mean()))
+
+
+SIZES = (1, 3, 12)
+
+
+def mean_baselines(vision, images, saes):
+    streams = vision.residuals(images)
+    coded = [sae(x) for sae, x in zip(saes, streams, strict=False)]
+    return Baselines(
+        [out.features.mean(0) for out in coded], [out.error.mean(0) for out in coded], "mean"
+    )
+
+
+def logits_with_few(vision, image, saes, baselines, size):
+    """Logits of one image in the model's own forward pass, its `size` strongest features kept."""
+    hooks = []
+    clean = vision.residuals(image[None])
+    for layer, (sae, z_bar) in enumerate(zip(saes, baselines.features, strict=True)):
+        own = sae(clean[layer])
+        z = own.features[0]
+        strength = {
+            f: float(((z[:, f] - z_bar[:, f]) ** 2).sum())
+            for f in range(sae.n_features)
+            if bool((z[:, f] > 0).any())
+        }
+        kept = sorted(strength, key=strength.__getitem__, reverse=True)[:size]
+
+        def replaced(module, args, out, sae=sae, z_bar=z_bar, own=own, kept=kept):
+            now = sae.normalize(out)
+            z = z_bar.expand(len(out), -1, -1).clone()
+            z[..., kept] = sae(out).features[..., kept]
+            return (z @ sae.W_dec + sae.b_dec) * now.std + now.mean + own.error
+
+        hooks.append(vision.module.blocks[layer].register_forward_hook(replaced))
+    try:
+        with torch.no_grad():
+            return vision.module(image[None])[0]
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def test_small_circuits_match_a_direct_computation(vision, images):
+    saes = [perfect_sae(k) for k in (12, 13, 14)]
+    baselines = mean_baselines(vision, images, saes)
+    report = measure(vision, saes, images.split(9), baselines=baselines, circuit_sizes=SIZES)
+    with torch.no_grad():
+        full_logits = vision.module(images)
+    own = full_logits.argmax(-1)
+
+    def targets(logits):
+        return torch.stack([row[c] - row.mean() for row, c in zip(logits, own, strict=True)])
+
+    def run(size):
+        rows = [logits_with_few(vision, image, saes, baselines, size) for image in images]
+        return torch.stack(rows)
+
+    empty, full = targets(run(0)), targets(full_logits)
+    span = full.mean() - empty.mean()
+    carried = report.carried
+    assert (carried.sizes, carried.baselines) == (SIZES, "mean")
+    for place, size in enumerate(SIZES):
+        logits = run(size)
+        kept = targets(logits)
+        alone = float((kept.mean() - empty.mean()) / span)
+        assert carried.alone[place].value == pytest.approx(alone, rel=1e-8)
+        assert carried.alone[place].low < alone < carried.alone[place].high
+        distance = float((kept - full).abs().mean() / span)
+        assert carried.distance[place] == pytest.approx(distance, rel=1e-8)
+        assert carried.top1[place] == float((logits.argmax(-1) == own).double().mean())
+    assert replace(report, carried=None) == measure(vision, saes, images.split(9))
+
+
+def test_all_active_features_carry_all_of_the_answer(vision, images):
+    saes = [perfect_sae()] * 3
+    baselines = mean_baselines(vision, images, saes)
+    report = measure(
+        vision, saes, [images], baselines=baselines, circuit_sizes=[saes[0].n_features]
+    )
+    # Features that are inactive on an image are at their means, not at 0.
+    assert abs(report.carried.alone[0].value - 1) > 1e-3
+    zero = replace(baselines, features=[torch.zeros_like(z) for z in baselines.features])
+    report = measure(vision, saes, [images], baselines=zero, circuit_sizes=[saes[0].n_features])
+    assert report.carried.alone[0].value == pytest.approx(1, abs=1e-6)
+    assert report.carried.distance[0] == pytest.approx(0, abs=1e-6)
+    assert report.carried.top1 == (1,)
+
+
+def carried_of(*alone):
+    sizes = (4, 8, 16, 32)[: len(alone)]
+    estimates = tuple(Estimate(value, value - 0.1, value + 0.1) for value in alone)
+    return CarriedBySize(sizes, estimates, (0.5,) * len(sizes), (0.9,) * len(sizes), "mean")
+
+
+def test_features_needed_are_interpolated_over_their_logarithm():
+    assert carried_of(0.2, 0.5, 0.9, 0.7).needed() == pytest.approx(8 * 2**0.75)
+    assert carried_of(0.2, 0.5, 0.9).needed(0.35) == pytest.approx(4 * 2**0.5)
+    assert carried_of(0.2, 0.8).needed() == pytest.approx(8)
+    assert carried_of(0.85, 0.9).needed() == 4
+    assert carried_of(0.2, 0.5).needed() is None
+    assert carried_of(math.nan, math.nan).needed() is None
+
+
+def test_report_of_small_circuits(vision, images):
+    report = measure(vision, random_saes(), [images])
+    assert report.to_dict()["carried"] is None
+    text = str(replace(report, carried=carried_of(0.2, 0.5, 0.9)))
+    assert text.startswith(f"{report}\n\n")
+    assert "error nodes: clean, baselines: mean" in text
+    assert text.endswith("needed for 0.8 of the answer: 13.5 features per layer")
+    assert "0.900 [0.800, 1.000]" in text
+    assert str(carried_of(0.9)).endswith("at most 4 features per layer")
+    assert str(carried_of(0.2, 0.5)).endswith("more than 8 features per layer")
+    none = carried_of(math.nan, math.nan)
+    assert "full model is not clearly above the empty one" in str(none)
+    stored = json.loads(json.dumps(none.to_dict(), allow_nan=False))
+    assert (stored["alone"][0]["value"], stored["needed"]) == (None, None)
+    stored = json.loads(json.dumps(replace(report, carried=carried_of(0.2, 0.9)).to_dict()))
+    assert stored["carried"]["needed"] == pytest.approx(4 * 2 ** (6 / 7))
+
+
+def test_small_circuits_that_do_not_fit(vision, images):
+    saes = random_saes()
+    baselines = mean_baselines(vision, images, saes)
+    for sizes in ([], [0, 4], [8, 4], [4, 4], [2.5]):
+        with pytest.raises(FeatureError, match="whole numbers from 1, ascending"):
+            measure(vision, saes, [images], baselines=baselines, circuit_sizes=sizes)
+    with pytest.raises(ModelError, match="Baselines of layer 0"):
+        measure(vision, saes[::-1], [images], baselines=baselines)

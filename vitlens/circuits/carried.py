@@ -18,7 +18,7 @@ Source: docs/method.md, "What a circuit carries" and "Specificity".
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -41,6 +41,9 @@ from vitlens.method.replacement import (
 #: Ratios of `Specificity` below which a circuit is specific, and from which it explains nothing.
 SPECIFIC, NO_EXPLANATION = 0.2, 0.5
 
+#: A circuit that carries less than this alone does not give the answer for its own image.
+LEAST_ANSWER = 0.1
+
 # A distance of the full from the empty model that is smaller than this part of the logits' spread
 # is no scale to measure shares on.
 _LEAST_SPAN = 1e-4
@@ -59,7 +62,8 @@ class Carried:
         between the empty model (0) and the full one (1).
     errors
         The error nodes' own part: the target with no feature kept, on a scale where 0 has the
-        error nodes at their baselines as well. None where error nodes are not "clean".
+        error nodes at their baselines as well. None where error nodes are not "clean", and where
+        the full model is not clearly above that.
     divergence
         Kullback-Leibler divergence of the class probabilities of the circuit alone from the
         model's, in nats.
@@ -114,10 +118,10 @@ class Carried:
                 f"alone and without: no share, as the full model's target ({self.full:.3f}) is not "
                 f"clearly above the empty model's ({self.empty:.3f}); {protocol}"
             )
-        own = "" if self.errors is None else f"; error nodes by themselves {self.errors:.2f}"
+        own = "" if self.errors is None else f"; error nodes by themselves {self.errors:z.2f}"
         return (
-            f"alone {self.alone:.2f} ({self.distance:.2f} from the full answer), without "
-            f"{self.without:.2f}{own}\n"
+            f"alone {self.alone:z.2f} ({self.distance:.2f} from the full answer), without "
+            f"{self.without:z.2f}{own}\n"
             f"class {'stays' if self.top1 else 'does not stay'} first alone, divergence "
             f"{self.divergence:.2f} nats; {protocol}"
         )
@@ -189,7 +193,7 @@ def divergence(model: Float[Tensor, " C"], logits: Float[Tensor, "*n C"]) -> Flo
         Logits of the runs, [..., C].
     """
     log_p, log_q = model.double().log_softmax(-1), logits.double().log_softmax(-1)
-    return (log_p.exp() * (log_p - log_q)).sum(-1)
+    return (log_p.exp() * (log_p - log_q)).sum(-1).clamp(min=0)  # not below 0 by rounding
 
 
 @dataclass(frozen=True)
@@ -232,8 +236,8 @@ class Specificity:
 
     @property
     def ratio(self) -> float:
-        """Mean of the others, divided by `alone`; NaN where that is not above 0."""
-        return self.mean_other.value / self.alone if self.alone > 0 else math.nan
+        """Mean of the others, divided by `alone`; NaN where that is below 0.1."""
+        return self.mean_other.value / self.alone if self.alone >= LEAST_ANSWER else math.nan
 
     @property
     def verdict(self) -> str:
@@ -250,14 +254,15 @@ class Specificity:
 
     def __str__(self) -> str:
         n = len(self.others)
+        own = "" if math.isnan(self.ratio) else f" ({self.ratio:z.2f} of its own)"
         lines = [
-            f"{self.target}: alone {self.alone:.2f} on its own image",
-            f"{n} image{'s' * (n != 1)} of other classes: {self.mean_other} "
-            f"({self.ratio:.2f} of its own); class first on {self.top1_others:.0%}",
+            f"{self.target}: alone {self.alone:z.2f} on its own image",
+            f"{n} image{'s' * (n != 1)} of other classes: {self.mean_other}{own}; "
+            f"class first on {self.top1_others:.0%}",
         ]
         if self.random:
             mean = sum(self.random) / len(self.random)
-            lines.append(f"{len(self.random)} random sets of the same size: {mean:.2f}")
+            lines.append(f"{len(self.random)} random sets of the same size: {mean:z.2f}")
         lines.append(f"{self.verdict} Error nodes: {self.error_nodes}, baselines: {self.baselines}")
         return "\n".join(lines)
 
@@ -267,8 +272,7 @@ def specificity(
     trace: Trace,
     target: Target,
     masks: Sequence[Bool[Tensor, " F"]],
-    others: Sequence[Trace],
-    numbers: Sequence[int],
+    others: Iterable[tuple[int, Trace]],
     *,
     n_random: int = 8,
     seed: int = 0,
@@ -282,9 +286,7 @@ def specificity(
     replacement, trace, target, masks, error_nodes
         As for `carried`.
     others
-        Traces of images of other classes, at least one.
-    numbers
-        What to call them in the result.
+        Images of other classes, at least one: their numbers, for the result, and their traces.
     n_random
         Number of random sets of the same size on the circuit's own image.
     seed
@@ -295,7 +297,7 @@ def specificity(
     Raises
     ------
     FeatureError
-        If `n_random` or `batch_size` is out of range.
+        If there is no other image, or `n_random` or `batch_size` is out of range.
     """
     if n_random < 0:
         raise FeatureError(f"n_random must be at least 0, not {n_random}.")
@@ -303,17 +305,23 @@ def specificity(
         raise FeatureError(f"The batch size must be at least 1, not {batch_size}.")
     own = carried(replacement, trace, target, masks, error_nodes=error_nodes)
     index = int(trace.logits.argmax()) if target.index is None else target.index
-    shares, first = [], []
-    for other in others:
+    numbers, shares, first = [], [], []
+    for number, other in others:
+        numbers.append(number)
         rows = KeepFeatures([torch.stack([mask, torch.zeros_like(mask)]) for mask in masks])
         kept, empty = replacement.run(other, rows, error_nodes=error_nodes)
         change = float(target.function(kept)) - float(target.function(empty))
         shares.append(_share(change, 0.0, own.full - own.empty, trace.logits))
         first.append(int(kept.argmax()) == index)
+    if not numbers:
+        raise FeatureError(
+            f"There is no image of another class than {target.name!r} among those given; "
+            "specificity needs at least one."
+        )
     random = []
     for start in range(0, n_random, batch_size):
-        numbers_of_sets = range(start, min(start + batch_size, n_random))
-        sets = _random_sets(trace, masks, [(seed, number) for number in numbers_of_sets])
+        seeds = [(seed, number) for number in range(start, min(start + batch_size, n_random))]
+        sets = _random_sets(trace, masks, seeds)
         logits = replacement.run(trace, KeepFeatures(sets), error_nodes=error_nodes)
         random += [
             _share(float(target.function(row)), own.empty, own.full, trace.logits) for row in logits

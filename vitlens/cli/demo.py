@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vitlens.cli.options import Commands, add_command
+from vitlens.cli.options import Commands, add_circuit_options, add_command, circuit_options
 from vitlens.cli.report import Stopwatch, indented, prediction, write_circuit, write_curves, written
 from vitlens.errors import VitlensError, near_matches
 from vitlens.tables import text_table
@@ -21,13 +21,15 @@ _WAYS: tuple[Direction, ...] = ("insertion", "deletion")
 _TEXT = """\
 Explain a sample image with the bundled model "everyday"; no network is needed.
 
-The command prints the prediction, the circuit behind it, how much of the output
-the circuit's features carry compared with features chosen by Cross-Layer
-Attribution (CLA) and at random, and how long each part took.
+The command prints the prediction, the circuit behind it and what it carries,
+whether it gives this answer for any image, how much of the output features carry
+compared with features chosen by Cross-Layer Attribution (CLA) and at random, and
+how long each part took.
 """
 _EXAMPLES = """\
   vitlens demo
   vitlens demo --out somewhere/else
+  vitlens demo --select walk --nodes-per-layer 16
 """
 
 
@@ -46,6 +48,7 @@ def add_to(commands: Commands) -> None:
         metavar="NAME",
         help="name of the sample image; `vitlens info` lists them (default: the first)",
     )
+    add_circuit_options(command)
     command.set_defaults(run=run)
 
 
@@ -64,8 +67,20 @@ def run(arguments: argparse.Namespace) -> None:
     print(prediction(ranking))
 
     with watch.part("circuit: importances of all nodes and edges"):
-        circuit = lens.circuit(sample.path, nodes_per_layer=8, progress=True)
+        circuit = lens.circuit(sample.path, **circuit_options(arguments), progress=True)
     print(f"\nCircuit:\n{indented(str(circuit))}")
+
+    others = [other for other in lens.samples if other.label not in ("", circuit.target)]
+    if others:
+        with watch.part("specificity"):
+            found = lens.specificity(
+                circuit,
+                sample.path,
+                [other.path for other in others],
+                labels=[other.label for other in others],
+                error_nodes=arguments.error_nodes,
+            )
+        print(f"\nOn the other samples:\n{indented(str(found))}")
 
     with watch.part("insertion and deletion curves"):
         curves = lens.faithfulness([sample.path], methods=("rrm", "eliminate", "cla", "random"))

@@ -6,14 +6,13 @@ import argparse
 from pathlib import Path
 
 from vitlens.cli.options import (
-    DEFAULT_FLOOR,
-    EDGES,
-    ERROR_NODES,
-    SELECT,
     Commands,
     add_attribution_options,
+    add_circuit_options,
     add_command,
     add_model_options,
+    circuit_options,
+    images_in,
     load_lens,
     positive,
     target_of,
@@ -23,12 +22,14 @@ from vitlens.cli.report import indented, prediction, write_circuit, written
 _TEXT = """\
 Find the circuit behind a model's answer on an image. The command prints it as a
 table, with the part of the answer that it carries alone, and writes it as a
-figure (PNG and SVG) and as a file for vitlens.Circuit.load.
+figure (PNG and SVG) and as a file for vitlens.Circuit.load. With images of other
+classes it says whether the circuit gives this answer for any image.
 """
 _EXAMPLES = """\
   vitlens explain photo.jpg
   vitlens explain photo.jpg --target bird --nodes-per-layer 5 --out why-bird
   vitlens explain photo.jpg --nodes 120 --floor 4
+  vitlens explain photo.jpg --others photos/
   vitlens explain photo.jpg --model vit_base_patch16_224 --saes saes/ --target 281
 """
 
@@ -44,65 +45,20 @@ def add_to(commands: Commands) -> None:
         metavar="FOLDER",
         help="folder for the figures and the circuit file (default: vitlens-explain)",
     )
-    group = command.add_argument_group("circuit")
+    command.add_argument(
+        "--others",
+        nargs="+",
+        type=Path,
+        metavar="IMAGE",
+        help="images or folders of images to measure how specific the circuit is: those that the"
+        " model assigns to other classes than the explained one",
+    )
+    group = add_circuit_options(command)
     group.add_argument(
         "--target",
         type=target_of,
         metavar="CLASS",
         help="class to explain, by name or index (default: the predicted class)",
-    )
-    group.add_argument(
-        "--select",
-        choices=SELECT,
-        default="eliminate",
-        help="eliminate (default): few nodes that carry the answer; path: one ranking by"
-        " path-integrated importance; walk: the paper's walk over edges",
-    )
-    group.add_argument(
-        "--edges",
-        choices=EDGES,
-        help="patched: how far the target falls when the edge is cut; gradient: the paper's"
-        " importances (default: gradient with --select walk, else patched)",
-    )
-    group.add_argument(
-        "--error-nodes",
-        choices=ERROR_NODES,
-        default="clean",
-        help="values of the error nodes when nodes are selected and their part is measured"
-        " (default: clean)",
-    )
-    rule = group.add_mutually_exclusive_group()
-    rule.add_argument(
-        "--nodes-per-layer",
-        type=positive,
-        metavar="N",
-        help="number of nodes to keep per layer (default: 8)",
-    )
-    rule.add_argument(
-        "--nodes",
-        type=positive,
-        metavar="N",
-        help="instead: number of nodes of all layers together; not with --select walk",
-    )
-    rule.add_argument(
-        "--share",
-        type=float,
-        metavar="X",
-        help="instead: share of each layer's nodes to keep, 0 to 1",
-    )
-    rule.add_argument(
-        "--threshold",
-        type=float,
-        metavar="X",
-        help="instead, with --select walk: keep the fewest nodes that reach this share of a layer's"
-        " importance, 0 to 1",
-    )
-    group.add_argument(
-        "--floor",
-        type=positive,
-        default=DEFAULT_FLOOR,
-        metavar="N",
-        help="with --nodes: least number of nodes per layer (default: %(default)s)",
     )
     group.add_argument(
         "--top-edges",
@@ -117,23 +73,22 @@ def add_to(commands: Commands) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Run the command."""
+    others = images_in(arguments.others) if arguments.others else []
     lens = load_lens(arguments)
     print(prediction(lens.predict(arguments.image)))
     circuit = lens.circuit(
         arguments.image,
         target=arguments.target,
-        select=arguments.select,
-        nodes_per_layer=arguments.nodes_per_layer,
-        share=arguments.share,
-        threshold=arguments.threshold,
-        nodes=arguments.nodes,
-        floor=arguments.floor,
-        error_nodes=arguments.error_nodes,
-        edges=arguments.edges,
+        **circuit_options(arguments),
         gradient=arguments.gradient,
         error_gradients=arguments.error_gradients,
         engine=arguments.engine,
         progress=True,
     )
     print(f"\n{indented(str(circuit))}\n")
+    if others:
+        found = lens.specificity(
+            circuit, arguments.image, others, error_nodes=arguments.error_nodes
+        )
+        print(f"Specificity:\n{indented(str(found))}\n")
     print(written(write_circuit(circuit, arguments.out, top_edges=arguments.top_edges)))

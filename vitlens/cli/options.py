@@ -181,6 +181,80 @@ def add_attribution_options(command: argparse.ArgumentParser) -> None:
     )
 
 
+def add_circuit_options(command: argparse.ArgumentParser) -> argparse._ArgumentGroup:
+    """Add options for which nodes and edges a circuit has, and return their group."""
+    group = command.add_argument_group("circuit")
+    group.add_argument(
+        "--select",
+        choices=SELECT,
+        default="eliminate",
+        help="eliminate (default): few nodes that carry the answer; path: one ranking by"
+        " path-integrated importance; walk: the paper's walk over edges",
+    )
+    group.add_argument(
+        "--edges",
+        choices=EDGES,
+        help="patched: how far the target falls when the edge is cut; gradient: the paper's"
+        " importances (default: gradient with --select walk, else patched)",
+    )
+    group.add_argument(
+        "--error-nodes",
+        choices=ERROR_NODES,
+        default="clean",
+        help="values of the error nodes when nodes are selected and their part is measured"
+        " (default: clean)",
+    )
+    rule = group.add_mutually_exclusive_group()
+    rule.add_argument(
+        "--nodes-per-layer",
+        type=positive,
+        metavar="N",
+        help="number of nodes to keep per layer (default: 8)",
+    )
+    rule.add_argument(
+        "--nodes",
+        type=positive,
+        metavar="N",
+        help="instead: number of nodes of all layers together; not with --select walk",
+    )
+    rule.add_argument(
+        "--share",
+        type=float,
+        metavar="X",
+        help="instead: share of each layer's nodes to keep, 0 to 1",
+    )
+    rule.add_argument(
+        "--threshold",
+        type=float,
+        metavar="X",
+        help="instead, with --select walk: keep the fewest nodes that reach this share of a layer's"
+        " importance, 0 to 1",
+    )
+    group.add_argument(
+        "--floor",
+        type=positive,
+        default=DEFAULT_FLOOR,
+        metavar="N",
+        help="with --nodes: least number of nodes per layer (default: %(default)s)",
+    )
+    return group
+
+
+def circuit_options(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Return what `add_circuit_options` added, as keyword arguments of `Lens.circuit`."""
+    names = (
+        "select",
+        "nodes_per_layer",
+        "share",
+        "threshold",
+        "nodes",
+        "floor",
+        "error_nodes",
+        "edges",
+    )
+    return {name: getattr(arguments, name) for name in names}
+
+
 def target_of(text: str) -> int | str:
     """Return a class index, or a class name."""
     try:

@@ -1,7 +1,7 @@
 """Training and end-to-end tuning of SAEs, the cost of a run, and measures of SAE quality."""
 
 from vitlens.training.config import TrainConfig, TuneConfig
-from vitlens.training.health import HealthReport, SAEHealth, measure
+from vitlens.training.health import CarriedBySize, HealthReport, SAEHealth, measure
 from vitlens.training.losses import ChainLosses, chain_losses
 from vitlens.training.run import (
     Estimate,
@@ -14,6 +14,7 @@ from vitlens.training.run import (
 )
 
 __all__ = [
+    "CarriedBySize",
     "ChainLosses",
     "Estimate",
     "HealthReport",
