@@ -25,7 +25,7 @@ from torch import nn
 from tests.reference import program
 from vitlens.images import Transform
 from vitlens.lens import Lens
-from vitlens.method.replacement import Baselines
+from vitlens.method.replacement import Baselines, ReplacementModel
 from vitlens.models.heads import ClsMeanViT
 from vitlens.models.vision import VisionModel
 from vitlens.saes.base import SAE, Normalization
@@ -421,3 +421,30 @@ def written_out(sae: SAE) -> program.SparseAutoencoder:
         input_scale=1.0 if sae.input_scale is None else float(sae.input_scale),
         subtract_b_dec=sae.subtract_b_dec,
     )
+
+
+def run_by_hand(
+    replacement: ReplacementModel,
+    image: torch.Tensor,
+    keep: list[torch.Tensor],
+    error_nodes: list[str],
+) -> torch.Tensor:
+    """Logits of a replaced run of one image, by its definition, one block after another."""
+    model = replacement.vision.module
+    clean = running = model._pos_embed(model.patch_embed(image[None]))
+    for layer, block in enumerate(model.blocks):
+        clean, running = block(clean), block(running)
+        if layer not in replacement.layers:
+            continue
+        i = replacement.layers.index(layer)
+        sae, z_bar = replacement.saes[i], replacement.baselines.features[i]
+        z, mean, std = sae.encode_with_stats(running)
+        errors = {
+            "clean": sae(clean).error,
+            "free": running - sae.decode(z, mean, std),
+            "baseline": replacement.baselines.errors[i],
+            "zero": torch.zeros_like(running),
+        }
+        z = torch.where(keep[i], z, z_bar)
+        running = sae.decode(z, mean, std) + errors[error_nodes[i]]
+    return model.forward_head(model.norm(running))[0]

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 from difflib import get_close_matches
+from numbers import Integral
 
 
 class VitlensError(Exception):
@@ -62,6 +63,22 @@ def near_matches(name: str, names: Iterable[str]) -> str:
 
 class OptionError(VitlensError, ValueError):
     """An option with a value that is not one of its choices."""
+
+
+def check_count(name: str, value: object, *, least: int = 1) -> None:
+    """Raise `FeatureError` unless `value` is a whole number that is large enough.
+
+    Parameters
+    ----------
+    name
+        The argument's name, for the message.
+    value
+        The value that the caller passed.
+    least
+        The smallest value that is allowed.
+    """
+    if isinstance(value, bool) or not isinstance(value, Integral) or value < least:
+        raise FeatureError(f"{name} must be a whole number and at least {least}, not {value!r}.")
 
 
 def check_choice(name: str, value: object, choices: Iterable[str]) -> None:

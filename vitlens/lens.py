@@ -22,7 +22,7 @@ from vitlens.circuits.circuit import Circuit, Explanation
 from vitlens.circuits.curves import Curves
 from vitlens.circuits.faithfulness import DEFAULT_Q, Method, faithfulness
 from vitlens.circuits.graph import AttributionGraph, Scores, attribution_graph, prune_scores
-from vitlens.circuits.prune import DEFAULT_FLOOR, Rules, Select, check_count, walk
+from vitlens.circuits.prune import DEFAULT_FLOOR, Rules, Select, walk
 from vitlens.circuits.selection import select_features
 from vitlens.circuits.supernodes import AT_MOST, check_groups, group_features, with_groups
 from vitlens.circuits.verify import (
@@ -32,7 +32,14 @@ from vitlens.circuits.verify import (
     check_explains,
     verify_circuit,
 )
-from vitlens.errors import FeatureError, ImageError, ModelError, TargetError, check_choice
+from vitlens.errors import (
+    FeatureError,
+    ImageError,
+    ModelError,
+    TargetError,
+    check_choice,
+    check_count,
+)
 from vitlens.images import ImageLike, Transform, as_images, to_tensor
 from vitlens.interventions.hooks import intervening, isolated, isolated_model, outer_plan
 from vitlens.interventions.kinds import InterventionsLike, ProjectTo, interventions
@@ -602,7 +609,16 @@ class Lens:
         TargetError, ModelError, OptionError
             As for `importances`.
         """
-        return self._nodes(image, target, gradient, error_gradients, engine)
+        trace = self._trace_of_one(image)
+        nodes = node_importances(
+            self.replacement,
+            trace,
+            resolve_target(target, trace.logits, self.class_names),
+            gradient=gradient,
+            error_gradients=error_gradients,
+            engine=engine,
+        )
+        return trace, nodes
 
     @isolated
     def path_importances(
@@ -675,7 +691,13 @@ class Lens:
         """
         if at_most is not None:
             check_count("at_most", at_most)
-        trace, nodes = self._nodes(image, target, gradient, error_gradients, engine)
+        trace, nodes = self.node_importances(
+            image,
+            target=target,
+            gradient=gradient,
+            error_gradients=error_gradients,
+            engine=engine,
+        )
         columns = EdgeColumns(self.replacement, trace, nodes, progress=progress)
         graph = attribution_graph(
             self._explanation(image, trace, nodes),
@@ -807,7 +829,13 @@ class Lens:
         given = _listed(images)
         circuits = []
         for image, wanted in zip(given, _per_image(target, len(given)), strict=True):
-            trace, nodes_found = self._nodes(image, wanted, gradient, error_gradients, engine)
+            trace, nodes_found = self.node_importances(
+                image,
+                target=wanted,
+                gradient=gradient,
+                error_gradients=error_gradients,
+                engine=engine,
+            )
             resolved = resolve_target(wanted, trace.logits, self.class_names)
             selected = None
             if select != "walk":
@@ -904,7 +932,7 @@ class Lens:
         if image is not None:
             trace, resolved = self._explained(circuit, image, target)
         else:
-            self._check_setting(circuit)
+            self._check_made_here(circuit)
             trace = self._trace_of_one(_image_of(circuit, self.transform))
             resolved = self._target_of(circuit, target, trace)
         made = {
@@ -1082,7 +1110,9 @@ class Lens:
         """
         relative = {}
         for gradient in get_args(Gradient):
-            _, nodes = self._nodes(image, target, gradient, error_gradients, "closed_form")
+            _, nodes = self.node_importances(
+                image, target=target, gradient=gradient, error_gradients=error_gradients
+            )
             assert isinstance(nodes.target_value, float)
             relative[gradient] = nodes.residual / nodes.target_value
         return relative
@@ -1520,22 +1550,11 @@ class Lens:
         self, circuit: Circuit, image: ImageLike, target: TargetLike
     ) -> tuple[Trace, Target]:
         """The trace of the image that a circuit explains, and its target, checked."""
-        self._check_setting(circuit)
+        self._check_made_here(circuit)
         trace = self._trace_of_one(image)
         wanted = self._target_of(circuit, target, trace)
         check_explains(circuit, wanted, trace)
         return trace, wanted
-
-    def _check_setting(self, circuit: Circuit) -> None:
-        """Raise `FeatureError` for a circuit of another model, or with other baselines."""
-        self._check_made_here(circuit)
-        kind = circuit.settings.get("baselines")
-        if kind is not None and kind != self.baselines.kind:
-            raise FeatureError(
-                f"The circuit was made with {kind} baselines, and the lens has "
-                f"{self.baselines.kind} baselines. Give the lens those of the circuit: "
-                "`lens.baselines = ...`."
-            )
 
     def _target_of(self, circuit: Circuit, target: TargetLike, trace: Trace) -> Target:
         """The target of a circuit: its class, or the function that it was made with."""
@@ -1546,25 +1565,6 @@ class Lens:
             )
         wanted = circuit.target_index if target is None else target
         return resolve_target(wanted, trace.logits, self.class_names)
-
-    def _nodes(
-        self,
-        image: ImageLike,
-        target: TargetLike,
-        gradient: Gradient,
-        error_gradients: ErrorGradients,
-        engine: Engine,
-    ) -> tuple[Trace, Importances]:
-        trace = self._trace_of_one(image)
-        nodes = node_importances(
-            self.replacement,
-            trace,
-            resolve_target(target, trace.logits, self.class_names),
-            gradient=gradient,
-            error_gradients=error_gradients,
-            engine=engine,
-        )
-        return trace, nodes
 
     def _explanation(self, image: ImageLike, trace: Trace, nodes: Importances) -> Explanation:
         """What circuits and graphs say about the model, the image and the settings."""
@@ -1594,6 +1594,13 @@ class Lens:
         if circuit.model and circuit.model != self.fingerprint:
             raise FeatureError(
                 "The circuit was made with another model or other SAEs than those of this lens."
+            )
+        kind = circuit.settings.get("baselines")
+        if kind is not None and kind != self.baselines.kind:
+            raise FeatureError(
+                f"The circuit was made with {kind} baselines, and the lens has "
+                f"{self.baselines.kind} baselines. Give the lens those of the circuit: "
+                "`lens.baselines = ...`."
             )
 
     def _words(self, circuit: Circuit) -> dict[FeatureId, tuple[str, ...]]:

@@ -32,7 +32,7 @@ import vitlens
 from recipes.everyday import sources
 from recipes.everyday.fetch import fetch
 from recipes.everyday.images import composites, natural, normalise, test_composites
-from vitlens.circuits.carried import specificity
+from vitlens.circuits.carried import divergence, specificity
 from vitlens.circuits.curves import Estimate, interval, resamples
 from vitlens.circuits.faithfulness import METHODS
 from vitlens.io import read_json, write_json
@@ -173,8 +173,7 @@ def _row(
         trace,
         target,
         masks[_SPECIFIC_AT],
-        [_trace(lens, made, n) for n in others],
-        others,
+        ((n, _trace(lens, made, n)) for n in others),
         n_random=0,
         error_nodes=args.error_nodes,
     )
@@ -194,14 +193,12 @@ def _alone(
     rows = [torch.stack(site) for site in zip(empty, full, *kept, strict=True)]
     logits = replacement.run(trace, KeepFeatures(rows), error_nodes=error_nodes)
     values = [float(target.function(row)) for row in logits]
-    log_p = trace.logits.double().log_softmax(-1)
-    gap = log_p - logits[2:].double().log_softmax(-1)
     return {
         "empty": values[0],
         "full": values[1],
         "values": values[2:],
         "top1": (logits[2:].argmax(-1) == target.index).tolist(),
-        "divergence": (log_p.exp() * gap).sum(-1).tolist(),
+        "divergence": divergence(trace.logits, logits[2:]).tolist(),
     }
 
 

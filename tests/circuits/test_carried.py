@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import vitlens
-from tests.builders import reference, tiny_image, tiny_lens
+from tests.builders import reference, run_by_hand, tiny_image, tiny_lens
 from tests.planted import BIRD, MAMMAL, planted_lens
 from vitlens.circuits.carried import Carried, carried, divergence, specificity
 from vitlens.errors import FeatureError, ImageError, OptionError, TargetError
@@ -22,20 +22,9 @@ KEPT = [[0, 3, 7, 11], [2, 5, 8], [1, 4, 9, 20, 21]]
 
 def slow_value(lens: vitlens.Lens, image: torch.Tensor, keep, held: str) -> torch.Tensor:
     """Logits by the definition, block by block."""
-    model = lens.vision.module
-    clean = running = model._pos_embed(model.patch_embed(image[None]))
-    for layer, block in enumerate(model.blocks):
-        clean, running = block(clean), block(running)
-        if layer not in lens.layers:
-            continue
-        i = lens.layers.index(layer)
-        sae, base = lens.saes[i], lens.baselines
-        z, mean, std = sae.encode_with_stats(running)
-        new = base.features[i].expand_as(z).clone()
-        new[..., keep[i]] = z[..., keep[i]]
-        error = sae(clean).error if held == "clean" else base.errors[i]
-        running = sae.decode(new, mean, std) + error
-    return model.forward_head(model.norm(running))[0].detach()
+    masks = list(keep_masks(lens.replacement, keep))
+    with torch.no_grad():
+        return run_by_hand(lens.replacement, image, masks, [held] * len(masks))
 
 
 @pytest.mark.parametrize("held", ["clean", "baseline"])

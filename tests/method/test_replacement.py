@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.builders import KINDS, N_TOKENS, sae_of_kind, tiny_image, tiny_model
+from tests.builders import KINDS, N_TOKENS, run_by_hand, sae_of_kind, tiny_image, tiny_model
 from vitlens.errors import CheckpointError, FeatureError, ModelError, OptionError
 from vitlens.method.replacement import (
     Baselines,
@@ -46,36 +46,12 @@ def masks(replacement: ReplacementModel, *shape: int) -> list[Tensor]:
     return [torch.rand(*shape, s.n_features, generator=random) < 0.5 for s in replacement.saes]
 
 
-def by_hand(
-    replacement: ReplacementModel, image: Tensor, keep: list[Tensor], error_nodes: list[str]
-) -> Tensor:
-    """The definition, one block after another, for one image."""
-    model = replacement.vision.module
-    clean = running = model._pos_embed(model.patch_embed(image[None]))
-    for layer, block in enumerate(model.blocks):
-        clean, running = block(clean), block(running)
-        if layer not in replacement.layers:
-            continue
-        i = replacement.layers.index(layer)
-        sae, z_bar = replacement.saes[i], replacement.baselines.features[i]
-        z, mean, std = sae.encode_with_stats(running)
-        errors = {
-            "clean": sae(clean).error,
-            "free": running - sae.decode(z, mean, std),
-            "baseline": replacement.baselines.errors[i],
-            "zero": torch.zeros_like(running),
-        }
-        z = torch.where(keep[i], z, z_bar)
-        running = sae.decode(z, mean, std) + errors[error_nodes[i]]
-    return model.forward_head(model.norm(running))[0]
-
-
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("error_nodes", ["clean", "free", "baseline", "zero"])
 def test_a_run_follows_the_definition_from_images_and_from_a_trace(kind, error_nodes) -> None:
     model, image = build(kind), images(1)[0]
     keep = masks(model)
-    expected = by_hand(model, image, keep, [error_nodes] * 3)
+    expected = run_by_hand(model, image, keep, [error_nodes] * 3)
     for inputs in (image[None], model.trace(image[None])[0], model.trace(image[None])):
         (found,) = model.run(inputs, KeepFeatures(keep), error_nodes=error_nodes)
         torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-10)
@@ -85,7 +61,7 @@ def test_error_nodes_may_differ_by_site() -> None:
     model, image = build(), images(1)[0]
     for held in itertools.permutations(["clean", "baseline", "zero", "free"], 3):
         (found,) = model.run(image[None], KeepFeatures(masks(model)), error_nodes=held)
-        expected = by_hand(model, image, masks(model), list(held))
+        expected = run_by_hand(model, image, masks(model), list(held))
         torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-10)
 
 

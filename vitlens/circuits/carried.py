@@ -27,7 +27,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from vitlens.circuits.curves import N_RESAMPLES, Estimate, interval
+from vitlens.circuits.curves import Estimate, interval, resamples
 from vitlens.errors import FeatureError
 from vitlens.method.importance import Target
 from vitlens.method.replacement import (
@@ -231,8 +231,7 @@ class Specificity:
     def mean_other(self) -> Estimate:
         """Mean over the other images, with its 95 % bootstrap interval."""
         values = np.array(self.others)
-        draws = np.random.default_rng(0).integers(len(values), size=(N_RESAMPLES, len(values)))
-        return interval(float(values.mean()), values[draws].mean(axis=1), len(values))
+        return interval(float(values.mean()), resamples(len(values)) @ values, len(values))
 
     @property
     def ratio(self) -> float:

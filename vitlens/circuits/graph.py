@@ -431,7 +431,7 @@ def prune_scores(
     rules: Rules,
     *,
     selected: Sequence[Int[Tensor, " kept"]] | None = None,
-    connected: bool = True,
+    connected: bool = False,
     pinned: Collection[FeatureId] = (),
     removed: Collection[FeatureId] = (),
     groups: Mapping[str, Sequence[FeatureId]] | None = None,
@@ -450,7 +450,7 @@ def prune_scores(
     selected
         By position, the nodes that were selected, in ranked order, in place of a walk.
     connected
-        Whether selected features stay connected, see `build_circuit`.
+        Whether features stay connected, see `build_circuit`.
     pinned, removed, groups, labels
         See `AttributionGraph.prune`.
 
@@ -490,7 +490,7 @@ def prune_scores(
         kept,
         edge_share=rules.edge_share,
         pinned=pinned,
-        connected=connected and selected is not None,
+        connected=connected,
     )
     keys = {node.key for node in circuit.nodes}
     annotations = annotations_within(keys, pinned=pinned, groups=groups or {}, labels=labels or {})

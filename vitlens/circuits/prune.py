@@ -9,7 +9,7 @@ Source: docs/method.md, "Walk".
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from numbers import Integral, Real
+from numbers import Real
 from typing import Any, Literal, TypeAlias, get_args
 
 import numpy as np
@@ -17,7 +17,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from vitlens.errors import FeatureError, check_choice
+from vitlens.errors import FeatureError, check_choice, check_count
 
 #: Edges by position, each [F_l + 1, F_{l+1}] with the error node's row last; or a function that
 #: gives, for a position l and features of position l + 1, only those columns: [F_l + 1, n].
@@ -326,12 +326,6 @@ def check_share(name: str, value: float) -> None:
     """Raise `FeatureError` unless a least share is a number from 0 on."""
     if not (_is_number(value) and 0 <= value < math.inf):
         raise FeatureError(f"{name} must be a number of at least 0, not {value!r}.")
-
-
-def check_count(name: str, value: object) -> None:
-    """Raise `FeatureError` unless a count of nodes is a whole number from 1 on."""
-    if isinstance(value, bool) or not isinstance(value, Integral) or value < 1:
-        raise FeatureError(f"{name} must be a whole number and at least 1, not {value!r}.")
 
 
 def edge_columns(

@@ -26,8 +26,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from vitlens.circuits.circuit import ERROR, Circuit, check_annotations, location, node_name
-from vitlens.circuits.prune import check_count
-from vitlens.errors import FeatureError
+from vitlens.errors import FeatureError, check_count
 from vitlens.method.engines import edge_rows
 from vitlens.method.importance import Importances
 from vitlens.method.replacement import ReplacementModel, Trace

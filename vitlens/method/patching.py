@@ -35,7 +35,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from vitlens.errors import FeatureError, ModelError, TargetError, check_choice
+from vitlens.errors import FeatureError, ModelError, TargetError, check_choice, check_count
 from vitlens.method.importance import Target
 from vitlens.method.logit_lens import contribution
 from vitlens.method.replacement import (
@@ -106,8 +106,7 @@ class PatchedEdges:
     ):
         check_choice("error_nodes", error_nodes, get_args(HeldClean))
         check_choice("active", active, get_args(Active))
-        if isinstance(curved, bool) or not isinstance(curved, int) or curved < 0:
-            raise FeatureError(f"curved must be a whole number and at least 0, not {curved!r}.")
+        check_count("curved", curved, least=0)
         if len(kept) != len(replacement):
             raise FeatureError(
                 f"Patched edges need the nodes of {len(replacement)} sites, not {len(kept)}."

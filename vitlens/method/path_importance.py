@@ -27,7 +27,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from vitlens.errors import FeatureError, TargetError
+from vitlens.errors import TargetError, check_count
 from vitlens.method.importance import Target
 from vitlens.method.replacement import (
     Change,
@@ -107,8 +107,7 @@ def path_importances(
     TargetError
         If the target has no derivative with respect to the logits.
     """
-    if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
-        raise FeatureError(f"steps must be a whole number and at least 1, not {steps!r}.")
+    check_count("steps", steps)
     like = trace.residuals[0]
     levels = (torch.arange(steps, dtype=like.dtype, device=like.device) + 0.5) / steps
     total = [like.new_zeros(sae.n_features) for sae in replacement.saes]
