@@ -27,7 +27,7 @@ from recipes.everyday.images import test_composites
 from vitlens.circuits.circuit import Circuit
 from vitlens.circuits.curves import Estimate, interval, resamples
 from vitlens.circuits.prune import Select
-from vitlens.circuits.supernodes import Agreement, agreement
+from vitlens.circuits.supernodes import GroupAgreement, agreement
 from vitlens.images import ImageLike
 from vitlens.plots import circuit_figure, save_figure
 
@@ -35,8 +35,8 @@ OUT = Path("build/everyday/supernodes")
 NODES = 16  # per layer
 NOISE = 5.0  # standard deviation, in levels of 255
 
-#: Agreement by layer, for each image.
-Found = list[tuple[Agreement, ...]]
+#: GroupAgreement by layer, for each image.
+Found = list[tuple[GroupAgreement, ...]]
 
 
 def crop(image: Image.Image, lens: vitlens.Lens, seed: int) -> Image.Image:

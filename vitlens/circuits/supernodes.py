@@ -257,7 +257,7 @@ def check_groups(
 
 
 @dataclass(frozen=True)
-class Agreement:
+class GroupAgreement:
     """How far the groups of two circuits agree in one layer.
 
     Attributes
@@ -285,7 +285,7 @@ class Agreement:
 
 def agreement(
     first: Circuit, second: Circuit, *, n_permutations: int = 100, seed: int = 0
-) -> tuple[Agreement, ...]:
+) -> tuple[GroupAgreement, ...]:
     """Compare the groups of two circuits, layer by layer, on the features that both keep.
 
     Parameters
@@ -325,5 +325,5 @@ def agreement(
             ]
             chance = float(np.mean(drawn))
         kept = len(both) / max(1, len(mine | theirs))
-        found.append(Agreement(layer, len(both), kept, index, chance))
+        found.append(GroupAgreement(layer, len(both), kept, index, chance))
     return tuple(found)

@@ -164,8 +164,8 @@ class TuneConfig:
         Least time between two saves of the unfinished run.
     circuit_weight
         Weight of the loss of small circuits, equation (49) of docs/method.md: the few features of
-        an image that differ most from their means shall carry the answer. 0 leaves it out; above
-        0, steps take about half as long again.
+        an image that differ most from their means shall carry the answer. 0 leaves it out; it
+        takes one more replaced run per step.
     circuit_features
         Smallest and largest number of features per site in these circuits; every batch draws one,
         log-uniformly.
