@@ -476,7 +476,7 @@ def _legend_items(
     if has_negative:
         items.append(_Item(0.4, _line(negative=True), "edge that lowers it"))
     if widths:
-        text = "edge width: share of its layer's importance"
+        text = "edge width: share within its layer"
         items.append(_Item(_SAMPLE * len(widths) - 0.15, _widths(widths), text))
     items.append(_Item(1.35, _heat_scale, "importance per patch, relative to the node's strongest"))
     if prefix_names:
@@ -513,7 +513,7 @@ def _widths(samples: Sequence[tuple[float, float]]) -> _Draw:
         for number, (share, width) in enumerate(samples):
             start = x + number * _SAMPLE
             page.curve((start, y), (start + 0.28, y), colour=page.theme.quiet, width=width)
-            page.text(start + 0.34, y, f"{share:.2g}%", size=_LEGEND_SIZE)
+            page.text(start + 0.34, y, f"{share:g}%", size=_LEGEND_SIZE)
 
     return paint
 

@@ -116,18 +116,21 @@ def _scale(sizes: Array) -> tuple[float, float]:
 
 
 def _frame(axes: Axes, linear: float, limit: float) -> None:
-    def named(value: float, _: int | None) -> str:
-        """Leave out the ends of the linear part, which are too close to zero."""
-        return "" if abs(value) == linear else f"{value:.3g}".replace("-", "−")
+    decades = [linear * 10**i for i in range(_DECADES + 2) if linear * 10**i <= limit]
+    # Left out are the ends of the linear part, which are too close to zero, and next to each other
+    # every second number.
+    named = {"x": decades[:0:-2], "y": decades[1:]}
+
+    def name(value: float, which: str) -> str:
+        return f"{value:.3g}".replace("-", "−") if abs(value) in (0, *named[which]) else ""
 
     for which in ("x", "y"):
         getattr(axes, f"set_{which}scale")("symlog", linthresh=linear, linscale=0.5)
         getattr(axes, f"set_{which}lim")(-limit, limit)
         axis = getattr(axes, f"{which}axis")
-        decades = [linear * 10**i for i in range(_DECADES + 2) if linear * 10**i <= limit]
         axis.set_major_locator(FixedLocator([*(-d for d in reversed(decades)), 0, *decades]))
         axis.set_minor_locator(NullLocator())
-        axis.set_major_formatter(FuncFormatter(named))
+        axis.set_major_formatter(FuncFormatter(lambda value, _, which=which: name(value, which)))
     axes.tick_params(labelsize=8)
     axes.plot([-limit, limit], [-limit, limit], color=theme_of(axes).quiet, lw=0.8, zorder=1)
     axes.axhline(0, color=theme_of(axes).faint, lw=0.8, zorder=0)
