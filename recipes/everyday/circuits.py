@@ -78,7 +78,10 @@ def main() -> None:
         fetch()
         with ProcessPoolExecutor(args.jobs) as pool:
             list(pool.map(partial(_measure, args), range(args.jobs)))
-    print(report([read_json(path) for path in sorted(_folder(args).glob("*.json"))], args.rows))
+    found = [read_json(path) for path in sorted(_folder(args).glob("*.json"))]
+    if not found:
+        raise SystemExit("Nothing has been measured yet with these options.")
+    print(report(found, args.rows))
 
 
 def _folder(args: argparse.Namespace) -> Path:

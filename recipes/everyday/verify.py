@@ -137,6 +137,8 @@ def main() -> None:
         with ProcessPoolExecutor(run.jobs) as pool:
             parts = list(pool.map(partial(_measure, run), range(run.jobs)))
     found = [image for part in parts for image in part]
+    if not found:
+        raise SystemExit("Nothing has been measured yet with these options.")
     print(_table(found))
     titles = ("patched edges", "LibraGrad", "patched edges, top k chosen again")
     panels = {name: _pooled(found, row) for name, row in zip(titles, _DRAWN, strict=True)}
